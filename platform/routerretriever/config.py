@@ -1,0 +1,383 @@
+"""Typed, frozen settings. A recipe (YAML) is checked here and nowhere else.
+
+Every class refuses unknown keys and wrong types, so a typing mistake in a recipe stops at once with the
+name of the field. Nothing heavy is imported here: ``routerretriever --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+BASE = "base"
+"""Name under which the bare base encoder appears beside the experts."""
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+ResourceAmount = NonNegativeFloat
+DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class RecipeError(ValueError):
+    """A recipe or a setting is wrong; the message names the field and what was found."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EncoderSettings(Settings):
+    """The shared, frozen base encoder and how text becomes one vector.
+
+    ``name`` is ``all-MiniLM-L6-v2`` (shipped by a package, works offline), any Hugging Face id, a local
+    folder, or ``fake`` (a tiny random encoder for tests).
+    """
+
+    name: str = "all-MiniLM-L6-v2"
+    revision: str | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    similarity: Literal["cosine", "dot"] = "cosine"
+    query_prompt: str = ""
+    document_prompt: str = ""
+    query_max_length: PositiveInt = 256
+    document_max_length: PositiveInt = 256
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: PositiveInt = 64
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change an expert's meaning; precision, device and batch size do not."""
+        return self.model_dump(exclude={"dtype", "batch_size", "device"})
+
+
+class DomainSettings(Settings):
+    """One collection: a BEIR folder (relative paths start at ``data_root``) or ``sample:<name>``.
+
+    ``expert: false`` makes the collection evaluation-only (zero-shot): only its test split is used.
+    """
+
+    path: str
+    expert: bool = True
+
+
+class IndexSettings(Settings):
+    """FAISS index of a corpus. ``exact`` is a flat inner-product index."""
+
+    kind: Literal["exact", "ivf", "hnsw"] = "exact"
+    ivf_lists: PositiveInt | None = None
+    """Number of inverted lists; by default about 4 * sqrt(documents)."""
+    ivf_probes: PositiveInt = 32
+    hnsw_links: PositiveInt = 32
+    hnsw_ef_construction: PositiveInt = 200
+    hnsw_ef_search: PositiveInt = 128
+
+
+class CorpusSettings(Settings):
+    """How documents are turned into the corpus artifact by Ray Data."""
+
+    shard_size: PositiveInt = 2048
+    workers: PositiveInt | None = None
+    """Encoder actors; by default as many as the cluster has room for."""
+    cpus_per_worker: ResourceAmount = 1.0
+    gpus_per_worker: ResourceAmount = 0.0
+    index: IndexSettings = IndexSettings()
+
+
+class LoraSettings(Settings):
+    """Low-rank adapter on the query tower (PEFT's LoRA)."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 32
+    dropout: Fraction = 0.1
+    target_modules: tuple[str, ...] = ("query", "key", "value", "dense")
+
+
+class TrainingSettings(Settings):
+    """One expert's training run; the same for every domain of a recipe.
+
+    ``objective``:
+      * ``corpus``: softmax over every document of the collection (documents are frozen, so this costs one
+        matrix product);
+      * ``sampled``: the batch's positives, ``hard_negatives`` per query from the base encoder's own
+        results, and ``random_negatives`` shared by the batch;
+      * ``in_batch``: the batch's other positives only (the paper's);
+      * ``auto``: ``corpus`` up to ``corpus_objective_limit`` documents, ``sampled`` beyond.
+    """
+
+    objective: Literal["auto", "corpus", "sampled", "in_batch"] = "auto"
+    corpus_objective_limit: PositiveInt = 200_000
+    hard_negatives: NonNegativeInt = 16
+    random_negatives: NonNegativeInt = 1024
+    temperature: PositiveFloat = 0.05
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    schedule: Literal["constant", "linear"] = "linear"
+    warmup_fraction: Fraction = 0.1
+    batch_size: PositiveInt = 32
+    """Queries per optimiser step, over all workers of the expert."""
+    max_steps: PositiveInt | None = 400
+    max_epochs: PositiveInt | None = None
+    evaluate_every: PositiveInt = 20
+    """Steps between two looks at dev nDCG@10."""
+    patience: PositiveInt = 5
+    """Looks at dev without a new best before training stops."""
+    dev_queries: PositiveInt = 1000
+    """At most this many dev queries are used for early stopping (a fixed sample)."""
+    max_gradient_norm: PositiveFloat = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    query_max_length: PositiveInt = 64
+    """Tokens of a training query; longer ones are cut, to bound memory."""
+    held_out_fraction: Fraction = 0.0
+    """Share of the train queries that no expert trains on, so that they can be scored honestly."""
+    seed: int = 0
+    lora: LoraSettings = LoraSettings()
+    workers: PositiveInt = 1
+    cpus_per_worker: ResourceAmount = 1.0
+    gpus_per_worker: ResourceAmount = 0.0
+    max_failures: NonNegativeInt = 2
+    """How often a killed worker is replaced before the domain is given up."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("set max_steps or max_epochs: a run needs an end")
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} does not divide over workers {self.workers}")
+        if self.objective == "sampled" and not (self.hard_negatives or self.random_negatives):
+            raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change an expert's weights (resources and retries do not)."""
+        return self.model_dump(exclude={"cpus_per_worker", "gpus_per_worker", "max_failures"})
+
+
+class ScoringSettings(Settings):
+    """Which queries are scored with every expert, and how.
+
+    ``source``: ``train`` (the paper's), ``dev``, or ``held_out`` (train queries that no expert saw; needs
+    ``training.held_out_fraction`` above 0).
+    """
+
+    source: Literal["train", "dev", "held_out"] = "train"
+    depth: Annotated[int, Field(ge=10, le=10_000)] = 100
+    """Documents retrieved per query; the rank of the first relevant one is known up to here."""
+    chunk_size: PositiveInt = 1024
+    workers: PositiveInt | None = None
+    cpus_per_worker: ResourceAmount = 1.0
+    gpus_per_worker: ResourceAmount = 0.0
+
+
+class RoutingSettings(Settings):
+    """How a query is turned into weights over the experts. See ``routerretriever.routing``."""
+
+    router: Literal["pilots", "posterior", "fixed", "uniform"] = "pilots"
+    features: Literal["embedding"] | NonNegativeInt = "embedding"
+    """What the router reads: the base embedding, or the mean hidden state entering layer n (0: the input
+    embeddings, no transformer layer is run)."""
+    mixing: Literal["hard", "soft"] = "hard"
+    temperature: PositiveFloat = 1.0
+    """Sharpness of soft mixing: scores are divided by this before the softmax."""
+    ties: Literal["own", "drop", "first", "all"] = "own"
+    """Pilots: who gets a query on which several experts are equally good."""
+    clusters: PositiveInt = 1
+    """Pilots: k-means centroids per (dataset, best expert) group; 1 is the paper's choice."""
+    aggregate: Literal["mean", "nearest"] = "mean"
+    """Pilots: mean similarity to an expert's pilots (the paper), or its nearest pilot."""
+    include_base: bool = False
+    """Let the bare base encoder compete as if it were an expert."""
+    expert: str | None = None
+    """Fixed: the one expert that answers everything."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fixed_names_its_expert(self) -> Self:
+        if (self.router == "fixed") != (self.expert is not None):
+            raise ValueError("expert is to be set with router 'fixed', and only then")
+        return self
+
+
+class RegistrySettings(Settings):
+    """Where MLflow keeps experts and bundles. Without a URI: SQLite under the storage folder."""
+
+    tracking_uri: str | None = None
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")] = "routerretriever"
+    alias: str = "champion"
+
+
+class ReplicaSettings(Settings):
+    """Resources and autoscaling bounds of one Ray Serve deployment."""
+
+    cpus: ResourceAmount = 0.5
+    gpus: ResourceAmount = 0.0
+    min_replicas: NonNegativeInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveFloat = 8.0
+    max_batch_size: PositiveInt = 32
+    batch_wait_seconds: NonNegativeFloat = 0.003
+    max_queued_requests: Annotated[int, Field(ge=-1)] = 512
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class ServingSettings(Settings):
+    """The HTTP service. ``port: 0`` takes a free port."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    collections: tuple[DomainName, ...] | None = None
+    """Collections to search; by default all of the recipe."""
+    router: ReplicaSettings = ReplicaSettings()
+    expert: ReplicaSettings = ReplicaSettings(cpus=0.1)
+    index: ReplicaSettings = ReplicaSettings(cpus=0.1)
+    poll_seconds: PositiveFloat = 1.0
+    """How often a router replica asks which release it should serve."""
+    drain_seconds: PositiveFloat = 5.0
+    """How long the experts of a replaced release stay up for requests on their way."""
+
+
+class Recipe(Settings):
+    """A whole run: collections, base encoder and the settings of every step."""
+
+    name: DomainName
+    storage: str = "runs/default"
+    """Folder or fsspec URI under which every artifact is stored."""
+    data_root: str = "."
+    domains: Annotated[dict[DomainName, DomainSettings], Field(min_length=1)]
+    encoder: EncoderSettings = EncoderSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    training: TrainingSettings = TrainingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    routing: RoutingSettings = RoutingSettings()
+    registry: RegistrySettings = RegistrySettings()
+    serving: ServingSettings = ServingSettings()
+    question: str | None = None
+    """What ``run`` asks the service at the end."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.expert_domains:
+            raise ValueError("domains: at least one domain must have expert: true")
+        if BASE in self.domains:
+            raise ValueError(f"domains.{BASE}: this name is taken by the bare base encoder")
+        if self.scoring.source == "held_out" and self.training.held_out_fraction == 0:
+            raise ValueError("scoring.source 'held_out' needs training.held_out_fraction above 0")
+        known = {BASE, *self.expert_domains}
+        if self.routing.expert is not None and self.routing.expert not in known:
+            raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
+        for name in self.serving.collections or ():
+            if name not in self.domains:
+                raise ValueError(f"serving.collections: no domain {name!r}; there are {sorted(self.domains)}")
+        return self
+
+    @property
+    def expert_domains(self) -> list[str]:
+        """Names of the domains that get an expert, in the recipe's order."""
+        return [name for name, domain in self.domains.items() if domain.expert]
+
+    def domain_path(self, name: str) -> str:
+        """Where a domain's collection lies: ``sample:<name>`` or a folder."""
+        path = self.domains[name].path
+        if path.startswith("sample:"):
+            return path
+        return str(Path(self.data_root).expanduser() / Path(path).expanduser())
+
+
+def parse_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Check a recipe's values.
+
+    Raises:
+        RecipeError: a line for every field that is wrong, with what was found.
+    """
+    try:
+        # Through JSON, so that the strict check still takes a list where a tuple is meant.
+        return Recipe.model_validate_json(json.dumps(values), strict=True)
+    except TypeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors()]
+        raise RecipeError(f"{source}: {len(lines)} wrong setting(s)\n" + "\n".join(lines)) from None
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("constrained-str", "[key]"))
+    if problem["type"] == "extra_forbidden":
+        return f"  {field}: unknown key"
+    if problem["type"] == "missing":
+        return f"  {field}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not field or problem["type"] == "value_error":
+        return f"  {field + ': ' if field else ''}{message}"
+    return f"  {field}: {message} (found {problem['input']!r})"
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe file.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value`` settings that replace the file's; values are read as YAML.
+
+    Raises:
+        RecipeError: the file is missing, no YAML, or a setting is wrong.
+    """
+    path = Path(path)
+    try:
+        values = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of settings, found {type(values).__name__}")
+    for override in overrides or []:
+        _apply_override(values, override)
+    return parse_recipe(values, source=str(path))
+
+
+def _read_yaml(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise RecipeError(f"--set {override}: write it as dotted.key=value")
+    *parents, last = dotted.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override}: {parent} is a value, not a group of settings")
+    try:
+        node[last] = _read_yaml(text)
+    except YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not readable as YAML: {error}") from None
+
+
+def content_hash(*parts: Any) -> str:
+    """Sixteen hex digits over JSON-serialisable parts, the same on every machine."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,70 @@
+"""What a person at the terminal sees: step headings, progress bars, tables; and quiet logs for machines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+log = logging.getLogger("routerretriever")
+
+T = TypeVar("T")
+_quiet = False
+
+
+def set_up(quiet: bool) -> None:
+    """Choose between a person's view (bars, tables) and plain log lines."""
+    global _quiet
+    _quiet = quiet
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    if quiet:
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    else:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    log.addHandler(handler)
+
+
+def show(table: Table) -> None:
+    """Print a table, in quiet mode too: it is what was asked for."""
+    console.print(table)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Pass items through, with a bar that counts them."""
+    with bars() as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            progress.advance(task)
+            yield item
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A group of progress bars; draws nothing in quiet mode."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with _NotedProgress(*columns, console=console, disable=_quiet) as progress:
+        yield progress
+
+
+class _NotedProgress(Progress):
+    """Every bar has a free note at its end."""
+
+    def add_task(self, *args: object, **kwargs: object) -> TaskID:
+        kwargs.setdefault("note", "")
+        return super().add_task(*args, **kwargs)  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""Which queries are held out: pure functions of the query ids.
+
+A query's place depends on the hash of its id and on nothing else, so it is the same on every machine and
+in every file order, and a query that is added later moves few others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+
+def hold_out(query_ids: Iterable[str], fraction: float, salt: str) -> set[str]:
+    """Choose the queries to hold out: those with the smallest hashes.
+
+    Args:
+        query_ids: the queries to choose from.
+        fraction: share to hold out, above 0 and below 1. Exactly ``round(n * fraction)`` ids are chosen,
+            but at least one, and at least one is left.
+        salt: what it is for; choices under different salts are independent.
+
+    Raises:
+        ValueError: the fraction is out of range, or there are fewer than two ids.
+    """
+    ids = set(query_ids)
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction: {fraction} is not above 0 and below 1")
+    if len(ids) < 2:
+        raise ValueError(f"query_ids: holding some out and keeping some needs 2 or more, found {len(ids)}")
+    size = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
+    return set(sorted(ids, key=lambda query: (_hash(query, salt), query))[:size])
+
+
+def split_train(query_ids: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Divide train queries into those that experts train on and those that none of them sees.
+
+    Args:
+        query_ids: train queries; both lists keep their order.
+        fraction: share to hold out; 0 holds nothing out.
+
+    Returns:
+        The kept and the held-out queries.
+
+    Raises:
+        ValueError: the fraction is not in [0, 1), or above 0 with fewer than two ids.
+    """
+    ids = list(query_ids)
+    held = hold_out(ids, fraction, "held_out") if fraction else set()
+    return [query for query in ids if query not in held], [query for query in ids if query in held]
+
+
+def _hash(query_id: str, salt: str) -> bytes:
+    return hashlib.sha256(f"{salt}\0{query_id}".encode()).digest()

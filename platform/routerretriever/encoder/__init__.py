@@ -1,0 +1,19 @@
+"""Text to vectors: the frozen base encoder, and experts as adapters on its query tower.
+
+The only room that knows models and tokenizers. It knows nothing of collections, indexes or routing.
+"""
+
+from __future__ import annotations
+
+from routerretriever.encoder.source import EncoderError, encoder_fingerprint
+
+__all__ = ["Encoder", "EncoderError", "Features", "encoder_fingerprint", "load_encoder"]
+
+
+def __getattr__(name: str) -> object:
+    # torch and transformers take seconds to import; who only needs a fingerprint does not pay for them.
+    if name in ("Encoder", "Features", "load_encoder"):
+        from routerretriever.encoder import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,330 @@
+"""The base encoder with any number of LoRA adapters on its query tower.
+
+Documents are always embedded by the bare base, so one set of document embeddings serves every expert.
+Batches are sorted by token length and padded to their own longest text, never to the maximum.
+
+Shapes: B texts, L tokens, d dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from routerretriever.config import BASE, EncoderSettings, LoraSettings
+from routerretriever.encoder.fake import HashingTokenizer, fake_model
+from routerretriever.encoder.source import FAKE, EncoderError, encoder_folder
+
+Features = Literal["embedding"] | int
+Vectors = NDArray[np.float32]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def load_encoder(settings: EncoderSettings) -> Encoder:
+    """Load the base encoder onto its device, frozen.
+
+    Raises:
+        EncoderError: the files cannot be found, fetched or read.
+    """
+    if settings.name == FAKE:
+        return Encoder(settings, HashingTokenizer(), fake_model())
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = encoder_folder(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderError(f"encoder.name: {folder} cannot be loaded as a text encoder: {error}") from error
+    return Encoder(settings, tokenizer, model)
+
+
+class Encoder:
+    """Turns queries and documents into vectors, as the bare base or as one of its experts.
+
+    Not thread-safe: the active adapter is a property of the model.
+    """
+
+    def __init__(self, settings: EncoderSettings, tokenizer: Any, model: Any) -> None:
+        self.settings = settings
+        self.device = _pick_device(settings.device)
+        self._tokenizer = tokenizer
+        if getattr(model, "pooler", None) is not None:
+            # The pooler is not part of the tower; with it, "dense" adapters would train unused weights.
+            model.pooler = None
+        model = model.to(device=self.device, dtype=_DTYPES[settings.dtype]).eval().requires_grad_(False)
+        self._tower = Tower(model, settings.pooling, settings.similarity)
+        self._layers = _transformer_layers(model)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        for field in ("query_max_length", "document_max_length"):
+            if limit is not None and getattr(settings, field) > limit:
+                raise EncoderError(
+                    f"encoder.{field}: {getattr(settings, field)} is above the model's {limit} positions"
+                )
+
+    @property
+    def dimension(self) -> int:
+        """Width d of every vector."""
+        return int(self._tower.model.config.hidden_size)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
+        return list(getattr(self._tower.model, "peft_config", {}))
+
+    def encode_documents(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
+        """Embed documents with the bare base: [B, d] float32; unit length if similarity is cosine."""
+        prompted = [self.settings.document_prompt + text for text in texts]
+        with self._active(BASE):
+            return self._encode(prompted, self.settings.document_max_length, self._tower, progress)
+
+    def encode_queries(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
+        """Embed queries as one expert, or as the bare base: [B, d] float32.
+
+        Raises:
+            EncoderError: no such adapter is loaded.
+        """
+        with self._active(adapter):
+            return self._encode(self._prompted(texts), self.settings.query_max_length, self._tower)
+
+    def routing_features(self, texts: Sequence[str], features: Features) -> Vectors:
+        """What a router reads, from the bare base: [B, d] float32 of unit length.
+
+        ``embedding`` is the base's own query vector. A number n is the mean over tokens of the hidden state
+        that enters transformer layer n, so 0 runs no layer at all.
+
+        Raises:
+            EncoderError: the base has no such layer.
+        """
+        if features == "embedding":
+            return _unit(self.encode_queries(texts))
+        if not 0 <= features < len(self._layers):
+            raise EncoderError(
+                f"routing.features: layer {features} of {len(self._layers)}; "
+                f"use 0 to {len(self._layers) - 1}, or 'embedding'"
+            )
+        layer = self._layers[features]
+
+        def early(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
+            return F.normalize(_mean_over_tokens(hidden, attention_mask), dim=-1)
+
+        with self._active(BASE):
+            return self._encode(self._prompted(texts), self.settings.query_max_length, early)
+
+    def add_adapter(self, name: str, lora: LoraSettings) -> None:
+        """Add a fresh, trainable adapter. It starts as the base: LoRA's B matrices are zero.
+
+        Raises:
+            EncoderError: a target module is not in the model.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+        )
+        known = {path.rsplit(".", 1)[-1] for path, _ in self._tower.model.named_modules()}
+        for module in lora.target_modules:
+            if module.rsplit(".", 1)[-1] not in known:
+                raise EncoderError(f"training.lora.target_modules: the encoder has no module named {module!r}")
+        if self.adapters:
+            self._tower.model.add_adapter(name, config)
+        else:
+            self._tower.model = get_peft_model(self._tower.model, config, adapter_name=name)
+        self._tower.model.set_adapter(name)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a saved adapter for inference under a name; a loaded one of that name is replaced.
+
+        Raises:
+            EncoderError: files are missing or made for another architecture.
+        """
+        from peft import PeftModel
+
+        for file in _PEFT_FILES:
+            if not (folder / file).is_file():
+                raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
+        if name in self.adapters and len(self.adapters) > 1:
+            self._tower.model.delete_adapter(name)
+        elif name in self.adapters:
+            self._tower.model = self._tower.model.unload()
+        try:
+            if self.adapters:
+                self._tower.model.load_adapter(str(folder), adapter_name=name, torch_device=str(self.device))
+            else:
+                model = PeftModel.from_pretrained(
+                    self._tower.model, str(folder), adapter_name=name, torch_device=str(self.device)
+                )
+                self._tower.model = model
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise EncoderError(f"expert {name!r}: {folder} does not fit this base encoder: {error}") from error
+        self._tower.model.eval().requires_grad_(False)
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write an adapter in PEFT's own format (``adapter_model.safetensors``, ``adapter_config.json``)."""
+        import shutil
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as scratch:
+            self._tower.model.save_pretrained(scratch, selected_adapters=[name])
+            nested = Path(scratch) / name
+            source = nested if nested.is_dir() else Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in _PEFT_FILES:
+                shutil.copyfile(source / file, folder / file)
+
+    def merge_adapter(self, name: str) -> None:
+        """Fold one adapter into the weights for good: this encoder's queries are then that expert's.
+
+        Saves the adapter's extra products on every call; documents can no longer be encoded.
+        """
+        self._require(name)
+        self._tower.model.set_adapter(name)
+        self._tower.model = self._tower.model.merge_and_unload()
+        self._layers = _transformer_layers(self._tower.model)
+
+    @property
+    def tower(self) -> Tower:
+        """The module to train: tokens in, pooled vectors out, gradients through the active adapter only."""
+        return self._tower
+
+    def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each query, unpadded."""
+        return self._tokenize(self._prompted(texts), max_length or self.settings.query_max_length)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
+        longest = max(len(row) for row in rows)
+        ids = torch.full((len(rows), longest), self._tokenizer.pad_token_id or 0, dtype=torch.long)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, : len(tokens)] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _prompted(self, texts: Sequence[str]) -> list[str]:
+        return [self.settings.query_prompt + text for text in texts]
+
+    def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        if not texts:
+            return []
+        tokens = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return list(tokens["input_ids"])
+
+    def _encode(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        embed: Callable[[Tensor, Tensor], Tensor],
+        progress: Callable[[int], None] | None = None,
+    ) -> Vectors:
+        rows = self._tokenize(texts, max_length)
+        vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
+        # Longest first: a batch that does not fit in memory fails at the start, not after an hour.
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        self._tower.eval()
+        with torch.inference_mode():
+            for start in range(0, len(order), self.settings.batch_size):
+                batch = order[start : start + self.settings.batch_size]
+                vectors[batch] = embed(*self.pad([rows[row] for row in batch])).float().cpu().numpy()
+                if progress is not None:
+                    progress(len(batch))
+        return vectors
+
+    @contextmanager
+    def _active(self, adapter: str) -> Iterator[None]:
+        if adapter == BASE and not self.adapters:
+            yield
+        elif adapter == BASE:
+            with self._tower.model.disable_adapter():
+                yield
+        else:
+            self._require(adapter)
+            self._tower.model.set_adapter(adapter)
+            yield
+
+    def _require(self, adapter: str) -> None:
+        if adapter not in self.adapters:
+            raise EncoderError(f"no adapter {adapter!r} is loaded; there are {self.adapters or 'none'}")
+
+
+class Tower(nn.Module):
+    """The transformer with its pooling: token ids [B, L] and mask [B, L] to vectors [B, d], in float32."""
+
+    def __init__(self, model: Any, pooling: str, similarity: str) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.similarity = similarity
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pool the last hidden state; unit length if similarity is cosine."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        pooled = hidden[:, 0].float() if self.pooling == "cls" else _mean_over_tokens(hidden, attention_mask)
+        return F.normalize(pooled, dim=-1) if self.similarity == "cosine" else pooled
+
+
+class _EarlyStop(Exception):
+    """Carries the hidden state out of a forward pass that need not go on."""
+
+
+def _hidden_entering(layer: nn.Module, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    captured: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(args[0] if args else kwargs["hidden_states"])
+        raise _EarlyStop
+
+    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(input_ids=input_ids, attention_mask=attention_mask)
+    except _EarlyStop:
+        return captured[0]
+    finally:
+        handle.remove()
+    raise EncoderError("routing.features: this encoder does not run the layer it was asked to stop at")
+
+
+def _mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    mask = attention_mask.unsqueeze(-1).float()
+    return (hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+
+
+def _transformer_layers(model: Any) -> list[nn.Module]:
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(stacks, key=len)) if stacks else []
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def _pick_device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)

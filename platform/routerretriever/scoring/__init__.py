@@ -1,0 +1,7 @@
+"""The score table: how well every expert, and the bare base, answers every query of a split."""
+
+from __future__ import annotations
+
+from routerretriever.scoring.table import ScoreTable, SplitScores, build_scores
+
+__all__ = ["ScoreTable", "SplitScores", "build_scores"]

@@ -1,0 +1,148 @@
+"""Building and reading the score table.
+
+One partition per (dataset split, expert version), as Parquet with the query's vector beside its utility, so
+that routers, soft mixing and the evaluation never encode a query again. A new expert adds its own
+partitions; those of the others stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+from numpy.typing import NDArray
+
+from routerretriever.cluster import run_shards
+from routerretriever.config import BASE, EncoderSettings, IndexSettings, ScoringSettings, content_hash
+from routerretriever.console import track
+from routerretriever.corpus import corpus_key
+from routerretriever.datasets import Collection, store_judgements
+from routerretriever.encoder import encoder_fingerprint
+from routerretriever.scoring.worker import ChunkScorer
+from routerretriever.storage import ArtifactStore
+from routerretriever.training import Expert
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """The scores of one split: Q queries, E experts (the base among them), d dimensions."""
+
+    dataset: str
+    split: str
+    query_ids: list[str]
+    experts: list[str]
+    ndcg_QE: NDArray[np.float64]
+    recall_QE: NDArray[np.float64]
+    rank_QE: NDArray[np.float64]
+    """Rank of the first relevant document; infinite where none was retrieved."""
+    vectors_QEd: Vectors
+
+    def of(self, expert: str) -> int:
+        """Column of an expert."""
+        return self.experts.index(expert)
+
+    @property
+    def base_vectors(self) -> Vectors:
+        """The base encoder's query vectors [Q, d]."""
+        return self.vectors_QEd[:, self.of(BASE)]
+
+    def subset(self, rows: Sequence[int]) -> SplitScores:
+        """The same, of some queries only."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return SplitScores(
+            self.dataset, self.split, [self.query_ids[row] for row in chosen], self.experts,
+            self.ndcg_QE[chosen], self.recall_QE[chosen], self.rank_QE[chosen], self.vectors_QEd[chosen],
+        )  # fmt: skip
+
+
+ScoreTable = dict[str, SplitScores]
+"""Scores by dataset."""
+
+
+def build_scores(
+    collections: list[Collection],
+    split: str,
+    experts: Mapping[str, Expert],
+    encoder: EncoderSettings,
+    index: IndexSettings,
+    settings: ScoringSettings,
+    store: ArtifactStore,
+) -> ScoreTable:
+    """Score a split of every collection with every expert and the bare base; only what is missing is done.
+
+    The collections' corpora must have been built.
+    """
+    keys: dict[tuple[str, str], str] = {}
+    todo: list[dict[str, Any]] = []
+    finished: list[tuple[str, dict[str, Any]]] = []
+    for collection in collections:
+        judgements = store_judgements(store, collection, split)
+        corpus = corpus_key(collection, encoder)
+        queries = len(collection.queries(split))
+        for name in (BASE, *experts):
+            version = encoder_fingerprint(encoder) if name == BASE else experts[name].version
+            digest = content_hash(
+                judgements, corpus, encoder.dtype, index.model_dump(), settings.depth, settings.chunk_size
+            )
+            key = f"scores/dataset={collection.name}/split={split}-{digest}/expert={name}-{version}"
+            keys[collection.name, name] = key
+            if store.exists(key):
+                continue
+            finished.append((key, {"kind": "scores", "dataset": collection.name, "split": split,
+                                   "expert": name, "version": version, "corpus": corpus,
+                                   "queries": queries}))  # fmt: skip
+            todo += [
+                {"key": key, "part": f"part-{part:05d}.parquet", "judgements": judgements, "corpus": corpus,
+                 "expert": name, "expert_key": "" if name == BASE else experts[name].key,
+                 "start": start, "stop": min(start + settings.chunk_size, queries)}
+                for part, start in enumerate(range(0, queries, settings.chunk_size))
+            ]  # fmt: skip
+    todo = [row for row in todo if not store.has(row["key"], row["part"])]
+    done = run_shards(
+        todo,
+        ChunkScorer,
+        {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
+        settings.workers,
+        settings.cpus_per_worker,
+        settings.gpus_per_worker,
+    )
+    for _ in track(done, f"scoring {split} queries", len(todo)) if todo else ():
+        pass
+    for key, manifest in finished:
+        store.commit(key, manifest)
+    return {
+        collection.name: _read(
+            store, collection.name, split, {name: keys[collection.name, name] for name in (BASE, *experts)}
+        )
+        for collection in collections
+    }
+
+
+def _read(store: ArtifactStore, dataset: str, split: str, keys: Mapping[str, str]) -> SplitScores:
+    tables = {name: parquet.read_table(sorted(store.fetch(key).glob("part-*.parquet"))) for name, key in keys.items()}
+    query_ids = tables[BASE]["query_id"].to_pylist()
+
+    def columns(name: str) -> NDArray[np.float64]:
+        values = [tables[expert][name].to_pandas().to_numpy(dtype=np.float64) for expert in keys]
+        return np.stack(values, axis=1)
+
+    vectors = [
+        table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(query_ids), -1)
+        for table in tables.values()
+    ]
+    ranks = columns("first_relevant_rank")
+    return SplitScores(
+        dataset=dataset,
+        split=split,
+        query_ids=query_ids,
+        experts=list(keys),
+        ndcg_QE=columns("ndcg_at_10"),
+        recall_QE=columns("recall_at_100"),
+        rank_QE=np.where(np.isnan(ranks), np.inf, ranks),
+        vectors_QEd=np.stack(vectors, axis=1).astype(np.float32),
+    )

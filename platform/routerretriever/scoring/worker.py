@@ -1,0 +1,67 @@
+"""The Ray Data actor that scores a chunk of queries with one expert."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from routerretriever.config import BASE, EncoderSettings, IndexSettings
+from routerretriever.corpus import SearchIndex, open_corpus, open_index
+from routerretriever.datasets import Judgements, load_judgements
+from routerretriever.measures import utilities
+from routerretriever.storage import ArtifactStore
+
+
+class ChunkScorer:
+    """Encodes a chunk of queries as one expert, searches the full corpus, writes a Parquet part."""
+
+    def __init__(
+        self, encoder: EncoderSettings, index: IndexSettings, depth: int, store: ArtifactStore
+    ) -> None:
+        from routerretriever.encoder import load_encoder
+
+        self._encoder = load_encoder(encoder)
+        self._index = index
+        self._depth = depth
+        self._store = store
+        # Shards come sorted by collection, so two at hand are enough, however many there are.
+        self._open = lru_cache(maxsize=2)(self._open_collection)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Score queries ``start`` to ``stop`` of a split and return the row."""
+        judgements, index = self._open(row["judgements"], row["corpus"])
+        ids = list(judgements.queries)[int(row["start"]) : int(row["stop"])]
+        chunk = judgements.subset(ids)
+        expert = row["expert"]
+        if expert != BASE and expert not in self._encoder.adapters:
+            self._encoder.load_adapter(expert, self._store.fetch(row["expert_key"]))
+        vectors = self._encoder.encode_queries(list(chunk.queries.values()), adapter=expert)
+        measured = utilities(chunk.qrels, index.run(ids, vectors, self._depth))
+        table = arrow.table(
+            {
+                "query_id": ids,
+                "ndcg_at_10": arrow.array([measured[i].ndcg_at_10 for i in ids], arrow.float64()),
+                "recall_at_100": arrow.array([measured[i].recall_at_100 for i in ids], arrow.float64()),
+                "first_relevant_rank": arrow.array(
+                    [measured[i].first_relevant_rank for i in ids], arrow.int32()
+                ),
+                "embedding": arrow.FixedSizeListArray.from_arrays(
+                    arrow.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1]
+                ),
+            }
+        )
+        self._store.put(row["key"], row["part"], lambda path: _write(table, path))
+        return row
+
+    def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
+        corpus = open_corpus(self._store, corpus_key)
+        return load_judgements(self._store, judgements_key), open_index(corpus, self._index, self._store)
+
+
+def _write(table: arrow.Table, path: Path) -> None:
+    parquet.write_table(table, path)

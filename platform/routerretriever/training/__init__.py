@@ -1,0 +1,16 @@
+"""Experts: one LoRA on the query tower per domain, trained in parallel on Ray Train.
+
+Documents are frozen, so positives and negatives are looked up in the corpus artifact, never encoded.
+"""
+
+from __future__ import annotations
+
+from routerretriever.training.experts import (
+    Expert,
+    TrainingFailed,
+    expert_key,
+    open_expert,
+    train_experts,
+)
+
+__all__ = ["Expert", "TrainingFailed", "expert_key", "open_expert", "train_experts"]

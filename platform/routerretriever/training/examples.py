@@ -1,0 +1,97 @@
+"""What a trainer sees of a domain: tokenised train queries, the rows of their positives, mined negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.config import TrainingSettings
+from routerretriever.corpus import Corpus, SearchIndex
+from routerretriever.datasets import DatasetError, Judgements
+from routerretriever.encoder import Encoder
+from routerretriever.training.objective import Rows, draw_targets
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Queries of one step, with the documents that are candidates for them."""
+
+    tokens: list[list[int]]
+    target_rows: Rows
+    positive_rows: list[Rows]
+    candidate_rows: Rows | None
+    """None means every document of the corpus."""
+
+
+class Examples:
+    """A domain's train queries; batches depend on seed and step alone, so that a resumed run repeats them."""
+
+    def __init__(
+        self, train: Judgements, corpus: Corpus, encoder: Encoder, settings: TrainingSettings, objective: str
+    ) -> None:
+        self._settings = settings
+        self._objective = objective
+        self._documents = len(corpus)
+        self._ids = list(train.queries)
+        self._tokens = encoder.tokenize_queries(list(train.queries.values()), settings.query_max_length)
+        self._positives: list[Rows] = []
+        self._grades: list[NDArray[np.int64]] = []
+        for query_id in self._ids:
+            judged = {doc: grade for doc, grade in train.qrels[query_id].items() if grade > 0}
+            unknown = [doc for doc in judged if doc not in corpus.rows]
+            if unknown:
+                raise DatasetError(
+                    f"query {query_id!r} is judged for document {unknown[0]!r}, which the corpus lacks; "
+                    "`routerretriever datasets check` lists all defects"
+                )
+            rows = np.array([corpus.rows[doc] for doc in judged], dtype=np.int64)
+            order = np.argsort(rows)
+            self._positives.append(rows[order])
+            self._grades.append(np.array(list(judged.values()), dtype=np.int64)[order])
+        self._hard: list[Rows] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def mine(self, index: SearchIndex, encoder: Encoder, train: Judgements) -> None:
+        """Find each query's hard negatives: what the bare base ranks high and nobody judged relevant."""
+        wanted = self._settings.hard_negatives
+        vectors = encoder.encode_queries(list(train.queries.values()))
+        most_positives = max(len(rows) for rows in self._positives)
+        _, found = index.search(vectors, wanted + most_positives)
+        self._hard = [
+            row[(row >= 0) & ~np.isin(row, positives)][:wanted]
+            for row, positives in zip(found, self._positives, strict=True)
+        ]
+
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that show every query once."""
+        return -(-len(self) // self._settings.batch_size)
+
+    def batches(self, first_step: int, rank: int, workers: int) -> Iterator[Batch]:
+        """Batches from a step on, without end; each worker gets its share of every batch."""
+        step = first_step
+        while True:
+            epoch, position = divmod(step, self.steps_per_epoch())
+            order = np.random.default_rng([self._settings.seed, 1, epoch]).permutation(len(self))
+            size = self._settings.batch_size
+            # A last batch too small to share is filled up from the start of the epoch.
+            members = np.resize(order[position * size :], max(workers, min(size, len(order) - position * size)))
+            random = np.random.default_rng([self._settings.seed, 2, step, rank])
+            yield self._batch(members[rank::workers], random)
+            step += 1
+
+    def _batch(self, members: NDArray[np.int64], random: np.random.Generator) -> Batch:
+        positives = [self._positives[member] for member in members]
+        targets = draw_targets(positives, [self._grades[member] for member in members], random)
+        candidates: Rows | None = None
+        if self._objective != "corpus":
+            drawn = [targets]
+            if self._objective == "sampled":
+                drawn += [self._hard[member] for member in members]
+                drawn.append(random.integers(0, self._documents, self._settings.random_negatives))
+            candidates = np.unique(np.concatenate(drawn))
+        return Batch([self._tokens[member] for member in members], targets, positives, candidates)

@@ -1,0 +1,244 @@
+"""The training loop that runs in every Ray Train worker of one expert.
+
+Every look at dev leaves a checkpoint that holds all that is needed to go on: current weights, optimiser,
+best adapter so far. A worker that is killed, or a run that is submitted again, continues from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import train
+from ray.train import Checkpoint
+from ray.train.torch import prepare_model
+
+from routerretriever.config import IndexSettings, TrainingSettings
+from routerretriever.corpus import SearchIndex, open_corpus, open_index
+from routerretriever.datasets import Judgements, load_judgements, split_train
+from routerretriever.encoder import Encoder, load_encoder
+from routerretriever.measures import mean_ndcg
+from routerretriever.training.examples import Examples
+from routerretriever.training.objective import candidate_loss
+
+ADAPTER = "expert"
+BEST_FOLDER = "best"
+_STATE_FILE = "state.pt"
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint."""
+
+    step: int = 0
+    best_step: int = 0
+    best_dev: float = -1.0
+    base_dev: float = 0.0
+    looks_without_gain: int = 0
+    seconds: float = 0.0
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train one expert; ``config`` holds ``job`` (an ExpertJob), ``store`` and ``board``."""
+    job, store, board = config["job"], config["store"], config["board"]
+    settings: TrainingSettings = job.training
+    rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
+    torch.manual_seed(settings.seed)
+
+    corpus = open_corpus(store, job.corpus_key)
+    encoder = load_encoder(job.encoder.model_copy(update={"dtype": "fp32"}))
+    encoder.add_adapter(ADAPTER, settings.lora)
+    objective = resolve_objective(settings, len(corpus))
+    train_set, dev_set = load_judgements(store, job.train_key), load_judgements(store, job.dev_key)
+    kept, _ = split_train(list(train_set.queries), settings.held_out_fraction)
+    train_set = train_set.subset(kept)
+    dev_set = _sample(dev_set, settings.dev_queries)
+    examples = Examples(train_set, corpus, encoder, settings, objective)
+    index = open_index(corpus, IndexSettings(), store) if rank == 0 or objective == "sampled" else None
+    if objective == "sampled" and settings.hard_negatives:
+        assert index is not None
+        examples.mine(index, encoder, train_set)
+    documents = torch.from_numpy(corpus.matrix()).to(encoder.device) if objective == "corpus" else None
+    every_row = np.arange(len(corpus))
+
+    tower = prepare_model(encoder.tower)
+    weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    total_steps = run_length(settings, examples.steps_per_epoch())
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(settings, step, total_steps)
+    )
+    scaler = torch.amp.GradScaler(encoder.device.type, enabled=settings.precision == "fp16")
+    scratch = Path(tempfile.mkdtemp())
+    progress = _resume(scratch, encoder, optimizer, schedule, scaler)
+    if progress.best_dev < 0:
+        # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
+        if rank == 0:
+            assert index is not None
+            progress.best_dev = progress.base_dev = _dev_ndcg(encoder, index, dev_set)
+            encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
+        progress.history.append((0, progress.best_dev))
+
+    autocast = (
+        torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
+        if settings.precision in _AUTOCAST
+        else nullcontext()
+    )
+    batches = examples.batches(progress.step, rank, workers)
+    clock = time.monotonic()
+    while progress.step < total_steps:
+        batch = next(batches)
+        tower.train()
+        with autocast:
+            vectors = tower(*encoder.pad(batch.tokens))
+        rows = every_row if batch.candidate_rows is None else batch.candidate_rows
+        candidates = (
+            documents if documents is not None else torch.from_numpy(corpus.lookup(rows)).to(encoder.device)
+        )
+        loss = candidate_loss(
+            vectors.float(), candidates, rows, batch.target_rows, batch.positive_rows, settings.temperature
+        )
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"{job.domain}: the loss is {loss.item()} at step {progress.step}; lower "
+                "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        progress.step += 1
+        if progress.step % settings.evaluate_every and progress.step < total_steps:
+            continue
+
+        if rank == 0:
+            assert index is not None
+            dev = _dev_ndcg(encoder, index, dev_set)
+            progress.history.append((progress.step, dev))
+            if dev > progress.best_dev:
+                progress.best_dev, progress.best_step, progress.looks_without_gain = dev, progress.step, 0
+                encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
+            else:
+                progress.looks_without_gain += 1
+        progress.seconds += time.monotonic() - clock
+        clock = time.monotonic()
+        stop = _from_first_worker(progress.looks_without_gain >= settings.patience, workers)
+        done = stop or progress.step >= total_steps
+        checkpoint = None
+        if rank == 0:
+            checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress)
+            board.update.remote(job.domain, progress.step, total_steps, progress.best_dev, done)
+        metrics = {**vars(progress), "loss": loss.item(), "total_steps": total_steps, "done": done}
+        train.report(metrics, checkpoint=checkpoint)
+        if done:
+            break
+
+
+def resolve_objective(settings: TrainingSettings, documents: int) -> str:
+    """What ``auto`` means for a collection of this size."""
+    if settings.objective != "auto":
+        return settings.objective
+    return "corpus" if documents <= settings.corpus_objective_limit else "sampled"
+
+
+def run_length(settings: TrainingSettings, steps_per_epoch: int) -> int:
+    """Optimiser steps until training ends, if patience does not end it before."""
+    limits = []
+    if settings.max_steps is not None:
+        limits.append(settings.max_steps)
+    if settings.max_epochs is not None:
+        limits.append(settings.max_epochs * steps_per_epoch)
+    return min(limits)
+
+
+def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int) -> float:
+    """Share of the learning rate at a step: linear warm-up, then constant or linearly to zero."""
+    warmup = max(1, round(settings.warmup_fraction * total_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+def _dev_ndcg(encoder: Encoder, index: SearchIndex, dev: Judgements) -> float:
+    vectors = encoder.encode_queries(list(dev.queries.values()), adapter=ADAPTER)
+    return mean_ndcg(dev.qrels, index.run(list(dev.queries), vectors, depth=10))
+
+
+def _sample(dev: Judgements, limit: int) -> Judgements:
+    if len(dev.queries) <= limit:
+        return dev
+    chosen = np.random.default_rng(0).choice(sorted(dev.queries), size=limit, replace=False)
+    return dev.subset(chosen.tolist())
+
+
+def _from_first_worker(flag: bool, workers: int) -> bool:
+    """The first worker alone looks at dev; the others follow its decision."""
+    if workers == 1:
+        return flag
+    shared = torch.tensor([int(flag)], device=train.torch.get_device())
+    torch.distributed.broadcast(shared, src=0)
+    return bool(shared.item())
+
+
+def _trainable(encoder: Encoder) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
+
+
+def _checkpoint(
+    scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scaler: Any, progress: Progress
+) -> Checkpoint:
+    state = {
+        "progress": vars(progress),
+        "weights": {name: weight.detach().cpu() for name, weight in _trainable(encoder).items()},
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    torch.save(state, scratch / _STATE_FILE)
+    return Checkpoint.from_directory(str(scratch))
+
+
+def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scaler: Any) -> Progress:
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return Progress()
+    with checkpoint.as_directory() as folder:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+    state = torch.load(scratch / _STATE_FILE, map_location=encoder.device, weights_only=True)
+    for name, weight in _trainable(encoder).items():
+        weight.data.copy_(state["weights"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    scaler.load_state_dict(state["scaler"])
+    return Progress(**state["progress"])
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where running trainers note how far they are, for the progress bars."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[int, int, float, bool]] = {}
+
+    def update(self, domain: str, step: int, total: int, best_dev: float, done: bool) -> None:
+        """Note a domain's step and its best dev nDCG@10 so far."""
+        self._rows[domain] = (step, total, best_dev, done)
+
+    def read(self) -> dict[str, tuple[int, int, float, bool]]:
+        """All notes, by domain."""
+        return self._rows
