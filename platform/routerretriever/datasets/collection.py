@@ -54,6 +54,7 @@ BEIR_NAMES = (
 
 _SAMPLE = Path(__file__).parent / "sample"
 
+
 class Document(NamedTuple):
     """One document of a corpus."""
 

@@ -100,16 +100,16 @@ class Encoder:
             return self._encode(self._prompted(texts), self.settings.query_max_length, self._tower)
 
     def routing_features(self, texts: Sequence[str], features: Features) -> Vectors:
-        """What a router reads, from the bare base: [B, d] float32 of unit length.
+        """What a router reads, from the bare base: [B, d] float32.
 
         ``embedding`` is the base's own query vector. A number n is the mean over tokens of the hidden state
-        that enters transformer layer n, so 0 runs no layer at all.
+        that enters transformer layer n, at unit length, so 0 runs no layer at all.
 
         Raises:
             EncoderError: the base has no such layer.
         """
         if features == "embedding":
-            return _unit(self.encode_queries(texts))
+            return self.encode_queries(texts)
         if not 0 <= features < len(self._layers):
             raise EncoderError(
                 f"routing.features: layer {features} of {len(self._layers)}; "
@@ -315,11 +315,6 @@ def _mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 def _transformer_layers(model: Any) -> list[nn.Module]:
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(stacks, key=len)) if stacks else []
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def _pick_device(wanted: str) -> torch.device:
