@@ -86,9 +86,7 @@ class SearchIndex:
         """
         scores, rows = self.search(queries, depth + 1)
         found: dict[str, dict[str, float]] = {}
-        for query_id, query_scores, query_rows in zip(
-            query_ids, scores.tolist(), rows.tolist(), strict=True
-        ):
+        for query_id, query_scores, query_rows in zip(query_ids, scores.tolist(), rows.tolist(), strict=True):
             hits = (
                 (self.ids[row], score)
                 for row, score in zip(query_rows, query_scores, strict=True)

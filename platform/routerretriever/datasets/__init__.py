@@ -14,6 +14,7 @@ from routerretriever.datasets.collection import (
     sample_domains,
 )
 from routerretriever.datasets.download import download, write_split
+from routerretriever.datasets.judgements import Judgements, load_judgements, store_judgements
 from routerretriever.datasets.reading import DatasetError
 from routerretriever.datasets.splitting import hold_out, split_train
 
@@ -25,11 +26,14 @@ __all__ = [
     "DatasetError",
     "Defect",
     "Document",
+    "Judgements",
     "check_collection",
     "download",
     "hold_out",
+    "load_judgements",
     "open_collection",
     "sample_domains",
     "split_train",
+    "store_judgements",
     "write_split",
 ]

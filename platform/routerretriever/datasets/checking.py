@@ -144,11 +144,9 @@ class _Check:
             count += 1
             # Without any id the file itself was the defect.
             if queries and query not in queries:
-                self.error(path, line, f"query {query!r} is not in queries.jsonl; add it or remove this line")
+                self.error(path, line, f"query {query!r} is not in queries.jsonl; add it or cut this line")
             if documents and document not in documents:
-                self.error(
-                    path, line, f"document {document!r} is not in the corpus; add it or remove this line"
-                )
+                self.error(path, line, f"document {document!r} is not in the corpus; add it or cut this line")
             first = first_lines.setdefault((query, document), line)
             if first != line:
                 self.error(path, line, f"{query!r} and {document!r} are judged in line {first}; keep one")

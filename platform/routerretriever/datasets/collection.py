@@ -1,7 +1,8 @@
 """Retrieval collections as BEIR folders, read as streams.
 
 A folder holds ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/{train,dev,test}.tsv``, each as it is or
-gzipped (``corpus.jsonl.gz``). Reading stops at the first flaw; ``checking`` lists them all. Nothing here knows about encoders, training or where a collection came from.
+gzipped (``corpus.jsonl.gz``). Reading stops at the first flaw; ``checking`` lists them all. Nothing here
+knows about encoders, training or where a collection came from.
 """
 
 from __future__ import annotations

@@ -76,9 +76,7 @@ def write_split(collection: Collection, folder: Path, test_fraction: float = 0.0
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
     splits = collection.splits()
     if "train" not in splits:
-        raise DatasetError(
-            f"{collection.folder / 'qrels' / 'train.tsv'}: no train split to hold queries out of"
-        )
+        raise DatasetError(f"{collection.folder / 'qrels'}: no train.tsv to hold queries out of; add one")
     if test_fraction and "test" in splits:
         raise DatasetError(f"{collection.folder}: has a test split; leave out test_fraction {test_fraction}")
     qrels = {split: collection.qrels(split) for split in splits}

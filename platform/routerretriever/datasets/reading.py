@@ -153,4 +153,4 @@ def _shown(raw: bytes) -> str:
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8, found byte {error.object[error.start]:#04x} at {error.start + 1}; save it as UTF-8"
+    return f"not UTF-8, found {error.object[error.start]:#04x} as byte {error.start + 1}; save it as UTF-8"

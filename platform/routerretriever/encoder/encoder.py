@@ -84,7 +84,9 @@ class Encoder:
         """Names of the loaded adapters."""
         return list(getattr(self._tower.model, "peft_config", {}))
 
-    def encode_documents(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
+    def encode_documents(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> Vectors:
         """Embed documents with the bare base: [B, d] float32; unit length if similarity is cosine."""
         prompted = [self.settings.document_prompt + text for text in texts]
         with self._active(BASE):
@@ -141,7 +143,9 @@ class Encoder:
         known = {path.rsplit(".", 1)[-1] for path, _ in self._tower.model.named_modules()}
         for module in lora.target_modules:
             if module.rsplit(".", 1)[-1] not in known:
-                raise EncoderError(f"training.lora.target_modules: the encoder has no module named {module!r}")
+                raise EncoderError(
+                    f"training.lora.target_modules: the encoder has no module named {module!r}"
+                )
         if self.adapters:
             self._tower.model.add_adapter(name, config)
         else:
@@ -172,7 +176,9 @@ class Encoder:
                 )
                 self._tower.model = model
         except (RuntimeError, ValueError, KeyError) as error:
-            raise EncoderError(f"expert {name!r}: {folder} does not fit this base encoder: {error}") from error
+            raise EncoderError(
+                f"expert {name!r}: {folder} does not fit this base encoder: {error}"
+            ) from error
         self._tower.model.eval().requires_grad_(False)
 
     def save_adapter(self, name: str, folder: Path) -> None:

@@ -46,7 +46,9 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_DOWNLOAD, "*.safetensors"]))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=[*_DOWNLOAD, "*.safetensors"])
+        )
         if not any(folder.glob("*.safetensors")):
             patterns = [*_DOWNLOAD, "pytorch_model*.bin"]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

@@ -40,7 +40,12 @@ def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
         experts, data.utilities, data.features, settings.ties, settings.clusters, settings.seed
     )
     return PilotRouter(
-        experts, library.vectors_Pd, library.expert_P, settings.aggregate, settings.mixing, settings.temperature
+        experts,
+        library.vectors_Pd,
+        library.expert_P,
+        settings.aggregate,
+        settings.mixing,
+        settings.temperature,
     )
 
 
@@ -51,7 +56,9 @@ def _fit_posterior(data: RoutingData, settings: RoutingSettings) -> Router:
     if len(datasets) < 2:
         raise ValueError("routing.router 'posterior' needs two or more domains with experts")
     features = np.concatenate([data.features[name] for name in datasets])
-    labels = np.repeat([data.experts.index(name) for name in datasets], [len(data.features[n]) for n in datasets])
+    labels = np.repeat(
+        [data.experts.index(name) for name in datasets], [len(data.features[n]) for n in datasets]
+    )
     # Balanced: a domain is not likelier because more of its queries were collected.
     fitted = LogisticRegression(C=10.0, max_iter=2000, class_weight="balanced").fit(features, labels)
     coef, bias = fitted.coef_, fitted.intercept_

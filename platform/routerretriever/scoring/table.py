@@ -124,7 +124,10 @@ def build_scores(
 
 
 def _read(store: ArtifactStore, dataset: str, split: str, keys: Mapping[str, str]) -> SplitScores:
-    tables = {name: parquet.read_table(sorted(store.fetch(key).glob("part-*.parquet"))) for name, key in keys.items()}
+    tables = {
+        name: parquet.read_table(sorted(store.fetch(key).glob("part-*.parquet")))
+        for name, key in keys.items()
+    }
     query_ids = tables[BASE]["query_id"].to_pylist()
 
     def columns(name: str) -> NDArray[np.float64]:

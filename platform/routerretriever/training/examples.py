@@ -79,7 +79,9 @@ class Examples:
             order = np.random.default_rng([self._settings.seed, 1, epoch]).permutation(len(self))
             size = self._settings.batch_size
             # A last batch too small to share is filled up from the start of the epoch.
-            members = np.resize(order[position * size :], max(workers, min(size, len(order) - position * size)))
+            members = np.resize(
+                order[position * size :], max(workers, min(size, len(order) - position * size))
+            )
             random = np.random.default_rng([self._settings.seed, 2, step, rank])
             yield self._batch(members[rank::workers], random)
             step += 1

@@ -112,7 +112,9 @@ def train_experts(
         if store.exists(keys[collection.name]):
             log.info("expert %s: trained already", collection.name)
     if jobs:
-        at_once = room_for(training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker)
+        at_once = room_for(
+            training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
+        )
         board = Board.remote()  # type: ignore[attr-defined]
         task = ray.remote(num_cpus=0, max_retries=0)(_train_one)
         waiting, running, failures = list(jobs), {}, {}

@@ -59,6 +59,9 @@ def draw_targets(
 ) -> Rows:
     """One positive per query, drawn in proportion to its grade: [B]."""
     return np.array(
-        [random.choice(rows, p=grade / grade.sum()) for rows, grade in zip(positive_rows, grades, strict=True)],
+        [
+            random.choice(rows, p=grade / grade.sum())
+            for rows, grade in zip(positive_rows, grades, strict=True)
+        ],
         dtype=np.int64,
     )

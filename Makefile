@@ -1,0 +1,37 @@
+# `make help` lists the targets. The first one called makes a virtual environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install sample test test-fast check format clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+install: .venv/installed ## Set up .venv with the pinned packages
+
+sample: install ## Set up, and run the main job on the built-in sample
+	$(BIN)/routerretriever run jobs/recipes/sample.yaml
+
+test: install check ## Set up, check style and types, and run every test
+	$(BIN)/python -m pytest
+
+test-fast: install ## Unit tests only (seconds)
+	$(BIN)/python -m pytest tests/unit
+
+check: install ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what runs have left
+	rm -rf runs

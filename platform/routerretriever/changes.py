@@ -1,0 +1,66 @@
+"""Adding and removing a domain. The recipe file is the truth; these functions edit it and re-register.
+
+Experts are found by the hash of what they were made from, so a change of domains leaves the others'
+weights and registered versions as they are. That is checked before anything is computed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from routerretriever.config import Recipe, RecipeError, load_recipe
+from routerretriever.pipeline import Pipeline, Registered, require_trained
+
+
+def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) -> Registered:
+    """Train one new expert, score what is missing, register a new bundle; then add it to the recipe file.
+
+    A domain that the recipe holds for evaluation only can be given an expert the same way.
+
+    Raises:
+        RecipeError: the domain has an expert already, or other experts would have to be trained anew.
+    """
+    yaml, values = _read(recipe_path)
+    if name in load_recipe(recipe_path).expert_domains:
+        raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+    values["domains"][name] = {"path": path}
+    return _apply(recipe_path, yaml, values, new=name, release=release)
+
+
+def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registered:
+    """Register a bundle without one expert; its collection stays in the recipe, for evaluation.
+
+    Raises:
+        RecipeError: the domain has no expert, or other experts would have to be trained anew.
+    """
+    yaml, values = _read(recipe_path)
+    known = load_recipe(recipe_path).expert_domains
+    if name not in known:
+        raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
+    values["domains"][name]["expert"] = False
+    return _apply(recipe_path, yaml, values, new=None, release=release)
+
+
+def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release: bool) -> Registered:
+    # Checked and run from a file beside the recipe, so that a failure leaves the recipe as it was.
+    draft = recipe_path.with_name(f".{recipe_path.name}.new")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yaml.dump(values, file)
+        recipe: Recipe = load_recipe(draft)
+        pipeline = Pipeline(recipe)
+        require_trained(pipeline, except_for=new)
+        registered = pipeline.register(release)
+        draft.replace(recipe_path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return registered
+
+
+def _read(recipe_path: Path) -> tuple[YAML, Any]:
+    load_recipe(recipe_path)
+    yaml = YAML()  # keeps comments and order
+    return yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))

@@ -1,0 +1,236 @@
+"""The command ``routerretriever``: thin, and quick to show its help. All work is done by the library."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from routerretriever.pipeline import Pipeline, Registered
+
+app = typer.Typer(
+    help="Many expert retrievers behind one endpoint. A recipe (YAML) names the collections and settings; "
+    "each step makes what it needs and skips what is there.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+datasets_app = typer.Typer(help="Check, split and download collections (BEIR folders).", no_args_is_help=True)
+app.add_typer(datasets_app, name="datasets")
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a setting: dotted.key=value.", metavar="KEY=VALUE")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain log lines, no progress bars.")]
+Release = Annotated[bool, typer.Option(help="Move the registry's alias to the new bundle.")]
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends with a message, not with a traceback."""
+    from routerretriever.storage import ArtifactMissing, StorageError
+
+    try:
+        app()
+    except (ValueError, LookupError, StorageError, ArtifactMissing) as error:
+        _fail(error)
+    except RuntimeError as error:
+        if type(error).__module__.startswith("routerretriever"):
+            _fail(error)
+        raise
+
+
+def main_for(command: str) -> None:
+    """Run one command with this process's arguments; logs are plain, as jobs have no terminal."""
+    sys.argv[1:1] = [command]
+    if "--quiet" not in sys.argv:
+        sys.argv.append("--quiet")
+    main()
+
+
+def _fail(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipeline:
+    from routerretriever.config import load_recipe
+    from routerretriever.console import log, set_up
+
+    set_up(quiet)
+    settings = load_recipe(recipe, overrides)
+    from routerretriever.pipeline import Pipeline
+
+    pipeline = Pipeline(settings)
+    log.info("recipe %s; results under %s", settings.name, pipeline.store.uri)
+    return pipeline
+
+
+@app.command()
+def encode(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Encode the documents of all collections, once, with the base encoder."""
+    _ = _pipeline(recipe, overrides, quiet).corpora
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Train the experts, in parallel; finished ones are skipped."""
+    _ = _pipeline(recipe, overrides, quiet).experts
+
+
+@app.command()
+def score(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Score the training queries with every expert and the base."""
+    _ = _pipeline(recipe, overrides, quiet).scores
+
+
+@app.command()
+def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Build the pilot library, or fit the recipe's other router, from the scores."""
+    from routerretriever.console import log
+
+    router = _pipeline(recipe, overrides, quiet).router
+    log.info("router %s over %s", router.kind, ", ".join(router.experts))
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Evaluate base, experts, router and oracles on the test sets."""
+    from routerretriever.console import show
+
+    show(_pipeline(recipe, overrides, quiet).evaluation.table())
+
+
+@app.command()
+def register(
+    recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False, release: Release = True
+) -> None:
+    """Register the experts and the router bundle in MLflow."""
+    _tell(_pipeline(recipe, overrides, quiet).register(release))
+
+
+@app.command()
+def serve(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Serve the released bundle over HTTP until interrupted."""
+    pipeline = _pipeline(recipe, overrides, quiet)
+    from routerretriever.serving import serve_forever
+
+    serve_forever(pipeline)
+
+
+@app.command("add-expert")
+def add_expert(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Name of the new domain.")],
+    path: Annotated[str, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")],
+    quiet: Quiet = False,
+    release: Release = True,
+) -> None:
+    """Add a domain: train its expert, score what is missing, register a new bundle, update the recipe file."""
+    from routerretriever.changes import add_domain
+
+    _set_up(quiet)
+    _tell(add_domain(recipe, name, path, release))
+
+
+@app.command("remove-expert")
+def remove_expert(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Name of the domain whose expert goes.")],
+    quiet: Quiet = False,
+    release: Release = True,
+) -> None:
+    """Remove a domain's expert: register a bundle without it, update the recipe file. Nothing is retrained."""
+    from routerretriever.changes import remove_domain
+
+    _set_up(quiet)
+    _tell(remove_domain(recipe, name, release))
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    ask: Annotated[
+        bool, typer.Option(help="Serve the result and ask it one question, then shut down.")
+    ] = True,
+) -> None:
+    """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
+    from routerretriever.console import log, show
+
+    pipeline = _pipeline(recipe, overrides, quiet)
+    show(pipeline.evaluation.table())
+    registered = pipeline.register()
+    if ask:
+        from routerretriever.serving import ask_once
+
+        ask_once(pipeline)
+    _tell(registered)
+    log.info("figures and tables: %s", pipeline.report_folder)
+
+
+@datasets_app.command("check")
+def datasets_check(path: Annotated[str, typer.Argument(help="A BEIR folder, or sample:<domain>.")]) -> None:
+    """List every defect of a collection, with file and line; exit code 1 if there is an error."""
+    from routerretriever.console import console
+    from routerretriever.datasets import check_collection, open_collection
+
+    folder = open_collection("check", path).folder if path.startswith("sample:") else Path(path)
+    report = check_collection(folder)
+    for defect in report.defects:
+        place = defect.file if defect.line is None else f"{defect.file}:{defect.line}"
+        console.print(f"{defect.severity}: {place}: {defect.message}", markup=False, soft_wrap=True)
+    judgements = ", ".join(f"{split} {count}" for split, count in report.judgements.items()) or "none"
+    console.print(f"{report.documents} documents, {report.queries} queries, judgements: {judgements}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@datasets_app.command("split")
+def datasets_split(
+    source: Annotated[str, typer.Argument(help="A BEIR folder.")],
+    target: Annotated[Path, typer.Argument(help="The new folder to write.")],
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of train to hold out if test is missing.")
+    ] = 0.2,
+) -> None:
+    """Write a collection with explicit train, dev and test splits, held out by hash of the query id."""
+    from routerretriever.console import console
+    from routerretriever.datasets import open_collection, write_split
+
+    collection = open_collection(target.name, source)
+    fraction = 0.0 if "test" in collection.splits() else test_fraction
+    console.print(f"wrote {write_split(collection, target, fraction)}")
+
+
+@datasets_app.command("download")
+def datasets_download(
+    names: Annotated[list[str], typer.Argument(help="BEIR collections, e.g. scifact nfcorpus.")],
+    to: Annotated[Path, typer.Option(help="Folder that receives them.")] = Path("datasets"),
+) -> None:
+    """Download BEIR collections through beir's own downloader."""
+    from routerretriever.console import console
+    from routerretriever.datasets import download
+
+    for name in names:
+        console.print(f"{name}: {download(name, to)}")
+
+
+def _set_up(quiet: bool) -> None:
+    from routerretriever.console import set_up
+
+    set_up(quiet)
+
+
+def _tell(registered: Registered) -> None:
+    from routerretriever.console import console
+
+    versions = ", ".join(f"{name} v{version}" for name, version in registered.expert_versions.items())
+    console.print(
+        f"bundle {registered.uri} (version {registered.version}; experts: {versions})\n"
+        f"registry {registered.tracking_uri}",
+        soft_wrap=True,
+    )

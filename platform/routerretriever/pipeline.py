@@ -1,0 +1,196 @@
+"""The steps of a run, each a function of a recipe. The command line, jobs and tests all call these.
+
+Every step makes what it needs and is not there yet, and leaves alone what is: artifacts are found by the
+hash of what they were made from, so running a step again costs seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from routerretriever.cluster import connect
+from routerretriever.config import BASE, Recipe, RecipeError
+from routerretriever.console import log
+from routerretriever.corpus import Corpus, build_corpora, open_index
+from routerretriever.datasets import Collection, DatasetError, open_collection
+from routerretriever.evaluation import Evaluation, evaluate, write_reports
+from routerretriever.routing import Router, RoutingData, fit_router
+from routerretriever.routing.protocol import Vectors
+from routerretriever.scoring import ScoreTable, build_scores
+from routerretriever.storage import ArtifactStore
+from routerretriever.training import Expert, expert_key, train_experts
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What ``register`` left in the registry."""
+
+    uri: str
+    version: int
+    expert_versions: dict[str, int]
+    tracking_uri: str
+
+
+class Pipeline:
+    """A recipe at work. Steps are properties, made once and in the order in which they need each other."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Check that every collection is there before anything is computed.
+
+        Raises:
+            DatasetError: a domain's folder is missing or lacks a split that its part needs.
+        """
+        self.recipe = recipe
+        self.store = ArtifactStore.open(recipe.storage)
+        self.collections = {name: open_collection(name, recipe.domain_path(name)) for name in recipe.domains}
+        for name in recipe.expert_domains:
+            if "train" not in self.collections[name].splits():
+                raise DatasetError(
+                    f"domains.{name}: {self.collections[name].folder} has no train split; add qrels/train.tsv "
+                    "or set expert: false"
+                )
+
+    @property
+    def expert_collections(self) -> list[Collection]:
+        """Collections that get an expert."""
+        return [self.collections[name] for name in self.recipe.expert_domains]
+
+    @property
+    def report_folder(self) -> Path:
+        """Where tables for people are written."""
+        root = Path(self.store.uri) if self.store.is_local else Path("runs") / self.recipe.name
+        return root / "reports" / self.recipe.name
+
+    @cached_property
+    def corpora(self) -> dict[str, Corpus]:
+        """Encode the documents of all collections."""
+        connect()
+        recipe = self.recipe
+        return build_corpora(list(self.collections.values()), recipe.encoder, recipe.corpus, self.store)
+
+    @cached_property
+    def experts(self) -> dict[str, Expert]:
+        """Train the experts."""
+        _ = self.corpora
+        return train_experts(self.expert_collections, self.recipe.encoder, self.recipe.training, self.store)
+
+    @cached_property
+    def scores(self) -> ScoreTable:
+        """Score the queries that routers learn from with every expert and the base."""
+        source = self.recipe.scoring.source
+        if source == "dev":
+            return self._scores(self.expert_collections, "dev")
+        table = self._scores(self.expert_collections, "train")
+        fraction = self.recipe.training.held_out_fraction
+        if source == "held_out":
+            from routerretriever.datasets import split_train
+
+            for name, scores in table.items():
+                held = set(split_train(scores.query_ids, fraction)[1])
+                table[name] = scores.subset([row for row, i in enumerate(scores.query_ids) if i in held])
+        return table
+
+    @cached_property
+    def router(self) -> Router:
+        """Build the pilot library, or whatever the recipe's router learns, and the router."""
+        names = list(self.recipe.expert_domains)
+        if self.recipe.routing.include_base:
+            names.append(BASE)
+        utilities = {
+            dataset: scores.ndcg_QE[:, [scores.of(name) for name in names]]
+            for dataset, scores in self.scores.items()
+        }
+        data = RoutingData(names, utilities, self._features(self.scores, self._source_split))
+        router = fit_router(data, self.recipe.routing)
+        silent = [n for n in names if router.kind == "pilots" and n not in _experts_with_pilots(router)]
+        if silent:
+            log.warning(
+                "no pilots for %s: never the best on any query, so never routed to", ", ".join(silent)
+            )
+        return router
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Evaluate base, experts, router and oracles on every test split, and write the reports."""
+        tested = [collection for collection in self.collections.values() if "test" in collection.splits()]
+        if not tested:
+            raise DatasetError("no domain has a test split; nothing can be evaluated")
+        scores = self._scores(tested, "test")
+        result = evaluate(
+            scores,
+            {collection.name: collection.qrels("test") for collection in tested},
+            self.router,
+            self._features(scores, "test"),
+            {c.name: open_index(self.corpora[c.name], self.recipe.corpus.index, self.store) for c in tested},
+            self.recipe.scoring.depth,
+            self.recipe.model_dump(mode="json"),
+        )
+        for path in write_reports(result, self.report_folder):
+            log.info("wrote %s", path)
+        return result
+
+    def register(self, release: bool = True) -> Registered:
+        """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
+        from routerretriever.registry import Registry
+
+        experts, evaluation, router = self.experts, self.evaluation, self.router
+        registry = Registry(self.recipe, self.store)
+        version, versions = registry.register_bundle(
+            self.recipe, router, experts, evaluation, self.store, release
+        )
+        log.info("registered %s version %d in %s", self.recipe.registry.name, version, registry.tracking_uri)
+        return Registered(registry.bundle_uri, version, versions, registry.tracking_uri)
+
+    def untrained(self) -> list[str]:
+        """Domains whose expert, under the recipe's present settings, has not been trained."""
+        return [
+            collection.name
+            for collection in self.expert_collections
+            if not self.store.exists(expert_key(collection, self.recipe.encoder, self.recipe.training))
+        ]
+
+    @property
+    def _source_split(self) -> str:
+        return "dev" if self.recipe.scoring.source == "dev" else "train"
+
+    def _scores(self, collections: list[Collection], split: str) -> ScoreTable:
+        _ = self.corpora
+        recipe = self.recipe
+        return build_scores(
+            collections, split, self.experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
+        )
+
+    def _features(self, scores: ScoreTable, split: str) -> dict[str, Vectors]:
+        layer = self.recipe.routing.features
+        if layer == "embedding":
+            return {name: table.base_vectors for name, table in scores.items()}
+        from routerretriever.encoder import load_encoder
+
+        encoder = load_encoder(self.recipe.encoder)
+        features = {}
+        for name, table in scores.items():
+            texts: Mapping[str, str] = self.collections[name].queries(split)
+            features[name] = encoder.routing_features([texts[i] for i in table.query_ids], layer)
+        return features
+
+
+def _experts_with_pilots(router: Router) -> set[str]:
+    _, arrays = router.state()
+    return {router.experts[column] for column in arrays["expert_P"]}
+
+
+def require_trained(pipeline: Pipeline, except_for: str | None) -> None:
+    """Make sure that a change of domains retrains nobody else.
+
+    Raises:
+        RecipeError: other experts would be trained anew under the recipe's present settings or data.
+    """
+    others = [name for name in pipeline.untrained() if name != except_for]
+    if others:
+        raise RecipeError(
+            f"the experts of {', '.join(others)} are not trained under this recipe's present settings and "
+            "data; run `routerretriever run` with the recipe first, or undo the change"
+        )

@@ -1,0 +1,180 @@
+"""MLflow: runs for figures, model versions for experts and bundles, an alias for what is released."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import routerretriever
+from routerretriever.config import Recipe
+from routerretriever.evaluation import Evaluation, write_reports
+from routerretriever.registry.bundle import RouterRetriever, write_bundle
+from routerretriever.routing import Router
+from routerretriever.storage import ArtifactStore
+from routerretriever.training import Expert
+
+_VERSION_TAG = "content_version"
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class BundleModel(mlflow.pyfunc.PythonModel):
+    """The bundle as an MLflow pyfunc: ``predict(["a query", ...])`` gives one vector per query."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the bundle from the model's artifacts."""
+        self._bundle = RouterRetriever(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
+        """Route and embed queries: [B, d]."""
+        return self._bundle.encode_queries(model_input)
+
+
+class Registry:
+    """One tracking store and the names under which a recipe's models live there."""
+
+    def __init__(self, recipe: Recipe, store: ArtifactStore) -> None:
+        self._name = recipe.registry.name
+        self._alias = recipe.registry.alias
+        self.tracking_uri = tracking_uri(recipe, store)
+        mlflow.set_tracking_uri(self.tracking_uri)
+        self._client = MlflowClient()
+        if self._client.get_experiment_by_name(self._name) is None:
+            local = recipe.registry.tracking_uri is None
+            location = Path(store.location("mlflow-artifacts")).as_uri() if local else None
+            self._client.create_experiment(self._name, artifact_location=location)
+        mlflow.set_experiment(self._name)
+
+    def expert_model(self, domain: str) -> str:
+        """Name of a domain's registered model."""
+        return f"{self._name}-expert-{domain}"
+
+    def register_expert(self, expert: Expert, store: ArtifactStore) -> int:
+        """Register an expert's adapter, once; returns its version number."""
+        model = self.expert_model(expert.domain)
+        self._ensure_model(model)
+        for version in self._client.search_model_versions(f"name='{model}'"):
+            if version.tags.get(_VERSION_TAG) == expert.version:
+                return int(version.version)
+        card = expert.card
+        with mlflow.start_run(run_name=f"expert-{expert.domain}") as run:
+            lora = {f"lora.{key}": value for key, value in card["training"]["lora"].items()}
+            mlflow.log_params({"domain": expert.domain, "encoder": card["encoder"]["name"], **lora,
+                               **{k: v for k, v in card["training"].items() if k != "lora"}})  # fmt: skip
+            for step, dev in card["history"]:
+                mlflow.log_metric("dev_ndcg_at_10", dev, step=step)
+            mlflow.log_metrics({"best_dev_ndcg_at_10": card["dev_ndcg_at_10"], "train_seconds": card["seconds"],
+                                "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"]})  # fmt: skip
+            mlflow.log_artifacts(str(expert.folder(store)), "expert")
+            tags = {_VERSION_TAG: expert.version, "encoder_fingerprint": card["encoder_fingerprint"],
+                    "domain": expert.domain, "train_data": card["train"], "corpus": card["corpus"],
+                    "dev_ndcg_at_10": f"{card['dev_ndcg_at_10']:.4f}"}  # fmt: skip
+            created = self._client.create_model_version(
+                model, source=f"{run.info.artifact_uri}/expert", run_id=run.info.run_id, tags=tags
+            )
+        self._client.set_registered_model_alias(model, self._alias, created.version)
+        return int(created.version)
+
+    def register_bundle(
+        self,
+        recipe: Recipe,
+        router: Router,
+        experts: Mapping[str, Expert],
+        evaluation: Evaluation,
+        store: ArtifactStore,
+        release: bool = True,
+    ) -> tuple[int, dict[str, int]]:
+        """Register the experts that are new and a bundle that pins all of them.
+
+        Returns:
+            The bundle's version number, and each expert's.
+        """
+        versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
+        self._ensure_model(self._name)
+        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_name=f"bundle-{recipe.name}"):
+            folder = Path(scratch) / "bundle"
+            folder.mkdir()
+            write_bundle(folder, recipe, router, experts, versions, evaluation.as_dict(), store)
+            mlflow.log_metrics(
+                {
+                    f"ndcg_at_10/{way}/{dataset}": value
+                    for way, figures in evaluation.ndcg_at_10.items()
+                    for dataset, value in figures.items()
+                }
+            )
+            mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
+            write_reports(evaluation, Path(scratch) / "evaluation")
+            mlflow.log_artifacts(str(Path(scratch) / "evaluation"), "evaluation")
+            logged = mlflow.pyfunc.log_model(
+                name="bundle",
+                python_model=BundleModel(),
+                artifacts={"bundle": str(folder)},
+                pip_requirements=[f"routerretriever=={routerretriever.__version__}"],
+                registered_model_name=self._name,
+            )
+        version = int(logged.registered_model_version)
+        if release:
+            self.release(version)
+        return version, versions
+
+    def release(self, version: int) -> None:
+        """Point the alias at a bundle version; moving it back is a roll-back."""
+        self._client.set_registered_model_alias(self._name, self._alias, str(version))
+
+    @property
+    def bundle_uri(self) -> str:
+        """What serving loads."""
+        return f"models:/{self._name}@{self._alias}"
+
+    def _ensure_model(self, name: str) -> None:
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def tracking_uri(recipe: Recipe, store: ArtifactStore) -> str:
+    """The recipe's tracking server, or SQLite in a local storage folder.
+
+    Raises:
+        ValueError: storage is remote and no server is named.
+    """
+    if recipe.registry.tracking_uri is not None:
+        return recipe.registry.tracking_uri
+    if not store.is_local:
+        raise ValueError(
+            f"registry.tracking_uri: storage {store.uri} is no local folder; name an MLflow server"
+        )
+    return f"sqlite:///{store.uri}/mlflow.db"
+
+
+def fetch_bundle(uri: str, tracking: str | None = None) -> Path:
+    """A local folder with a bundle's files: ``uri`` itself if it is a folder, a copy from MLflow otherwise.
+
+    Raises:
+        LookupError: the registry has no such model version.
+    """
+    if not uri.startswith("models:/"):
+        return Path(uri)
+    if tracking is not None:
+        mlflow.set_tracking_uri(tracking)
+    try:
+        fetched = mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp(prefix="bundle-"))
+    except MlflowException as error:
+        raise LookupError(
+            f"{uri}: not in the registry {mlflow.get_tracking_uri()} ({error.message})"
+        ) from None
+    return Path(fetched) / "artifacts" / "bundle"

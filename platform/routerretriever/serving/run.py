@@ -1,0 +1,84 @@
+"""Starting the service on this machine or cluster, asking it, and shutting it down."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from routerretriever.cluster import connect
+from routerretriever.console import console, log, show
+
+if TYPE_CHECKING:
+    from routerretriever.pipeline import Pipeline
+
+APPLICATION = "routerretriever"
+
+
+def deploy(pipeline: Pipeline) -> str:
+    """Start or update the service with the released bundle; returns its URL once it is ready."""
+    from ray import serve
+
+    from routerretriever.serving.app import build_application
+
+    connect()
+    settings = pipeline.recipe.serving
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    port = settings.port or _free_port(settings.host)
+    application = build_application(pipeline)
+    serve.start(http_options={"host": settings.host, "port": port})
+    serve.run(application, name=APPLICATION, route_prefix="/")
+    return f"http://{settings.host}:{port}"
+
+
+def serve_forever(pipeline: Pipeline) -> None:
+    """Serve until interrupted, then shut down cleanly."""
+    from ray import serve
+
+    url = deploy(pipeline)
+    log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
+    log.info("shutting down")
+    serve.shutdown()
+
+
+def ask_once(pipeline: Pipeline) -> dict[str, Any]:
+    """Serve, ask the recipe's question (or a test query), print the answer, shut down."""
+    import httpx
+    from ray import serve
+
+    name = pipeline.recipe.expert_domains[-1]
+    question = pipeline.recipe.question or next(iter(pipeline.collections[name].queries("dev").values()))
+    free = pipeline.recipe.serving.model_copy(update={"port": 0})
+    pipeline.recipe = pipeline.recipe.model_copy(update={"serving": free})
+    try:
+        url = deploy(pipeline)
+        routed = httpx.post(f"{url}/v1/route", json={"input": question}, timeout=60).raise_for_status().json()
+        collection = routed["data"][0]["expert"]
+        if collection not in pipeline.recipe.domains:
+            collection = name
+        body = {"query": question, "collection": collection, "top_k": 3}
+        answer: dict[str, Any] = (
+            httpx.post(f"{url}/v1/search", json=body, timeout=60).raise_for_status().json()
+        )
+    finally:
+        serve.shutdown()
+    console.print(f"\nquestion  {question}\nexpert    {answer['expert']}\ncollection {answer['collection']}")
+    table = Table("score", "document", "text")
+    for hit in answer["results"]:
+        table.add_row(f"{hit['score']:.3f}", hit["title"] or hit["id"], hit["text"][:160])
+    show(table)
+    return answer
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])

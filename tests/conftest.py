@@ -1,0 +1,68 @@
+"""Shared fixtures: tiny collections on the fake encoder, and a Ray cluster for integration tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from routerretriever.config import Recipe, parse_recipe
+
+WORDS = {
+    "fruit": ["apple", "banana", "cherry", "damson", "elder", "fig", "grape", "hazel"],
+    "metal": ["iron", "copper", "zinc", "tin", "lead", "silver", "gold", "nickel"],
+    "sport": ["tennis", "rugby", "cricket", "hockey", "judo", "rowing", "chess", "golf"],
+}
+
+
+def write_collection(
+    folder: Path, words: list[str], splits: tuple[str, ...] = ("train", "dev", "test")
+) -> Path:
+    """A collection whose queries ask for the document that holds both of their words."""
+    (folder / "qrels").mkdir(parents=True)
+    pairs = [(a, b) for i, a in enumerate(words) for b in words[i + 1 :]]
+    with (folder / "corpus.jsonl").open("w") as corpus, (folder / "queries.jsonl").open("w") as queries:
+        for number, (a, b) in enumerate(pairs):
+            corpus.write(json.dumps({"_id": f"d{number}", "title": a, "text": f"{b} text {number}"}) + "\n")
+            queries.write(json.dumps({"_id": f"q{number}", "text": f"where is {b} with {a}"}) + "\n")
+    for split in splits:
+        lines = [
+            f"q{number}\td{number}\t1\n"
+            for number in range(len(pairs))
+            if ("train", "train", "dev", "test")[number % 4] == split
+        ]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder
+
+
+def tiny_recipe(root: Path, **changes: Any) -> Recipe:
+    """Two experts and a zero-shot collection on the fake encoder; ``changes`` replace settings."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "storage": str(root / "storage"),
+        "data_root": str(root / "data"),
+        "domains": {
+            "fruit": {"path": "fruit"},
+            "metal": {"path": "metal"},
+            "sport": {"path": "sport", "expert": False},
+        },
+        "encoder": {"name": "fake", "query_max_length": 64, "document_max_length": 64},
+        "corpus": {"shard_size": 10},
+        "training": {"max_steps": 6, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01},
+        "serving": {"port": 0},
+    }
+    return parse_recipe({**values, **changes})
+
+
+@pytest.fixture
+def tiny_data(tmp_path: Path) -> Path:
+    """A folder with ``data/fruit``, ``data/metal`` and ``data/sport``."""
+    for name, words in WORDS.items():
+        write_collection(tmp_path / "data" / name, words)
+    return tmp_path

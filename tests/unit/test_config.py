@@ -1,0 +1,66 @@
+import pytest
+from routerretriever.config import RecipeError, load_recipe, parse_recipe
+
+GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"colour": 1}, "colour: unknown key"),
+        ({"training": {"batch_size": -1}}, "training.batch_size"),
+        ({"training": {"batch_size": "32"}}, "training.batch_size"),
+        ({"training": {"seed": True}}, "training.seed"),
+        ({"encoder": {"pooling": "max"}}, "encoder.pooling"),
+        ({"training": {"batch_size": 5, "workers": 2}}, "does not divide"),
+        ({"training": {"max_steps": None}}, "max_steps or max_epochs"),
+        ({"domains": {}}, "domains"),
+        ({"domains": {"a": {"path": "x", "expert": False}}}, "at least one domain"),
+        ({"domains": {"base": {"path": "x"}}}, "domains.base"),
+        ({"domains": {"Bad Name": {"path": "x"}}}, "Bad Name"),
+        ({"scoring": {"source": "held_out"}}, "held_out_fraction"),
+        ({"routing": {"router": "fixed"}}, "expert"),
+        ({"routing": {"router": "fixed", "expert": "b"}}, "no expert 'b'"),
+        ({"serving": {"collections": ["b"]}}, "serving.collections"),
+        ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
+    ],
+)
+def test_a_wrong_setting_is_named(change, named):
+    with pytest.raises(RecipeError, match=named):
+        parse_recipe({**GOOD, **change})
+
+
+def test_all_wrong_settings_are_listed_at_once():
+    with pytest.raises(RecipeError) as error:
+        parse_recipe({**GOOD, "foo": 1, "encoder": {"dtype": "fp8"}})
+    assert "2 wrong setting(s)" in str(error.value)
+
+
+def test_overrides_and_yaml_1_2_numbers(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains:\n  a: {path: 'sample:kitchen'}\ntraining: {learning_rate: 1e-3}\n")
+    recipe = load_recipe(path, ["training.batch_size=16", "encoder.name=fake"])
+    assert (recipe.training.learning_rate, recipe.training.batch_size) == (1e-3, 16)
+    assert recipe.encoder.name == "fake"
+
+
+@pytest.mark.parametrize("override", ["novalue", "=1", "name.x=1"])
+def test_a_malformed_override_is_refused(tmp_path, override):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains:\n  a: {path: 'sample:kitchen'}\n")
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(path, [override])
+
+
+def test_missing_and_unreadable_recipes(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(RecipeError, match="mapping"):
+        load_recipe(tmp_path / "list.yaml")
+
+
+def test_identity_of_training_ignores_resources():
+    one = parse_recipe(GOOD).training
+    assert one.identity() == one.model_copy(update={"gpus_per_worker": 1.0}).identity()
+    assert one.identity() != one.model_copy(update={"seed": 1}).identity()

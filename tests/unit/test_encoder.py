@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from routerretriever.config import BASE, EncoderSettings, LoraSettings
+from routerretriever.encoder import EncoderError, encoder_fingerprint, load_encoder
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
+TEXTS = [
+    "a short one",
+    "",
+    "a much longer text about copper and zinc, with more words than the others",
+    "ünïcode 漢字",
+]
+
+
+@pytest.fixture
+def encoder():
+    return load_encoder(FAKE)
+
+
+def randomise(encoder):
+    for name, weight in encoder.tower.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+
+
+def test_padding_and_batching_do_not_change_a_vector(encoder):
+    together = encoder.encode_documents(TEXTS)
+    alone = np.concatenate([encoder.encode_documents([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+
+
+def test_no_texts_give_no_vectors(encoder):
+    assert encoder.encode_queries([]).shape == (0, 32)
+
+
+def test_prompts_and_lengths_matter():
+    plain, prompted = load_encoder(FAKE), load_encoder(FAKE.model_copy(update={"query_prompt": "query: "}))
+    np.testing.assert_allclose(prompted.encode_queries(["x"]), plain.encode_queries(["query: x"]), atol=1e-6)
+    with pytest.raises(EncoderError, match="document_max_length"):
+        load_encoder(FAKE.model_copy(update={"document_max_length": 4096}))
+
+
+@pytest.mark.parametrize(("pooling", "similarity"), [("mean", "dot"), ("cls", "cosine"), ("mean", "cosine")])
+def test_a_local_hugging_face_model_is_encoded_as_plain_transformers_would(tmp_path, pooling, similarity):
+    """Contriever's way (mean pooling, dot product) among them, on a model of its architecture."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "zinc", "metal", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    model = BertModel(config).eval()
+    model.save_pretrained(tmp_path)
+    settings = EncoderSettings(name=str(tmp_path), pooling=pooling, similarity=similarity)
+    texts = ["what is zinc", "a metal"]
+    with torch.no_grad():
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None]
+        expected = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
+        if similarity == "cosine":
+            expected = torch.nn.functional.normalize(expected, dim=-1)
+    np.testing.assert_allclose(load_encoder(settings).encode_queries(texts), expected.numpy(), atol=1e-5)
+
+
+def test_a_fresh_adapter_is_the_base_and_documents_never_see_it(encoder, tmp_path):
+    before = encoder.encode_queries(TEXTS)
+    documents = encoder.encode_documents(TEXTS)
+    encoder.add_adapter("one", LoraSettings())
+    np.testing.assert_allclose(encoder.encode_queries(TEXTS, adapter="one"), before, atol=1e-6)
+    randomise(encoder)
+    assert np.abs(encoder.encode_queries(TEXTS, adapter="one") - before).max() > 1e-3
+    np.testing.assert_allclose(encoder.encode_queries(TEXTS), before, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_documents(TEXTS), documents, atol=1e-6)
+
+
+def test_adapters_survive_saving_loading_replacing_and_merging(encoder, tmp_path):
+    encoder.add_adapter("one", LoraSettings())
+    randomise(encoder)
+    expected = encoder.encode_queries(TEXTS, adapter="one")
+    encoder.save_adapter("one", tmp_path)
+    other = load_encoder(FAKE)
+    for name in ("x", "y", "x"):
+        other.load_adapter(name, tmp_path)
+    assert sorted(other.adapters) == ["x", "y"]
+    np.testing.assert_allclose(other.encode_queries(TEXTS, adapter="x"), expected, atol=1e-6)
+    merged = load_encoder(FAKE)
+    merged.load_adapter("x", tmp_path)
+    merged.merge_adapter("x")
+    np.testing.assert_allclose(merged.encode_queries(TEXTS, adapter=BASE), expected, atol=1e-5)
+
+
+def test_only_the_adapter_gets_gradients(encoder):
+    encoder.add_adapter("one", LoraSettings())
+    encoder.tower(*encoder.pad(encoder.tokenize_queries(TEXTS))).sum().backward()
+    with_gradient = [name for name, weight in encoder.tower.named_parameters() if weight.grad is not None]
+    assert with_gradient
+    assert all("lora" in name for name in with_gradient)
+
+
+def test_routing_features_run_only_the_layers_they_need(encoder):
+    calls = []
+    for number, layer in enumerate(encoder._layers):
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+    assert encoder.routing_features(TEXTS, 0).shape == (4, 32)
+    assert calls == []
+    encoder.routing_features(TEXTS, 1)
+    assert calls == [0]
+    np.testing.assert_allclose(encoder.routing_features(TEXTS, "embedding"), encoder.encode_queries(TEXTS))
+    with pytest.raises(EncoderError, match=r"routing\.features"):
+        encoder.routing_features(TEXTS, 2)
+
+
+def test_bad_adapters_are_refused_by_name(encoder, tmp_path):
+    with pytest.raises(EncoderError, match="target_modules"):
+        encoder.add_adapter("one", LoraSettings(target_modules=("nonsense",)))
+    with pytest.raises(EncoderError, match=r"lacks adapter_config\.json"):
+        encoder.load_adapter("one", tmp_path)
+    with pytest.raises(EncoderError, match="no adapter 'two'"):
+        encoder.encode_queries(["x"], adapter="two")
+
+
+def test_fingerprint_follows_meaning_and_not_precision():
+    assert encoder_fingerprint(FAKE) == encoder_fingerprint(FAKE.model_copy(update={"dtype": "bf16"}))
+    assert encoder_fingerprint(FAKE) != encoder_fingerprint(FAKE.model_copy(update={"pooling": "cls"}))
+
+
+def test_unknown_folders_are_refused(tmp_path):
+    with pytest.raises(EncoderError, match=r"encoder\.name"):
+        load_encoder(EncoderSettings(name=str(tmp_path / "none")))
+
+
+def test_the_default_encoder_knows_what_texts_mean():
+    encoder = load_encoder(EncoderSettings())
+    queries = encoder.encode_queries(["how do I bake bread", "my laptop does not start"])
+    documents = encoder.encode_documents(["Knead the dough and let it rise.", "The computer fails to boot."])
+    assert (queries @ documents.T).argmax(axis=1).tolist() == [0, 1]

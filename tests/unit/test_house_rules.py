@@ -1,0 +1,76 @@
+"""Rules that hold the project together and that no other test would notice."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from routerretriever.cli import app
+from routerretriever.config import load_recipe
+from typer.main import get_command
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "platform" / "routerretriever"
+ROOMS = [
+    "datasets",
+    "corpus",
+    "training",
+    "scoring",
+    "pilots",
+    "routing",
+    "evaluation",
+    "registry",
+    "serving",
+]
+
+
+def test_platform_never_shadows_pythons_own_module():
+    assert not (ROOT / "platform" / "__init__.py").exists()
+
+
+def test_commands_stay_few():
+    command = get_command(app)
+    assert sorted(command.commands) == [
+        "add-expert", "datasets", "encode", "evaluate", "pilots", "register", "remove-expert", "run", "score",
+        "serve", "train",
+    ]  # fmt: skip
+    assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
+
+
+def test_every_step_has_its_job():
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__"}
+    assert jobs == {"encode", "train", "score", "pilots", "evaluate", "register", "run"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_to_its_left(room):
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("routerretriever."):
+                other = node.module.split(".")[1]
+                assert other not in ROOMS or other in allowed, f"{path.name} imports {other}"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, routerretriever.cli; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid(path):
+    assert load_recipe(path).name == path.stem
+
+
+def test_contriever_recipe_has_the_papers_settings():
+    recipe = load_recipe(ROOT / "jobs" / "recipes" / "beir-contriever.yaml")
+    assert (recipe.encoder.name, recipe.encoder.pooling, recipe.encoder.similarity) == (
+        "facebook/contriever", "mean", "dot",
+    )  # fmt: skip
+    assert (recipe.encoder.query_max_length, recipe.training.batch_size) == (512, 256)
+    assert recipe.training.learning_rate == 1e-4
+    assert (recipe.training.lora.rank, recipe.training.lora.alpha) == (8, 32)

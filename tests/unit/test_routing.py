@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from routerretriever.config import RoutingSettings
+from routerretriever.pilots import best_expert, build_library
+from routerretriever.routing import PilotRouter, RoutingData, fit_router, load_router, save_router
+from routerretriever.routing.protocol import softmax
+
+TIED = np.array([[1.0, 1.0, 0.0], [0.0, 0.5, 0.2], [0.0, 0.3, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("ties", "own", "expected"),
+    [
+        ("own", 0, [[1, 0, 0], [0, 1, 0], [0, 0, 0]]),
+        ("own", None, [[0, 0, 0], [0, 1, 0], [0, 0, 0]]),
+        ("drop", 0, [[0, 0, 0], [0, 1, 0], [0, 0, 0]]),
+        ("first", 2, [[1, 0, 0], [0, 1, 0], [0, 1, 0]]),
+        ("all", 2, [[1, 1, 0], [0, 1, 0], [0, 1, 1]]),
+    ],
+)
+def test_the_tie_rules(ties, own, expected):
+    np.testing.assert_array_equal(best_expert(TIED, own, ties), np.array(expected, dtype=bool))
+
+
+def data(seed=0, queries=40):
+    random = np.random.default_rng(seed)
+    centres = np.eye(4)[:3] * 3
+    features = {
+        n: random.normal(centres[i], 0.3, (queries, 4)).astype(np.float32) for i, n in enumerate("abc")
+    }
+    utilities = {}
+    for i, name in enumerate("abc"):
+        utility = random.uniform(0, 0.4, (queries, 3))
+        utility[:, i] += 0.5
+        utilities[name] = utility
+    return RoutingData(list("abc"), utilities, features)
+
+
+def test_a_pilot_is_the_mean_of_its_group():
+    d = data()
+    library = build_library(d.experts, d.utilities, d.features)
+    for dataset, owner, pilot, size in zip(
+        library.dataset_P, library.expert_P, library.vectors_Pd, library.size_P, strict=True
+    ):
+        group = d.features[dataset][d.utilities[dataset].argmax(axis=1) == owner]
+        assert len(group) == size
+        np.testing.assert_allclose(pilot, group.mean(axis=0), rtol=1e-5)
+    assert len(library.vectors_Pd) <= 9
+
+
+@given(arrays(np.float32, (5, 4), elements=st.floats(-1, 1, width=32)))
+def test_mean_similarity_is_similarity_to_the_mean_pilot(features):
+    pilots = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    owners = np.array([0, 0, 1, 1, 1, 2])
+    scores = PilotRouter(list("abc"), pilots, owners).scores(features)
+    means = np.stack([pilots[owners == e].mean(axis=0) for e in range(3)])
+    np.testing.assert_allclose(scores, features @ means.T, atol=1e-5)
+
+
+@given(arrays(np.float64, (4, 3), elements=st.floats(-50, 50)))
+def test_soft_weights_are_a_distribution_in_the_order_of_the_scores(scores):
+    weights = softmax(scores)
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-5)
+    best = scores.max(axis=1, keepdims=True) == scores
+    assert (weights[best] >= weights.max(axis=1).repeat(best.sum(axis=1)) - 1e-6).all()
+
+
+def test_an_expert_without_pilots_is_reported_and_never_chosen():
+    d = data()
+    utilities = {
+        name: np.concatenate([u[:, :2], np.zeros((len(u), 1))], axis=1) for name, u in d.utilities.items()
+    }
+    assert build_library(d.experts, utilities, d.features).without_pilots == ["c"]
+    for mixing in ("hard", "soft"):
+        router = fit_router(RoutingData(d.experts, utilities, d.features), RoutingSettings(mixing=mixing))
+        assert (router.weights(d.features["c"])[:, 2] == 0).all()
+
+
+def test_no_evidence_at_all_is_an_error():
+    d = data()
+    with pytest.raises(ValueError, match="tells the experts apart"):
+        build_library(
+            d.experts, {n: np.ones_like(u) for n, u in d.utilities.items()}, d.features, ties="drop"
+        )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RoutingSettings(),
+        RoutingSettings(clusters=3),
+        RoutingSettings(aggregate="nearest"),
+        RoutingSettings(mixing="soft", temperature=0.1),
+        RoutingSettings(router="posterior"),
+        RoutingSettings(router="posterior", mixing="soft"),
+    ],
+    ids=str,
+)
+def test_routers_find_clear_domains_and_survive_saving(settings, tmp_path):
+    d, fresh = data(), data(seed=1)
+    router = fit_router(d, settings)
+    save_router(router, tmp_path)
+    loaded = load_router(tmp_path)
+    for column, name in enumerate("abc"):
+        weights = router.weights(fresh.features[name])
+        assert weights.shape == (40, 3)
+        np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-5)
+        assert (weights.argmax(axis=1) == column).mean() > 0.9
+        np.testing.assert_array_equal(weights, loaded.weights(fresh.features[name]))
+
+
+def test_uniform_and_fixed(tmp_path):
+    d = data()
+    uniform = fit_router(d, RoutingSettings(router="uniform"))
+    np.testing.assert_allclose(uniform.weights(d.features["a"]), 1 / 3)
+    fixed = fit_router(d, RoutingSettings(router="fixed", expert="b"))
+    assert (fixed.weights(d.features["a"])[:, 1] == 1).all()
+    save_router(fixed, tmp_path)
+    np.testing.assert_array_equal(
+        load_router(tmp_path).weights(d.features["a"]), fixed.weights(d.features["a"])
+    )
+
+
+def test_two_domains_are_enough_for_the_posterior():
+    d = data()
+    two = RoutingData(["a", "b"], {n: d.utilities[n][:, :2] for n in "ab"}, {n: d.features[n] for n in "ab"})
+    router = fit_router(two, RoutingSettings(router="posterior", mixing="soft"))
+    assert router.weights(d.features["a"])[:, 0].mean() > 0.9

@@ -1,0 +1,56 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from routerretriever.config import TrainingSettings
+from routerretriever.training.objective import candidate_loss, draw_targets
+
+
+def rows(*values):
+    return np.array(values, dtype=np.int64)
+
+
+def test_the_loss_is_softmax_over_candidates_with_other_positives_masked():
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    documents = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.2, 0.1]])
+    loss = candidate_loss(query, documents, rows(0, 1, 2, 3), rows(0, 2), [rows(0, 1), rows(2)], 0.5)
+
+    def one(scores, target):
+        return -math.log(math.exp(scores[target] / 0.5) / sum(math.exp(s / 0.5) for s in scores))
+
+    first = one([1.0, 0.0, 0.2], 0)  # document 1 is the first query's other positive
+    second = one([0.0, 0.5, 1.0, 0.1], 2)
+    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_candidates_may_be_any_rows_of_the_corpus():
+    query = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    documents = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    chosen = rows(1, 4, 7, 9)
+    loss = candidate_loss(query, documents[chosen], chosen, rows(4, 9), [rows(4, 8, 9), rows(9)], 1.0)
+    logits = query @ documents[chosen].T
+    logits[0, 3] = float("-inf")
+    assert loss.item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.tensor([1, 3])).item()
+    )
+
+
+def test_targets_are_drawn_by_grade():
+    random = np.random.default_rng(0)
+    drawn = [draw_targets([rows(3, 8)], [rows(1, 3)], random)[0] for _ in range(400)]
+    assert 0.68 < np.mean(np.array(drawn) == 8) < 0.82
+
+
+def test_schedule_and_length():
+    from routerretriever.training.loop import learning_rate_factor, resolve_objective, run_length
+
+    settings = TrainingSettings(max_steps=100, warmup_fraction=0.1)
+    factors = [learning_rate_factor(settings, step, 100) for step in range(101)]
+    assert factors[9] == 1.0 == max(factors)
+    assert factors[100] == 0.0
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert run_length(TrainingSettings(max_steps=100, max_epochs=3), 10) == 30
+    assert resolve_objective(TrainingSettings(corpus_objective_limit=10), 11) == "sampled"
+    assert resolve_objective(TrainingSettings(objective="in_batch"), 5) == "in_batch"
