@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.encode RECIPE`: the command `routerretriever encode`."""
+"""`routerretriever encode` as a job: `ray job submit --working-dir . -- python -m jobs.encode RECIPE`."""
 
 from routerretriever.cli import main_for
 

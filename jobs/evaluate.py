@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.evaluate RECIPE`: the command `routerretriever evaluate`."""
+"""`routerretriever evaluate` as a job: `ray job submit --working-dir . -- python -m jobs.evaluate RECIPE`."""
 
 from routerretriever.cli import main_for
 

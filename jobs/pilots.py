@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.pilots RECIPE`: the command `routerretriever pilots`."""
+"""`routerretriever pilots` as a job: `ray job submit --working-dir . -- python -m jobs.pilots RECIPE`."""
 
 from routerretriever.cli import main_for
 

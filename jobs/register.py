@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.register RECIPE`: the command `routerretriever register`."""
+"""`routerretriever register` as a job: `ray job submit --working-dir . -- python -m jobs.register RECIPE`."""
 
 from routerretriever.cli import main_for
 

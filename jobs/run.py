@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.run RECIPE`: the command `routerretriever run`."""
+"""`routerretriever run` as a job: `ray job submit --working-dir . -- python -m jobs.run RECIPE`."""
 
 from routerretriever.cli import main_for
 

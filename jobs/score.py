@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.score RECIPE`: the command `routerretriever score`."""
+"""`routerretriever score` as a job: `ray job submit --working-dir . -- python -m jobs.score RECIPE`."""
 
 from routerretriever.cli import main_for
 

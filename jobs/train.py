@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python -m jobs.train RECIPE`: the command `routerretriever train`."""
+"""`routerretriever train` as a job: `ray job submit --working-dir . -- python -m jobs.train RECIPE`."""
 
 from routerretriever.cli import main_for
 

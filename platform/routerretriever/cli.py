@@ -128,7 +128,7 @@ def add_expert(
     quiet: Quiet = False,
     release: Release = True,
 ) -> None:
-    """Add a domain: train its expert, score what is missing, register a new bundle, update the recipe file."""
+    """Add a domain: train its expert, score what is missing, register a bundle, update the recipe file."""
     from routerretriever.changes import add_domain
 
     _set_up(quiet)
@@ -142,7 +142,7 @@ def remove_expert(
     quiet: Quiet = False,
     release: Release = True,
 ) -> None:
-    """Remove a domain's expert: register a bundle without it, update the recipe file. Nothing is retrained."""
+    """Remove an expert: register a bundle without it, update the recipe file. Nothing is retrained."""
     from routerretriever.changes import remove_domain
 
     _set_up(quiet)

@@ -54,7 +54,8 @@ def room_for(cpus: float, gpus: float) -> int:
     fits = min(limits, default=1)
     if fits < 1:
         raise ValueError(
-            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {have_cpus:g} and {have_gpus:g}"
+            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs; "
+            f"the cluster has {have_cpus:g} and {have_gpus:g}"
         )
     return fits
 

@@ -49,8 +49,8 @@ class Pipeline:
         for name in recipe.expert_domains:
             if "train" not in self.collections[name].splits():
                 raise DatasetError(
-                    f"domains.{name}: {self.collections[name].folder} has no train split; add qrels/train.tsv "
-                    "or set expert: false"
+                    f"domains.{name}: {self.collections[name].folder} has no train split; "
+                    "add qrels/train.tsv or set expert: false"
                 )
 
     @property

@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,7 @@ class ArtifactStore:
         """Add every file below a local folder."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                source = path
-                self.put(key, path.relative_to(folder).as_posix(), lambda to, s=source: _copy(s, to))
+                self.put(key, path.relative_to(folder).as_posix(), partial(_copy, path))
 
     def commit(self, key: str, manifest: dict[str, Any]) -> None:
         """Declare an artifact finished."""
@@ -135,13 +135,13 @@ class ArtifactStore:
             return Path(root) / key
         cached = _cache_folder() / fsspec.utils.tokenize(self.uri) / key
         if not (cached / MANIFEST).exists():
-            partial = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
-            filesystem.get(f"{root}/{key}/", f"{partial}/", recursive=True)
+            fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
+            filesystem.get(f"{root}/{key}/", f"{fresh}/", recursive=True)
             try:
-                partial.rename(cached)
+                fresh.rename(cached)
             except OSError:
                 # Another process of this machine was faster; artifacts never change, so its copy is ours.
-                shutil.rmtree(partial)
+                shutil.rmtree(fresh)
         return cached
 
     def local_file(self, key: str, name: str) -> Path:
@@ -153,9 +153,9 @@ class ArtifactStore:
         cached = _cache_folder() / fsspec.utils.tokenize(self.uri) / "unfinished" / key / name
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
-            filesystem.get_file(source, str(partial))
-            partial.replace(cached)
+            fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
+            filesystem.get_file(source, str(fresh))
+            fresh.replace(cached)
         return cached
 
     def delete(self, key: str) -> None:

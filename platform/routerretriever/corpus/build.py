@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def _write_documents(collection: Collection, key: str, shard_size: int, store: A
                 "text": [document.text for document in documents],
             }
         )
-        store.put(key, documents_file(shard), lambda path, table=table: parquet.write_table(table, path))
+        store.put(key, documents_file(shard), partial(parquet.write_table, table))
         sizes.append(len(documents))
     if not sizes:
         raise DatasetError(f"{collection.folder}: the corpus has no documents")

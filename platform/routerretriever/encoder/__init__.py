@@ -5,7 +5,12 @@ The only room that knows models and tokenizers. It knows nothing of collections,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from routerretriever.encoder.source import EncoderError, encoder_fingerprint
+
+if TYPE_CHECKING:
+    from routerretriever.encoder.encoder import Encoder, Features, load_encoder
 
 __all__ = ["Encoder", "EncoderError", "Features", "encoder_fingerprint", "load_encoder"]
 

@@ -320,7 +320,7 @@ def _mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
 def _transformer_layers(model: Any) -> list[nn.Module]:
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(stacks, key=len)) if stacks else []
+    return list(max(stacks, key=lambda stack: len(list(stack)), default=nn.ModuleList()))
 
 
 def _pick_device(wanted: str) -> torch.device:

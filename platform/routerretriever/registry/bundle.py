@@ -66,7 +66,8 @@ def write_bundle(
         if expert.card["encoder_fingerprint"] != fingerprint:
             raise BundleError(
                 f"expert {name!r} was trained on base encoder {expert.card['encoder']['name']} "
-                f"({expert.card['encoder_fingerprint']}); this bundle's is {recipe.encoder.name} ({fingerprint})"
+                f"({expert.card['encoder_fingerprint']}); "
+                f"this bundle's is {recipe.encoder.name} ({fingerprint})"
             )
         target = folder / "experts" / name
         shutil.copytree(expert.folder(store), target)

@@ -75,8 +75,13 @@ class Registry:
                                **{k: v for k, v in card["training"].items() if k != "lora"}})  # fmt: skip
             for step, dev in card["history"]:
                 mlflow.log_metric("dev_ndcg_at_10", dev, step=step)
-            mlflow.log_metrics({"best_dev_ndcg_at_10": card["dev_ndcg_at_10"], "train_seconds": card["seconds"],
-                                "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"]})  # fmt: skip
+            mlflow.log_metrics(
+                {
+                    "best_dev_ndcg_at_10": card["dev_ndcg_at_10"],
+                    "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"],
+                    "train_seconds": card["seconds"],
+                }
+            )
             mlflow.log_artifacts(str(expert.folder(store)), "expert")
             tags = {_VERSION_TAG: expert.version, "encoder_fingerprint": card["encoder_fingerprint"],
                     "domain": expert.domain, "train_data": card["train"], "corpus": card["corpus"],

@@ -117,7 +117,9 @@ def train_experts(
         )
         board = Board.remote()  # type: ignore[attr-defined]
         task = ray.remote(num_cpus=0, max_retries=0)(_train_one)
-        waiting, running, failures = list(jobs), {}, {}
+        waiting = list(jobs)
+        running: dict[Any, ExpertJob] = {}
+        failures: dict[str, str] = {}
         with bars() as progress:
             rows = {job.domain: progress.add_task(f"training {job.domain}", total=None) for job in jobs}
             while waiting or running:

@@ -1,0 +1,293 @@
+"""The whole main job on the fake encoder: real Ray, real MLflow, real FAISS, real HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import mlflow
+import numpy as np
+import pytest
+import ray
+from beir.retrieval.evaluation import EvaluateRetrieval
+from beir.retrieval.search.dense import DenseRetrievalExactSearch
+from conftest import WORDS, tiny_recipe, write_collection
+from ray import serve
+from routerretriever import RouterRetriever
+from routerretriever.changes import add_domain, remove_domain
+from routerretriever.config import BASE, RecipeError, load_recipe
+from routerretriever.corpus import open_index
+from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, ROUTED
+from routerretriever.measures import utilities
+from routerretriever.pipeline import Pipeline
+from routerretriever.registry import BundleError
+from routerretriever.registry.bundle import read_manifest
+from routerretriever.registry.mlflow_registry import fetch_bundle
+from routerretriever.serving import deploy
+from routerretriever.training import TrainingFailed
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def done(cluster, tmp_path_factory):
+    """A finished run of the tiny recipe."""
+    root = tmp_path_factory.mktemp("run")
+    for name, words in WORDS.items():
+        write_collection(root / "data" / name, words)
+    pipeline = Pipeline(tiny_recipe(root))
+    registered = pipeline.register()
+    return pipeline, registered, root
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
+    pipeline, _, _ = done
+    storage = Path(pipeline.store.uri)
+    kinds = ("corpora", "experts", "scores", "judgements")
+    before = {kind: files_below(storage / kind) for kind in kinds}
+    assert all(before.values())
+    again = Pipeline(pipeline.recipe)
+    assert again.evaluation.ndcg_at_10 == pipeline.evaluation.ndcg_at_10
+    assert {kind: files_below(storage / kind) for kind in kinds} == before
+    assert not list((storage / "training").glob("*"))
+
+
+def test_the_evaluation_is_consistent(done):
+    pipeline, _, _ = done
+    figures = pipeline.evaluation.ndcg_at_10
+    assert list(figures) == [BASE, "fruit", "metal", ROUTED, DATASET_ORACLE, INSTANCE_ORACLE]
+    for dataset in ("fruit", "metal", "sport"):
+        assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))
+        assert figures[INSTANCE_ORACLE][dataset] >= figures[DATASET_ORACLE][dataset]
+        assert figures[ROUTED][dataset] <= figures[INSTANCE_ORACLE][dataset] + 1e-9
+    assert pipeline.evaluation.with_expert == ["fruit", "metal"]
+    assert (pipeline.report_folder / "evaluation.json").is_file()
+    assert "RouterRetriever" in (pipeline.report_folder / "evaluation.md").read_text()
+
+
+def test_score_table_agrees_with_a_plain_search(done):
+    pipeline, _, _ = done
+    for dataset, scores in pipeline.scores.items():
+        index = open_index(pipeline.corpora[dataset], pipeline.recipe.corpus.index, pipeline.store)
+        run = index.run(scores.query_ids, scores.base_vectors, 100)
+        measured = utilities(pipeline.collections[dataset].qrels("train"), run)
+        expected = [measured[i].ndcg_at_10 for i in scores.query_ids]
+        np.testing.assert_allclose(scores.ndcg_QE[:, scores.of(BASE)], expected)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_approximate_indexes_find_what_the_exact_one_finds(done, kind):
+    pipeline, _, _ = done
+    corpus = pipeline.corpora["fruit"]
+    settings = pipeline.recipe.corpus.index
+    exact = open_index(corpus, settings, pipeline.store)
+    other = open_index(corpus, settings.model_copy(update={"kind": kind}), pipeline.store)
+    queries = corpus.matrix()
+    np.testing.assert_array_equal(exact.search(queries, 1)[1], other.search(queries, 1)[1])
+
+
+def test_beirs_own_evaluator_gives_the_same_figures(done):
+    pipeline, registered, _ = done
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
+    for dataset in ("fruit", "sport"):
+        collection = pipeline.collections[dataset]
+        corpus = {d.id: {"title": d.title, "text": d.text} for d in collection.documents()}
+        similarity = "cos_sim" if pipeline.recipe.encoder.similarity == "cosine" else "dot"
+        searcher = EvaluateRetrieval(
+            DenseRetrievalExactSearch(model, batch_size=16), score_function=similarity
+        )
+        results = searcher.retrieve(corpus, collection.queries("test"))
+        ndcg, _, _, _ = searcher.evaluate(collection.qrels("test"), results, [10])
+        ours = pipeline.evaluation.ndcg_at_10[ROUTED][dataset]
+        assert ndcg["NDCG@10"] == pytest.approx(ours, abs=1e-4)
+
+
+def test_the_bundle_is_an_mlflow_model_too(done):
+    _, registered, _ = done
+    mlflow.set_tracking_uri(registered.tracking_uri)
+    predicted = mlflow.pyfunc.load_model(registered.uri).predict(["where is tin with lead"])
+    direct = RouterRetriever.load(registered.uri).encode_queries(["where is tin with lead"])
+    np.testing.assert_allclose(predicted, direct, atol=1e-6)
+
+
+def test_a_damaged_bundle_and_one_of_another_base_are_refused(done):
+    pipeline, registered, _ = done
+    folder = fetch_bundle(registered.uri, registered.tracking_uri)
+    with (folder / "experts" / "fruit" / "adapter_model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="altered"):
+        read_manifest(folder)
+    folder = fetch_bundle(registered.uri, registered.tracking_uri)
+    manifest = (
+        (folder / "bundle.json")
+        .read_text()
+        .replace(pipeline.experts["fruit"].card["encoder_fingerprint"], "0123456789abcdef")
+    )
+    (folder / "bundle.json").write_text(manifest)
+    with pytest.raises(BundleError, match="fingerprint"):
+        RouterRetriever(folder)
+
+
+def test_one_domains_failure_leaves_the_others_finished(done, tmp_path):
+    pipeline, _, root = done
+    recipe = pipeline.recipe.model_copy(
+        update={"training": pipeline.recipe.training.model_copy(update={"seed": 9, "max_failures": 0})}
+    )
+    changed = Pipeline(recipe)
+    _ = changed.corpora
+    queries = root / "data" / "metal" / "qrels" / "train.tsv"
+    good = queries.read_text()
+    try:
+        queries.write_text(good + "q0\tmissing-document\t1\n")
+        with pytest.raises(TrainingFailed, match=r"metal: .*missing-document"):
+            _ = changed.experts
+        assert changed.untrained() == ["metal"]
+    finally:
+        queries.write_text(good)
+
+
+def test_adding_and_removing_an_expert_touches_nobody_else(done, tmp_path):
+    pipeline, registered, root = done
+    path = tmp_path / "recipe.yaml"
+    with path.open("w") as file:
+        YAML().dump(pipeline.recipe.model_dump(mode="json"), file)
+    weights = files_below(Path(pipeline.store.uri) / "experts")
+    added = add_domain(path, "sport", str(root / "data" / "sport"))
+    after = files_below(Path(pipeline.store.uri) / "experts")
+    assert {name: after[name] for name in weights} == weights
+    assert {n: added.expert_versions[n] for n in ("fruit", "metal")} == registered.expert_versions
+    assert added.version > registered.version
+    assert load_recipe(path).expert_domains == ["fruit", "metal", "sport"]
+    with pytest.raises(RecipeError, match="has an expert already"):
+        add_domain(path, "sport", "anywhere")
+
+    removed = remove_domain(path, "metal")
+    assert sorted(removed.expert_versions) == ["fruit", "sport"]
+    assert removed.expert_versions["fruit"] == registered.expert_versions["fruit"]
+    assert RouterRetriever.load(removed.uri, removed.tracking_uri).experts == ["fruit", "sport"]
+    with pytest.raises(RecipeError, match="no such expert"):
+        remove_domain(path, "metal")
+
+
+def test_a_change_that_would_retrain_others_is_refused_and_leaves_the_recipe(done, tmp_path):
+    pipeline, _, root = done
+    path = tmp_path / "recipe.yaml"
+    values = pipeline.recipe.model_dump(mode="json")
+    values["training"]["learning_rate"] = 0.02
+    with path.open("w") as file:
+        YAML().dump(values, file)
+    before = path.read_text()
+    with pytest.raises(RecipeError, match="fruit, metal are not trained"):
+        add_domain(path, "sport", str(root / "data" / "sport"))
+    assert path.read_text() == before
+
+
+def test_data_parallel_workers_and_the_other_objectives_train(done):
+    pipeline, _, _ = done
+    changes = {
+        "objective": "sampled",
+        "workers": 2,
+        "hard_negatives": 2,
+        "random_negatives": 4,
+        "max_steps": 2,
+    }
+    training = pipeline.recipe.training.model_copy(update=changes)
+    recipe = pipeline.recipe.model_copy(
+        update={"training": training, "domains": {"fruit": pipeline.recipe.domains["fruit"]}}
+    )
+    assert Pipeline(recipe).experts["fruit"].card["steps"] == 2
+
+
+@pytest.fixture(scope="module")
+def url(done):
+    pipeline, registered, _ = done
+    from routerretriever.registry import Registry
+
+    # Later tests move the alias; serve what the evaluation was made with.
+    Registry(pipeline.recipe, pipeline.store).release(registered.version)
+    return deploy(pipeline)
+
+
+def test_search_answers_with_the_expert_and_the_documents(done, url):
+    pipeline, registered, _ = done
+    query = "where is grape with fig"
+    response = httpx.post(
+        f"{url}/v1/search", json={"query": query, "collection": "fruit", "top_k": 3}, timeout=60
+    )
+    assert response.status_code == 200
+    answer = response.json()
+    assert len(answer["results"]) == 3
+    assert answer["expert"] in ("fruit", "metal")
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
+    index = open_index(pipeline.corpora["fruit"], pipeline.recipe.corpus.index, pipeline.store)
+    expected = index.run(["q"], model.encode_queries([query]), 3)["q"]
+    assert [hit["id"] for hit in answer["results"]] == list(expected)
+    assert [hit["score"] for hit in answer["results"]] == pytest.approx(list(expected.values()), abs=1e-4)
+
+
+def test_embeddings_are_openais_and_the_same_in_base64(done, url):
+    import base64
+
+    body = {"input": ["where is tin with lead", "x"], "model": "router"}
+    floats = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).json()
+    packed = httpx.post(f"{url}/v1/embeddings", json={**body, "encoding_format": "base64"}, timeout=60).json()
+    for one, other in zip(floats["data"], packed["data"], strict=True):
+        unpacked = np.frombuffer(base64.b64decode(other["embedding"]), dtype="<f4")
+        np.testing.assert_allclose(one["embedding"], unpacked, atol=1e-5)
+    assert floats["usage"]["prompt_tokens"] == 10
+
+
+def test_routes_and_experts_are_told(url):
+    routed = httpx.post(f"{url}/v1/route", json={"input": "where is tin with lead"}, timeout=60).json()[
+        "data"
+    ][0]
+    assert sum(routed["weights"].values()) == pytest.approx(1)
+    assert {expert["name"] for expert in httpx.get(f"{url}/v1/experts").json()} == {"fruit", "metal"}
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "named"),
+    [
+        ("search", {"query": "", "collection": "fruit"}, 422, "query"),
+        ("search", {"query": "x", "collection": "none"}, 404, "collection"),
+        ("search", {"query": "x"}, 404, "collection"),
+        ("search", {"query": "x", "collection": "fruit", "top_k": 0}, 422, "top_k"),
+        ("search", {"query": "x", "collection": "fruit", "top_k": "3"}, 422, "top_k"),
+        ("search", {"query": "x", "collection": "fruit", "model": "none"}, 404, "model"),
+        ("search", {"query": "x", "colection": "fruit"}, 422, "colection"),
+        ("embeddings", {"input": []}, 422, "input"),
+        ("embeddings", {"input": "x", "encoding_format": "hex"}, 422, "encoding_format"),
+        ("route", {"input": 3}, 422, "input"),
+    ],
+)
+def test_bad_requests_get_a_4xx_that_names_the_field(url, path, body, status, named):
+    response = httpx.post(f"{url}/v1/{path}", json=body, timeout=60)
+    assert response.status_code == status
+    assert named in response.text
+
+
+def test_cli_reports_a_users_mistake_without_a_traceback(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: r\ndata_root: {tmp_path}\ndomains:\n  a: {{path: scifact}}\n")
+    command = [sys.executable, "-m", "jobs.train", str(recipe)]
+    failed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert failed.returncode == 1
+    assert "domains.a.path: no folder" in failed.stderr
+    assert "Traceback" not in failed.stderr
