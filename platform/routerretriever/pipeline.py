@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 from routerretriever.cluster import connect
-from routerretriever.config import BASE, Recipe, RecipeError
+from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
 from routerretriever.console import log
 from routerretriever.corpus import Corpus, build_corpora, open_index
 from routerretriever.datasets import Collection, DatasetError, open_collection
-from routerretriever.evaluation import Evaluation, evaluate, write_reports
+from routerretriever.evaluation import PAPER, ROUTED, Evaluation, evaluate, write_reports
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, build_scores
@@ -96,21 +96,28 @@ class Pipeline:
     @cached_property
     def router(self) -> Router:
         """Build the pilot library, or whatever the recipe's router learns, and the router."""
-        names = list(self.recipe.expert_domains)
-        if self.recipe.routing.include_base:
-            names.append(BASE)
-        utilities = {
-            dataset: scores.ndcg_QE[:, [scores.of(name) for name in names]]
-            for dataset, scores in self.scores.items()
-        }
-        data = RoutingData(names, utilities, self._features(self.scores, self._source_split))
-        router = fit_router(data, self.recipe.routing)
+        router = self._fit(self.recipe.routing)
+        names = router.experts
         silent = [n for n in names if router.kind == "pilots" and n not in _experts_with_pilots(router)]
         if silent:
             log.warning(
                 "no pilots for %s: never the best on any query, so never routed to", ", ".join(silent)
             )
         return router
+
+    def _fit(self, settings: RoutingSettings) -> Router:
+        names = list(self.recipe.expert_domains)
+        if settings.include_base:
+            names.append(BASE)
+        utilities = {
+            dataset: scores.ndcg_QE[:, [scores.of(name) for name in names]]
+            for dataset, scores in self.scores.items()
+        }
+        return fit_router(RoutingData(names, utilities, self._source_features), settings)
+
+    @cached_property
+    def _source_features(self) -> dict[str, Vectors]:
+        return self._features(self.scores, self._source_split)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -119,10 +126,14 @@ class Pipeline:
         if not tested:
             raise DatasetError("no domain has a test split; nothing can be evaluated")
         scores = self._scores(tested, "test")
+        routers = {ROUTED: self.router}
+        if self.recipe.routing.router != "pilots":
+            # The paper's router is always beside the deployed one, so that nobody has to take our word.
+            routers[PAPER] = self._fit(RoutingSettings(ties=self.recipe.routing.ties))
         result = evaluate(
             scores,
             {collection.name: collection.qrels("test") for collection in tested},
-            self.router,
+            routers,
             self._features(scores, "test"),
             {c.name: open_index(self.corpora[c.name], self.recipe.corpus.index, self.store) for c in tested},
             self.recipe.scoring.depth,

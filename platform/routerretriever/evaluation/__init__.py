@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from routerretriever.evaluation.evaluate import Evaluation, evaluate, write_reports
+from routerretriever.evaluation.evaluate import PAPER, ROUTED, Evaluation, evaluate, write_reports
 
-__all__ = ["Evaluation", "evaluate", "write_reports"]
+__all__ = ["PAPER", "ROUTED", "Evaluation", "evaluate", "write_reports"]

@@ -24,6 +24,7 @@ from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores
 
 ROUTED = "RouterRetriever"
+PAPER = "pilots"
 DATASET_ORACLE = "DatasetOracle"
 INSTANCE_ORACLE = "InstanceOracle"
 
@@ -37,8 +38,10 @@ class Evaluation:
     """The datasets whose own domain has an expert; the others are zero-shot."""
     ndcg_at_10: dict[str, dict[str, float]]
     recall_at_100: dict[str, dict[str, float]]
+    routers: list[str]
+    """The ways of answering that are routers, the deployed one first."""
     routed_to: dict[str, dict[str, float]]
-    """Dataset -> expert -> mean routing weight."""
+    """Dataset -> expert -> mean routing weight of the deployed router."""
     queries: dict[str, int]
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -53,7 +56,7 @@ class Evaluation:
         for way, figures in self.ndcg_at_10.items():
             means = [self.mean(way, zero_shot=False), self.mean(way, zero_shot=True)]
             cells = [f"{100 * figures[name]:.1f}" for name in self.datasets]
-            lines.append([way, *cells, *("–" if mean is None else f"{100 * mean:.1f}" for mean in means)])
+            lines.append([way, *cells, *(_percent(mean) for mean in means)])
         return lines
 
     def header(self) -> list[str]:
@@ -61,12 +64,20 @@ class Evaluation:
         return ["nDCG@10 x 100", *self.datasets, "mean", "zero-shot"]
 
     def table(self) -> Table:
-        """For the terminal."""
-        table = Table(title=None, header_style="bold")
-        for number, name in enumerate(self.header()):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-        for row in self.rows():
-            table.add_row(*row, style="bold" if row[0] == ROUTED else "dim" if "Oracle" in row[0] else None)
+        """For the terminal: a row per test set; each other expert's figures are in the files."""
+        ways = [BASE, *self.routers, DATASET_ORACLE, INSTANCE_ORACLE]
+        table = Table("test set", "own expert", *ways, title="nDCG@10 x 100", header_style="bold")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name in self.datasets:
+            own = self.ndcg_at_10[name][name] if name in self.with_expert else None
+            table.add_row(name, _percent(own), *(_percent(self.ndcg_at_10[way][name]) for way in ways))
+        table.add_section()
+        own_mean = [self.ndcg_at_10[name][name] for name in self.with_expert]
+        means = [_percent(self.mean(way, zero_shot=False)) for way in ways]
+        table.add_row("mean", _percent(float(np.mean(own_mean))), *means, style="bold")
+        if len(self.with_expert) < len(self.datasets):
+            table.add_row("zero-shot mean", "", *(_percent(self.mean(way, zero_shot=True)) for way in ways))
         return table
 
     def markdown(self) -> str:
@@ -87,7 +98,7 @@ class Evaluation:
 def evaluate(
     scores: ScoreTable,
     qrels: Mapping[str, Qrels],
-    router: Router,
+    routers: Mapping[str, Router],
     features: Mapping[str, Vectors],
     indexes: Mapping[str, SearchIndex],
     depth: int,
@@ -98,14 +109,14 @@ def evaluate(
     Args:
         scores: test scores by dataset.
         qrels: test judgements by dataset.
-        router: the fitted router.
+        routers: fitted routers by name, the one to be deployed first.
         features: routing features of the test queries by dataset, in the score table's order.
         indexes: search index by dataset.
         depth: documents retrieved per query.
         settings: the recipe's, recorded with the figures.
     """
     experts = next(iter(scores.values())).experts
-    ways = [BASE, *[name for name in experts if name != BASE], ROUTED, DATASET_ORACLE, INSTANCE_ORACLE]
+    ways = [BASE, *[name for name in experts if name != BASE], *routers, DATASET_ORACLE, INSTANCE_ORACLE]
     ndcg: dict[str, dict[str, float]] = {way: {} for way in ways}
     recall: dict[str, dict[str, float]] = {way: {} for way in ways}
     routed_to: dict[str, dict[str, float]] = {}
@@ -113,12 +124,14 @@ def evaluate(
         for name in experts:
             ndcg[name][dataset] = float(table.ndcg_QE[:, table.of(name)].mean())
             recall[name][dataset] = float(table.recall_QE[:, table.of(name)].mean())
-        weights_BT = router.weights(features[dataset])
-        run = indexes[dataset].run(table.query_ids, mix(table, router.experts, weights_BT), depth)
-        measured = utilities(qrels[dataset], run)
-        ndcg[ROUTED][dataset] = float(np.mean([measured[i].ndcg_at_10 for i in table.query_ids]))
-        recall[ROUTED][dataset] = float(np.mean([measured[i].recall_at_100 for i in table.query_ids]))
-        routed_to[dataset] = dict(zip(router.experts, weights_BT.mean(axis=0).tolist(), strict=True))
+        for name, router in routers.items():
+            weights_BT = router.weights(features[dataset])
+            run = indexes[dataset].run(table.query_ids, mix(table, router.experts, weights_BT), depth)
+            measured = utilities(qrels[dataset], run)
+            ndcg[name][dataset] = float(np.mean([measured[i].ndcg_at_10 for i in table.query_ids]))
+            recall[name][dataset] = float(np.mean([measured[i].recall_at_100 for i in table.query_ids]))
+            shares = dict(zip(router.experts, weights_BT.mean(axis=0).tolist(), strict=True))
+            routed_to.setdefault(dataset, shares)
         # The oracles choose among the experts, as in the paper; the base is not a candidate.
         columns = [table.of(name) for name in experts if name != BASE]
         best = columns[int(table.ndcg_QE[:, columns].mean(axis=0).argmax())]
@@ -131,10 +144,15 @@ def evaluate(
         with_expert=[name for name in scores if name in experts],
         ndcg_at_10=ndcg,
         recall_at_100=recall,
+        routers=list(routers),
         routed_to=routed_to,
         queries={name: len(table.query_ids) for name, table in scores.items()},
         settings=settings,
     )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def mix(table: SplitScores, experts: list[str], weights_BT: Vectors) -> Vectors:

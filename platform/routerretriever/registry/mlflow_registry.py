@@ -26,7 +26,7 @@ from routerretriever.training import Expert
 
 _VERSION_TAG = "content_version"
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
