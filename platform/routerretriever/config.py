@@ -189,11 +189,11 @@ class ScoringSettings(Settings):
 class RoutingSettings(Settings):
     """How a query is turned into weights over the experts. See ``routerretriever.routing``."""
 
-    router: Literal["pilots", "posterior", "fixed", "uniform"] = "pilots"
+    router: Literal["pilots", "posterior", "fixed", "uniform"] = "posterior"
     features: Literal["embedding"] | NonNegativeInt = "embedding"
     """What the router reads: the base embedding, or the mean hidden state entering layer n (0: the input
     embeddings, no transformer layer is run)."""
-    mixing: Literal["hard", "soft"] = "hard"
+    mixing: Literal["hard", "soft"] = "soft"
     temperature: PositiveFloat = 1.0
     """Sharpness of soft mixing: scores are divided by this before the softmax."""
     ties: Literal["own", "drop", "first", "all"] = "own"

@@ -129,7 +129,7 @@ class Pipeline:
         routers = {ROUTED: self.router}
         if self.recipe.routing.router != "pilots":
             # The paper's router is always beside the deployed one, so that nobody has to take our word.
-            routers[PAPER] = self._fit(RoutingSettings(ties=self.recipe.routing.ties))
+            routers[PAPER] = self._fit(RoutingSettings(router="pilots", mixing="hard"))
         result = evaluate(
             scores,
             {collection.name: collection.qrels("test") for collection in tested},

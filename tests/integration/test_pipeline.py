@@ -19,7 +19,7 @@ from routerretriever import RouterRetriever
 from routerretriever.changes import add_domain, remove_domain
 from routerretriever.config import BASE, RecipeError, load_recipe
 from routerretriever.corpus import open_index
-from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, ROUTED
+from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
 from routerretriever.measures import utilities
 from routerretriever.pipeline import Pipeline
 from routerretriever.registry import BundleError
@@ -71,11 +71,12 @@ def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
 def test_the_evaluation_is_consistent(done):
     pipeline, _, _ = done
     figures = pipeline.evaluation.ndcg_at_10
-    assert list(figures) == [BASE, "fruit", "metal", ROUTED, DATASET_ORACLE, INSTANCE_ORACLE]
+    assert list(figures) == [BASE, "fruit", "metal", ROUTED, PAPER, DATASET_ORACLE, INSTANCE_ORACLE]
     for dataset in ("fruit", "metal", "sport"):
         assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))
         assert figures[INSTANCE_ORACLE][dataset] >= figures[DATASET_ORACLE][dataset]
-        assert figures[ROUTED][dataset] <= figures[INSTANCE_ORACLE][dataset] + 1e-9
+        # A hard router is one expert per query; a soft mixture may beat every single expert.
+        assert figures[PAPER][dataset] <= figures[INSTANCE_ORACLE][dataset] + 1e-9
     assert pipeline.evaluation.with_expert == ["fruit", "metal"]
     assert (pipeline.report_folder / "evaluation.json").is_file()
     assert "RouterRetriever" in (pipeline.report_folder / "evaluation.md").read_text()

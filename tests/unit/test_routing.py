@@ -75,7 +75,9 @@ def test_an_expert_without_pilots_is_reported_and_never_chosen():
     }
     assert build_library(d.experts, utilities, d.features).without_pilots == ["c"]
     for mixing in ("hard", "soft"):
-        router = fit_router(RoutingData(d.experts, utilities, d.features), RoutingSettings(mixing=mixing))
+        router = fit_router(
+            RoutingData(d.experts, utilities, d.features), RoutingSettings(router="pilots", mixing=mixing)
+        )
         assert (router.weights(d.features["c"])[:, 2] == 0).all()
 
 
@@ -90,11 +92,11 @@ def test_no_evidence_at_all_is_an_error():
 @pytest.mark.parametrize(
     "settings",
     [
-        RoutingSettings(),
-        RoutingSettings(clusters=3),
-        RoutingSettings(aggregate="nearest"),
-        RoutingSettings(mixing="soft", temperature=0.1),
-        RoutingSettings(router="posterior"),
+        RoutingSettings(router="pilots", mixing="hard"),
+        RoutingSettings(router="pilots", mixing="hard", clusters=3),
+        RoutingSettings(router="pilots", mixing="hard", aggregate="nearest"),
+        RoutingSettings(router="pilots", temperature=0.1),
+        RoutingSettings(router="posterior", mixing="hard"),
         RoutingSettings(router="posterior", mixing="soft"),
     ],
     ids=str,

@@ -5,15 +5,13 @@ index deployment holds the collections' FAISS indexes; documents are the base en
 expert. ``build`` is what ``serve run`` and the command line both call.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException
 from numpy.typing import NDArray
 from ray import serve
 from ray.serve import Application
@@ -210,7 +208,7 @@ class Router:
             method.set_batch_wait_timeout_s(config["batch_wait_seconds"])
 
     @api.post("/v1/search")
-    async def search(self, request: Annotated[SearchRequest, Body()]) -> SearchResponse:
+    async def search(self, request: SearchRequest) -> SearchResponse:
         """Route one query, embed it by the chosen expert or mixture, and search a collection."""
         collection = self._pick_collection(request.collection)
         weights, vector = await self._embed(request.query, request.model)
@@ -219,7 +217,7 @@ class Router:
         return SearchResponse(collection=collection, expert=expert, weights=weights, results=results)
 
     @api.post("/v1/embeddings")
-    async def embeddings(self, request: Annotated[EmbeddingsRequest, Body()]) -> EmbeddingsResponse:
+    async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         """Embed queries, routed or by a named expert. Compatible with OpenAI's clients."""
         texts = [request.input] if isinstance(request.input, str) else request.input
         embedded = await asyncio.gather(*(self._embed(text, request.model) for text in texts))
@@ -232,7 +230,7 @@ class Router:
         return EmbeddingsResponse(data=data, model=request.model, usage=usage)
 
     @api.post("/v1/route")
-    async def route(self, request: Annotated[RouteRequest, Body()]) -> RouteResponse:
+    async def route(self, request: RouteRequest) -> RouteResponse:
         """Say which experts would answer, and how sure the router is."""
         texts = [request.input] if isinstance(request.input, str) else request.input
         features_Bd = np.stack(await asyncio.gather(*(self._features(text) for text in texts)))
