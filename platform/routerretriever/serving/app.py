@@ -175,6 +175,15 @@ class Index:
         return found
 
 
+# Above the class: Serve pickles the ingress class where it is defined, with what is known by then.
+
+
+def _encoded(vector: Vectors, encoding: str) -> list[float] | str:
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()
+
+
 @serve.deployment(max_ongoing_requests=128)
 @serve.ingress(api)
 class Router:
@@ -310,9 +319,3 @@ class Router:
     @serve.batch
     async def _base_vectors(self, texts: list[str]) -> list[Vectors]:
         return list(await asyncio.to_thread(self._encoder.encode_queries, texts))
-
-
-def _encoded(vector: Vectors, encoding: str) -> list[float] | str:
-    if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return vector.tolist()
