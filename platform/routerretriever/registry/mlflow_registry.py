@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from routerretriever.training import Expert
 _VERSION_TAG = "content_version"
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+# MLflow warns that it cannot check the vectors that predict returns; we do not ask it to.
+warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
