@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,7 +13,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+# Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 log = logging.getLogger("routerretriever")
 
 T = TypeVar("T")
