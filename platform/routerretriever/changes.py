@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from routerretriever.config import Recipe, RecipeError, load_recipe
+from routerretriever.config import RecipeError, load_recipe
 from routerretriever.pipeline import Pipeline, Registered, require_trained
 
 
@@ -23,8 +23,8 @@ def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) ->
     Raises:
         RecipeError: the domain has an expert already, or other experts would have to be trained anew.
     """
-    yaml, values = _read(recipe_path)
-    if name in load_recipe(recipe_path).expert_domains:
+    known, yaml, values = _read(recipe_path)
+    if name in known:
         raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
     values["domains"][name] = {"path": path}
     return _apply(recipe_path, yaml, values, new=name, release=release)
@@ -36,8 +36,7 @@ def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registe
     Raises:
         RecipeError: the domain has no expert, or other experts would have to be trained anew.
     """
-    yaml, values = _read(recipe_path)
-    known = load_recipe(recipe_path).expert_domains
+    known, yaml, values = _read(recipe_path)
     if name not in known:
         raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
     values["domains"][name]["expert"] = False
@@ -50,8 +49,7 @@ def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release:
     try:
         with draft.open("w", encoding="utf-8") as file:
             yaml.dump(values, file)
-        recipe: Recipe = load_recipe(draft)
-        pipeline = Pipeline(recipe)
+        pipeline = Pipeline(load_recipe(draft))
         require_trained(pipeline, except_for=new)
         registered = pipeline.register(release)
         draft.replace(recipe_path)
@@ -60,7 +58,8 @@ def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release:
     return registered
 
 
-def _read(recipe_path: Path) -> tuple[YAML, Any]:
-    load_recipe(recipe_path)
+def _read(recipe_path: Path) -> tuple[list[str], YAML, Any]:
+    """The domains that have an expert, and the file in a form that can be edited and written back."""
+    known = load_recipe(recipe_path).expert_domains
     yaml = YAML()  # keeps comments and order
-    return yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))
+    return known, yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))

@@ -30,11 +30,9 @@ Release = Annotated[bool, typer.Option(help="Move the registry's alias to the ne
 
 def main() -> None:
     """Run the command; a user's mistake ends with a message, not with a traceback."""
-    from routerretriever.storage import ArtifactMissing, StorageError
-
     try:
         app()
-    except (ValueError, LookupError, StorageError, ArtifactMissing) as error:
+    except (ValueError, LookupError) as error:
         _fail(error)
     except RuntimeError as error:
         if type(error).__module__.startswith("routerretriever"):

@@ -10,7 +10,7 @@ from typing import Any
 from routerretriever.console import log
 
 
-def connect(cpus: int | None = None) -> None:
+def connect() -> None:
     """Join the cluster that ``RAY_ADDRESS`` or a submitted job points at, or start one on this machine."""
     import ray
 
@@ -26,8 +26,8 @@ def connect(cpus: int | None = None) -> None:
     if address:
         ray.init(address=address, runtime_env=runtime_env, **options)
     else:
-        ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=runtime_env, **options)
-        log.info("started Ray on this machine: %g CPUs, %g GPUs", *_resources())
+        ray.init(include_dashboard=False, runtime_env=runtime_env, **options)
+    log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
 
 def _worker_environment() -> dict[str, str]:

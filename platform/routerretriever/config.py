@@ -252,10 +252,6 @@ class ServingSettings(Settings):
     router: ReplicaSettings = ReplicaSettings()
     expert: ReplicaSettings = ReplicaSettings(cpus=0.1)
     index: ReplicaSettings = ReplicaSettings(cpus=0.1)
-    poll_seconds: PositiveFloat = 1.0
-    """How often a router replica asks which release it should serve."""
-    drain_seconds: PositiveFloat = 5.0
-    """How long the experts of a replaced release stay up for requests on their way."""
 
 
 class Recipe(Settings):

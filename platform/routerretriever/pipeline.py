@@ -96,14 +96,7 @@ class Pipeline:
     @cached_property
     def router(self) -> Router:
         """Build the pilot library, or whatever the recipe's router learns, and the router."""
-        router = self._fit(self.recipe.routing)
-        names = router.experts
-        silent = [n for n in names if router.kind == "pilots" and n not in _experts_with_pilots(router)]
-        if silent:
-            log.warning(
-                "no pilots for %s: never the best on any query, so never routed to", ", ".join(silent)
-            )
-        return router
+        return self._fit(self.recipe.routing)
 
     def _fit(self, settings: RoutingSettings) -> Router:
         names = list(self.recipe.expert_domains)
@@ -186,11 +179,6 @@ class Pipeline:
             texts: Mapping[str, str] = self.collections[name].queries(split)
             features[name] = encoder.routing_features([texts[i] for i in table.query_ids], layer)
         return features
-
-
-def _experts_with_pilots(router: Router) -> set[str]:
-    _, arrays = router.state()
-    return {router.experts[column] for column in arrays["expert_P"]}
 
 
 def require_trained(pipeline: Pipeline, except_for: str | None) -> None:

@@ -116,7 +116,7 @@ class ArtifactStore:
         """Add every file below a local folder."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self.put(key, path.relative_to(folder).as_posix(), partial(_copy, path))
+                self.put(key, path.relative_to(folder).as_posix(), partial(shutil.copyfile, path))
 
     def commit(self, key: str, manifest: dict[str, Any]) -> None:
         """Declare an artifact finished."""
@@ -174,10 +174,6 @@ class ArtifactStore:
 def _cache_folder() -> Path:
     base = os.environ.get("ROUTERRETRIEVER_CACHE")
     return Path(base) if base else Path.home() / ".cache" / "routerretriever"
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _write_text(path: Path, text: str) -> None:

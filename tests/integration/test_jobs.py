@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 from conftest import WORDS, tiny_recipe, write_collection
 from ruamel.yaml import YAML
@@ -30,10 +33,36 @@ def head(tmp_path):
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
     gcs, dashboard = free_port(), free_port()
-    start = [RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    subprocess.run(start, check=True, env=environment, capture_output=True, timeout=120)
-    yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    subprocess.run([RAY, "stop", "--force"], check=False, env=environment, capture_output=True)
+    start = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
+    log = (tmp_path / "head.log").open("wb")
+    # A process group of its own, so that this cluster can be ended without ending others on the machine.
+    process = subprocess.Popen(
+        [*start, "--num-cpus=2"],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for(f"{url}/api/version", process, tmp_path / "head.log")
+        yield {**environment, "RAY_ADDRESS": url}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+        log.close()
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            httpx.get(url, timeout=5).raise_for_status()
+            return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer\n{log.read_text()}")
 
 
 def test_a_submitted_job_evaluates_a_recipe(head, tmp_path):

@@ -36,9 +36,9 @@ def build_corpora(
         for collection in missing
     }
     todo = [
-        {"key": keys[name], "shard": shard, "documents": size}
+        {"key": keys[name], "shard": shard}
         for name, shards in sizes.items()
-        for shard, size in enumerate(shards)
+        for shard in range(len(shards))
         if not store.has(keys[name], embeddings_file(shard))
     ]
     done = run_shards(

@@ -84,13 +84,11 @@ class Encoder:
         """Names of the loaded adapters."""
         return list(getattr(self._tower.model, "peft_config", {}))
 
-    def encode_documents(
-        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
-    ) -> Vectors:
+    def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Embed documents with the bare base: [B, d] float32; unit length if similarity is cosine."""
         prompted = [self.settings.document_prompt + text for text in texts]
         with self._active(BASE):
-            return self._encode(prompted, self.settings.document_max_length, self._tower, progress)
+            return self._encode(prompted, self.settings.document_max_length, self._tower)
 
     def encode_queries(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
         """Embed queries as one expert, or as the bare base: [B, d] float32.
@@ -244,7 +242,6 @@ class Encoder:
         texts: Sequence[str],
         max_length: int,
         embed: Callable[[Tensor, Tensor], Tensor],
-        progress: Callable[[int], None] | None = None,
     ) -> Vectors:
         rows = self._tokenize(texts, max_length)
         vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
@@ -255,8 +252,6 @@ class Encoder:
             for start in range(0, len(order), self.settings.batch_size):
                 batch = order[start : start + self.settings.batch_size]
                 vectors[batch] = embed(*self.pad([rows[row] for row in batch])).float().cpu().numpy()
-                if progress is not None:
-                    progress(len(batch))
         return vectors
 
     @contextmanager

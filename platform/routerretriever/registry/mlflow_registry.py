@@ -49,6 +49,7 @@ class Registry:
     """One tracking store and the names under which a recipe's models live there."""
 
     def __init__(self, recipe: Recipe, store: ArtifactStore) -> None:
+        self._recipe = recipe
         self._name = recipe.registry.name
         self._alias = recipe.registry.alias
         self.tracking_uri = tracking_uri(recipe, store)
@@ -144,7 +145,7 @@ class Registry:
     @property
     def bundle_uri(self) -> str:
         """What serving loads."""
-        return f"models:/{self._name}@{self._alias}"
+        return bundle_uri(self._recipe)
 
     def _ensure_model(self, name: str) -> None:
         try:
@@ -152,6 +153,11 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def bundle_uri(recipe: Recipe) -> str:
+    """The released bundle of a recipe."""
+    return f"models:/{recipe.registry.name}@{recipe.registry.alias}"
 
 
 def tracking_uri(recipe: Recipe, store: ArtifactStore) -> str:

@@ -1,4 +1,4 @@
-"""Routers: routing features [B, d] to weights over experts [B, T].."""
+"""Routers: routing features [B, d] to weights over experts [B, T]."""
 
 from __future__ import annotations
 

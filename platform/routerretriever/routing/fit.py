@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.config import BASE, RoutingSettings
+from routerretriever.console import log
 from routerretriever.pilots import build_library
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.routers import FixedRouter, PilotRouter, PosteriorRouter, UniformRouter
@@ -39,6 +40,9 @@ def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
     library = build_library(
         experts, data.utilities, data.features, settings.ties, settings.clusters, settings.seed
     )
+    if library.without_pilots:
+        silent = ", ".join(library.without_pilots)
+        log.warning("no pilots for %s: never the best on any query, so never routed to", silent)
     return PilotRouter(
         experts,
         library.vectors_Pd,

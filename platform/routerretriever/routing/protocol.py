@@ -63,6 +63,11 @@ def load_router(folder: Path) -> Router:
     return kinds[content["kind"]](content["experts"], **content["settings"], **arrays)
 
 
+def weigh(scores_BT: NDArray[np.float64], mixing: str, temperature: float) -> Vectors:
+    """Scores to weights: all to the best (``hard``), or a softmax at a temperature (``soft``)."""
+    return one_hot(scores_BT) if mixing == "hard" else softmax(scores_BT / temperature)
+
+
 def one_hot(scores_BT: NDArray[np.float64]) -> Vectors:
     """Weight 1 for the best expert of each row."""
     weights_BT = np.zeros(scores_BT.shape, dtype=np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.routing.protocol import Router, Vectors, one_hot, softmax
+from routerretriever.routing.protocol import Router, Vectors, weigh
 
 State = dict[str, NDArray[Any]]
 
@@ -48,8 +48,7 @@ class PilotRouter(Router):
 
     def weights(self, features_Bd: Vectors) -> Vectors:
         """One-hot rows, or a softmax of the scores."""
-        scores_BT = self.scores(features_Bd)
-        return one_hot(scores_BT) if self._mixing == "hard" else softmax(scores_BT / self._temperature)
+        return weigh(self.scores(features_Bd), self._mixing, self._temperature)
 
     def state(self) -> tuple[dict[str, Any], State]:
         """Settings and arrays."""
@@ -80,8 +79,7 @@ class PosteriorRouter(Router):
 
     def weights(self, features_Bd: Vectors) -> Vectors:
         """One-hot rows, or the probabilities at the temperature."""
-        scores_BT = self.scores(features_Bd)
-        return one_hot(scores_BT) if self._mixing == "hard" else softmax(scores_BT / self._temperature)
+        return weigh(self.scores(features_Bd), self._mixing, self._temperature)
 
     def state(self) -> tuple[dict[str, Any], State]:
         """Settings and arrays."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -55,13 +54,9 @@ class ChunkScorer:
                 ),
             }
         )
-        self._store.put(row["key"], row["part"], lambda path: _write(table, path))
+        self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
         return row
 
     def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
         corpus = open_corpus(self._store, corpus_key)
         return load_judgements(self._store, judgements_key), open_index(corpus, self._index, self._store)
-
-
-def _write(table: arrow.Table, path: Path) -> None:
-    parquet.write_table(table, path)

@@ -17,7 +17,15 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from routerretriever.config import BASE, EncoderSettings, IndexSettings, Recipe, ReplicaSettings, load_recipe
+from routerretriever.config import (
+    BASE,
+    EncoderSettings,
+    IndexSettings,
+    Recipe,
+    ReplicaSettings,
+    content_hash,
+    load_recipe,
+)
 from routerretriever.serving.schemas import (
     ROUTED_MODEL,
     Embedding,
@@ -57,20 +65,19 @@ def build_application(pipeline: Any) -> Application:
     """
     from routerretriever.corpus import corpus_key, open_corpus
     from routerretriever.registry.bundle import read_manifest
-    from routerretriever.registry.mlflow_registry import fetch_bundle, tracking_uri
+    from routerretriever.registry.mlflow_registry import bundle_uri, fetch_bundle, tracking_uri
 
     recipe: Recipe = pipeline.recipe
     store: ArtifactStore = pipeline.store
-    uri = f"models:/{recipe.registry.name}@{recipe.registry.alias}"
-    tracking = tracking_uri(recipe, store)
-    manifest = read_manifest(fetch_bundle(uri, tracking))
+    folder = fetch_bundle(bundle_uri(recipe), tracking_uri(recipe, store))
+    manifest = read_manifest(folder)
     served = recipe.serving.collections or tuple(recipe.domains)
     encoder = EncoderSettings.model_validate(manifest["encoder"])
     corpora = {name: corpus_key(pipeline.collections[name], encoder) for name in served}
     for key in corpora.values():
         open_corpus(store, key)
     # Replicas read the bundle from storage, which every node reaches, not from this process's disk.
-    bundle_key = _store_bundle(store, fetch_bundle(uri, tracking), manifest)
+    bundle_key = _store_bundle(store, folder, manifest)
     experts = {
         expert["name"]: _sized(Expert, f"expert-{expert['name']}", recipe.serving.expert).bind(
             encoder, expert["name"], f"experts/{expert['name']}", bundle_key, store
@@ -84,8 +91,6 @@ def build_application(pipeline: Any) -> Application:
 
 
 def _store_bundle(store: ArtifactStore, folder: Path, manifest: dict[str, Any]) -> str:
-    from routerretriever.config import content_hash
-
     key = f"bundles/{content_hash(manifest)}"
     if not store.exists(key):
         store.put_folder(key, folder)

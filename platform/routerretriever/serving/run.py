@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 APPLICATION = "routerretriever"
 
 
-def deploy(pipeline: Pipeline) -> str:
-    """Start or update the service with the released bundle; returns its URL once it is ready."""
+def deploy(pipeline: Pipeline, port: int | None = None) -> str:
+    """Start or update the service with the released bundle; returns its URL once it is ready.
+
+    ``port`` replaces the recipe's; 0 takes a free one.
+    """
     from ray import serve
 
     from routerretriever.serving.app import build_application
@@ -28,7 +31,7 @@ def deploy(pipeline: Pipeline) -> str:
     connect()
     settings = pipeline.recipe.serving
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    port = settings.port or _free_port(settings.host)
+    port = (settings.port if port is None else port) or _free_port(settings.host)
     application = build_application(pipeline)
     serve.start(http_options={"host": settings.host, "port": port})
     serve.run(application, name=APPLICATION, route_prefix="/")
@@ -56,10 +59,8 @@ def ask_once(pipeline: Pipeline) -> dict[str, Any]:
 
     name = pipeline.recipe.expert_domains[-1]
     question = pipeline.recipe.question or next(iter(pipeline.collections[name].queries("dev").values()))
-    free = pipeline.recipe.serving.model_copy(update={"port": 0})
-    pipeline.recipe = pipeline.recipe.model_copy(update={"serving": free})
     try:
-        url = deploy(pipeline)
+        url = deploy(pipeline, port=0)
         routed = httpx.post(f"{url}/v1/route", json={"input": question}, timeout=60).raise_for_status().json()
         collection = routed["data"][0]["expert"]
         if collection not in pipeline.recipe.domains:
