@@ -11,7 +11,11 @@ from routerretriever.console import log
 
 
 def connect() -> None:
-    """Join the cluster that ``RAY_ADDRESS`` or a submitted job points at, or start one on this machine."""
+    """Join the cluster that ``RAY_ADDRESS`` or a submitted job points at, or start one on this machine.
+
+    A head that is running here is joined with ``RAY_ADDRESS=auto``; it is not looked for otherwise, since
+    Ray waits a minute for the address of one that died without saying so.
+    """
     import ray
 
     if ray.is_initialized():
@@ -23,10 +27,9 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     runtime_env = {"env_vars": _worker_environment()}
-    if address:
-        ray.init(address=address, runtime_env=runtime_env, **options)
-    else:
-        ray.init(include_dashboard=False, runtime_env=runtime_env, **options)
+    if not address:
+        address, options["include_dashboard"] = "local", False
+    ray.init(address=address, runtime_env=runtime_env, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
 

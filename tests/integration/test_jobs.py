@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,16 +29,25 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def head(tmp_path):
+def short_folder():
+    """Ray's sockets lie under it, and the path of a socket must be short; it also keeps this cluster's
+    address out of the place where other programs look for one."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture
+def head(tmp_path, short_folder):
     """The dashboard address of a cluster of its own, and the environment to reach it."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
     gcs, dashboard = free_port(), free_port()
     start = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
+    start += ["--num-cpus=2", f"--temp-dir={short_folder}"]
     log = (tmp_path / "head.log").open("wb")
     # A process group of its own, so that this cluster can be ended without ending others on the machine.
     process = subprocess.Popen(
-        [*start, "--num-cpus=2"],
+        start,
         env=environment,
         stdout=log,
         stderr=subprocess.STDOUT,
