@@ -1,0 +1,121 @@
+"""What the benchmarks share: the machine's description, peak memory of a process tree, results on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+from routerretriever.config import Recipe
+from routerretriever.console import log, show
+from routerretriever.pipeline import Pipeline
+
+RESULTS = Path("runs/benchmarks")
+_SAMPLING_SECONDS = 0.5
+
+
+@dataclass
+class Cost:
+    """What a step took."""
+
+    step: str
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    """Largest sum of proportional set sizes of this process and all below it (Ray's among them)."""
+
+
+@contextmanager
+def measured(step: str) -> Iterator[Cost]:
+    """Time a block, and sample the memory of this process and its descendants while it runs."""
+    cost, done = Cost(step), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(_SAMPLING_SECONDS):
+            cost.peak_mib = max(cost.peak_mib, tree_memory_mib())
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    cost.peak_mib = tree_memory_mib()
+    sampler.start()
+    start = time.monotonic()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.monotonic() - start
+        done.set()
+        sampler.join()
+
+
+def tree_memory_mib() -> float:
+    """Memory of this process and its descendants; pages that they share are counted once."""
+    total = 0
+    root = psutil.Process()
+    for process in (root, *root.children(recursive=True)):
+        try:
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.uss)
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return total / 2**20
+
+
+def run_steps(recipe: Recipe) -> list[Cost]:
+    """Run every step of a recipe up to the registered bundle, one after the other; Ray's start is its own."""
+    from routerretriever.cluster import connect
+
+    pipeline = Pipeline(recipe)
+    steps: dict[str, Callable[[], object]] = {
+        "start Ray": connect,
+        "encode documents": lambda: pipeline.corpora,
+        "train experts": lambda: pipeline.experts,
+        "score queries": lambda: pipeline.scores,
+        "fit the router": lambda: pipeline.router,
+        "evaluate": lambda: pipeline.evaluation,
+        "register": pipeline.register,
+    }
+    costs = []
+    for step, work in steps.items():
+        with measured(step) as cost:
+            work()
+        log.info("%s: %.1f s, peak %.0f MiB", step, cost.seconds, cost.peak_mib)
+        costs.append(cost)
+    return costs
+
+
+def hardware() -> str:
+    """The machine in one line."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} x {model}, {torch.backends.cpu.get_cpu_capability()}, {memory:.0f} GiB, {gpu}"
+
+
+def report(name: str, title: str, header: list[str], rows: list[list[str]], figures: dict[str, Any]) -> Path:
+    """Print a table and write the figures, with the machine, as JSON; returns the file."""
+    table = Table(*header, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    show(table)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(
+        json.dumps({"hardware": hardware(), **figures}, indent=2, default=asdict), encoding="utf-8"
+    )
+    log.info("%s; wrote %s", hardware(), path)
+    return path
