@@ -118,12 +118,10 @@ def test_windows_line_ends_and_unicode_separators_are_read(tmp_path):
     [
         ("q1\td1", "not three columns"),
         ("q1 d1 1", "not three columns"),
-        ("", "not three columns"),
         ("q1\t\t1", "not three columns"),
         ("q1\td1\t1\tmore", "not three columns"),
         ("q1\td1\t0.5", "not an integer, found '0.5'"),
         ("q1\td1\tyes", "not an integer"),
-        ("q1\td1\t-1", "negative, found -1; write 0"),
         ("q1\td2\t1", "a second score"),
     ],
 )
@@ -133,11 +131,18 @@ def test_a_malformed_judgement_is_refused_with_its_line(tmp_path, line, message)
         collection.qrels("test")
 
 
+def test_trecs_minus_one_blank_lines_and_other_column_names_are_read(tmp_path):
+    collection = make(tmp_path, qrels={})
+    put(tmp_path / "qrels/test.tsv", "query\tdocument\tgrade\nq1\td1\t-1\n\nq1\td2\t2\n \n")
+    assert collection.qrels("test") == {"q1": {"d1": 0, "d2": 2}}
+    assert found(tmp_path) == []
+
+
 def test_a_missing_header_is_refused(tmp_path):
     collection = make(tmp_path, qrels={})
     put(tmp_path / "qrels/test.tsv", "q1\td1\t1\n")
     with pytest.raises(
-        DatasetError, match=r"test\.tsv:1: not the header, found 'q1.*query-id, corpus-id, score"
+        DatasetError, match=r"test\.tsv:1: not a header, found 'q1.*query-id, corpus-id, score"
     ):
         collection.qrels("test")
 
@@ -366,7 +371,6 @@ def test_check_of_a_sound_collection(tmp_path, gzipped):
     ("line", "message"),
     [
         (b'{"_id": "x", ', "not JSON (Expecting"),
-        (b"", "not JSON"),
         (b'["x", "text"]', 'not a JSON object, found \'["x"'),
         (b'{"text": "a"}', "no \"_id\", found ['text']"),
         (b'{"_id": "", "text": "a"}', '"_id" is empty'),
@@ -423,7 +427,6 @@ def test_check_finds_empty_texts(tmp_path):
         ("q9\td1\t1", "query 'q9' is not in queries.jsonl"),
         ("q3 d1 1", "not three columns"),
         ("q3\td1\t1.0", "not an integer"),
-        ("q3\td1\t-2", "negative, found -2"),
         ("q3\td3\t1", "'q3' and 'd3' are judged in line 2"),
         ("q1\td3\t1", "query 'q1' is in two splits, see qrels/train.tsv, line 2"),
         (b"q3\td\xff\t1", "not UTF-8, found 0xff as byte 5"),
@@ -446,7 +449,7 @@ def test_check_finds_a_missing_header_and_empty_files(tmp_path):
     put(tmp_path / "qrels/test.tsv", QRELS["test"])
     errors = found(tmp_path)
     assert errors[0][:2] == ("qrels/test.tsv", 1)
-    assert "not the header" in errors[0][2]
+    assert "not a header" in errors[0][2]
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
         put(tmp_path / name, "")
     assert [(file, line) for file, line, _ in found(tmp_path)] == [

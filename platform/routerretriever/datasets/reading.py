@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, cast
 DOCUMENT_TEXTS = ("title", "text")
 QUERY_TEXTS = ("text",)
 
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
 _QRELS_HEADER = ("query-id", "corpus-id", "score")
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -87,10 +88,12 @@ def record_flaws(record: dict[str, Any], texts: tuple[str, ...]) -> Iterator[str
 def read_judgements(path: Path, report: Report) -> Iterator[tuple[int, Judgement]]:
     """Line number and judgement of every line that holds one; the others are reported."""
     lines = _read_lines(path, report)
-    _, header = next(lines, (1, b""))
-    if header != "\t".join(_QRELS_HEADER).encode():
+    first_line, header = next(lines, (1, b""))
+    names = header.split(b"\t")
+    # Readers of this format skip the first line, whatever its names; a judgement there would be lost.
+    if len(names) != 3 or _INTEGER.fullmatch(names[2].decode(errors="replace")):
         columns = ", ".join(_QRELS_HEADER)
-        report(path, 1, f"not the header, found {_shown(header)}; write {columns}, separated by tabs")
+        report(path, first_line, f"not a header, found {_shown(header)}; write {columns}, separated by tabs")
     for line, raw in lines:
         try:
             judgement = _parse_judgement(raw)
@@ -122,19 +125,20 @@ def _parse_judgement(raw: bytes) -> Judgement:
         wanted = ", ".join(_QRELS_HEADER)
         raise ValueError(f"not three columns, found {_shown(raw)}; write {wanted}, separated by tabs")
     query, document, score = columns
-    if not re.fullmatch(r"-?[0-9]{1,9}", score):
+    if not _INTEGER.fullmatch(score):
         raise ValueError(f"score is not an integer, found {score!r}; write a grade: 0, 1, 2 ...")
-    if int(score) < 0:
-        raise ValueError(f"score is negative, found {score}; write 0 for a document that is not relevant")
-    return Judgement(query, document, int(score))
+    # TREC's collections mark some documents -1: not relevant, whatever the reason.
+    return Judgement(query, document, max(0, int(score)))
 
 
 def _read_lines(path: Path, report: Report) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line that is not blank."""
     line = 0
     try:
         with _open(path) as stream:
             for line, raw in enumerate(stream, start=1):
-                yield line, raw.rstrip(b"\r\n")
+                if raw.strip():
+                    yield line, raw.rstrip(b"\r\n")
     except _DAMAGE as error:
         report(path, line + 1, _damaged(error))
 
