@@ -7,6 +7,8 @@ expert. ``build`` is what ``serve run`` and the command line both call.
 
 import asyncio
 import base64
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,7 @@ class Router:
         self._router = load_router(folder / "router")
         self._encoder = load_encoder(EncoderSettings.model_validate(self._manifest["encoder"]))
         self._encoder.routing_features(["warm up"], self._manifest["features"])
+        self._encoder_thread = ThreadPoolExecutor(max_workers=1)
         self._experts = experts
         self._index = index
         self._collections = collections
@@ -235,7 +238,7 @@ class Router:
         """Embed queries, routed or by a named expert. Compatible with OpenAI's clients."""
         texts = [request.input] if isinstance(request.input, str) else request.input
         embedded = await asyncio.gather(*(self._embed(text, request.model) for text in texts))
-        tokens = sum(len(row) for row in self._encoder.tokenize_queries(texts))
+        tokens = sum(len(row) for row in await self._in_turn(self._encoder.tokenize_queries, texts))
         data = [
             Embedding(index=row, embedding=_encoded(vector, request.encoding_format))
             for row, (_, vector) in enumerate(embedded)
@@ -317,10 +320,12 @@ class Router:
 
     @serve.batch
     async def _features(self, texts: list[str]) -> list[Vectors]:
-        return list(
-            await asyncio.to_thread(self._encoder.routing_features, texts, self._manifest["features"])
-        )
+        return list(await self._in_turn(self._encoder.routing_features, texts, self._manifest["features"]))
 
     @serve.batch
     async def _base_vectors(self, texts: list[str]) -> list[Vectors]:
-        return list(await asyncio.to_thread(self._encoder.encode_queries, texts))
+        return list(await self._in_turn(self._encoder.encode_queries, texts))
+
+    async def _in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
+        # The encoder is not thread-safe: features that stop at a layer would stop other passes too.
+        return await asyncio.get_running_loop().run_in_executor(self._encoder_thread, work, *args)

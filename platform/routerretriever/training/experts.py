@@ -200,6 +200,7 @@ def _train_one(job: ExpertJob, store: ArtifactStore, board: Any) -> dict[str, An
         "steps": metrics["step"],
         "seconds": metrics["seconds"],
         "history": metrics["history"],
+        "resumed_at": metrics["resumed_at"],
     }
     with result.checkpoint.as_directory() as folder:
         store.put_folder(job.key, Path(folder) / BEST_FOLDER)

@@ -46,6 +46,9 @@ class Progress:
     looks_without_gain: int = 0
     seconds: float = 0.0
     history: list[tuple[int, float]] = field(default_factory=list)
+    """Step and dev nDCG@10 of every look at dev."""
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps from which a new worker went on after one was lost."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -53,10 +56,10 @@ def train_worker(config: dict[str, Any]) -> None:
     job, store, board = config["job"], config["store"], config["board"]
     settings: TrainingSettings = job.training
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    torch.manual_seed(settings.seed)
 
     corpus = open_corpus(store, job.corpus_key)
     encoder = load_encoder(job.encoder.model_copy(update={"dtype": "fp32"}))
+    torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.lora)
     objective = resolve_objective(settings, len(corpus))
     train_set, dev_set = load_judgements(store, job.train_key), load_judgements(store, job.dev_key)
@@ -98,6 +101,8 @@ def train_worker(config: dict[str, Any]) -> None:
     clock = time.monotonic()
     while progress.step < total_steps:
         batch = next(batches)
+        # Dropout depends on the step alone, so a run that was resumed ends as one that was not.
+        torch.manual_seed(hash((settings.seed, progress.step, rank)))
         tower.train()
         with autocast:
             vectors = tower(*encoder.pad(batch.tokens))
@@ -225,7 +230,9 @@ def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scal
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     scaler.load_state_dict(state["scaler"])
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    progress.resumed_at.append(progress.step)
+    return progress
 
 
 @ray.remote(num_cpus=0)
