@@ -97,8 +97,9 @@ def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Evaluate base, experts, router and oracles on the test sets."""
     from routerretriever.console import show
+    from routerretriever.evaluation import terminal_table
 
-    show(_pipeline(recipe, overrides, quiet).evaluation.table())
+    show(terminal_table(_pipeline(recipe, overrides, quiet).evaluation))
 
 
 @app.command()
@@ -158,9 +159,10 @@ def run(
 ) -> None:
     """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
     from routerretriever.console import log, show
+    from routerretriever.evaluation import terminal_table
 
     pipeline = _pipeline(recipe, overrides, quiet)
-    show(pipeline.evaluation.table())
+    show(terminal_table(pipeline.evaluation))
     registered = pipeline.register()
     if ask:
         from routerretriever.serving import ask_once

@@ -186,22 +186,56 @@ class ScoringSettings(Settings):
     gpus_per_worker: ResourceAmount = 0.0
 
 
+class GateSettings(Settings):
+    """The out-of-domain gate: how a query unlike all training queries is recognised and who then answers.
+
+    Similarities are calibrated per dataset on its own training queries, each left out once.
+    """
+
+    fallback: Literal["uniform", "base"] = "uniform"
+    """Who answers an unfamiliar query: all experts alike, or the bare base."""
+    neighbours: PositiveInt = 8
+    """Training queries that a query is compared with."""
+    shut_quantile: Fraction = 0.01
+    """A query less similar than this share of the training queries is unfamiliar."""
+    open_quantile: Fraction = 0.2
+    """A query more similar than this share of the training queries is familiar."""
+    slack: Annotated[float, Field(ge=0)] = 0.0
+    """Widens the way from unfamiliar to familiar, downwards, by this many of its lengths."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.shut_quantile >= self.open_quantile:
+            raise ValueError("shut_quantile must be below open_quantile")
+        return self
+
+
 class RoutingSettings(Settings):
     """How a query is turned into weights over the experts. See ``routerretriever.routing``."""
 
-    router: Literal["pilots", "posterior", "fixed", "uniform"] = "posterior"
+    router: Literal[
+        "pilots", "posterior", "neighbours", "utility", "centroids", "expert_classifier",
+        "classification_head", "dataset", "fixed", "uniform",
+    ] = "posterior"  # fmt: skip
     features: Literal["embedding"] | NonNegativeInt = "embedding"
     """What the router reads: the base embedding, or the mean hidden state entering layer n (0: the input
     embeddings, no transformer layer is run)."""
     mixing: Literal["hard", "soft"] = "soft"
     temperature: PositiveFloat = 1.0
-    """Sharpness of soft mixing: scores are divided by this before the softmax."""
+    """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
+    values around 1, similarities and utilities with values around 0.05."""
+    gate: GateSettings | None = None
+    """None: every query is routed as if it were of some domain."""
     ties: Literal["own", "drop", "first", "all"] = "own"
     """Pilots: who gets a query on which several experts are equally good."""
     clusters: PositiveInt = 1
     """Pilots: k-means centroids per (dataset, best expert) group; 1 is the paper's choice."""
     aggregate: Literal["mean", "nearest"] = "mean"
     """Pilots: mean similarity to an expert's pilots (the paper), or its nearest pilot."""
+    neighbours: PositiveInt = 32
+    """Neighbours: scored queries that a query's utilities are predicted from."""
+    references: PositiveInt = 1000
+    """Neighbours and gate: queries kept of each dataset; they are part of the bundle."""
     include_base: bool = False
     """Let the bare base encoder compete as if it were an expert."""
     expert: str | None = None

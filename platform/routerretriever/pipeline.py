@@ -6,22 +6,25 @@ hash of what they were made from, so running a step again costs seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from routerretriever.cluster import connect
 from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
 from routerretriever.console import log
 from routerretriever.corpus import Corpus, build_corpora, open_index
 from routerretriever.datasets import Collection, DatasetError, open_collection
-from routerretriever.evaluation import PAPER, ROUTED, Evaluation, evaluate, write_reports
+from routerretriever.evaluation import RIVALS, ROUTED, Evaluation, RoutedBy, evaluate, write_tables
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
-from routerretriever.scoring import ScoreTable, build_scores
+from routerretriever.scoring import ScoreTable, SplitScores, build_scores
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert, expert_key, train_experts
+
+if TYPE_CHECKING:
+    from routerretriever.encoder import Encoder, Features
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Pipeline:
             DatasetError: a domain's folder is missing or lacks a split that its part needs.
         """
         self.recipe = recipe
+        self._early_features: dict[tuple[str, str, Features], Vectors] = {}
         self.store = ArtifactStore.open(recipe.storage)
         self.collections = {name: open_collection(name, recipe.domain_path(name)) for name in recipe.domains}
         for name in recipe.expert_domains:
@@ -96,21 +100,48 @@ class Pipeline:
     @cached_property
     def router(self) -> Router:
         """Build the pilot library, or whatever the recipe's router learns, and the router."""
-        return self._fit(self.recipe.routing)
+        return self.fit(self.recipe.routing)
 
-    def _fit(self, settings: RoutingSettings) -> Router:
+    def fit(self, settings: RoutingSettings) -> Router:
+        """Fit a router, the recipe's or another, on the scored queries."""
+        return fit_router(self.routing_data(settings), settings)
+
+    def routing_data(self, settings: RoutingSettings) -> RoutingData:
+        """What a router of these settings learns from."""
         names = list(self.recipe.expert_domains)
         if settings.include_base:
             names.append(BASE)
-        utilities = {
-            dataset: scores.ndcg_QE[:, [scores.of(name) for name in names]]
-            for dataset, scores in self.scores.items()
-        }
-        return fit_router(RoutingData(names, utilities, self._source_features), settings)
+        split = self._source_split
+        return RoutingData(
+            names,
+            {name: scores.utilities(names) for name, scores in self.scores.items()},
+            self.features(self.scores, split, settings.features),
+            {name: self.query_texts(scores, split) for name, scores in self.scores.items()},
+        )
+
+    def features(self, scores: ScoreTable, split: str, features: Features) -> dict[str, Vectors]:
+        """Routing features of scored queries, in the score table's order."""
+        if features == "embedding":
+            return {name: table.base_vectors for name, table in scores.items()}
+        made = {}
+        for name, table in scores.items():
+            key = (name, split, features)
+            if key not in self._early_features:
+                texts = self.query_texts(table, split)
+                self._early_features[key] = self._base_encoder.routing_features(texts, features)
+            made[name] = self._early_features[key]
+        return made
+
+    def query_texts(self, scores: SplitScores, split: str) -> list[str]:
+        """Texts of scored queries, in the score table's order."""
+        texts = self.collections[scores.dataset].queries(split)
+        return [texts[query] for query in scores.query_ids]
 
     @cached_property
-    def _source_features(self) -> dict[str, Vectors]:
-        return self._features(self.scores, self._source_split)
+    def _base_encoder(self) -> Encoder:
+        from routerretriever.encoder import load_encoder
+
+        return load_encoder(self.recipe.encoder)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -119,22 +150,27 @@ class Pipeline:
         if not tested:
             raise DatasetError("no domain has a test split; nothing can be evaluated")
         scores = self._scores(tested, "test")
-        routers = {ROUTED: self.router}
-        if self.recipe.routing.router != "pilots":
-            # The paper's router is always beside the deployed one, so that nobody has to take our word.
-            routers[PAPER] = self._fit(RoutingSettings(router="pilots", mixing="hard"))
+        # The paper's routers are always beside the deployed one, so that nobody has to take our word.
+        routers = {ROUTED: self._routed(self.router, self.recipe.routing, scores)}
+        for name, settings in RIVALS.items():
+            try:
+                routers[name] = self._routed(self.fit(settings), settings, scores)
+            except ValueError as error:
+                log.warning("%s is left out of the evaluation: %s", name, error)
         result = evaluate(
             scores,
             {collection.name: collection.qrels("test") for collection in tested},
             routers,
-            self._features(scores, "test"),
             {c.name: open_index(self.corpora[c.name], self.recipe.corpus.index, self.store) for c in tested},
             self.recipe.scoring.depth,
             self.recipe.model_dump(mode="json"),
         )
-        for path in write_reports(result, self.report_folder):
+        for path in write_tables(result, self.report_folder):
             log.info("wrote %s", path)
         return result
+
+    def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> RoutedBy:
+        return RoutedBy(router, self.features(scores, "test", settings.features))
 
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
@@ -166,19 +202,6 @@ class Pipeline:
         return build_scores(
             collections, split, self.experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
         )
-
-    def _features(self, scores: ScoreTable, split: str) -> dict[str, Vectors]:
-        layer = self.recipe.routing.features
-        if layer == "embedding":
-            return {name: table.base_vectors for name, table in scores.items()}
-        from routerretriever.encoder import load_encoder
-
-        encoder = load_encoder(self.recipe.encoder)
-        features = {}
-        for name, table in scores.items():
-            texts: Mapping[str, str] = self.collections[name].queries(split)
-            features[name] = encoder.routing_features([texts[i] for i in table.query_ids], layer)
-        return features
 
 
 def require_trained(pipeline: Pipeline, except_for: str | None) -> None:

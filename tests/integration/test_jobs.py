@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import httpx
 import pytest
-from conftest import WORDS, tiny_recipe, write_collection
+from conftest import WORDS, free_port, tiny_recipe, wait_for, write_collection
 from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -55,24 +46,12 @@ def head(tmp_path, short_folder):
     )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        _wait_for(f"{url}/api/version", process, tmp_path / "head.log")
+        wait_for(f"{url}/api/version", process, tmp_path / "head.log")
         yield {**environment, "RAY_ADDRESS": url}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
         log.close()
-
-
-def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            httpx.get(url, timeout=5).raise_for_status()
-            return
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer\n{log.read_text()}")
 
 
 def test_a_submitted_job_evaluates_a_recipe(head, tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import httpx
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import ray
 from beir.retrieval.evaluation import EvaluateRetrieval
@@ -20,7 +23,7 @@ from routerretriever.changes import add_domain, remove_domain
 from routerretriever.config import BASE, RecipeError, load_recipe
 from routerretriever.corpus import open_index
 from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
-from routerretriever.measures import utilities
+from routerretriever.measures import measure
 from routerretriever.pipeline import Pipeline
 from routerretriever.registry import BundleError
 from routerretriever.registry.bundle import read_manifest
@@ -28,6 +31,7 @@ from routerretriever.registry.mlflow_registry import fetch_bundle
 from routerretriever.serving import deploy
 from routerretriever.training import TrainingFailed
 from ruamel.yaml import YAML
+from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -71,7 +75,8 @@ def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
 def test_the_evaluation_is_consistent(done):
     pipeline, _, _ = done
     figures = pipeline.evaluation.ndcg_at_10
-    assert list(figures) == [BASE, "fruit", "metal", ROUTED, PAPER, DATASET_ORACLE, INSTANCE_ORACLE]
+    assert list(figures)[:5] == [BASE, "fruit", "metal", ROUTED, PAPER]
+    assert list(figures)[-2:] == [DATASET_ORACLE, INSTANCE_ORACLE]
     for dataset in ("fruit", "metal", "sport"):
         assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))
         assert figures[INSTANCE_ORACLE][dataset] >= figures[DATASET_ORACLE][dataset]
@@ -87,9 +92,8 @@ def test_score_table_agrees_with_a_plain_search(done):
     for dataset, scores in pipeline.scores.items():
         index = open_index(pipeline.corpora[dataset], pipeline.recipe.corpus.index, pipeline.store)
         run = index.run(scores.query_ids, scores.base_vectors, 100)
-        measured = utilities(pipeline.collections[dataset].qrels("train"), run)
-        expected = [measured[i].ndcg_at_10 for i in scores.query_ids]
-        np.testing.assert_allclose(scores.ndcg_QE[:, scores.of(BASE)], expected)
+        expected = measure(pipeline.collections[dataset].qrels("train"), run, scores.query_ids)
+        np.testing.assert_allclose(scores.utilities([BASE])[:, 0], expected.ndcg_at_10)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -213,6 +217,49 @@ def test_data_parallel_workers_and_the_other_objectives_train(done):
         update={"training": training, "domains": {"fruit": pipeline.recipe.domains["fruit"]}}
     )
     assert Pipeline(recipe).experts["fruit"].card["steps"] == 2
+
+
+def test_a_killed_worker_is_replaced_and_ends_where_an_undisturbed_one_does(done, tmp_path):
+    pipeline, _, _ = done
+    changes = {"max_steps": 30, "evaluate_every": 2, "patience": 1000}
+    recipe = pipeline.recipe.model_copy(
+        update={
+            "training": pipeline.recipe.training.model_copy(update=changes),
+            "domains": {"fruit": pipeline.recipe.domains["fruit"]},
+        }
+    )
+    undisturbed = Pipeline(recipe).experts["fruit"]
+    disturbed = Pipeline(recipe.model_copy(update={"storage": str(tmp_path)}))
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_trainer_after_a_checkpoint, args=(tmp_path / "training", killed))
+    killer.start()
+    try:
+        expert = disturbed.experts["fruit"]
+    finally:
+        killer.join()
+    assert len(killed) == 1
+    assert undisturbed.card["resumed_at"] == []
+    (resumed_at,) = expert.card["resumed_at"]
+    assert 2 <= resumed_at < 30
+    assert expert.card["history"] == undisturbed.card["history"]
+    ours, theirs = (
+        load_file(e.folder(p.store) / "adapter_model.safetensors")
+        for e, p in ((expert, disturbed), (undisturbed, pipeline))
+    )
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def kill_trainer_after_a_checkpoint(folder: Path, killed: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(folder.glob("*/checkpoint_*")):
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::RayTrainWo"):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

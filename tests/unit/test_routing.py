@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from routerretriever.config import RoutingSettings
+from routerretriever.config import BASE, GateSettings, RoutingSettings
 from routerretriever.pilots import best_expert, build_library
 from routerretriever.routing import PilotRouter, RoutingData, fit_router, load_router, save_router
 from routerretriever.routing.protocol import softmax
@@ -98,6 +98,14 @@ def test_no_evidence_at_all_is_an_error():
         RoutingSettings(router="pilots", temperature=0.1),
         RoutingSettings(router="posterior", mixing="hard"),
         RoutingSettings(router="posterior", mixing="soft"),
+        RoutingSettings(router="posterior", gate=GateSettings()),
+        RoutingSettings(router="posterior", gate=GateSettings(fallback="base")),
+        RoutingSettings(router="neighbours", neighbours=5, temperature=0.05),
+        RoutingSettings(router="utility", temperature=0.05),
+        RoutingSettings(router="centroids", temperature=0.05),
+        RoutingSettings(router="expert_classifier", mixing="hard"),
+        RoutingSettings(router="classification_head", mixing="hard"),
+        RoutingSettings(router="dataset", mixing="hard"),
     ],
     ids=str,
 )
@@ -108,7 +116,7 @@ def test_routers_find_clear_domains_and_survive_saving(settings, tmp_path):
     loaded = load_router(tmp_path)
     for column, name in enumerate("abc"):
         weights = router.weights(fresh.features[name])
-        assert weights.shape == (40, 3)
+        assert weights.shape == (40, 4 if router.experts[-1] == BASE else 3)
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-5)
         assert (weights.argmax(axis=1) == column).mean() > 0.9
         np.testing.assert_array_equal(weights, loaded.weights(fresh.features[name]))
@@ -131,3 +139,54 @@ def test_two_domains_are_enough_for_the_posterior():
     two = RoutingData(["a", "b"], {n: d.utilities[n][:, :2] for n in "ab"}, {n: d.features[n] for n in "ab"})
     router = fit_router(two, RoutingSettings(router="posterior", mixing="soft"))
     assert router.weights(d.features["a"])[:, 0].mean() > 0.9
+
+
+def far_away(queries=20):
+    return np.tile(np.array([0, 0, 0, 1], dtype=np.float32), (queries, 1))
+
+
+@pytest.mark.parametrize(("fallback", "expected"), [("uniform", [1 / 3] * 3), ("base", [0, 0, 0, 1])])
+def test_the_gate_leaves_a_foreign_query_to_the_fallback(fallback, expected):
+    d = data()
+    router = fit_router(d, RoutingSettings(router="posterior", gate=GateSettings(fallback=fallback)))
+    np.testing.assert_allclose(router.weights(far_away()), np.tile(expected, (20, 1)), atol=1e-6)
+    ungated = fit_router(d, RoutingSettings(router="posterior"))
+    open_ = router.gate(d.features["a"]) == 1
+    assert 0.7 < open_.mean() < 0.95  # calibrated: a fifth of the training queries is below the quantile
+    np.testing.assert_allclose(
+        router.weights(d.features["a"])[open_][:, :3], ungated.weights(d.features["a"])[open_], rtol=1e-5
+    )
+
+
+def test_an_explanation_quotes_the_nearest_training_queries():
+    d = data()
+    queries = {name: [f"{name}{row}" for row in range(40)] for name in "abc"}
+    d = RoutingData(d.experts, d.utilities, d.features, queries)
+    router = fit_router(d, RoutingSettings(router="posterior", gate=GateSettings()))
+    (reason,) = router.explain(d.features["b"][7:8])
+    assert max(reason.scores, key=reason.scores.get) == "b"
+    assert (reason.nearest[0].dataset, reason.nearest[0].query) == ("b", "b7")
+    assert reason.nearest[0].similarity == pytest.approx(1, abs=1e-5)
+    (foreign,) = router.explain(far_away(1))
+    assert foreign.gate == 0
+    assert reason.margin > 0
+
+
+def test_neighbours_predict_the_mean_utility_of_the_nearest():
+    d = data()
+    router = fit_router(d, RoutingSettings(router="neighbours", neighbours=1))
+    np.testing.assert_allclose(router.scores(d.features["c"]), d.utilities["c"], rtol=1e-6)
+
+
+def test_without_a_domain_nothing_of_it_is_left():
+    d = data().without("b")
+    assert d.experts == ["a", "c"]
+    assert list(d.utilities) == list(d.features) == ["a", "c"]
+    assert d.utilities["a"].shape == (40, 2)
+
+
+def test_with_a_single_expert_there_is_nothing_to_learn():
+    d = data()
+    one = RoutingData(["a"], {"a": d.utilities["a"][:, :1]}, {"a": d.features["a"]})
+    for name in ("posterior", "pilots", "dataset"):
+        assert (fit_router(one, RoutingSettings(router=name)).weights(d.features["b"]) == 1).all()

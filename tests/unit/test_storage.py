@@ -1,5 +1,6 @@
+import numpy as np
 import pytest
-from routerretriever.measures import mean_ndcg, utilities
+from routerretriever.measures import mean_ndcg, measure
 from routerretriever.storage import ArtifactMissing, ArtifactStore, StorageError
 
 
@@ -41,9 +42,11 @@ def test_a_damaged_manifest_is_named(tmp_path):
 def test_measures_are_trec_evals():
     qrels = {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}}
     run = {"q1": {"x": 3.0, "a": 2.0, "b": 1.0}, "q2": {"x": 1.0}}
-    measured = utilities(qrels, run)
+    measured = measure(qrels, run, ["q2", "q1", "unknown"])
     # Linear gains: (2/log2(3) + 1/log2(4)) / (2/log2(2) + 1/log2(3))
-    assert measured["q1"].ndcg_at_10 == pytest.approx(0.6696, abs=1e-4)
-    assert measured["q1"].first_relevant_rank == 2
-    assert measured["q2"] == (0.0, 0.0, None)
+    np.testing.assert_allclose(measured.ndcg_at_10, [0, 0.6696, 0], atol=1e-4)
+    np.testing.assert_allclose(measured.recall_at_100, [0, 1, 0])
+    np.testing.assert_allclose(measured.average_precision, [0, (1 / 2 + 2 / 3) / 2, 0])
+    np.testing.assert_array_equal(measured.first_relevant_rank, [np.inf, 2, np.inf])
+    np.testing.assert_array_equal(measured.reciprocal_rank_at_10, [0, 0.5, 0])
     assert mean_ndcg(qrels, run) == pytest.approx(0.6696 / 2, abs=1e-4)

@@ -1,7 +1,10 @@
-"""Evaluation on test sets: base, every expert alone, the router, and the oracles."""
+"""Evaluation on test sets: base, every expert alone, routers, and the oracles."""
 
 from __future__ import annotations
 
-from routerretriever.evaluation.evaluate import PAPER, ROUTED, Evaluation, evaluate, write_reports
+from routerretriever.evaluation.evaluate import RIVALS, ROUTED, Evaluation, RoutedBy, evaluate
+from routerretriever.evaluation.tables import as_dict, terminal_table, write_tables
 
-__all__ = ["PAPER", "ROUTED", "Evaluation", "evaluate", "write_reports"]
+__all__ = [
+    "RIVALS", "ROUTED", "Evaluation", "RoutedBy", "as_dict", "evaluate", "terminal_table", "write_tables",
+]  # fmt: skip

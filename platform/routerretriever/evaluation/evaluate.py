@@ -1,105 +1,132 @@
-"""nDCG@10 of every way to answer, on every test set.
+"""Every way to answer, on every test set.
 
 All of it is read from the score table of the test split: an expert alone is a column, DatasetOracle the
-best column, InstanceOracle the best cell of each row. The router is run as in service: its weights mix the
+best column, InstanceOracle the best cell of each row. A router is run as in service: its weights mix the
 experts' query vectors, and the mixture is searched once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from routerretriever.config import BASE
+from routerretriever.config import BASE, RoutingSettings
 from routerretriever.corpus import SearchIndex
-from routerretriever.measures import Qrels, utilities
+from routerretriever.evaluation.significance import Difference, compare
+from routerretriever.measures import Measured, Qrels, Values, measure
 from routerretriever.routing import Router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores
 
 ROUTED = "RouterRetriever"
-PAPER = "pilots"
+PAPER = "pilot library"
 DATASET_ORACLE = "DatasetOracle"
 INSTANCE_ORACLE = "InstanceOracle"
+OWN_EXPERT = "own expert"
+RIVALS: dict[str, RoutingSettings] = {
+    PAPER: RoutingSettings(router="pilots", mixing="hard"),
+    "ExpertClassifierRouter": RoutingSettings(router="expert_classifier", mixing="hard"),
+    "ClassificationHeadRouter": RoutingSettings(router="classification_head", mixing="hard"),
+    "DatasetRouter": RoutingSettings(router="dataset", mixing="hard"),
+    "uniform mixing": RoutingSettings(router="uniform"),
+}
+"""The paper's routers, each as it describes them, and mixing without routing."""
+
+
+@dataclass(frozen=True)
+class RoutedBy:
+    """A fitted router, and the routing features [Q, d] of each dataset's test queries."""
+
+    router: Router
+    features: Mapping[str, Vectors]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by way of answering and test set."""
+    """Measures by way of answering and test set, query by query."""
 
     datasets: list[str]
-    with_expert: list[str]
-    """The datasets whose own domain has an expert; the others are zero-shot."""
-    ndcg_at_10: dict[str, dict[str, float]]
-    recall_at_100: dict[str, dict[str, float]]
+    experts: list[str]
+    """Without the base."""
     routers: list[str]
     """The ways of answering that are routers, the deployed one first."""
-    routed_to: dict[str, dict[str, float]]
-    """Dataset -> expert -> mean routing weight of the deployed router."""
-    queries: dict[str, int]
-    settings: dict[str, Any] = field(default_factory=dict)
+    query_ids: dict[str, list[str]]
+    measured: dict[str, dict[str, Measured]]
+    """Way -> dataset -> arrays [Q]. The base, each expert, the routers, the oracles."""
+    routed_to: dict[str, dict[str, dict[str, float]]]
+    """Router -> dataset -> expert -> mean routing weight."""
+    oracle_choice: dict[str, dict[str, float]]
+    """Dataset -> expert -> share of queries on which it is best; a tie counts for each of the tied."""
+    tied: dict[str, float]
+    """Dataset -> share of queries on which two or more experts are equally the best."""
+    settings: dict[str, Any]
 
-    def mean(self, way: str, zero_shot: bool) -> float | None:
-        """Mean nDCG@10 over the sets with an expert, or over the zero-shot sets; None if there are none."""
-        chosen = [name for name in self.datasets if (name not in self.with_expert) == zero_shot]
-        return float(np.mean([self.ndcg_at_10[way][name] for name in chosen])) if chosen else None
+    @property
+    def with_expert(self) -> list[str]:
+        """The datasets whose own domain has an expert; the others are zero-shot."""
+        return [name for name in self.datasets if name in self.experts]
 
-    def rows(self) -> list[list[str]]:
-        """The table's cells: nDCG@10 x 100, a way of answering per row."""
-        lines = []
-        for way, figures in self.ndcg_at_10.items():
-            means = [self.mean(way, zero_shot=False), self.mean(way, zero_shot=True)]
-            cells = [f"{100 * figures[name]:.1f}" for name in self.datasets]
-            lines.append([way, *cells, *(_percent(mean) for mean in means)])
-        return lines
+    @property
+    def zero_shot(self) -> list[str]:
+        """The datasets without an expert."""
+        return [name for name in self.datasets if name not in self.experts]
 
-    def header(self) -> list[str]:
-        """The table's column names."""
-        return ["nDCG@10 x 100", *self.datasets, "mean", "zero-shot"]
+    @property
+    def ndcg_at_10(self) -> dict[str, dict[str, float]]:
+        """Way -> dataset -> mean nDCG@10."""
+        return self.means("ndcg_at_10")
 
-    def table(self) -> Table:
-        """For the terminal: a row per test set; each other expert's figures are in the files."""
-        ways = [BASE, *self.routers, DATASET_ORACLE, INSTANCE_ORACLE]
-        table = Table("test set", "own expert", *ways, title="nDCG@10 x 100", header_style="bold")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for name in self.datasets:
-            own = self.ndcg_at_10[name][name] if name in self.with_expert else None
-            table.add_row(name, _percent(own), *(_percent(self.ndcg_at_10[way][name]) for way in ways))
-        table.add_section()
-        own_mean = [self.ndcg_at_10[name][name] for name in self.with_expert]
-        means = [_percent(self.mean(way, zero_shot=False)) for way in ways]
-        table.add_row("mean", _percent(float(np.mean(own_mean))), *means, style="bold")
-        if len(self.with_expert) < len(self.datasets):
-            table.add_row("zero-shot mean", "", *(_percent(self.mean(way, zero_shot=True)) for way in ways))
-        return table
-
-    def markdown(self) -> str:
-        """The same table for a file."""
-        header = self.header()
-        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *self.rows()]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All figures, unrounded, with the means."""
-        means = {
-            way: {"with_expert": self.mean(way, zero_shot=False), "zero_shot": self.mean(way, zero_shot=True)}
-            for way in self.ndcg_at_10
+    def means(self, measure_name: str) -> dict[str, dict[str, float]]:
+        """Way -> dataset -> mean of one of ``MEASURES``."""
+        return {
+            way: {name: float(getattr(table, measure_name).mean()) for name, table in tables.items()}
+            for way, tables in self.measured.items()
         }
-        return {**asdict(self), "mean_ndcg_at_10": means}
+
+    def mean(self, way: str, zero_shot: bool = False, measure_name: str = "ndcg_at_10") -> float | None:
+        """Mean over the sets with an expert, or over the zero-shot sets; None if there are none.
+
+        ``OWN_EXPERT`` is a way too: each set's own expert, over the sets that have one.
+        """
+        chosen = self.zero_shot if zero_shot else self.with_expert
+        if way == OWN_EXPERT and zero_shot:
+            return None
+        values = [
+            float(getattr(self.measured[name if way == OWN_EXPERT else way][name], measure_name).mean())
+            for name in chosen
+        ]
+        return float(np.mean(values)) if values else None
+
+    def regret(self, way: str) -> dict[str, float]:
+        """Dataset -> nDCG@10 that InstanceOracle is above this way."""
+        figures = self.ndcg_at_10
+        return {name: figures[INSTANCE_ORACLE][name] - figures[way][name] for name in self.datasets}
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, Difference]]:
+        """Dataset -> rival -> paired difference of nDCG@10 of the deployed router over it."""
+        found: dict[str, dict[str, Difference]] = {}
+        for name in self.datasets:
+            ours = self.measured[ROUTED][name].ndcg_at_10
+            rivals = {BASE: BASE, PAPER: PAPER, DATASET_ORACLE: DATASET_ORACLE}
+            if name in self.experts:
+                rivals[OWN_EXPERT] = name
+            found[name] = {
+                label: compare(ours, self.measured[rival][name].ndcg_at_10)
+                for label, rival in rivals.items()
+                if rival in self.measured
+            }
+        return found
 
 
 def evaluate(
     scores: ScoreTable,
     qrels: Mapping[str, Qrels],
-    routers: Mapping[str, Router],
-    features: Mapping[str, Vectors],
+    routers: Mapping[str, RoutedBy],
     indexes: Mapping[str, SearchIndex],
     depth: int,
     settings: dict[str, Any],
@@ -110,61 +137,50 @@ def evaluate(
         scores: test scores by dataset.
         qrels: test judgements by dataset.
         routers: fitted routers by name, the one to be deployed first.
-        features: routing features of the test queries by dataset, in the score table's order.
         indexes: search index by dataset.
         depth: documents retrieved per query.
         settings: the recipe's, recorded with the figures.
     """
-    experts = next(iter(scores.values())).experts
-    ways = [BASE, *[name for name in experts if name != BASE], *routers, DATASET_ORACLE, INSTANCE_ORACLE]
-    ndcg: dict[str, dict[str, float]] = {way: {} for way in ways}
-    recall: dict[str, dict[str, float]] = {way: {} for way in ways}
-    routed_to: dict[str, dict[str, float]] = {}
+    names = next(iter(scores.values())).experts
+    experts = [name for name in names if name != BASE]
+    measured: dict[str, dict[str, Measured]] = {
+        way: {} for way in (BASE, *experts, *routers, DATASET_ORACLE, INSTANCE_ORACLE)
+    }
+    routed_to: dict[str, dict[str, dict[str, float]]] = {name: {} for name in routers}
+    oracle_choice, tied = {}, {}
     for dataset, table in scores.items():
-        for name in experts:
-            ndcg[name][dataset] = float(table.ndcg_QE[:, table.of(name)].mean())
-            recall[name][dataset] = float(table.recall_QE[:, table.of(name)].mean())
-        for name, router in routers.items():
-            weights_BT = router.weights(features[dataset])
-            run = indexes[dataset].run(table.query_ids, mix(table, router.experts, weights_BT), depth)
-            measured = utilities(qrels[dataset], run)
-            ndcg[name][dataset] = float(np.mean([measured[i].ndcg_at_10 for i in table.query_ids]))
-            recall[name][dataset] = float(np.mean([measured[i].recall_at_100 for i in table.query_ids]))
-            shares = dict(zip(router.experts, weights_BT.mean(axis=0).tolist(), strict=True))
-            routed_to.setdefault(dataset, shares)
+        for name in names:
+            measured[name][dataset] = table.measured[:, table.of(name)]
+        for name, routed in routers.items():
+            weights_BT = routed.router.weights(routed.features[dataset])
+            vectors_Bd = mix(table, routed.router.experts, weights_BT)
+            run = indexes[dataset].run(table.query_ids, vectors_Bd, depth)
+            measured[name][dataset] = measure(qrels[dataset], run, table.query_ids)
+            shares = weights_BT.mean(axis=0).tolist()
+            routed_to[name][dataset] = dict(zip(routed.router.experts, shares, strict=True))
         # The oracles choose among the experts, as in the paper; the base is not a candidate.
-        columns = [table.of(name) for name in experts if name != BASE]
-        best = columns[int(table.ndcg_QE[:, columns].mean(axis=0).argmax())]
-        ndcg[DATASET_ORACLE][dataset] = float(table.ndcg_QE[:, best].mean())
-        recall[DATASET_ORACLE][dataset] = float(table.recall_QE[:, best].mean())
-        ndcg[INSTANCE_ORACLE][dataset] = float(table.ndcg_QE[:, columns].max(axis=1).mean())
-        recall[INSTANCE_ORACLE][dataset] = float(table.recall_QE[:, columns].max(axis=1).mean())
+        columns = [table.of(name) for name in experts]
+        ndcg_QT: Values = table.measured.ndcg_at_10[:, columns]
+        measured[DATASET_ORACLE][dataset] = measured[experts[int(ndcg_QT.mean(axis=0).argmax())]][dataset]
+        best_Q = np.array(columns)[ndcg_QT.argmax(axis=1)]
+        measured[INSTANCE_ORACLE][dataset] = table.measured[np.arange(len(best_Q)), best_Q]
+        is_best_QT = ndcg_QT >= ndcg_QT.max(axis=1, keepdims=True) - 1e-9
+        oracle_choice[dataset] = dict(zip(experts, is_best_QT.mean(axis=0).tolist(), strict=True))
+        tied[dataset] = float((is_best_QT.sum(axis=1) > 1).mean())
     return Evaluation(
         datasets=list(scores),
-        with_expert=[name for name in scores if name in experts],
-        ndcg_at_10=ndcg,
-        recall_at_100=recall,
+        experts=experts,
         routers=list(routers),
+        query_ids={name: table.query_ids for name, table in scores.items()},
+        measured=measured,
         routed_to=routed_to,
-        queries={name: len(table.query_ids) for name, table in scores.items()},
+        oracle_choice=oracle_choice,
+        tied=tied,
         settings=settings,
     )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def mix(table: SplitScores, experts: list[str], weights_BT: Vectors) -> Vectors:
     """Query vectors mixed by weight [B, d]; exact, since all experts search the same documents."""
     columns = [table.of(name) for name in experts]
     return np.einsum("bt,btd->bd", weights_BT, table.vectors_QEd[:, columns], dtype=np.float32)
-
-
-def write_reports(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write the figures as JSON and the table as Markdown; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures, table = folder / "evaluation.json", folder / "evaluation.md"
-    figures.write_text(json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
-    table.write_text(evaluation.markdown(), encoding="utf-8")
-    return [figures, table]

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 import routerretriever
 from routerretriever.config import Recipe
-from routerretriever.evaluation import Evaluation, write_reports
+from routerretriever.evaluation import Evaluation, as_dict, write_tables
 from routerretriever.registry.bundle import RouterRetriever, write_bundle
 from routerretriever.routing import Router
 from routerretriever.storage import ArtifactStore
@@ -115,7 +115,7 @@ class Registry:
         with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_name=f"bundle-{recipe.name}"):
             folder = Path(scratch) / "bundle"
             folder.mkdir()
-            write_bundle(folder, recipe, router, experts, versions, evaluation.as_dict(), store)
+            write_bundle(folder, recipe, router, experts, versions, as_dict(evaluation), store)
             mlflow.log_metrics(
                 {
                     f"ndcg_at_10/{way}/{dataset}": value
@@ -124,7 +124,7 @@ class Registry:
                 }
             )
             mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
-            write_reports(evaluation, Path(scratch) / "evaluation")
+            write_tables(evaluation, Path(scratch) / "evaluation")
             mlflow.log_artifacts(str(Path(scratch) / "evaluation"), "evaluation")
             logged = mlflow.pyfunc.log_model(
                 name="bundle",

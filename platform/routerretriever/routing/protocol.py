@@ -1,18 +1,38 @@
-"""What every router is, and how one is written to and read from a folder."""
+"""What every router is."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 Vectors = NDArray[np.float32]
-_SETTINGS_FILE, _ARRAYS_FILE = "router.json", "router.safetensors"
+State = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training query near to the one that was routed."""
+
+    dataset: str
+    query: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one query was routed as it was."""
+
+    scores: dict[str, float]
+    """What the weights were made from; an expert that can never be chosen is left out."""
+    margin: float | None
+    """Distance from the best score to the second; None with fewer than two."""
+    gate: float | None = None
+    """How much the query looks like the training queries, 0 to 1; None without a gate."""
+    nearest: tuple[Neighbour, ...] = ()
 
 
 class Router(ABC):
@@ -24,52 +44,47 @@ class Router(ABC):
         self.experts = experts
 
     @abstractmethod
+    def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
+        """What the weights are made from: [B, T], higher is better; minus infinity is never chosen."""
+
+    @abstractmethod
     def weights(self, features_Bd: Vectors) -> Vectors:
         """How much of each expert's vector goes into the query's: [B, T]."""
 
     @abstractmethod
-    def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
-        """What the weights are made from, for explanations: [B, T], higher is better."""
-
-    @abstractmethod
-    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def state(self) -> State:
         """Constructor arguments besides ``experts``: plain values, and arrays."""
 
-
-def save_router(router: Router, folder: Path) -> None:
-    """Write a router's state: JSON for settings, safetensors for arrays."""
-    settings, arrays = router.state()
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"kind": router.kind, "experts": router.experts, "settings": settings}
-    (folder / _SETTINGS_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS_FILE)
-
-
-def load_router(folder: Path) -> Router:
-    """Read a router back.
-
-    Raises:
-        ValueError: the folder holds a router of a kind that this version does not know.
-    """
-    from routerretriever.routing.routers import FixedRouter, PilotRouter, PosteriorRouter, UniformRouter
-
-    kinds: dict[str, type[Router]] = {
-        router.kind: router for router in (PilotRouter, PosteriorRouter, FixedRouter, UniformRouter)
-    }
-    content = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
-    if content["kind"] not in kinds:
-        raise ValueError(f"{folder}: router of unknown kind {content['kind']!r}; there are {sorted(kinds)}")
-    arrays = load_file(folder / _ARRAYS_FILE)
-    return kinds[content["kind"]](content["experts"], **content["settings"], **arrays)
+    def explain(self, features_Bd: Vectors) -> list[Explanation]:
+        """Scores and margin of every query."""
+        explanations = []
+        for scores_T in self.scores(features_Bd):
+            scores = {
+                name: float(score)
+                for name, score in zip(self.experts, scores_T, strict=True)
+                if np.isfinite(score)
+            }
+            best = sorted(scores.values(), reverse=True)
+            explanations.append(Explanation(scores, best[0] - best[1] if len(best) > 1 else None))
+        return explanations
 
 
-def weigh(scores_BT: NDArray[np.float64], mixing: str, temperature: float) -> Vectors:
-    """Scores to weights: all to the best (``hard``), or a softmax at a temperature (``soft``)."""
-    return one_hot(scores_BT) if mixing == "hard" else softmax(scores_BT / temperature)
+class MixingRouter(Router):
+    """A router whose weights are its best score alone (``hard``), or a softmax of all scores (``soft``)."""
+
+    def __init__(self, experts: list[str], mixing: str, temperature: float) -> None:
+        super().__init__(experts)
+        self.mixing = mixing
+        self.temperature = temperature
+
+    def weights(self, features_Bd: Vectors) -> Vectors:
+        """One-hot rows, or a softmax of the scores divided by the temperature."""
+        scores_BT = self.scores(features_Bd)
+        return one_hot(scores_BT) if self.mixing == "hard" else softmax(scores_BT / self.temperature)
 
 
 def one_hot(scores_BT: NDArray[np.float64]) -> Vectors:
-    """Weight 1 for the best expert of each row."""
+    """Weight 1 for the best expert of each row; the first of several."""
     weights_BT = np.zeros(scores_BT.shape, dtype=np.float32)
     weights_BT[np.arange(len(scores_BT)), scores_BT.argmax(axis=1)] = 1.0
     return weights_BT

@@ -21,7 +21,8 @@ from routerretriever.console import track
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, store_judgements
 from routerretriever.encoder import encoder_fingerprint
-from routerretriever.scoring.worker import ChunkScorer
+from routerretriever.measures import Measured
+from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
@@ -36,15 +37,17 @@ class SplitScores:
     split: str
     query_ids: list[str]
     experts: list[str]
-    ndcg_QE: NDArray[np.float64]
-    recall_QE: NDArray[np.float64]
-    rank_QE: NDArray[np.float64]
-    """Rank of the first relevant document; infinite where none was retrieved."""
+    measured: Measured
+    """Arrays [Q, E]."""
     vectors_QEd: Vectors
 
     def of(self, expert: str) -> int:
         """Column of an expert."""
         return self.experts.index(expert)
+
+    def utilities(self, experts: Sequence[str]) -> NDArray[np.float64]:
+        """nDCG@10 of some experts [Q, T], in their order."""
+        return self.measured.ndcg_at_10[:, [self.of(name) for name in experts]]
 
     @property
     def base_vectors(self) -> Vectors:
@@ -56,7 +59,7 @@ class SplitScores:
         chosen = np.asarray(rows, dtype=np.int64)
         return SplitScores(
             self.dataset, self.split, [self.query_ids[row] for row in chosen], self.experts,
-            self.ndcg_QE[chosen], self.recall_QE[chosen], self.rank_QE[chosen], self.vectors_QEd[chosen],
+            self.measured[chosen], self.vectors_QEd[chosen],
         )  # fmt: skip
 
 
@@ -87,7 +90,13 @@ def build_scores(
         for name in (BASE, *experts):
             version = encoder_fingerprint(encoder) if name == BASE else experts[name].version
             digest = content_hash(
-                judgements, corpus, encoder.dtype, index.model_dump(), settings.depth, settings.chunk_size
+                judgements,
+                corpus,
+                encoder.dtype,
+                index.model_dump(),
+                settings.depth,
+                settings.chunk_size,
+                MEASURED_COLUMNS,
             )
             key = f"scores/dataset={collection.name}/split={split}-{digest}/expert={name}-{version}"
             keys[collection.name, name] = key
@@ -138,14 +147,11 @@ def _read(store: ArtifactStore, dataset: str, split: str, keys: Mapping[str, str
         table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(query_ids), -1)
         for table in tables.values()
     ]
-    ranks = columns("first_relevant_rank")
     return SplitScores(
         dataset=dataset,
         split=split,
         query_ids=query_ids,
         experts=list(keys),
-        ndcg_QE=columns("ndcg_at_10"),
-        recall_QE=columns("recall_at_100"),
-        rank_QE=np.where(np.isnan(ranks), np.inf, ranks),
+        measured=Measured(**{name: columns(name) for name in MEASURED_COLUMNS}),
         vectors_QEd=np.stack(vectors, axis=1).astype(np.float32),
     )

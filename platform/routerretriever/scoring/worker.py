@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,8 +13,11 @@ import pyarrow.parquet as parquet
 from routerretriever.config import BASE, EncoderSettings, IndexSettings
 from routerretriever.corpus import SearchIndex, open_corpus, open_index
 from routerretriever.datasets import Judgements, load_judgements
-from routerretriever.measures import utilities
+from routerretriever.measures import Measured, measure
 from routerretriever.storage import ArtifactStore
+
+MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
+"""Columns of the score table, named as the fields of ``Measured``."""
 
 
 class ChunkScorer:
@@ -40,15 +44,11 @@ class ChunkScorer:
         if expert != BASE and expert not in self._encoder.adapters:
             self._encoder.load_adapter(expert, self._store.fetch(row["expert_key"]))
         vectors = self._encoder.encode_queries(list(chunk.queries.values()), adapter=expert)
-        measured = utilities(chunk.qrels, index.run(ids, vectors, self._depth))
+        measured = measure(chunk.qrels, index.run(ids, vectors, self._depth), ids)
         table = arrow.table(
             {
                 "query_id": ids,
-                "ndcg_at_10": arrow.array([measured[i].ndcg_at_10 for i in ids], arrow.float64()),
-                "recall_at_100": arrow.array([measured[i].recall_at_100 for i in ids], arrow.float64()),
-                "first_relevant_rank": arrow.array(
-                    [measured[i].first_relevant_rank for i in ids], arrow.int32()
-                ),
+                **{column: getattr(measured, column) for column in MEASURED_COLUMNS},
                 "embedding": arrow.FixedSizeListArray.from_arrays(
                     arrow.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1]
                 ),

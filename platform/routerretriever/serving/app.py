@@ -7,6 +7,7 @@ expert. ``build`` is what ``serve run`` and the command line both call.
 
 import asyncio
 import base64
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -252,22 +253,15 @@ class Router:
         texts = [request.input] if isinstance(request.input, str) else request.input
         features_Bd = np.stack(await asyncio.gather(*(self._features(text) for text in texts)))
         names = self._router.experts
-        routes = []
-        for weights_T, scores_T in zip(
-            self._router.weights(features_Bd), self._router.scores(features_Bd), strict=True
-        ):
-            finite = np.sort(scores_T[np.isfinite(scores_T)])
-            routes.append(
-                Route(
-                    expert=names[int(weights_T.argmax())],
-                    weights=dict(zip(names, weights_T.tolist(), strict=True)),
-                    scores={
-                        name: float(score) if np.isfinite(score) else None
-                        for name, score in zip(names, scores_T, strict=True)
-                    },
-                    margin=float(finite[-1] - finite[-2]) if len(finite) > 1 else None,
-                )
+        weights_BT = self._router.weights(features_Bd)
+        routes = [
+            Route(
+                expert=names[int(weights_T.argmax())],
+                weights=dict(zip(names, weights_T.tolist(), strict=True)),
+                **dataclasses.asdict(explanation),
             )
+            for weights_T, explanation in zip(weights_BT, self._router.explain(features_Bd), strict=True)
+        ]
         return RouteResponse(data=routes)
 
     @api.get("/v1/experts")

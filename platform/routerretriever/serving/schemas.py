@@ -51,15 +51,27 @@ class RouteRequest(_Schema):
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
 
 
+class Neighbour(_Schema):
+    """A training query near to the one that was routed."""
+
+    dataset: str
+    query: str
+    similarity: float
+
+
 class Route(_Schema):
     """Who would answer one query, and how sure the router is."""
 
     expert: str
     weights: dict[str, float]
-    scores: dict[str, float | None]
-    """What the weights are made from; null for an expert that the router cannot choose."""
+    scores: dict[str, float]
+    """What the weights are made from; an expert that the router cannot choose is left out."""
     margin: float | None
     """Score of the best expert minus that of the second."""
+    gate: float | None
+    """How familiar the query is, 0 to 1; below 1 the fallback has a share. Null without a gate."""
+    nearest: list[Neighbour]
+    """The most similar training queries; empty without a gate."""
 
 
 class RouteResponse(_Schema):

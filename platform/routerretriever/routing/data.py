@@ -1,0 +1,65 @@
+"""What routers learn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.routing.protocol import Vectors
+
+
+@dataclass(frozen=True)
+class RoutingData:
+    """Scored queries by dataset: utilities [Q, T], routing features [Q, d], and the queries' texts."""
+
+    experts: list[str]
+    """Columns of the utilities."""
+    utilities: dict[str, NDArray[np.float64]]
+    features: dict[str, Vectors]
+    queries: dict[str, list[str]] = field(default_factory=dict)
+    """May be empty; then explanations cannot quote the nearest queries."""
+
+    @property
+    def own_datasets(self) -> list[str]:
+        """Datasets that have an expert of their own."""
+        return [name for name in self.features if name in self.experts]
+
+    def stacked(self, datasets: list[str]) -> tuple[Vectors, NDArray[np.float64], NDArray[np.int64]]:
+        """Features [N, d], utilities [N, T] and the position of each query's dataset in the list [N]."""
+        features = np.concatenate([self.features[name] for name in datasets])
+        utilities = np.concatenate([self.utilities[name] for name in datasets])
+        return (
+            features,
+            utilities,
+            np.repeat(np.arange(len(datasets)), [len(self.features[n]) for n in datasets]),
+        )
+
+    def sample(self, per_dataset: int, seed: int) -> RoutingData:
+        """The same with at most so many queries of each dataset."""
+        rows = {
+            name: np.sort(np.random.default_rng(seed).permutation(len(features))[:per_dataset])
+            for name, features in self.features.items()
+        }
+        return RoutingData(
+            self.experts,
+            {name: self.utilities[name][chosen] for name, chosen in rows.items()},
+            {name: self.features[name][chosen] for name, chosen in rows.items()},
+            {
+                name: [self.queries[name][row] for row in chosen]
+                for name, chosen in rows.items()
+                if name in self.queries
+            },
+        )
+
+    def without(self, domain: str) -> RoutingData:
+        """The same as if a domain and its expert had never been there."""
+        kept = [column for column, name in enumerate(self.experts) if name != domain]
+        others = [name for name in self.features if name != domain]
+        return RoutingData(
+            [self.experts[column] for column in kept],
+            {name: self.utilities[name][:, kept] for name in others},
+            {name: self.features[name] for name in others},
+            {name: self.queries[name] for name in others if name in self.queries},
+        )

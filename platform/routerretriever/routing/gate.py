@@ -1,0 +1,149 @@
+"""The out-of-domain gate: a query unlike all training queries is not left to one expert.
+
+Each training query's similarity to its nearest others says what is usual in its dataset. A query whose
+nearest training queries are less similar than is usual there gets part of its weight, in the end all of it,
+from the fallback: all experts alike, or the bare base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.config import BASE, GateSettings, RoutingSettings
+from routerretriever.routing.data import RoutingData
+from routerretriever.routing.neighbours import nearest
+from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors
+
+_QUOTED = 3
+"""Nearest training queries named in an explanation."""
+
+
+class GatedRouter(Router):
+    """Another router's weights, blended with a fallback by how familiar the query is.
+
+    N reference queries of M datasets: ``reference_Nd``, the dataset of each ``dataset_N``, and per dataset
+    the similarity at which the gate is shut (``shut_M``) and fully open (``open_M``).
+    """
+
+    kind = "gated"
+
+    def __init__(
+        self,
+        experts: list[str],
+        inner: Router,
+        reference_Nd: Vectors,
+        dataset_N: NDArray[np.int64],
+        shut_M: Vectors,
+        open_M: Vectors,
+        fallback: str,
+        count: int,
+        datasets: list[str],
+        queries: list[str],
+    ) -> None:
+        super().__init__(experts)
+        self.inner = inner
+        self._reference_Nd = reference_Nd
+        self._dataset_N = dataset_N
+        self._shut_M = shut_M
+        self._open_M = open_M
+        self._fallback = fallback
+        self._count = count
+        self._datasets = datasets
+        self._queries = queries
+
+    def gate(self, features_Bd: Vectors) -> Vectors:
+        """How familiar each query is [B], 0 to 1."""
+        similarity_Bk, rows_Bk = nearest(self._reference_Nd, features_Bd, self._count)
+        return self._openness(similarity_Bk, rows_Bk)
+
+    def _openness(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Vectors:
+        datasets_Bk = self._dataset_N[rows_Bk]
+        shut_B, open_B = self._shut_M[datasets_Bk].mean(axis=1), self._open_M[datasets_Bk].mean(axis=1)
+        way_B = (similarity_Bk.mean(axis=1) - shut_B) / np.maximum(open_B - shut_B, 1e-6)
+        return np.clip(way_B, 0.0, 1.0).astype(np.float32)
+
+    def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
+        """The inner router's; the fallback's own column, if it has none there, is minus infinity."""
+        return self._widened(self.inner.scores(features_Bd), -np.inf)
+
+    def weights(self, features_Bd: Vectors) -> Vectors:
+        """The inner router's weights times the gate, the fallback's times the rest."""
+        gate_B1 = self.gate(features_Bd)[:, None]
+        own_BT = self._widened(self.inner.weights(features_Bd), 0.0)
+        return (gate_B1 * own_BT + (1 - gate_B1) * self._fallback_weights()).astype(np.float32)
+
+    def explain(self, features_Bd: Vectors) -> list[Explanation]:
+        """The inner router's reasons, with the gate and the nearest training queries."""
+        similarity_Bk, rows_Bk = nearest(self._reference_Nd, features_Bd, max(self._count, _QUOTED))
+        gate_B = self._openness(similarity_Bk[:, : self._count], rows_Bk[:, : self._count])
+        return [
+            replace(reasons, gate=float(gate), nearest=self._quote(similarities[:_QUOTED], rows[:_QUOTED]))
+            for reasons, gate, similarities, rows in zip(
+                self.inner.explain(features_Bd), gate_B, similarity_Bk, rows_Bk, strict=True
+            )
+        ]
+
+    def _quote(self, similarities: Vectors, rows: NDArray[np.int64]) -> tuple[Neighbour, ...]:
+        return tuple(
+            Neighbour(
+                self._datasets[self._dataset_N[row]],
+                self._queries[row] if self._queries else "",
+                float(similarity),
+            )
+            for similarity, row in zip(similarities, rows, strict=True)
+        )
+
+    def _fallback_weights(self) -> Vectors:
+        if self._fallback == "base":
+            return np.array([name == BASE for name in self.experts], dtype=np.float32)
+        real = np.array([name != BASE for name in self.experts], dtype=np.float32)
+        return real / real.sum()
+
+    def _widened(self, values_BT: NDArray[Any], filler: float) -> NDArray[np.float64]:
+        extra = len(self.experts) - values_BT.shape[1]
+        return np.pad(values_BT.astype(np.float64), ((0, 0), (0, extra)), constant_values=filler)
+
+    def state(self) -> State:
+        """Settings and arrays, the inner router's among them under ``inner.``."""
+        inner_settings, inner_arrays = self.inner.state()
+        settings: dict[str, Any] = {
+            "inner": {"kind": self.inner.kind, "experts": self.inner.experts, "settings": inner_settings},
+            "fallback": self._fallback,
+            "count": self._count,
+            "datasets": self._datasets,
+            "queries": self._queries,
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "reference_Nd": self._reference_Nd,
+            "dataset_N": self._dataset_N,
+            "shut_M": self._shut_M,
+            "open_M": self._open_M,
+        }
+        return settings, {**arrays, **{f"inner.{name}": array for name, array in inner_arrays.items()}}
+
+
+def fit_gate(data: RoutingData, settings: RoutingSettings, gate: GateSettings, inner: Router) -> GatedRouter:
+    """Calibrate the gate on the training queries of the datasets that have an expert, each left out once."""
+    names = data.own_datasets
+    sampled = data.sample(settings.references, settings.seed)
+    features, _, labels = sampled.stacked(names)
+    # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
+    similarity_Nk, _ = nearest(features, features, gate.neighbours + 1)
+    usual_N = similarity_Nk[:, 1:].mean(axis=1)
+    shut, open_ = (
+        np.array([np.quantile(usual_N[labels == label], q) for label in range(len(names))], dtype=np.float32)
+        for q in (gate.shut_quantile, gate.open_quantile)
+    )
+    # Below the smallest similarity seen there is still some way to a query that is plainly foreign.
+    shut = shut - gate.slack * (open_ - shut)
+    experts = inner.experts
+    if gate.fallback == "base" and BASE not in experts:
+        experts = [*experts, BASE]
+    texts = [text for name in names for text in sampled.queries.get(name, [])]
+    return GatedRouter(
+        experts, inner, features, labels, shut, open_, gate.fallback, gate.neighbours, names, texts
+    )

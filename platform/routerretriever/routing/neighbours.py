@@ -1,0 +1,88 @@
+"""Routers that look at the nearest training queries: N reference queries, searched with FAISS.
+
+``neighbours``: the mean utility of every expert on the nearest queries. ``dataset``: the paper's
+DatasetRouter, the expert of the dataset of the single nearest of 100 queries per dataset (arXiv 2409.02685,
+A.1).
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.config import RoutingSettings
+from routerretriever.routing.data import RoutingData
+from routerretriever.routing.protocol import MixingRouter, State, Vectors
+
+DATASET_ROUTER_SAMPLE = 100
+
+
+class NeighbourRouter(MixingRouter):
+    """Scores are the mean of the values [N, T] of the ``count`` nearest reference queries [N, d]."""
+
+    kind = "neighbours"
+
+    def __init__(
+        self,
+        experts: list[str],
+        reference_Nd: Vectors,
+        values_NT: Vectors,
+        count: int,
+        mixing: str,
+        temperature: float,
+    ) -> None:
+        super().__init__(experts, mixing, temperature)
+        self._reference_Nd = reference_Nd
+        self._values_NT = values_NT
+        self._count = count
+
+    def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
+        """Predicted utility of each expert."""
+        _, rows_Bk = nearest(self._reference_Nd, features_Bd, self._count)
+        return self._values_NT[rows_Bk].mean(axis=1).astype(np.float64)
+
+    def state(self) -> State:
+        """Settings and arrays."""
+        settings = {"count": self._count, "mixing": self.mixing, "temperature": self.temperature}
+        return settings, {"reference_Nd": self._reference_Nd, "values_NT": self._values_NT}
+
+
+def nearest(reference_Nd: Vectors, features_Bd: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
+    """Cosine similarity [B, k] and row [B, k] of the nearest references, k at most N."""
+    scores, rows = faiss.knn(
+        unit(features_Bd),
+        unit(reference_Nd),
+        min(count, len(reference_Nd)),
+        metric=faiss.METRIC_INNER_PRODUCT,
+    )
+    return scores, rows
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Rows at length 1."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def fit_neighbours(data: RoutingData, settings: RoutingSettings) -> NeighbourRouter:
+    """Keep a sample of every dataset's scored queries."""
+    data = data.sample(settings.references, settings.seed)
+    features, utilities, _ = data.stacked(list(data.features))
+    return NeighbourRouter(
+        data.experts,
+        features,
+        utilities.astype(np.float32),
+        settings.neighbours,
+        settings.mixing,
+        settings.temperature,
+    )
+
+
+def fit_dataset(data: RoutingData, settings: RoutingSettings) -> NeighbourRouter:
+    """Keep 100 queries of every dataset with an expert, each speaking for that expert."""
+    data = data.sample(DATASET_ROUTER_SAMPLE, settings.seed)
+    features, _, labels = data.stacked(data.own_datasets)
+    columns = np.array([data.experts.index(name) for name in data.own_datasets])
+    values = np.eye(len(data.experts), dtype=np.float32)[columns[labels]]
+    return NeighbourRouter(data.experts, features, values, 1, settings.mixing, settings.temperature)

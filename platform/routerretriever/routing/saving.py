@@ -1,0 +1,55 @@
+"""Writing a router to a folder, and reading it back: JSON for settings, safetensors for arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from routerretriever.routing.constant import ConstantRouter
+from routerretriever.routing.gate import GatedRouter
+from routerretriever.routing.linear import LinearRouter
+from routerretriever.routing.neighbours import NeighbourRouter
+from routerretriever.routing.pilots import PilotRouter
+from routerretriever.routing.protocol import Router
+
+_SETTINGS_FILE, _ARRAYS_FILE = "router.json", "router.safetensors"
+_KINDS: dict[str, type[Router]] = {
+    router.kind: router
+    for router in (ConstantRouter, GatedRouter, LinearRouter, NeighbourRouter, PilotRouter)
+}
+
+
+def save_router(router: Router, folder: Path) -> None:
+    """Write a router's state."""
+    settings, arrays = router.state()
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"kind": router.kind, "experts": router.experts, "settings": settings}
+    (folder / _SETTINGS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS_FILE)
+
+
+def load_router(folder: Path) -> Router:
+    """Read a router back.
+
+    Raises:
+        ValueError: the folder holds a router of a kind that this version does not know.
+    """
+    content = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
+    try:
+        return _build(content, load_file(folder / _ARRAYS_FILE))
+    except KeyError as error:
+        raise ValueError(f"{folder}: no router of kind {error}; there are {sorted(_KINDS)}") from None
+
+
+def _build(content: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Router:
+    settings = dict(content["settings"])
+    own = {name: array for name, array in arrays.items() if not name.startswith("inner.")}
+    if "inner" in settings:
+        inner = {name.removeprefix("inner."): a for name, a in arrays.items() if name not in own}
+        settings["inner"] = _build(settings["inner"], inner)
+    return _KINDS[content["kind"]](content["experts"], **settings, **own)

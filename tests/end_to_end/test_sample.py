@@ -1,0 +1,77 @@
+"""The README's first command on the built-in sample, then `serve run` on what it left. Minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import free_port, wait_for
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.end_to_end
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+EXPERTS = ["kitchen", "support", "debate", "tenancy", "shell", "health"]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("sample")
+
+
+@pytest.fixture(scope="module")
+def run(storage):
+    command = [BIN / "routerretriever", "run", "jobs/recipes/sample.yaml", "--set", f"storage={storage}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_main_job_ends_with_an_answer_over_http(run):
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "expert    health" in run.stdout
+    assert "bundle models:/routerretriever@champion (version 1" in run.stdout
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_experts_and_routing_differ_visibly_from_the_base(run, storage):
+    figures = json.loads((storage / "reports" / "sample" / "evaluation.json").read_text())
+    means = {way: mean["with_expert"] for way, mean in figures["mean_ndcg_at_10"].items()}
+    own = sum(figures["ndcg_at_10"][name][name] for name in EXPERTS) / len(EXPERTS)
+    assert own > means["base"] + 0.05
+    assert means["RouterRetriever"] > means["base"] + 0.05
+    assert means["InstanceOracle"] > means["DatasetOracle"] + 0.02
+    assert figures["mean_ndcg_at_10"]["base"]["zero_shot"] > 0
+
+
+def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path):
+    yaml, port = YAML(), free_port()
+    config = yaml.load((ROOT / "serve_configs" / "local.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"]["set"] = [f"storage={storage}"]
+    path, log = tmp_path / "serve.yaml", tmp_path / "serve.log"
+    with path.open("w") as file:
+        yaml.dump(config, file)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [BIN / "serve", "run", path],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(f"{url}/healthz", process, log)
+            body = {"query": "undo my last commit but keep the files", "collection": "shell"}
+            answer = httpx.post(f"{url}/v1/search", json=body, timeout=60).raise_for_status().json()
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(timeout=60)
+    assert set(answer["weights"]) <= set(EXPERTS)
+    assert len(answer["results"]) == 10
