@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from routerretriever.config import RecipeError, load_recipe
+from routerretriever.config import RecipeError, RoutingSettings, load_recipe
 from routerretriever.pipeline import Pipeline, Registered, require_trained
 
 
@@ -41,6 +41,16 @@ def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registe
         raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
     values["domains"][name]["expert"] = False
     return _apply(recipe_path, yaml, values, new=None, release=release)
+
+
+def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
+    """Write routing settings into a recipe file; those that are the defaults are left out."""
+    _, yaml, values = _read(recipe_path)
+    values["routing"] = settings.model_dump(mode="json", exclude_defaults=True)
+    draft = recipe_path.with_suffix(".draft.yaml")
+    with draft.open("w", encoding="utf-8") as file:
+        yaml.dump(values, file)
+    draft.replace(recipe_path)
 
 
 def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release: bool) -> Registered:

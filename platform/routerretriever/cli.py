@@ -93,6 +93,29 @@ def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False
     log.info("router %s over %s", router.kind, ", ".join(router.experts))
 
 
+@app.command("tune-router")
+def tune_router(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    unseen_share: Annotated[
+        float, typer.Option(help="How much queries of domains without an expert count, 0 to 1.")
+    ] = 0.2,
+    write: Annotated[bool, typer.Option("--write", help="Put the best settings into the recipe.")] = False,
+    rows: Annotated[int, typer.Option(help="How many of the best are shown.")] = 15,
+) -> None:
+    """Choose the router by dev queries: tries kinds, features, mixings and gates, and shows a table."""
+    from routerretriever.changes import set_routing
+    from routerretriever.console import log, show
+    from routerretriever.evaluation.tuning import describe, trials_table
+
+    trials = _pipeline(recipe, overrides, quiet).tune_router(unseen_share)
+    show(trials_table(trials, rows))
+    if write:
+        set_routing(recipe, trials[0].settings)
+        log.info("%s: routing is now: %s", recipe, describe(trials[0].settings))
+
+
 @app.command()
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Evaluate base, experts, router and oracles on the test sets."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from routerretriever.cluster import connect
 from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
 from routerretriever.console import log
-from routerretriever.corpus import Corpus, build_corpora, open_index
+from routerretriever.corpus import Corpus, SearchIndex, build_corpora, open_index
 from routerretriever.datasets import Collection, DatasetError, open_collection
 from routerretriever.evaluation import RIVALS, ROUTED, Evaluation, RoutedBy, evaluate, write_tables
+from routerretriever.evaluation.tuning import Trial, TuningData, tune, write_trials
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores, build_scores
@@ -161,13 +162,38 @@ class Pipeline:
             scores,
             {collection.name: collection.qrels("test") for collection in tested},
             routers,
-            {c.name: open_index(self.corpora[c.name], self.recipe.corpus.index, self.store) for c in tested},
+            {collection.name: self._index(collection.name) for collection in tested},
             self.recipe.scoring.depth,
             self.recipe.model_dump(mode="json"),
         )
         for path in write_tables(result, self.report_folder):
             log.info("wrote %s", path)
         return result
+
+    def tune_router(self, unseen_share: float) -> list[Trial]:
+        """Try routers on dev, write what was tried beside the reports; the best comes first.
+
+        Raises:
+            ValueError: routers would learn from the dev queries that they are measured on.
+        """
+        if self.recipe.scoring.source == "dev":
+            raise ValueError("scoring.source: routers learn from dev; tuning needs 'train' or 'held_out'")
+        dev = self._scores(self.expert_collections, "dev")
+        layers = self._base_encoder.layers
+        data = TuningData(
+            fit_data=lambda settings: self.routing_data(settings),
+            dev=dev,
+            dev_features=lambda settings: self.features(dev, "dev", settings.features),
+            qrels={name: self.collections[name].qrels("dev") for name in dev},
+            indexes={name: self._index(name) for name in dev},
+        )
+        # The input embeddings, and the middle, where a query's domain is plainest.
+        trials = tune(data, sorted({0, layers // 2, 2 * layers // 3}), unseen_share)
+        log.info("wrote %s", write_trials(trials, self.report_folder))
+        return trials
+
+    def _index(self, name: str) -> SearchIndex:
+        return open_index(self.corpora[name], self.recipe.corpus.index, self.store)
 
     def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> RoutedBy:
         return RoutedBy(router, self.features(scores, "test", settings.features))

@@ -33,14 +33,14 @@ def test_commands_stay_few():
     command = get_command(app)
     assert sorted(command.commands) == [
         "add-expert", "datasets", "encode", "evaluate", "pilots", "register", "remove-expert", "run", "score",
-        "serve", "train",
+        "serve", "train", "tune-router",
     ]  # fmt: skip
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
 
 
 def test_every_step_has_its_job():
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__"}
-    assert jobs == {"encode", "train", "score", "pilots", "evaluate", "register", "run"}
+    assert jobs == {"encode", "train", "score", "pilots", "evaluate", "register", "run", "tune_router"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -80,6 +80,11 @@ class Encoder:
         return int(self._tower.model.config.hidden_size)
 
     @property
+    def layers(self) -> int:
+        """Number of transformer layers; routing features can be read before each."""
+        return len(self._layers)
+
+    @property
     def adapters(self) -> list[str]:
         """Names of the loaded adapters."""
         return list(getattr(self._tower.model, "peft_config", {}))

@@ -54,6 +54,8 @@ class Registry:
         self._alias = recipe.registry.alias
         self.tracking_uri = tracking_uri(recipe, store)
         mlflow.set_tracking_uri(self.tracking_uri)
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         self._client = MlflowClient()
         if self._client.get_experiment_by_name(self._name) is None:
             local = recipe.registry.tracking_uri is None
@@ -112,7 +114,10 @@ class Registry:
         """
         versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
         self._ensure_model(self._name)
-        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_name=f"bundle-{recipe.name}"):
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            mlflow.start_run(run_name=f"bundle-{recipe.name}") as run,
+        ):
             folder = Path(scratch) / "bundle"
             folder.mkdir()
             write_bundle(folder, recipe, router, experts, versions, as_dict(evaluation), store)
@@ -131,9 +136,12 @@ class Registry:
                 python_model=BundleModel(),
                 artifacts={"bundle": str(folder)},
                 pip_requirements=[f"routerretriever=={routerretriever.__version__}"],
-                registered_model_name=self._name,
             )
-        version = int(logged.registered_model_version)
+            # Not through log_model, which prints about it.
+            created = self._client.create_model_version(
+                self._name, source=logged.model_uri, run_id=run.info.run_id, model_id=logged.model_id
+            )
+        version = int(created.version)
         if release:
             self.release(version)
         return version, versions

@@ -1,0 +1,205 @@
+"""Choosing the router and its settings, on queries that neither routers nor test sets have seen.
+
+Routers are fitted on the scored queries and measured on dev. Two figures count: dev nDCG@10 of the domains
+as they are, and of each domain as if its expert and its queries had never been there, which is what queries
+of an unforeseen domain will meet.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from routerretriever.config import GateSettings, RoutingSettings
+from routerretriever.console import log, track
+from routerretriever.corpus import SearchIndex
+from routerretriever.evaluation.evaluate import mix
+from routerretriever.measures import Qrels, measure
+from routerretriever.routing import Router, RoutingData, fit_router
+from routerretriever.routing.gate import fit_gate
+from routerretriever.routing.protocol import MixingRouter, Vectors
+from routerretriever.scoring import ScoreTable
+
+_SOFT_TEMPERATURES = {
+    "posterior": (1.0, 2.0, 4.0),
+    "neighbours": (0.02, 0.05, 0.1),
+    "utility": (0.02, 0.05, 0.1),
+    "centroids": (0.03, 0.05, 0.1),
+    "pilots": (0.01, 0.03),
+}
+_HARD_ONLY = ("dataset", "expert_classifier", "classification_head")
+_GATES = tuple(
+    GateSettings(fallback=fallback, open_quantile=open_quantile, slack=slack)
+    for fallback in ("uniform", "base")
+    for open_quantile in (0.05, 0.2, 0.5)
+    for slack in (0.0, 1.0)
+)
+_GATED = 3
+"""How many of the best ungated routers are tried with gates."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One router that was tried: dev nDCG@10 by domain."""
+
+    settings: RoutingSettings
+    in_domain: dict[str, float]
+    unseen: dict[str, float]
+    """Each domain as if its expert and queries had never been there."""
+    score: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; of the settings only those that differ from the defaults."""
+        return {
+            "score": self.score,
+            "settings": {"router": self.settings.router, **changed_settings(self.settings)},
+            "in_domain": self.in_domain,
+            "unseen": self.unseen,
+        }
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """What trials are fitted and measured on."""
+
+    fit_data: Callable[[RoutingSettings], RoutingData]
+    dev: ScoreTable
+    dev_features: Callable[[RoutingSettings], Mapping[str, Vectors]]
+    qrels: Mapping[str, Qrels]
+    indexes: Mapping[str, SearchIndex]
+
+
+def tune(data: TuningData, layers: Sequence[int], unseen_share: float, seed: int = 0) -> list[Trial]:
+    """Try routers, features and mixings, then gates on the best of them.
+
+    Args:
+        data: see ``TuningData``.
+        layers: layers of the base encoder whose input is tried as routing features.
+        unseen_share: weight of unseen domains in the score, 0 to 1; the rest is for the domains as they are.
+        seed: of the routers that sample.
+
+    Returns:
+        All trials, the best first.
+
+    Raises:
+        ValueError: the share is out of range.
+    """
+    if not 0 <= unseen_share <= 1:
+        raise ValueError(f"unseen_share: {unseen_share} is not between 0 and 1")
+    bench = _Bench(data, unseen_share)
+    candidates = list(_ungated(layers, seed))
+    trials = []
+    for settings in track(candidates, "routers", len(candidates)):
+        try:
+            trials.append(bench.run(settings))
+        except ValueError as error:
+            log.warning("%s is left out: %s", settings.router, error)
+    best = sorted(trials, key=lambda trial: -trial.score)[:_GATED]
+    gated = [trial.settings.model_copy(update={"gate": gate}) for trial in best for gate in _GATES]
+    trials += [bench.run(settings) for settings in track(gated, "gates", len(gated))]
+    # Stable: of two alike, the one that was tried first has the cheaper features and no gate.
+    return sorted(trials, key=lambda trial: -trial.score)
+
+
+def _ungated(layers: Sequence[int], seed: int) -> Iterator[RoutingSettings]:
+    yield RoutingSettings(router="uniform")
+    for features in (*layers, "embedding"):
+        common = {"features": features, "seed": seed}
+        for router, temperatures in _SOFT_TEMPERATURES.items():
+            yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
+            for temperature in temperatures:
+                soft = {**common, "router": router, "mixing": "soft", "temperature": temperature}
+                yield RoutingSettings.model_validate(soft)
+        for router in _HARD_ONLY:
+            yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
+
+
+class _Bench:
+    """Fits and measures; what trials have in common is fitted once."""
+
+    def __init__(self, data: TuningData, unseen_share: float) -> None:
+        self._data = data
+        self._share = unseen_share
+        self._fitted = lru_cache(maxsize=64)(self._fit)
+
+    def run(self, settings: RoutingSettings) -> Trial:
+        features = self._data.dev_features(settings)
+        in_domain, unseen = {}, {}
+        for domain in self._data.dev:
+            in_domain[domain] = self._ndcg(self._router(settings, None), domain, features)
+            if len(self._data.dev) > 1:
+                unseen[domain] = self._ndcg(self._router(settings, domain), domain, features)
+        score = (1 - self._share) * _mean(in_domain)
+        score += self._share * _mean(unseen or in_domain)
+        return Trial(settings, in_domain, unseen, score)
+
+    def _router(self, settings: RoutingSettings, hidden: str | None) -> Router:
+        plain = settings.model_copy(update={"mixing": "hard", "temperature": 1.0, "gate": None})
+        router = self._fitted(plain.model_dump_json(), hidden)
+        if isinstance(router, MixingRouter):
+            router = copy.copy(router)
+            router.mixing, router.temperature = settings.mixing, settings.temperature
+        if settings.gate is None:
+            return router
+        return fit_gate(self._shown(settings, hidden), settings, settings.gate, router)
+
+    def _fit(self, settings_json: str, hidden: str | None) -> Router:
+        settings = RoutingSettings.model_validate_json(settings_json)
+        return fit_router(self._shown(settings, hidden), settings)
+
+    def _shown(self, settings: RoutingSettings, hidden: str | None) -> RoutingData:
+        data = self._data.fit_data(settings)
+        return data if hidden is None else data.without(hidden)
+
+    def _ndcg(self, router: Router, domain: str, features: Mapping[str, Vectors]) -> float:
+        table = self._data.dev[domain]
+        vectors_Bd = mix(table, router.experts, router.weights(features[domain]))
+        run = self._data.indexes[domain].run(table.query_ids, vectors_Bd, depth=10)
+        return float(measure(self._data.qrels[domain], run, table.query_ids).ndcg_at_10.mean())
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return float(np.mean(list(values.values())))
+
+
+def changed_settings(settings: RoutingSettings) -> dict[str, Any]:
+    """The settings that are not the defaults."""
+    return settings.model_dump(mode="json", exclude_defaults=True)
+
+
+def describe(settings: RoutingSettings) -> str:
+    """A router in a few words."""
+    words = [settings.router, f"features {settings.features}", settings.mixing]
+    if settings.mixing == "soft" and settings.router != "uniform":
+        words.append(f"temperature {settings.temperature:g}")
+    if settings.gate is not None:
+        gate = settings.gate
+        words.append(f"gate to {gate.fallback}, open at {gate.open_quantile:g}, slack {gate.slack:g}")
+    return ", ".join(words)
+
+
+def trials_table(trials: Sequence[Trial], rows: int) -> Table:
+    """The best trials, for the terminal."""
+    table = Table("router", "score", "in domain", "unseen", title="dev nDCG@10 x 100", header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for trial in trials[:rows]:
+        means = [trial.score, _mean(trial.in_domain), _mean(trial.unseen or trial.in_domain)]
+        table.add_row(describe(trial.settings), *(f"{100 * mean:.2f}" for mean in means))
+    return table
+
+
+def write_trials(trials: Sequence[Trial], folder: Path) -> Path:
+    """Write every trial as JSON, the best first; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "router-tuning.json"
+    path.write_text(json.dumps([trial.as_dict() for trial in trials], indent=2), encoding="utf-8")
+    return path
