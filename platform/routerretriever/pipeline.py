@@ -16,7 +16,15 @@ from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
 from routerretriever.console import log
 from routerretriever.corpus import Corpus, SearchIndex, build_corpora, open_index
 from routerretriever.datasets import Collection, DatasetError, open_collection
-from routerretriever.evaluation import RIVALS, ROUTED, Evaluation, RoutedBy, evaluate, write_tables
+from routerretriever.evaluation import (
+    RIVALS,
+    ROUTED,
+    Evaluation,
+    RoutedBy,
+    evaluate,
+    write_report,
+    write_tables,
+)
 from routerretriever.evaluation.tuning import Trial, TuningData, tune, write_trials
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
@@ -160,13 +168,14 @@ class Pipeline:
                 log.warning("%s is left out of the evaluation: %s", name, error)
         result = evaluate(
             scores,
+            {name: self.query_texts(table, "test") for name, table in scores.items()},
             {collection.name: collection.qrels("test") for collection in tested},
             routers,
             {collection.name: self._index(collection.name) for collection in tested},
             self.recipe.scoring.depth,
             self.recipe.model_dump(mode="json"),
         )
-        for path in write_tables(result, self.report_folder):
+        for path in (*write_tables(result, self.report_folder), write_report(result, self.report_folder)):
             log.info("wrote %s", path)
         return result
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from routerretriever.evaluation.evaluate import RIVALS, ROUTED, Evaluation, RoutedBy, evaluate
+from routerretriever.evaluation.report import write_report
 from routerretriever.evaluation.tables import as_dict, terminal_table, write_tables
 
 __all__ = [
-    "RIVALS", "ROUTED", "Evaluation", "RoutedBy", "as_dict", "evaluate", "terminal_table", "write_tables",
+    "RIVALS", "ROUTED", "Evaluation", "RoutedBy", "as_dict", "evaluate", "terminal_table", "write_report",
+    "write_tables",
 ]  # fmt: skip

@@ -57,6 +57,10 @@ class Evaluation:
     query_ids: dict[str, list[str]]
     measured: dict[str, dict[str, Measured]]
     """Way -> dataset -> arrays [Q]. The base, each expert, the routers, the oracles."""
+    texts: dict[str, list[str]]
+    """Dataset -> its test queries."""
+    weights: dict[str, Vectors]
+    """Dataset -> the deployed router's weights [Q, T] over the experts that ``routed_to`` names."""
     routed_to: dict[str, dict[str, dict[str, float]]]
     """Router -> dataset -> expert -> mean routing weight."""
     oracle_choice: dict[str, dict[str, float]]
@@ -125,6 +129,7 @@ class Evaluation:
 
 def evaluate(
     scores: ScoreTable,
+    texts: Mapping[str, list[str]],
     qrels: Mapping[str, Qrels],
     routers: Mapping[str, RoutedBy],
     indexes: Mapping[str, SearchIndex],
@@ -135,6 +140,7 @@ def evaluate(
 
     Args:
         scores: test scores by dataset.
+        texts: test queries by dataset, in the score table's order.
         qrels: test judgements by dataset.
         routers: fitted routers by name, the one to be deployed first.
         indexes: search index by dataset.
@@ -147,6 +153,7 @@ def evaluate(
         way: {} for way in (BASE, *experts, *routers, DATASET_ORACLE, INSTANCE_ORACLE)
     }
     routed_to: dict[str, dict[str, dict[str, float]]] = {name: {} for name in routers}
+    weights: dict[str, Vectors] = {}
     oracle_choice, tied = {}, {}
     for dataset, table in scores.items():
         for name in names:
@@ -156,6 +163,7 @@ def evaluate(
             vectors_Bd = mix(table, routed.router.experts, weights_BT)
             run = indexes[dataset].run(table.query_ids, vectors_Bd, depth)
             measured[name][dataset] = measure(qrels[dataset], run, table.query_ids)
+            weights.setdefault(dataset, weights_BT)
             shares = weights_BT.mean(axis=0).tolist()
             routed_to[name][dataset] = dict(zip(routed.router.experts, shares, strict=True))
         # The oracles choose among the experts, as in the paper; the base is not a candidate.
@@ -173,6 +181,8 @@ def evaluate(
         routers=list(routers),
         query_ids={name: table.query_ids for name, table in scores.items()},
         measured=measured,
+        texts=dict(texts),
+        weights=weights,
         routed_to=routed_to,
         oracle_choice=oracle_choice,
         tied=tied,

@@ -1,0 +1,170 @@
+"""An evaluation as one HTML file that needs nothing else: tables, heat maps, the largest losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routerretriever.config import BASE
+from routerretriever.evaluation.evaluate import (
+    DATASET_ORACLE,
+    INSTANCE_ORACLE,
+    OWN_EXPERT,
+    PAPER,
+    ROUTED,
+    Evaluation,
+)
+from routerretriever.evaluation.tables import percent
+from routerretriever.measures import MEASURES
+
+_ORACLES = (DATASET_ORACLE, INSTANCE_ORACLE)
+_LOSSES = 12
+_NAMED_WEIGHT = 0.05
+"""Weights below this are not listed with a query."""
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> Path:
+    """Write ``evaluation.html``; returns the file."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("routerretriever.evaluation", "."), autoescape=True, trim_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(_content(evaluation))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "evaluation.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _content(evaluation: Evaluation) -> dict[str, Any]:
+    settings = evaluation.settings
+    return {
+        "name": settings["name"],
+        "encoder": settings["encoder"]["name"],
+        "router": settings["routing"]["router"],
+        "experts": evaluation.experts,
+        "datasets": evaluation.datasets,
+        "zero_shot": evaluation.zero_shot,
+        "total_queries": sum(len(ids) for ids in evaluation.query_ids.values()),
+        "ways": _ways(evaluation),
+        "rivals": _rivals(evaluation),
+        "differences": _differences(evaluation),
+        "heat_maps": _heat_maps(evaluation),
+        "measures": list(MEASURES.values()),
+        "others": _other_measures(evaluation),
+        "losses": [_losses(evaluation, name) for name in evaluation.datasets],
+        "recipe": json.dumps(settings, indent=2, ensure_ascii=False),
+    }
+
+
+def _ways(evaluation: Evaluation) -> list[dict[str, Any]]:
+    figures = evaluation.ndcg_at_10
+    columns: list[dict[str, float | None]] = [
+        {way: figures[way][name] for way in figures} for name in evaluation.datasets
+    ]
+    columns.append({way: evaluation.mean(way) for way in figures})
+    if evaluation.zero_shot:
+        columns.append({way: evaluation.mean(way, zero_shot=True) for way in figures})
+    honest = [way for way in figures if way not in _ORACLES]
+    best = [max((column[way] or 0.0) for way in honest) for column in columns]
+    starts = (evaluation.routers[0], DATASET_ORACLE)
+    return [
+        {
+            "way": way,
+            "ours": way == ROUTED,
+            "rule": way in starts,
+            "width": round(100 * (evaluation.mean(way) or 0.0)),
+            "cells": [
+                {"text": percent(column[way]), "best": way in honest and column[way] == top}
+                for column, top in zip(columns, best, strict=True)
+            ],
+        }
+        for way in figures
+    ]
+
+
+def _rivals(evaluation: Evaluation) -> list[str]:
+    known = {rival for rivals in evaluation.differences.values() for rival in rivals}
+    return [rival for rival in (BASE, OWN_EXPERT, PAPER, DATASET_ORACLE) if rival in known]
+
+
+def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
+    rows = []
+    for name, rivals in evaluation.differences.items():
+        cells: list[dict[str, Any] | None] = []
+        for rival in _rivals(evaluation):
+            found = rivals.get(rival)
+            if found is None:
+                cells.append(None)
+                continue
+            interval = f"({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+            text = f"{100 * found.mean:+.1f} {interval}, p {found.p_value:.3f}"
+            cells.append({"text": text, "sure": found.significant})
+        rows.append({"set": name, "queries": len(evaluation.query_ids[name]), "cells": cells})
+    return rows
+
+
+def _heat_maps(evaluation: Evaluation) -> list[dict[str, Any]]:
+    routed = evaluation.routed_to[ROUTED]
+    names = list(next(iter(routed.values())))
+    return [
+        {
+            "title": "router",
+            "experts": names,
+            "tied": False,
+            "rows": [{"set": s, "values": [routed[s][name] for name in names]} for s in evaluation.datasets],
+        },
+        {
+            "title": "oracle",
+            "experts": evaluation.experts,
+            "tied": True,
+            "rows": [
+                {"set": s, "values": list(evaluation.oracle_choice[s].values()), "tied": evaluation.tied[s]}
+                for s in evaluation.datasets
+            ],
+        },
+    ]
+
+
+def _other_measures(evaluation: Evaluation) -> list[dict[str, Any]]:
+    rows = []
+    for way in evaluation.measured:
+        regret = evaluation.regret(way)
+        cells = [percent(evaluation.mean(way, measure_name=name)) for name in MEASURES]
+        cells.append(percent(float(np.mean([regret[name] for name in evaluation.with_expert]))))
+        rows.append({"way": way, "ours": way == ROUTED, "cells": cells})
+    return rows
+
+
+def _losses(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    ours = evaluation.measured[ROUTED][name].ndcg_at_10
+    best = evaluation.measured[INSTANCE_ORACLE][name].ndcg_at_10
+    experts_QT = np.stack([evaluation.measured[e][name].ndcg_at_10 for e in evaluation.experts], axis=1)
+    lost = best - ours
+    return {
+        "name": name,
+        "queries": len(ours),
+        "count": int((lost > 1e-9).sum()),
+        "rows": [
+            {
+                "text": evaluation.texts[name][row],
+                "ours": percent(ours[row]),
+                "best": percent(best[row]),
+                "expert": evaluation.experts[int(experts_QT[row].argmax())],
+                "weights": _weights(evaluation, name, row),
+            }
+            for row in np.argsort(-lost, kind="stable")[:_LOSSES]
+            if lost[row] > 1e-9
+        ],
+    }
+
+
+def _weights(evaluation: Evaluation, name: str, row: int) -> str:
+    experts = list(evaluation.routed_to[ROUTED][name])
+    weights_T = evaluation.weights[name][row]
+    shares = sorted(zip(weights_T.tolist(), experts, strict=True), reverse=True)
+    return ", ".join(f"{expert} {100 * weight:.0f} %" for weight, expert in shares if weight >= _NAMED_WEIGHT)
