@@ -29,6 +29,8 @@ def connect() -> None:
     runtime_env = {"env_vars": _worker_environment()}
     if not address:
         address, options["include_dashboard"] = "local", False
+        # Ray's own processes would print remarks for its developers into a person's terminal.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address=address, runtime_env=runtime_env, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
@@ -90,7 +92,7 @@ def run_shards(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     size = min(workers or room_for(cpus, gpus), room_for(cpus, gpus), len(shards))
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         worker,

@@ -170,6 +170,20 @@ class TrainingSettings(Settings):
         return self.model_dump(exclude={"cpus_per_worker", "gpus_per_worker", "max_failures"})
 
 
+class JointSettings(Settings):
+    """One adapter for all domains: the single model that a mixture of experts has to beat.
+
+    It is trained as the experts are and shown in the evaluation; it is not deployed.
+    """
+
+    kind: Literal["joint", "average"] = "joint"
+    """Trained on all domains in turns, or the plain mean of the experts' weights."""
+    equal_data: bool = True
+    """Joint: no more train queries of a domain than the smallest has (the paper's), or else all."""
+    max_steps: PositiveInt | None = None
+    """Joint: replaces ``training.max_steps``, which is meant for one domain."""
+
+
 class ScoringSettings(Settings):
     """Which queries are scored with every expert, and how.
 
@@ -299,6 +313,8 @@ class Recipe(Settings):
     encoder: EncoderSettings = EncoderSettings()
     corpus: CorpusSettings = CorpusSettings()
     training: TrainingSettings = TrainingSettings()
+    single_models: dict[DomainName, JointSettings] = {}
+    """Baselines by name."""
     scoring: ScoringSettings = ScoringSettings()
     routing: RoutingSettings = RoutingSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -312,6 +328,8 @@ class Recipe(Settings):
             raise ValueError("domains: at least one domain must have expert: true")
         if BASE in self.domains:
             raise ValueError(f"domains.{BASE}: this name is taken by the bare base encoder")
+        if taken := sorted(self.single_models.keys() & self.domains.keys()):
+            raise ValueError(f"single_models: {', '.join(taken)}: a domain has this name")
         if self.scoring.source == "held_out" and self.training.held_out_fraction == 0:
             raise ValueError("scoring.source 'held_out' needs training.held_out_fraction above 0")
         known = {BASE, *self.expert_domains}

@@ -36,6 +36,11 @@ def set_up(quiet: bool) -> None:
     log.addHandler(handler)
 
 
+def is_quiet() -> bool:
+    """Whether bars are off and progress has to be told in log lines."""
+    return _quiet
+
+
 def show(table: Table) -> None:
     """Print a table, in quiet mode too: it is what was asked for."""
     console.print(table)

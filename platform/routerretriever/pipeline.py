@@ -30,7 +30,7 @@ from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores, build_scores
 from routerretriever.storage import ArtifactStore
-from routerretriever.training import Expert, expert_key, train_experts
+from routerretriever.training import Expert, average_experts, expert_key, train_experts, train_joint
 
 if TYPE_CHECKING:
     from routerretriever.encoder import Encoder, Features
@@ -91,12 +91,26 @@ class Pipeline:
         return train_experts(self.expert_collections, self.recipe.encoder, self.recipe.training, self.store)
 
     @cached_property
+    def single_models(self) -> dict[str, Expert]:
+        """Train the recipe's baselines."""
+        _ = self.corpora
+        recipe, made = self.recipe, {}
+        for name, joint in recipe.single_models.items():
+            if joint.kind == "average":
+                made[name] = average_experts(name, self.experts, self.store)
+            else:
+                made[name] = train_joint(
+                    name, self.expert_collections, recipe.encoder, recipe.training, joint, self.store
+                )
+        return made
+
+    @cached_property
     def scores(self) -> ScoreTable:
         """Score the queries that routers learn from with every expert and the base."""
         source = self.recipe.scoring.source
         if source == "dev":
-            return self._scores(self.expert_collections, "dev")
-        table = self._scores(self.expert_collections, "train")
+            return self._scores(self.expert_collections, "dev", self.experts)
+        table = self._scores(self.expert_collections, "train", self.experts)
         fraction = self.recipe.training.held_out_fraction
         if source == "held_out":
             from routerretriever.datasets import split_train
@@ -158,7 +172,8 @@ class Pipeline:
         tested = [collection for collection in self.collections.values() if "test" in collection.splits()]
         if not tested:
             raise DatasetError("no domain has a test split; nothing can be evaluated")
-        scores = self._scores(tested, "test")
+        scores = self._scores(tested, "test", self.experts)
+        singles = self._scores(tested, "test", self.single_models) if self.single_models else {}
         # The paper's routers are always beside the deployed one, so that nobody has to take our word.
         routers = {ROUTED: self._routed(self.router, self.recipe.routing, scores)}
         for name, settings in RIVALS.items():
@@ -168,6 +183,7 @@ class Pipeline:
                 log.warning("%s is left out of the evaluation: %s", name, error)
         result = evaluate(
             scores,
+            singles,
             {name: self.query_texts(table, "test") for name, table in scores.items()},
             {collection.name: collection.qrels("test") for collection in tested},
             routers,
@@ -187,7 +203,7 @@ class Pipeline:
         """
         if self.recipe.scoring.source == "dev":
             raise ValueError("scoring.source: routers learn from dev; tuning needs 'train' or 'held_out'")
-        dev = self._scores(self.expert_collections, "dev")
+        dev = self._scores(self.expert_collections, "dev", self.experts)
         layers = self._base_encoder.layers
         data = TuningData(
             fit_data=lambda settings: self.routing_data(settings),
@@ -231,11 +247,11 @@ class Pipeline:
     def _source_split(self) -> str:
         return "dev" if self.recipe.scoring.source == "dev" else "train"
 
-    def _scores(self, collections: list[Collection], split: str) -> ScoreTable:
+    def _scores(self, collections: list[Collection], split: str, experts: dict[str, Expert]) -> ScoreTable:
         _ = self.corpora
         recipe = self.recipe
         return build_scores(
-            collections, split, self.experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
+            collections, split, experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
         )
 
 

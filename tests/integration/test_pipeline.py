@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -75,7 +77,7 @@ def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
 def test_the_evaluation_is_consistent(done):
     pipeline, _, _ = done
     figures = pipeline.evaluation.ndcg_at_10
-    assert list(figures)[:5] == [BASE, "fruit", "metal", ROUTED, PAPER]
+    assert list(figures)[:7] == [BASE, "fruit", "metal", "joint", "average", ROUTED, PAPER]
     assert list(figures)[-2:] == [DATASET_ORACLE, INSTANCE_ORACLE]
     for dataset in ("fruit", "metal", "sport"):
         assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))
@@ -85,6 +87,37 @@ def test_the_evaluation_is_consistent(done):
     assert pipeline.evaluation.with_expert == ["fruit", "metal"]
     assert (pipeline.report_folder / "evaluation.json").is_file()
     assert "RouterRetriever" in (pipeline.report_folder / "evaluation.md").read_text()
+
+
+def test_the_averaged_model_is_the_mean_of_the_experts(done):
+    pipeline, _, _ = done
+    folders = [
+        e.folder(pipeline.store) for e in (*pipeline.experts.values(), pipeline.single_models["average"])
+    ]
+    fruit, metal, mean = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    for name in mean:
+        np.testing.assert_allclose(mean[name], (fruit[name] + metal[name]) / 2, atol=1e-7)
+
+
+def test_the_report_is_one_file_and_names_everything(done):
+    pipeline, _, _ = done
+    page = (pipeline.report_folder / "evaluation.html").read_text()
+    for word in ("fruit", "sport", ROUTED, INSTANCE_ORACLE, "joint"):
+        assert word in page
+    assert not re.search(r"""(src|href)=["']""", page)
+
+
+def test_routers_are_tuned_on_dev_and_every_trial_is_written(done):
+    pipeline, _, _ = done
+    trials = pipeline.tune_router(unseen_share=0.5)
+    assert [t.score for t in trials] == sorted((t.score for t in trials), reverse=True)
+    assert {"posterior", "neighbours", "pilots", "uniform"} <= {t.settings.router for t in trials}
+    assert any(t.settings.gate for t in trials)
+    for trial in trials:
+        means = [np.mean(list(values.values())) for values in (trial.in_domain, trial.unseen)]
+        assert trial.score == pytest.approx(np.mean(means))
+    written = json.loads((pipeline.report_folder / "router-tuning.json").read_text())
+    assert len(written) == len(trials)
 
 
 def test_score_table_agrees_with_a_plain_search(done):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from routerretriever.config import TrainingSettings
+from routerretriever.training.loop import lesson_plan
 from routerretriever.training.objective import candidate_loss, draw_targets
 
 
@@ -54,3 +55,13 @@ def test_schedule_and_length():
     assert run_length(TrainingSettings(max_steps=100, max_epochs=3), 10) == 30
     assert resolve_objective(TrainingSettings(corpus_objective_limit=10), 11) == "sampled"
     assert resolve_objective(TrainingSettings(objective="in_batch"), 5) == "in_batch"
+
+
+def test_every_domain_of_a_joint_model_has_its_turn_and_no_step_of_it_is_skipped():
+    plan = lesson_plan(3, 10, seed=0)
+    assert len(plan) == 10
+    for lesson in range(3):
+        steps = [step for chosen, step in plan if chosen == lesson]
+        assert steps == list(range(len(steps)))
+        assert len(steps) in (3, 4)
+    assert lesson_plan(1, 4, seed=0) == [(0, 0), (0, 1), (0, 2), (0, 3)]

@@ -52,6 +52,8 @@ class Evaluation:
     datasets: list[str]
     experts: list[str]
     """Without the base."""
+    single_models: list[str]
+    """Rivals: one adapter for everything."""
     routers: list[str]
     """The ways of answering that are routers, the deployed one first."""
     query_ids: dict[str, list[str]]
@@ -116,7 +118,7 @@ class Evaluation:
         found: dict[str, dict[str, Difference]] = {}
         for name in self.datasets:
             ours = self.measured[ROUTED][name].ndcg_at_10
-            rivals = {BASE: BASE, PAPER: PAPER, DATASET_ORACLE: DATASET_ORACLE}
+            rivals = {way: way for way in (BASE, *self.single_models, PAPER, DATASET_ORACLE)}
             if name in self.experts:
                 rivals[OWN_EXPERT] = name
             found[name] = {
@@ -129,6 +131,7 @@ class Evaluation:
 
 def evaluate(
     scores: ScoreTable,
+    singles: ScoreTable,
     texts: Mapping[str, list[str]],
     qrels: Mapping[str, Qrels],
     routers: Mapping[str, RoutedBy],
@@ -140,6 +143,7 @@ def evaluate(
 
     Args:
         scores: test scores by dataset.
+        singles: test scores of single models by dataset, which are shown and not routed to; may be empty.
         texts: test queries by dataset, in the score table's order.
         qrels: test judgements by dataset.
         routers: fitted routers by name, the one to be deployed first.
@@ -149,8 +153,9 @@ def evaluate(
     """
     names = next(iter(scores.values())).experts
     experts = [name for name in names if name != BASE]
+    single_models = [name for name in next(iter(singles.values())).experts if name != BASE] if singles else []
     measured: dict[str, dict[str, Measured]] = {
-        way: {} for way in (BASE, *experts, *routers, DATASET_ORACLE, INSTANCE_ORACLE)
+        way: {} for way in (BASE, *experts, *single_models, *routers, DATASET_ORACLE, INSTANCE_ORACLE)
     }
     routed_to: dict[str, dict[str, dict[str, float]]] = {name: {} for name in routers}
     weights: dict[str, Vectors] = {}
@@ -158,6 +163,8 @@ def evaluate(
     for dataset, table in scores.items():
         for name in names:
             measured[name][dataset] = table.measured[:, table.of(name)]
+        for name in single_models:
+            measured[name][dataset] = singles[dataset].measured[:, singles[dataset].of(name)]
         for name, routed in routers.items():
             weights_BT = routed.router.weights(routed.features[dataset])
             vectors_Bd = mix(table, routed.router.experts, weights_BT)
@@ -178,6 +185,7 @@ def evaluate(
     return Evaluation(
         datasets=list(scores),
         experts=experts,
+        single_models=single_models,
         routers=list(routers),
         query_ids={name: table.query_ids for name, table in scores.items()},
         measured=measured,

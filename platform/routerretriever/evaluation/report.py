@@ -89,7 +89,8 @@ def _ways(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _rivals(evaluation: Evaluation) -> list[str]:
     known = {rival for rivals in evaluation.differences.values() for rival in rivals}
-    return [rival for rival in (BASE, OWN_EXPERT, PAPER, DATASET_ORACLE) if rival in known]
+    order = (BASE, OWN_EXPERT, *evaluation.single_models, PAPER, DATASET_ORACLE)
+    return [rival for rival in order if rival in known]
 
 
 def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:

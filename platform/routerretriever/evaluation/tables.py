@@ -23,23 +23,22 @@ from routerretriever.evaluation.evaluate import (
 )
 from routerretriever.measures import MEASURES
 
-_SHOWN = (BASE, ROUTED, PAPER, DATASET_ORACLE, INSTANCE_ORACLE)
-
 
 def terminal_table(evaluation: Evaluation) -> Table:
     """A row per test set, the ways that matter most; the files have all of them."""
     figures = evaluation.ndcg_at_10
-    table = Table("test set", OWN_EXPERT, *_SHOWN, title="nDCG@10 x 100", header_style="bold")
+    shown = (BASE, *evaluation.single_models, ROUTED, PAPER, DATASET_ORACLE, INSTANCE_ORACLE)
+    table = Table("test set", OWN_EXPERT, *shown, title="nDCG@10 x 100", header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
     for name in evaluation.datasets:
         own = figures[name][name] if name in evaluation.experts else None
-        table.add_row(name, percent(own), *(percent(figures[way][name]) for way in _SHOWN))
+        table.add_row(name, percent(own), *(percent(figures[way][name]) for way in shown))
     table.add_section()
-    means = [percent(evaluation.mean(way)) for way in (OWN_EXPERT, *_SHOWN)]
+    means = [percent(evaluation.mean(way)) for way in (OWN_EXPERT, *shown)]
     table.add_row("mean", *means, style="bold")
     if evaluation.zero_shot:
-        means = [percent(evaluation.mean(way, zero_shot=True)) for way in (OWN_EXPERT, *_SHOWN)]
+        means = [percent(evaluation.mean(way, zero_shot=True)) for way in (OWN_EXPERT, *shown)]
         table.add_row("zero-shot mean", *means)
     return table
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 from routerretriever.training.experts import (
     Expert,
     TrainingFailed,
+    average_experts,
     expert_key,
     open_expert,
     train_experts,
+    train_joint,
 )
 
-__all__ = ["Expert", "TrainingFailed", "expert_key", "open_expert", "train_experts"]
+__all__ = [
+    "Expert", "TrainingFailed", "average_experts", "expert_key", "open_expert", "train_experts",
+    "train_joint",
+]  # fmt: skip

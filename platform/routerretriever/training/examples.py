@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,20 +70,15 @@ class Examples:
         """Optimiser steps that show every query once."""
         return -(-len(self) // self._settings.batch_size)
 
-    def batches(self, first_step: int, rank: int, workers: int) -> Iterator[Batch]:
-        """Batches from a step on, without end; each worker gets its share of every batch."""
-        step = first_step
-        while True:
-            epoch, position = divmod(step, self.steps_per_epoch())
-            order = np.random.default_rng([self._settings.seed, 1, epoch]).permutation(len(self))
-            size = self._settings.batch_size
-            # A last batch too small to share is filled up from the start of the epoch.
-            members = np.resize(
-                order[position * size :], max(workers, min(size, len(order) - position * size))
-            )
-            random = np.random.default_rng([self._settings.seed, 2, step, rank])
-            yield self._batch(members[rank::workers], random)
-            step += 1
+    def batch(self, step: int, rank: int, workers: int) -> Batch:
+        """One worker's share of the batch of a step; steps go on without end."""
+        epoch, position = divmod(step, self.steps_per_epoch())
+        order = np.random.default_rng([self._settings.seed, 1, epoch]).permutation(len(self))
+        size = self._settings.batch_size
+        # A last batch too small to share is filled up from the start of the epoch.
+        members = np.resize(order[position * size :], max(workers, min(size, len(order) - position * size)))
+        random = np.random.default_rng([self._settings.seed, 2, step, rank])
+        return self._batch(members[rank::workers], random)
 
     def _batch(self, members: NDArray[np.int64], random: np.random.Generator) -> Batch:
         positives = [self._positives[member] for member in members]

@@ -6,34 +6,30 @@ Layout of an expert: PEFT's ``adapter_model.safetensors`` and ``adapter_config.j
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from routerretriever.cluster import room_for
-from routerretriever.config import EncoderSettings, TrainingSettings, content_hash
-from routerretriever.console import bars, log
+from routerretriever.config import EncoderSettings, JointSettings, TrainingSettings, content_hash
+from routerretriever.console import bars, is_quiet, log
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, store_judgements
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.storage import ArtifactMissing, ArtifactStore
+from routerretriever.training.job import TrainingJob, TrainingPart
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's own files."""
 
 
 class TrainingFailed(RuntimeError):
     """Some domains could not be trained; the message names each with its reason. The others are kept."""
-
-
-@dataclass(frozen=True)
-class ExpertJob:
-    """All that a trainer on any node needs to know."""
-
-    domain: str
-    key: str
-    encoder: EncoderSettings
-    training: TrainingSettings
-    corpus_key: str
-    train_key: str
-    dev_key: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,18 @@ def expert_key(collection: Collection, encoder: EncoderSettings, training: Train
     return f"experts/{collection.name}-{digest}"
 
 
+def joint_key(
+    name: str,
+    collections: list[Collection],
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    joint: JointSettings,
+) -> str:
+    """Where a joint model lies: a hash of all that its domains' experts are made from, and its settings."""
+    parts = [expert_key(collection, encoder, training) for collection in collections]
+    return f"experts/{name}-{content_hash(parts, joint.equal_data)}"
+
+
 def open_expert(store: ArtifactStore, key: str) -> Expert:
     """Open a finished expert.
 
@@ -90,70 +98,129 @@ def train_experts(
     Raises:
         TrainingFailed: one or more domains failed; the other domains' experts are finished and kept.
     """
+    keys = {collection.name: expert_key(collection, encoder, training) for collection in collections}
+    jobs = [
+        TrainingJob(name, key, encoder, training, (_part(collection, encoder, store),))
+        for collection, (name, key) in zip(collections, keys.items(), strict=True)
+        if not _trained(store, name, key)
+    ]
+    _run_jobs(jobs, training, store)
+    return {name: open_expert(store, key) for name, key in keys.items()}
+
+
+def train_joint(
+    name: str,
+    collections: list[Collection],
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    joint: JointSettings,
+    store: ArtifactStore,
+) -> Expert:
+    """Train one adapter on several domains, taken in turns; dev is the mean over them.
+
+    The multi-task baseline of RouterRetriever (arXiv 2409.02685), with the experts' own objective.
+
+    Raises:
+        TrainingFailed: the training failed.
+    """
+    if joint.max_steps is not None:
+        training = training.model_copy(update={"max_steps": joint.max_steps})
+    key = joint_key(name, collections, encoder, training, joint)
+    if not _trained(store, name, key):
+        smallest = min(len(collection.qrels("train")) for collection in collections)
+        parts = tuple(_part(collection, encoder, store) for collection in collections)
+        limit = smallest if joint.equal_data else None
+        _run_jobs([TrainingJob(name, key, encoder, training, parts, limit)], training, store)
+    return open_expert(store, key)
+
+
+def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactStore) -> Expert:
+    """An adapter whose weights are the plain mean of the experts' weights."""
+    from safetensors.numpy import load_file, save_file
+
+    members = list(experts.values())
+    key = f"experts/{name}-{content_hash([expert.key for expert in members])}"
+    if not store.exists(key):
+        weights = [load_file(expert.folder(store) / WEIGHTS_FILE) for expert in members]
+        mean = {field: np.mean([one[field] for one in weights], axis=0) for field in weights[0]}
+        store.put(key, WEIGHTS_FILE, lambda path: save_file(mean, path))
+        source = members[0].folder(store) / CONFIG_FILE
+        store.put(key, CONFIG_FILE, partial(shutil.copyfile, source))
+        store.commit(key, {"kind": "expert", "domain": name, "averaged": [e.key for e in members]})
+    return open_expert(store, key)
+
+
+def _part(collection: Collection, encoder: EncoderSettings, store: ArtifactStore) -> TrainingPart:
+    return TrainingPart(
+        corpus_key=corpus_key(collection, encoder),
+        train_key=store_judgements(store, collection, "train"),
+        dev_key=store_judgements(store, collection, "dev"),
+    )
+
+
+def _trained(store: ArtifactStore, name: str, key: str) -> bool:
+    if not store.exists(key):
+        return False
+    log.info("expert %s: trained already", name)
+    return True
+
+
+def _run_jobs(jobs: list[TrainingJob], training: TrainingSettings, store: ArtifactStore) -> None:
+    """Train adapters, as many at once as the cluster holds.
+
+    Raises:
+        TrainingFailed: one or more failed; the others are finished and kept.
+    """
+    if not jobs:
+        return
     import ray
 
     from routerretriever.training.loop import Board
 
-    keys = {collection.name: expert_key(collection, encoder, training) for collection in collections}
-    jobs = [
-        ExpertJob(
-            domain=collection.name,
-            key=keys[collection.name],
-            encoder=encoder,
-            training=training,
-            corpus_key=corpus_key(collection, encoder),
-            train_key=store_judgements(store, collection, "train"),
-            dev_key=store_judgements(store, collection, "dev"),
+    at_once = room_for(
+        training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
+    )
+    board = Board.remote()  # type: ignore[attr-defined]
+    task = ray.remote(num_cpus=0, max_retries=0)(_train_one)
+    waiting = list(jobs)
+    running: dict[Any, TrainingJob] = {}
+    failures: dict[str, str] = {}
+    told: dict[str, int] = {}
+    with bars() as progress:
+        rows = {job.name: progress.add_task(f"training {job.name}", total=None) for job in jobs}
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[task.remote(job, store, board)] = job
+            finished, _ = ray.wait(list(running), timeout=0.5)
+            for name, (step, total, best, done) in ray.get(board.read.remote()).items():
+                note = f"dev {best:.3f}"
+                progress.update(rows[name], completed=total if done else step, total=total, note=note)
+                if is_quiet() and step > told.get(name, 0):
+                    log.info("expert %s: step %d of %d, best %s", name, step, total, note)
+                    told[name] = step
+            for reference in finished:
+                job = running.pop(reference)
+                try:
+                    card = ray.get(reference)
+                except Exception as error:
+                    failures[job.name] = _reason(error)
+                    log.error("expert %s: failed: %s", job.name, failures[job.name])
+                else:
+                    log.info(
+                        "expert %s: dev nDCG@10 %.4f (base %.4f), best of %d steps at %d",
+                        job.name, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
+                        card["best_step"],
+                    )  # fmt: skip
+    if failures:
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+        raise TrainingFailed(
+            f"{len(failures)} of {len(jobs)} experts failed; the finished ones are kept, and running the "
+            f"same command again goes on from the last checkpoints\n{listed}"
         )
-        for collection in collections
-        if not store.exists(keys[collection.name])
-    ]
-    for collection in collections:
-        if store.exists(keys[collection.name]):
-            log.info("expert %s: trained already", collection.name)
-    if jobs:
-        at_once = room_for(
-            training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
-        )
-        board = Board.remote()  # type: ignore[attr-defined]
-        task = ray.remote(num_cpus=0, max_retries=0)(_train_one)
-        waiting = list(jobs)
-        running: dict[Any, ExpertJob] = {}
-        failures: dict[str, str] = {}
-        with bars() as progress:
-            rows = {job.domain: progress.add_task(f"training {job.domain}", total=None) for job in jobs}
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    job = waiting.pop(0)
-                    running[task.remote(job, store, board)] = job
-                finished, _ = ray.wait(list(running), timeout=0.5)
-                for domain, (step, total, best, done) in ray.get(board.read.remote()).items():
-                    progress.update(
-                        rows[domain], completed=total if done else step, total=total, note=f"dev {best:.3f}"
-                    )
-                for reference in finished:
-                    job = running.pop(reference)
-                    try:
-                        card = ray.get(reference)
-                    except Exception as error:
-                        failures[job.domain] = _reason(error)
-                        log.error("expert %s: failed: %s", job.domain, failures[job.domain])
-                    else:
-                        log.info(
-                            "expert %s: dev nDCG@10 %.4f (base %.4f), best of %d steps at %d",
-                            job.domain, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
-                            card["best_step"],
-                        )  # fmt: skip
-        if failures:
-            listed = "\n".join(f"  {domain}: {reason}" for domain, reason in failures.items())
-            raise TrainingFailed(
-                f"{len(failures)} of {len(jobs)} experts failed; the finished ones are kept, and running the "
-                f"same command again goes on from the last checkpoints\n{listed}"
-            )
-    return {name: open_expert(store, key) for name, key in keys.items()}
 
 
-def _train_one(job: ExpertJob, store: ArtifactStore, board: Any) -> dict[str, Any]:
+def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, Any]:
     """Run one Ray Train trainer to its end and publish the expert; returns the card."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -187,12 +254,12 @@ def _train_one(job: ExpertJob, store: ArtifactStore, board: Any) -> dict[str, An
         raise RuntimeError("the trainer ended without a checkpoint")
     card = {
         "kind": "expert",
-        "domain": job.domain,
+        "domain": job.name,
         "encoder": job.encoder.model_dump(),
         "encoder_fingerprint": encoder_fingerprint(job.encoder),
-        "corpus": job.corpus_key,
-        "train": job.train_key,
-        "dev": job.dev_key,
+        "corpus": ", ".join(part.corpus_key for part in job.parts),
+        "train": ", ".join(part.train_key for part in job.parts),
+        "dev": ", ".join(part.dev_key for part in job.parts),
         "training": settings.model_dump(mode="json"),
         "dev_ndcg_at_10": metrics["best_dev"],
         "base_dev_ndcg_at_10": metrics["base_dev"],

@@ -20,14 +20,17 @@ import torch
 from ray import train
 from ray.train import Checkpoint
 from ray.train.torch import prepare_model
+from torch import Tensor
 
 from routerretriever.config import IndexSettings, TrainingSettings
-from routerretriever.corpus import SearchIndex, open_corpus, open_index
+from routerretriever.corpus import open_corpus, open_index
 from routerretriever.datasets import Judgements, load_judgements, split_train
 from routerretriever.encoder import Encoder, load_encoder
 from routerretriever.measures import mean_ndcg
+from routerretriever.storage import ArtifactStore
 from routerretriever.training.examples import Examples
-from routerretriever.training.objective import candidate_loss
+from routerretriever.training.job import TrainingJob, TrainingPart
+from routerretriever.training.objective import Rows, candidate_loss
 
 ADAPTER = "expert"
 BEST_FOLDER = "best"
@@ -52,32 +55,22 @@ class Progress:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train one expert; ``config`` holds ``job`` (an ExpertJob), ``store`` and ``board``."""
-    job, store, board = config["job"], config["store"], config["board"]
+    """Train one expert; ``config`` holds ``job`` (a TrainingJob), ``store`` and ``board``."""
+    job: TrainingJob = config["job"]
+    store, board = config["store"], config["board"]
     settings: TrainingSettings = job.training
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
 
-    corpus = open_corpus(store, job.corpus_key)
     encoder = load_encoder(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.lora)
-    objective = resolve_objective(settings, len(corpus))
-    train_set, dev_set = load_judgements(store, job.train_key), load_judgements(store, job.dev_key)
-    kept, _ = split_train(list(train_set.queries), settings.held_out_fraction)
-    train_set = train_set.subset(kept)
-    dev_set = _sample(dev_set, settings.dev_queries)
-    examples = Examples(train_set, corpus, encoder, settings, objective)
-    index = open_index(corpus, IndexSettings(), store) if rank == 0 or objective == "sampled" else None
-    if objective == "sampled" and settings.hard_negatives:
-        assert index is not None
-        examples.mine(index, encoder, train_set)
-    documents = torch.from_numpy(corpus.matrix()).to(encoder.device) if objective == "corpus" else None
-    every_row = np.arange(len(corpus))
+    lessons = [Lesson(part, settings, encoder, store, job.queries_per_domain, rank) for part in job.parts]
 
     tower = prepare_model(encoder.tower)
     weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    total_steps = run_length(settings, examples.steps_per_epoch())
+    total_steps = run_length(settings, sum(lesson.examples.steps_per_epoch() for lesson in lessons))
+    plan = lesson_plan(len(lessons), total_steps, settings.seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(settings, step, total_steps)
     )
@@ -87,8 +80,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if progress.best_dev < 0:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
-            assert index is not None
-            progress.best_dev = progress.base_dev = _dev_ndcg(encoder, index, dev_set)
+            progress.best_dev = progress.base_dev = _dev_ndcg(encoder, lessons)
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
 
@@ -97,25 +89,23 @@ def train_worker(config: dict[str, Any]) -> None:
         if settings.precision in _AUTOCAST
         else nullcontext()
     )
-    batches = examples.batches(progress.step, rank, workers)
     clock = time.monotonic()
     while progress.step < total_steps:
-        batch = next(batches)
+        chosen, lesson_step = plan[progress.step]
+        lesson = lessons[chosen]
+        batch = lesson.examples.batch(lesson_step, rank, workers)
         # Dropout depends on the step alone, so a run that was resumed ends as one that was not.
         torch.manual_seed(hash((settings.seed, progress.step, rank)))
         tower.train()
         with autocast:
             vectors = tower(*encoder.pad(batch.tokens))
-        rows = every_row if batch.candidate_rows is None else batch.candidate_rows
-        candidates = (
-            documents if documents is not None else torch.from_numpy(corpus.lookup(rows)).to(encoder.device)
-        )
+        rows, candidates = lesson.candidates(batch.candidate_rows, encoder.device)
         loss = candidate_loss(
             vectors.float(), candidates, rows, batch.target_rows, batch.positive_rows, settings.temperature
         )
         if not torch.isfinite(loss):
             raise RuntimeError(
-                f"{job.domain}: the loss is {loss.item()} at step {progress.step}; lower "
+                f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
                 "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -130,8 +120,7 @@ def train_worker(config: dict[str, Any]) -> None:
             continue
 
         if rank == 0:
-            assert index is not None
-            dev = _dev_ndcg(encoder, index, dev_set)
+            dev = _dev_ndcg(encoder, lessons)
             progress.history.append((progress.step, dev))
             if dev > progress.best_dev:
                 progress.best_dev, progress.best_step, progress.looks_without_gain = dev, progress.step, 0
@@ -145,7 +134,7 @@ def train_worker(config: dict[str, Any]) -> None:
         checkpoint = None
         if rank == 0:
             checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress)
-            board.update.remote(job.domain, progress.step, total_steps, progress.best_dev, done)
+            board.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
         metrics = {**vars(progress), "loss": loss.item(), "total_steps": total_steps, "done": done}
         train.report(metrics, checkpoint=checkpoint)
         if done:
@@ -179,16 +168,71 @@ def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
-def _dev_ndcg(encoder: Encoder, index: SearchIndex, dev: Judgements) -> float:
-    vectors = encoder.encode_queries(list(dev.queries.values()), adapter=ADAPTER)
-    return mean_ndcg(dev.qrels, index.run(list(dev.queries), vectors, depth=10))
+class Lesson:
+    """What one domain brings to a training run: examples, candidate documents, and dev queries."""
+
+    def __init__(
+        self,
+        part: TrainingPart,
+        settings: TrainingSettings,
+        encoder: Encoder,
+        store: ArtifactStore,
+        queries_limit: int | None,
+        rank: int,
+    ) -> None:
+        self._corpus = open_corpus(store, part.corpus_key)
+        objective = resolve_objective(settings, len(self._corpus))
+        train_set = load_judgements(store, part.train_key)
+        kept, _ = split_train(list(train_set.queries), settings.held_out_fraction)
+        train_set = _sample(train_set.subset(kept), queries_limit)
+        self.dev = _sample(load_judgements(store, part.dev_key), settings.dev_queries)
+        self.examples = Examples(train_set, self._corpus, encoder, settings, objective)
+        needs_index = rank == 0 or objective == "sampled"
+        self.index = open_index(self._corpus, IndexSettings(), store) if needs_index else None
+        if objective == "sampled" and settings.hard_negatives:
+            assert self.index is not None
+            self.examples.mine(self.index, encoder, train_set)
+        self._documents: Tensor | None = None
+        if objective == "corpus":
+            self._documents = torch.from_numpy(self._corpus.matrix()).to(encoder.device)
+            self._every_row = np.arange(len(self._corpus))
+
+    def candidates(self, rows: Rows | None, device: torch.device) -> tuple[Rows, Tensor]:
+        """Row numbers [C] and vectors [C, d] of a batch's candidate documents; None means all."""
+        if rows is None:
+            assert self._documents is not None
+            return self._every_row, self._documents
+        return rows, torch.from_numpy(self._corpus.lookup(rows)).to(device)
 
 
-def _sample(dev: Judgements, limit: int) -> Judgements:
-    if len(dev.queries) <= limit:
-        return dev
-    chosen = np.random.default_rng(0).choice(sorted(dev.queries), size=limit, replace=False)
-    return dev.subset(chosen.tolist())
+def lesson_plan(lessons: int, total_steps: int, seed: int) -> list[tuple[int, int]]:
+    """Which domain each step trains on, every one as often as the others, and which step of it that is."""
+    order = np.random.default_rng([seed, 3]).permuted(
+        np.tile(np.arange(lessons), (-(-total_steps // lessons), 1)), axis=1
+    )
+    taken = [0] * lessons
+    plan = []
+    for chosen in order.reshape(-1)[:total_steps].tolist():
+        plan.append((chosen, taken[chosen]))
+        taken[chosen] += 1
+    return plan
+
+
+def _dev_ndcg(encoder: Encoder, lessons: list[Lesson]) -> float:
+    figures = []
+    for lesson in lessons:
+        assert lesson.index is not None
+        vectors = encoder.encode_queries(list(lesson.dev.queries.values()), adapter=ADAPTER)
+        run = lesson.index.run(list(lesson.dev.queries), vectors, depth=10)
+        figures.append(mean_ndcg(lesson.dev.qrels, run))
+    return float(np.mean(figures))
+
+
+def _sample(judgements: Judgements, limit: int | None) -> Judgements:
+    if limit is None or len(judgements.queries) <= limit:
+        return judgements
+    chosen = np.random.default_rng(0).choice(sorted(judgements.queries), size=limit, replace=False)
+    return judgements.subset(chosen.tolist())
 
 
 def _from_first_worker(flag: bool, workers: int) -> bool:

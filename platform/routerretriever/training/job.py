@@ -1,0 +1,29 @@
+"""What a trainer on any node needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from routerretriever.config import EncoderSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """One domain that an adapter is trained on: keys of its artifacts in storage."""
+
+    corpus_key: str
+    train_key: str
+    dev_key: str
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One adapter to train: an expert has one part, a joint model several."""
+
+    name: str
+    key: str
+    encoder: EncoderSettings
+    training: TrainingSettings
+    parts: tuple[TrainingPart, ...]
+    queries_per_domain: int | None = None
+    """At most so many train queries of each part; None uses all."""
