@@ -94,15 +94,14 @@ class Pipeline:
     def single_models(self) -> dict[str, Expert]:
         """Train the recipe's baselines."""
         _ = self.corpora
-        recipe, made = self.recipe, {}
-        for name, joint in recipe.single_models.items():
-            if joint.kind == "average":
-                made[name] = average_experts(name, self.experts, self.store)
-            else:
-                made[name] = train_joint(
-                    name, self.expert_collections, recipe.encoder, recipe.training, joint, self.store
-                )
-        return made
+        recipe = self.recipe
+        joint = {name: model for name, model in recipe.single_models.items() if model.kind == "joint"}
+        made: dict[str, Expert] = {}
+        if joint:
+            made = train_joint(joint, self.expert_collections, recipe.encoder, recipe.training, self.store)
+        for name in recipe.single_models.keys() - joint.keys():
+            made[name] = average_experts(name, self.experts, self.store)
+        return {name: made[name] for name in recipe.single_models}
 
     @cached_property
     def scores(self) -> ScoreTable:

@@ -109,29 +109,30 @@ def train_experts(
 
 
 def train_joint(
-    name: str,
+    models: Mapping[str, JointSettings],
     collections: list[Collection],
     encoder: EncoderSettings,
     training: TrainingSettings,
-    joint: JointSettings,
     store: ArtifactStore,
-) -> Expert:
-    """Train one adapter on several domains, taken in turns; dev is the mean over them.
+) -> dict[str, Expert]:
+    """Train models of one adapter each on several domains, taken in turns; dev is the mean over them.
 
     The multi-task baseline of RouterRetriever (arXiv 2409.02685), with the experts' own objective.
 
     Raises:
-        TrainingFailed: the training failed.
+        TrainingFailed: one or more models failed; the others are finished and kept.
     """
-    if joint.max_steps is not None:
-        training = training.model_copy(update={"max_steps": joint.max_steps})
-    key = joint_key(name, collections, encoder, training, joint)
-    if not _trained(store, name, key):
-        smallest = min(len(collection.qrels("train")) for collection in collections)
-        parts = tuple(_part(collection, encoder, store) for collection in collections)
-        limit = smallest if joint.equal_data else None
-        _run_jobs([TrainingJob(name, key, encoder, training, parts, limit)], training, store)
-    return open_expert(store, key)
+    parts = tuple(_part(collection, encoder, store) for collection in collections)
+    smallest = min(len(collection.qrels("train")) for collection in collections)
+    keys, jobs = {}, []
+    for name, joint in models.items():
+        own = training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
+        keys[name] = joint_key(name, collections, encoder, own, joint)
+        if not _trained(store, name, keys[name]):
+            limit = smallest if joint.equal_data else None
+            jobs.append(TrainingJob(name, keys[name], encoder, own, parts, limit))
+    _run_jobs(jobs, training, store)
+    return {name: open_expert(store, key) for name, key in keys.items()}
 
 
 def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactStore) -> Expert:
