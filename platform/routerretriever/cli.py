@@ -126,6 +126,26 @@ def evaluate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = Fal
 
 
 @app.command()
+def analyse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    order: Annotated[
+        str | None, typer.Option(help="Experts in the order in which they are added: a,b,c.", metavar="NAMES")
+    ] = None,
+    clusters: Annotated[str, typer.Option(help="Pilot centroids per group to try.")] = "1,2,4,8",
+) -> None:
+    """The paper's analyses: with and without an expert, experts one by one, centroids per group."""
+    from routerretriever.console import show
+    from routerretriever.evaluation.analyses import analyses_tables
+
+    counts = [int(count) for count in clusters.split(",")]
+    names = order.split(",") if order else None
+    for table in analyses_tables(_pipeline(recipe, overrides, quiet).analyse(names, counts)):
+        show(table)
+
+
+@app.command()
 def register(
     recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False, release: Release = True
 ) -> None:

@@ -25,7 +25,9 @@ from routerretriever.evaluation import (
     write_report,
     write_tables,
 )
-from routerretriever.evaluation.tuning import Trial, TuningData, tune, write_trials
+from routerretriever.evaluation.analyses import Analyses, analyse, write_analyses
+from routerretriever.evaluation.bench import RouterBench
+from routerretriever.evaluation.tuning import Trial, tune, write_trials
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores, build_scores
@@ -56,6 +58,7 @@ class Pipeline:
             DatasetError: a domain's folder is missing or lacks a split that its part needs.
         """
         self.recipe = recipe
+        self._texts: dict[tuple[str, str], dict[str, str]] = {}
         self._early_features: dict[tuple[str, str, Features], Vectors] = {}
         self.store = ArtifactStore.open(recipe.storage)
         self.collections = {name: open_collection(name, recipe.domain_path(name)) for name in recipe.domains}
@@ -156,7 +159,10 @@ class Pipeline:
 
     def query_texts(self, scores: SplitScores, split: str) -> list[str]:
         """Texts of scored queries, in the score table's order."""
-        texts = self.collections[scores.dataset].queries(split)
+        key = (scores.dataset, split)
+        if key not in self._texts:
+            self._texts[key] = self.collections[scores.dataset].queries(split)
+        texts = self._texts[key]
         return [texts[query] for query in scores.query_ids]
 
     @cached_property
@@ -168,9 +174,7 @@ class Pipeline:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Evaluate base, experts, router and oracles on every test split, and write the reports."""
-        tested = [collection for collection in self.collections.values() if "test" in collection.splits()]
-        if not tested:
-            raise DatasetError("no domain has a test split; nothing can be evaluated")
+        tested = self._tested()
         scores = self._scores(tested, "test", self.experts)
         singles = self._scores(tested, "test", self.single_models) if self.single_models else {}
         # The paper's routers are always beside the deployed one, so that nobody has to take our word.
@@ -202,19 +206,39 @@ class Pipeline:
         """
         if self.recipe.scoring.source == "dev":
             raise ValueError("scoring.source: routers learn from dev; tuning needs 'train' or 'held_out'")
-        dev = self._scores(self.expert_collections, "dev", self.experts)
+        bench = self._bench(self.expert_collections, "dev")
         layers = self._base_encoder.layers
-        data = TuningData(
-            fit_data=lambda settings: self.routing_data(settings),
-            dev=dev,
-            dev_features=lambda settings: self.features(dev, "dev", settings.features),
-            qrels={name: self.collections[name].qrels("dev") for name in dev},
-            indexes={name: self._index(name) for name in dev},
-        )
         # The input embeddings, and the middle, where a query's domain is plainest.
-        trials = tune(data, sorted({0, layers // 2, 2 * layers // 3}), unseen_share)
+        trials = tune(bench, sorted({0, layers // 2, 2 * layers // 3}), unseen_share)
         log.info("wrote %s", write_trials(trials, self.report_folder))
         return trials
+
+    def analyse(self, order: list[str] | None, clusters: list[int]) -> Analyses:
+        """The paper's analyses on the test sets, written beside the reports.
+
+        Raises:
+            ValueError: the order does not name each expert once.
+        """
+        bench = self._bench(self._tested(), "test")
+        analyses = analyse(bench, self.recipe.routing, order or self.recipe.expert_domains, clusters)
+        log.info("wrote %s", write_analyses(analyses, self.report_folder))
+        return analyses
+
+    def _tested(self) -> list[Collection]:
+        tested = [collection for collection in self.collections.values() if "test" in collection.splits()]
+        if not tested:
+            raise DatasetError("no domain has a test split; nothing can be evaluated")
+        return tested
+
+    def _bench(self, collections: list[Collection], split: str) -> RouterBench:
+        scores = self._scores(collections, split, self.experts)
+        return RouterBench(
+            fit_data=self.routing_data,
+            scores=scores,
+            features=lambda settings: self.features(scores, split, settings.features),
+            qrels={name: self.collections[name].qrels(split) for name in scores},
+            indexes={name: self._index(name) for name in scores},
+        )
 
     def _index(self, name: str) -> SearchIndex:
         return open_index(self.corpora[name], self.recipe.corpus.index, self.store)

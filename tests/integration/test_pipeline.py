@@ -120,6 +120,26 @@ def test_routers_are_tuned_on_dev_and_every_trial_is_written(done):
     assert len(written) == len(trials)
 
 
+def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
+    pipeline, _, _ = done
+    analyses = pipeline.analyse(["metal", "fruit"], [1, 2])
+    evaluation = pipeline.evaluation
+    assert [growth.experts for growth in analyses.growing] == [["metal"], ["metal", "fruit"]]
+    everything = analyses.growing[-1]
+    assert everything.router == pytest.approx(evaluation.mean(ROUTED), abs=1e-6)
+    assert everything.dataset_oracle == pytest.approx(evaluation.mean(DATASET_ORACLE))
+    assert everything.instance_oracle == pytest.approx(evaluation.mean(INSTANCE_ORACLE))
+    assert everything.router_elsewhere == pytest.approx(evaluation.mean(ROUTED, zero_shot=True), abs=1e-6)
+    # One expert alone: the router has no choice.
+    alone = evaluation.ndcg_at_10["metal"]["metal"]
+    assert analyses.growing[0].router == analyses.growing[0].dataset_oracle == pytest.approx(alone)
+    for presence in analyses.with_and_without:
+        assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
+    assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)
+    with pytest.raises(ValueError, match="order"):
+        pipeline.analyse(["metal"], [1])
+
+
 def test_score_table_agrees_with_a_plain_search(done):
     pipeline, _, _ = done
     for dataset, scores in pipeline.scores.items():

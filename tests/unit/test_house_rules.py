@@ -32,15 +32,25 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     assert sorted(command.commands) == [
-        "add-expert", "datasets", "encode", "evaluate", "pilots", "register", "remove-expert", "run", "score",
-        "serve", "train", "tune-router",
+        "add-expert", "analyse", "datasets", "encode", "evaluate", "pilots", "register", "remove-expert", "run",
+        "score", "serve", "train", "tune-router",
     ]  # fmt: skip
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
 
 
 def test_every_step_has_its_job():
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__"}
-    assert jobs == {"encode", "train", "score", "pilots", "evaluate", "register", "run", "tune_router"}
+    assert jobs == {
+        "analyse",
+        "encode",
+        "train",
+        "score",
+        "pilots",
+        "evaluate",
+        "register",
+        "run",
+        "tune_router",
+    }
 
 
 @pytest.mark.parametrize("room", ROOMS)

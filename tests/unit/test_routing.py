@@ -178,8 +178,8 @@ def test_neighbours_predict_the_mean_utility_of_the_nearest():
     np.testing.assert_allclose(router.scores(d.features["c"]), d.utilities["c"], rtol=1e-6)
 
 
-def test_without_a_domain_nothing_of_it_is_left():
-    d = data().without("b")
+def test_of_a_domain_left_out_nothing_remains():
+    d = data().only(["a", "c"])
     assert d.experts == ["a", "c"]
     assert list(d.utilities) == list(d.features) == ["a", "c"]
     assert d.utilities["a"].shape == (40, 2)

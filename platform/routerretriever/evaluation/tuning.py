@@ -7,11 +7,9 @@ of an unforeseen domain will meet.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,7 @@ from rich.table import Table
 
 from routerretriever.config import GateSettings, RoutingSettings
 from routerretriever.console import log, track
-from routerretriever.corpus import SearchIndex
-from routerretriever.evaluation.evaluate import mix
-from routerretriever.measures import Qrels, measure
-from routerretriever.routing import Router, RoutingData, fit_router
-from routerretriever.routing.gate import fit_gate
-from routerretriever.routing.protocol import MixingRouter, Vectors
-from routerretriever.scoring import ScoreTable
+from routerretriever.evaluation.bench import RouterBench
 
 _SOFT_TEMPERATURES = {
     "posterior": (1.0, 2.0, 4.0),
@@ -66,22 +58,11 @@ class Trial:
         }
 
 
-@dataclass(frozen=True)
-class TuningData:
-    """What trials are fitted and measured on."""
-
-    fit_data: Callable[[RoutingSettings], RoutingData]
-    dev: ScoreTable
-    dev_features: Callable[[RoutingSettings], Mapping[str, Vectors]]
-    qrels: Mapping[str, Qrels]
-    indexes: Mapping[str, SearchIndex]
-
-
-def tune(data: TuningData, layers: Sequence[int], unseen_share: float, seed: int = 0) -> list[Trial]:
+def tune(bench: RouterBench, layers: Sequence[int], unseen_share: float, seed: int = 0) -> list[Trial]:
     """Try routers, features and mixings, then gates on the best of them.
 
     Args:
-        data: see ``TuningData``.
+        bench: the scored queries, and dev to measure on.
         layers: layers of the base encoder whose input is tried as routing features.
         unseen_share: weight of unseen domains in the score, 0 to 1; the rest is for the domains as they are.
         seed: of the routers that sample.
@@ -94,17 +75,16 @@ def tune(data: TuningData, layers: Sequence[int], unseen_share: float, seed: int
     """
     if not 0 <= unseen_share <= 1:
         raise ValueError(f"unseen_share: {unseen_share} is not between 0 and 1")
-    bench = _Bench(data, unseen_share)
     candidates = list(_ungated(layers, seed))
     trials = []
     for settings in track(candidates, "routers", len(candidates)):
         try:
-            trials.append(bench.run(settings))
+            trials.append(_run(bench, settings, unseen_share))
         except ValueError as error:
             log.warning("%s is left out: %s", settings.router, error)
     best = sorted(trials, key=lambda trial: -trial.score)[:_GATED]
     gated = [trial.settings.model_copy(update={"gate": gate}) for trial in best for gate in _GATES]
-    trials += [bench.run(settings) for settings in track(gated, "gates", len(gated))]
+    trials += [_run(bench, settings, unseen_share) for settings in track(gated, "gates", len(gated))]
     # Stable: of two alike, the one that was tried first has the cheaper features and no gate.
     return sorted(trials, key=lambda trial: -trial.score)
 
@@ -122,48 +102,17 @@ def _ungated(layers: Sequence[int], seed: int) -> Iterator[RoutingSettings]:
             yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
 
 
-class _Bench:
-    """Fits and measures; what trials have in common is fitted once."""
-
-    def __init__(self, data: TuningData, unseen_share: float) -> None:
-        self._data = data
-        self._share = unseen_share
-        self._fitted = lru_cache(maxsize=64)(self._fit)
-
-    def run(self, settings: RoutingSettings) -> Trial:
-        features = self._data.dev_features(settings)
-        in_domain, unseen = {}, {}
-        for domain in self._data.dev:
-            in_domain[domain] = self._ndcg(self._router(settings, None), domain, features)
-            if len(self._data.dev) > 1:
-                unseen[domain] = self._ndcg(self._router(settings, domain), domain, features)
-        score = (1 - self._share) * _mean(in_domain)
-        score += self._share * _mean(unseen or in_domain)
-        return Trial(settings, in_domain, unseen, score)
-
-    def _router(self, settings: RoutingSettings, hidden: str | None) -> Router:
-        plain = settings.model_copy(update={"mixing": "hard", "temperature": 1.0, "gate": None})
-        router = self._fitted(plain.model_dump_json(), hidden)
-        if isinstance(router, MixingRouter):
-            router = copy.copy(router)
-            router.mixing, router.temperature = settings.mixing, settings.temperature
-        if settings.gate is None:
-            return router
-        return fit_gate(self._shown(settings, hidden), settings, settings.gate, router)
-
-    def _fit(self, settings_json: str, hidden: str | None) -> Router:
-        settings = RoutingSettings.model_validate_json(settings_json)
-        return fit_router(self._shown(settings, hidden), settings)
-
-    def _shown(self, settings: RoutingSettings, hidden: str | None) -> RoutingData:
-        data = self._data.fit_data(settings)
-        return data if hidden is None else data.without(hidden)
-
-    def _ndcg(self, router: Router, domain: str, features: Mapping[str, Vectors]) -> float:
-        table = self._data.dev[domain]
-        vectors_Bd = mix(table, router.experts, router.weights(features[domain]))
-        run = self._data.indexes[domain].run(table.query_ids, vectors_Bd, depth=10)
-        return float(measure(self._data.qrels[domain], run, table.query_ids).ndcg_at_10.mean())
+def _run(bench: RouterBench, settings: RoutingSettings, unseen_share: float) -> Trial:
+    in_domain, unseen = {}, {}
+    for domain in bench.datasets:
+        router = bench.router(settings, bench.experts)
+        in_domain[domain] = float(bench.ndcg(router, settings, domain).mean())
+        others = [name for name in bench.experts if name != domain]
+        if others:
+            router = bench.router(settings, others)
+            unseen[domain] = float(bench.ndcg(router, settings, domain).mean())
+    score = (1 - unseen_share) * _mean(in_domain) + unseen_share * _mean(unseen or in_domain)
+    return Trial(settings, in_domain, unseen, score)
 
 
 def _mean(values: Mapping[str, float]) -> float:

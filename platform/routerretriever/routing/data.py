@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from routerretriever.config import BASE
 from routerretriever.routing.protocol import Vectors
 
 
@@ -53,13 +55,13 @@ class RoutingData:
             },
         )
 
-    def without(self, domain: str) -> RoutingData:
-        """The same as if a domain and its expert had never been there."""
-        kept = [column for column, name in enumerate(self.experts) if name != domain]
-        others = [name for name in self.features if name != domain]
+    def only(self, domains: Sequence[str]) -> RoutingData:
+        """The same as if there had never been another expert, nor its domain's queries; the base stays."""
+        kept = [column for column, name in enumerate(self.experts) if name in domains or name == BASE]
+        datasets = [name for name in self.features if name in domains]
         return RoutingData(
             [self.experts[column] for column in kept],
-            {name: self.utilities[name][:, kept] for name in others},
-            {name: self.features[name] for name in others},
-            {name: self.queries[name] for name in others if name in self.queries},
+            {name: self.utilities[name][:, kept] for name in datasets},
+            {name: self.features[name] for name in datasets},
+            {name: self.queries[name] for name in datasets if name in self.queries},
         )

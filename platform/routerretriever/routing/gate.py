@@ -20,6 +20,8 @@ from routerretriever.routing.protocol import Explanation, Neighbour, Router, Sta
 
 _QUOTED = 3
 """Nearest training queries named in an explanation."""
+_CALIBRATED = 200
+"""Queries of each dataset that say what is usual there."""
 
 
 class GatedRouter(Router):
@@ -131,12 +133,15 @@ def fit_gate(data: RoutingData, settings: RoutingSettings, gate: GateSettings, i
     names = data.own_datasets
     sampled = data.sample(settings.references, settings.seed)
     features, _, labels = sampled.stacked(names)
-    # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
-    similarity_Nk, _ = nearest(features, features, gate.neighbours + 1)
-    usual_N = similarity_Nk[:, 1:].mean(axis=1)
+    usual = []
+    for label in range(len(names)):
+        own = features[labels == label][:_CALIBRATED]
+        # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
+        similarity_Qk, _ = nearest(features, own, gate.neighbours + 1)
+        usual.append(similarity_Qk[:, 1:].mean(axis=1))
     shut, open_ = (
-        np.array([np.quantile(usual_N[labels == label], q) for label in range(len(names))], dtype=np.float32)
-        for q in (gate.shut_quantile, gate.open_quantile)
+        np.array([np.quantile(own, quantile) for own in usual], dtype=np.float32)
+        for quantile in (gate.shut_quantile, gate.open_quantile)
     )
     # Below the smallest similarity seen there is still some way to a query that is plainly foreign.
     shut = shut - gate.slack * (open_ - shut)
