@@ -32,8 +32,8 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     assert sorted(command.commands) == [
-        "add-expert", "analyse", "datasets", "encode", "evaluate", "pilots", "register", "remove-expert", "run",
-        "score", "serve", "train", "tune-router",
+        "add-expert", "analyse", "datasets", "encode", "evaluate", "pilots", "register", "remove-expert",
+        "run", "score", "serve", "train", "tune-router",
     ]  # fmt: skip
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
 
