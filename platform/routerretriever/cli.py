@@ -145,6 +145,21 @@ def analyse(
         show(table)
 
 
+@app.command("noise-floor")
+def noise_floor(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose expert is trained again and again.")],
+    copies: Annotated[int, typer.Option(help="How often, each time with another seed.")] = 6,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
+    from routerretriever.console import show
+    from routerretriever.evaluation.analyses import noise_floor_table
+
+    show(noise_floor_table(_pipeline(recipe, overrides, quiet).noise_floor(domain, copies)))
+
+
 @app.command()
 def register(
     recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False, release: Release = True

@@ -25,14 +25,21 @@ from routerretriever.evaluation import (
     write_report,
     write_tables,
 )
-from routerretriever.evaluation.analyses import Analyses, analyse, write_analyses
+from routerretriever.evaluation.analyses import Analyses, NoiseFloor, analyse, noise_floor, write_analyses
 from routerretriever.evaluation.bench import RouterBench
 from routerretriever.evaluation.tuning import Trial, tune, write_trials
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores, build_scores
 from routerretriever.storage import ArtifactStore
-from routerretriever.training import Expert, average_experts, expert_key, train_experts, train_joint
+from routerretriever.training import (
+    Expert,
+    average_experts,
+    expert_key,
+    train_copies,
+    train_experts,
+    train_joint,
+)
 
 if TYPE_CHECKING:
     from routerretriever.encoder import Encoder, Features
@@ -221,8 +228,29 @@ class Pipeline:
         """
         bench = self._bench(self._tested(), "test")
         analyses = analyse(bench, self.recipe.routing, order or self.recipe.expert_domains, clusters)
-        log.info("wrote %s", write_analyses(analyses, self.report_folder))
+        log.info("wrote %s", write_analyses(analyses, self.report_folder / "analyses.json"))
         return analyses
+
+    def noise_floor(self, domain: str, copies: int) -> NoiseFloor:
+        """Train one expert with several seeds, and see what an oracle gains by choosing among the copies.
+
+        Raises:
+            RecipeError: the domain has no expert, or fewer than two copies are asked for.
+        """
+        if domain not in self.recipe.expert_domains:
+            raise RecipeError(f"no expert {domain!r}; there are {', '.join(self.recipe.expert_domains)}")
+        if copies < 2:
+            raise RecipeError(f"copies: {copies} is too few; an oracle needs 2 or more to choose from")
+        recipe, collection = self.recipe, self.collections[domain]
+        _ = self.corpora
+        trained = train_copies(collection, recipe.encoder, recipe.training, copies, self.store)
+        floor = noise_floor(
+            self._scores([collection], "test", trained)[domain],
+            self._scores([collection], "test", self.experts)[domain],
+        )
+        path = self.report_folder / f"noise-floor-{domain}.json"
+        log.info("wrote %s", write_analyses(floor, path))
+        return floor
 
     def _tested(self) -> list[Collection]:
         tested = [collection for collection in self.collections.values() if "test" in collection.splits()]

@@ -140,6 +140,15 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
         pipeline.analyse(["metal"], [1])
 
 
+def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(done):
+    pipeline, _, _ = done
+    floor = pipeline.noise_floor("fruit", 2)
+    assert floor.single <= floor.best_copy <= floor.copies_oracle
+    assert floor.experts_oracle == pytest.approx(pipeline.evaluation.ndcg_at_10[INSTANCE_ORACLE]["fruit"])
+    with pytest.raises(RecipeError, match="no expert 'sport'"):
+        pipeline.noise_floor("sport", 2)
+
+
 def test_score_table_agrees_with_a_plain_search(done):
     pipeline, _, _ = done
     for dataset, scores in pipeline.scores.items():

@@ -18,6 +18,7 @@ from routerretriever.config import BASE, RoutingSettings
 from routerretriever.evaluation.bench import RouterBench
 from routerretriever.evaluation.tables import percent
 from routerretriever.measures import Values
+from routerretriever.scoring import SplitScores
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,21 @@ class Centroids:
     clusters: int
     in_domain: float
     zero_shot: float | None
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """How much of InstanceOracle's gain is luck: the oracle over re-seeded copies of one expert."""
+
+    dataset: str
+    copies: int
+    single: float
+    """Mean nDCG@10 over the copies, each alone."""
+    best_copy: float
+    copies_oracle: float
+    """The best copy for each query: they differ by their seeds only."""
+    experts_oracle: float
+    """InstanceOracle over the recipe's experts, of which there may be another number."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,34 @@ def _mean(values: Iterable[float]) -> float | None:
     return float(np.mean(listed)) if listed else None
 
 
+def noise_floor(copies: SplitScores, experts: SplitScores) -> NoiseFloor:
+    """Compare the oracle over copies of one expert with the oracle over the experts, on one test set."""
+    of_copies_QC = copies.utilities([name for name in copies.experts if name != BASE])
+    of_experts_QT = experts.utilities([name for name in experts.experts if name != BASE])
+    return NoiseFloor(
+        dataset=copies.dataset,
+        copies=of_copies_QC.shape[1],
+        single=_mean_of(of_copies_QC),
+        best_copy=float(of_copies_QC.mean(axis=0).max()),
+        copies_oracle=_mean_of(of_copies_QC.max(axis=1)),
+        experts_oracle=_mean_of(of_experts_QT.max(axis=1)),
+    )
+
+
+def noise_floor_table(floor: NoiseFloor) -> Table:
+    """For the terminal."""
+    table = Table("", "nDCG@10 x 100", title=f"{floor.dataset}: luck and choice")
+    table.columns[1].justify = "right"
+    for label, value in (
+        (f"one of {floor.copies} copies, mean", floor.single),
+        ("best copy on this test set", floor.best_copy),
+        ("best copy for each query", floor.copies_oracle),
+        ("best expert for each query (InstanceOracle)", floor.experts_oracle),
+    ):
+        table.add_row(label, percent(value))
+    return table
+
+
 def analyses_tables(analyses: Analyses) -> list[Table]:
     """For the terminal."""
     growing = Table(
@@ -154,9 +198,8 @@ def analyses_tables(analyses: Analyses) -> list[Table]:
     return [growing, presence, centroids]
 
 
-def write_analyses(analyses: Analyses, folder: Path) -> Path:
+def write_analyses(analyses: Analyses | NoiseFloor, path: Path) -> Path:
     """Write the figures as JSON; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "analyses.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(analyses), indent=2), encoding="utf-8")
     return path

@@ -11,11 +11,12 @@ from routerretriever.training.experts import (
     average_experts,
     expert_key,
     open_expert,
+    train_copies,
     train_experts,
     train_joint,
 )
 
 __all__ = [
-    "Expert", "TrainingFailed", "average_experts", "expert_key", "open_expert", "train_experts",
-    "train_joint",
+    "Expert", "TrainingFailed", "average_experts", "expert_key", "open_expert", "train_copies",
+    "train_experts", "train_joint",
 ]  # fmt: skip

@@ -135,6 +135,30 @@ def train_joint(
     return {name: open_expert(store, key) for name, key in keys.items()}
 
 
+def train_copies(
+    collection: Collection,
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    count: int,
+    store: ArtifactStore,
+) -> dict[str, Expert]:
+    """Train one expert several times, with the seeds after the recipe's: how much is luck?
+
+    Raises:
+        TrainingFailed: one or more copies failed; the others are finished and kept.
+    """
+    part = _part(collection, encoder, store)
+    keys, jobs = {}, []
+    for number in range(count):
+        own = training.model_copy(update={"seed": training.seed + number})
+        name, key = f"{collection.name}-seed-{own.seed}", expert_key(collection, encoder, own)
+        keys[name] = key
+        if not _trained(store, name, key):
+            jobs.append(TrainingJob(name, key, encoder, own, (part,)))
+    _run_jobs(jobs, training, store)
+    return {name: open_expert(store, key) for name, key in keys.items()}
+
+
 def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactStore) -> Expert:
     """An adapter whose weights are the plain mean of the experts' weights."""
     from safetensors.numpy import load_file, save_file
