@@ -32,8 +32,8 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse datasets encode evaluate noise-floor pilots register remove-expert run score serve "
-        "train tune-router"
+        "add-expert analyse datasets encode evaluate noise-floor pilots register remove-expert run score "
+        "serve train tune-router"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
