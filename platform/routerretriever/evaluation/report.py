@@ -117,14 +117,14 @@ def _heat_maps(evaluation: Evaluation) -> list[dict[str, Any]]:
             "title": "router",
             "experts": names,
             "tied": False,
-            "rows": [{"set": s, "values": [routed[s][name] for name in names]} for s in evaluation.datasets],
+            "rows": [{"set": s, "shares": [routed[s][name] for name in names]} for s in evaluation.datasets],
         },
         {
             "title": "oracle",
             "experts": evaluation.experts,
             "tied": True,
             "rows": [
-                {"set": s, "values": list(evaluation.oracle_choice[s].values()), "tied": evaluation.tied[s]}
+                {"set": s, "shares": list(evaluation.oracle_choice[s].values()), "tied": evaluation.tied[s]}
                 for s in evaluation.datasets
             ],
         },
