@@ -17,7 +17,7 @@ from routerretriever.evaluation.evaluate import (
     ROUTED,
     Evaluation,
 )
-from routerretriever.evaluation.tables import percent
+from routerretriever.evaluation.tables import p_value, percent
 from routerretriever.measures import MEASURES
 
 _ORACLES = (DATASET_ORACLE, INSTANCE_ORACLE)
@@ -103,7 +103,7 @@ def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
                 cells.append(None)
                 continue
             interval = f"({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-            text = f"{100 * found.mean:+.1f} {interval}, p {found.p_value:.3f}"
+            text = f"{100 * found.mean:+.1f} {interval}, p {p_value(found.p_value)}"
             cells.append({"text": text, "sure": found.significant})
         rows.append({"set": name, "queries": len(evaluation.query_ids[name]), "cells": cells})
     return rows

@@ -62,7 +62,7 @@ def markdown(evaluation: Evaluation) -> str:
             rival,
             f"{100 * d.mean:+.1f}",
             f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
-            f"{d.p_value:.3f}",
+            p_value(d.p_value),
         ]
         for name, rivals in evaluation.differences.items()
         for rival, d in rivals.items()
@@ -120,6 +120,11 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
 def percent(value: float | None) -> str:
     """A measure times 100, or a dash."""
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def p_value(value: float) -> str:
+    """Three digits, and no zero: resampling cannot show one."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _grid(header: list[str], rows: list[list[str]]) -> str:
