@@ -206,15 +206,15 @@ class GateSettings(Settings):
     Similarities are calibrated per dataset on its own training queries, each left out once.
     """
 
-    fallback: Literal["uniform", "base"] = "uniform"
+    fallback: Literal["uniform", "base"] = "base"
     """Who answers an unfamiliar query: all experts alike, or the bare base."""
     neighbours: PositiveInt = 8
     """Training queries that a query is compared with."""
     shut_quantile: Fraction = 0.01
     """A query less similar than this share of the training queries is unfamiliar."""
-    open_quantile: Fraction = 0.2
+    open_quantile: Fraction = 0.5
     """A query more similar than this share of the training queries is familiar."""
-    slack: Annotated[float, Field(ge=0)] = 0.0
+    slack: Annotated[float, Field(ge=0)] = 1.0
     """Widens the way from unfamiliar to familiar, downwards, by this many of its lengths."""
 
     @model_validator(mode="after")
@@ -225,20 +225,24 @@ class GateSettings(Settings):
 
 
 class RoutingSettings(Settings):
-    """How a query is turned into weights over the experts. See ``routerretriever.routing``."""
+    """How a query is turned into weights over the experts. See ``routerretriever.routing``.
+
+    The defaults were chosen by ``tune-router`` on dev queries of six collections. The paper's router is
+    ``router: pilots, features: embedding, mixing: hard, gate: null``.
+    """
 
     router: Literal[
         "pilots", "posterior", "neighbours", "utility", "centroids", "expert_classifier",
         "classification_head", "dataset", "fixed", "uniform",
     ] = "posterior"  # fmt: skip
-    features: Literal["embedding"] | NonNegativeInt = "embedding"
+    features: Literal["embedding"] | NonNegativeInt = 0
     """What the router reads: the base embedding, or the mean hidden state entering layer n (0: the input
     embeddings, no transformer layer is run)."""
     mixing: Literal["hard", "soft"] = "soft"
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = 2.0
     """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
     values around 1, similarities and utilities with values around 0.05."""
-    gate: GateSettings | None = None
+    gate: GateSettings | None = GateSettings()
     """None: every query is routed as if it were of some domain."""
     ties: Literal["own", "drop", "first", "all"] = "own"
     """Pilots: who gets a query on which several experts are equally good."""

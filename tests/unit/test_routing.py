@@ -25,6 +25,10 @@ def test_the_tie_rules(ties, own, expected):
     np.testing.assert_array_equal(best_expert(TIED, own, ties), np.array(expected, dtype=bool))
 
 
+def routing(**settings):
+    return RoutingSettings(**{"features": "embedding", "gate": None, "temperature": 1.0, **settings})
+
+
 def data(seed=0, queries=40):
     random = np.random.default_rng(seed)
     centres = np.eye(4)[:3] * 3
@@ -76,7 +80,7 @@ def test_an_expert_without_pilots_is_reported_and_never_chosen():
     assert build_library(d.experts, utilities, d.features).without_pilots == ["c"]
     for mixing in ("hard", "soft"):
         router = fit_router(
-            RoutingData(d.experts, utilities, d.features), RoutingSettings(router="pilots", mixing=mixing)
+            RoutingData(d.experts, utilities, d.features), routing(router="pilots", mixing=mixing)
         )
         assert (router.weights(d.features["c"])[:, 2] == 0).all()
 
@@ -92,20 +96,20 @@ def test_no_evidence_at_all_is_an_error():
 @pytest.mark.parametrize(
     "settings",
     [
-        RoutingSettings(router="pilots", mixing="hard"),
-        RoutingSettings(router="pilots", mixing="hard", clusters=3),
-        RoutingSettings(router="pilots", mixing="hard", aggregate="nearest"),
-        RoutingSettings(router="pilots", temperature=0.1),
-        RoutingSettings(router="posterior", mixing="hard"),
-        RoutingSettings(router="posterior", mixing="soft"),
-        RoutingSettings(router="posterior", gate=GateSettings()),
-        RoutingSettings(router="posterior", gate=GateSettings(fallback="base")),
-        RoutingSettings(router="neighbours", neighbours=5, temperature=0.05),
-        RoutingSettings(router="utility", temperature=0.05),
-        RoutingSettings(router="centroids", temperature=0.05),
-        RoutingSettings(router="expert_classifier", mixing="hard"),
-        RoutingSettings(router="classification_head", mixing="hard"),
-        RoutingSettings(router="dataset", mixing="hard"),
+        routing(router="pilots", mixing="hard"),
+        routing(router="pilots", mixing="hard", clusters=3),
+        routing(router="pilots", mixing="hard", aggregate="nearest"),
+        routing(router="pilots", temperature=0.1),
+        routing(router="posterior", mixing="hard"),
+        routing(router="posterior", mixing="soft"),
+        routing(router="posterior", gate=GateSettings(open_quantile=0.2, slack=0.0)),
+        routing(router="posterior", gate=GateSettings(fallback="base")),
+        routing(router="neighbours", neighbours=5, temperature=0.05),
+        routing(router="utility", temperature=0.05),
+        routing(router="centroids", temperature=0.05),
+        routing(router="expert_classifier", mixing="hard"),
+        routing(router="classification_head", mixing="hard"),
+        routing(router="dataset", mixing="hard"),
     ],
     ids=str,
 )
@@ -124,9 +128,9 @@ def test_routers_find_clear_domains_and_survive_saving(settings, tmp_path):
 
 def test_uniform_and_fixed(tmp_path):
     d = data()
-    uniform = fit_router(d, RoutingSettings(router="uniform"))
+    uniform = fit_router(d, routing(router="uniform"))
     np.testing.assert_allclose(uniform.weights(d.features["a"]), 1 / 3)
-    fixed = fit_router(d, RoutingSettings(router="fixed", expert="b"))
+    fixed = fit_router(d, routing(router="fixed", expert="b"))
     assert (fixed.weights(d.features["a"])[:, 1] == 1).all()
     save_router(fixed, tmp_path)
     np.testing.assert_array_equal(
@@ -137,7 +141,7 @@ def test_uniform_and_fixed(tmp_path):
 def test_two_domains_are_enough_for_the_posterior():
     d = data()
     two = RoutingData(["a", "b"], {n: d.utilities[n][:, :2] for n in "ab"}, {n: d.features[n] for n in "ab"})
-    router = fit_router(two, RoutingSettings(router="posterior", mixing="soft"))
+    router = fit_router(two, routing(router="posterior", mixing="soft"))
     assert router.weights(d.features["a"])[:, 0].mean() > 0.9
 
 
@@ -148,9 +152,11 @@ def far_away(queries=20):
 @pytest.mark.parametrize(("fallback", "expected"), [("uniform", [1 / 3] * 3), ("base", [0, 0, 0, 1])])
 def test_the_gate_leaves_a_foreign_query_to_the_fallback(fallback, expected):
     d = data()
-    router = fit_router(d, RoutingSettings(router="posterior", gate=GateSettings(fallback=fallback)))
+    router = fit_router(
+        d, routing(router="posterior", gate=GateSettings(fallback=fallback, open_quantile=0.2, slack=0.0))
+    )
     np.testing.assert_allclose(router.weights(far_away()), np.tile(expected, (20, 1)), atol=1e-6)
-    ungated = fit_router(d, RoutingSettings(router="posterior"))
+    ungated = fit_router(d, routing(router="posterior"))
     open_ = router.gate(d.features["a"]) == 1
     assert 0.7 < open_.mean() < 0.95  # calibrated: a fifth of the training queries is below the quantile
     np.testing.assert_allclose(
@@ -162,7 +168,7 @@ def test_an_explanation_quotes_the_nearest_training_queries():
     d = data()
     queries = {name: [f"{name}{row}" for row in range(40)] for name in "abc"}
     d = RoutingData(d.experts, d.utilities, d.features, queries)
-    router = fit_router(d, RoutingSettings(router="posterior", gate=GateSettings()))
+    router = fit_router(d, routing(router="posterior", gate=GateSettings(open_quantile=0.2, slack=0.0)))
     (reason,) = router.explain(d.features["b"][7:8])
     assert max(reason.scores, key=reason.scores.get) == "b"
     assert (reason.nearest[0].dataset, reason.nearest[0].query) == ("b", "b7")
@@ -174,7 +180,7 @@ def test_an_explanation_quotes_the_nearest_training_queries():
 
 def test_neighbours_predict_the_mean_utility_of_the_nearest():
     d = data()
-    router = fit_router(d, RoutingSettings(router="neighbours", neighbours=1))
+    router = fit_router(d, routing(router="neighbours", neighbours=1))
     np.testing.assert_allclose(router.scores(d.features["c"]), d.utilities["c"], rtol=1e-6)
 
 
@@ -189,4 +195,4 @@ def test_with_a_single_expert_there_is_nothing_to_learn():
     d = data()
     one = RoutingData(["a"], {"a": d.utilities["a"][:, :1]}, {"a": d.features["a"]})
     for name in ("posterior", "pilots", "dataset"):
-        assert (fit_router(one, RoutingSettings(router=name)).weights(d.features["b"]) == 1).all()
+        assert (fit_router(one, routing(router=name)).weights(d.features["b"]) == 1).all()

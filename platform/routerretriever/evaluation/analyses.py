@@ -16,6 +16,7 @@ from rich.table import Table
 
 from routerretriever.config import BASE, RoutingSettings
 from routerretriever.evaluation.bench import RouterBench
+from routerretriever.evaluation.evaluate import PAPERS
 from routerretriever.evaluation.tables import percent
 from routerretriever.measures import Values
 from routerretriever.scoring import SplitScores
@@ -126,7 +127,7 @@ def _presence(bench: RouterBench, settings: RoutingSettings, dataset: str) -> Pr
 
 
 def _centroids(bench: RouterBench, clusters: int) -> Centroids:
-    settings = RoutingSettings(router="pilots", mixing="hard", clusters=clusters)
+    settings = PAPERS.model_copy(update={"router": "pilots", "clusters": clusters})
     router = bench.router(settings, bench.experts)
     figures = {name: _mean_of(bench.ndcg(router, settings, name)) for name in bench.datasets}
     inside = _mean(value for name, value in figures.items() if name in bench.experts) or 0.0

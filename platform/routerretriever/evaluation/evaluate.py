@@ -27,12 +27,14 @@ PAPER = "pilot library"
 DATASET_ORACLE = "DatasetOracle"
 INSTANCE_ORACLE = "InstanceOracle"
 OWN_EXPERT = "own expert"
+PAPERS = RoutingSettings(features="embedding", mixing="hard", gate=None)
+"""What all of the paper's routers have in common."""
 RIVALS: dict[str, RoutingSettings] = {
-    PAPER: RoutingSettings(router="pilots", mixing="hard"),
-    "ExpertClassifierRouter": RoutingSettings(router="expert_classifier", mixing="hard"),
-    "ClassificationHeadRouter": RoutingSettings(router="classification_head", mixing="hard"),
-    "DatasetRouter": RoutingSettings(router="dataset", mixing="hard"),
-    "uniform mixing": RoutingSettings(router="uniform"),
+    PAPER: PAPERS.model_copy(update={"router": "pilots"}),
+    "ExpertClassifierRouter": PAPERS.model_copy(update={"router": "expert_classifier"}),
+    "ClassificationHeadRouter": PAPERS.model_copy(update={"router": "classification_head"}),
+    "DatasetRouter": PAPERS.model_copy(update={"router": "dataset"}),
+    "uniform mixing": PAPERS.model_copy(update={"router": "uniform"}),
 }
 """The paper's routers, each as it describes them, and mixing without routing."""
 

@@ -90,9 +90,9 @@ def tune(bench: RouterBench, layers: Sequence[int], unseen_share: float, seed: i
 
 
 def _ungated(layers: Sequence[int], seed: int) -> Iterator[RoutingSettings]:
-    yield RoutingSettings(router="uniform")
+    yield RoutingSettings(router="uniform", gate=None)
     for features in (*layers, "embedding"):
-        common = {"features": features, "seed": seed}
+        common = {"features": features, "seed": seed, "gate": None}
         for router, temperatures in _SOFT_TEMPERATURES.items():
             yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
             for temperature in temperatures:
