@@ -59,7 +59,8 @@ def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release:
     try:
         with draft.open("w", encoding="utf-8") as file:
             yaml.dump(values, file)
-        pipeline = Pipeline(load_recipe(draft))
+        # Single models would be trained anew for the new set of domains: that is left to the next full run.
+        pipeline = Pipeline(load_recipe(draft).model_copy(update={"single_models": {}}))
         require_trained(pipeline, except_for=new)
         registered = pipeline.register(release)
         draft.replace(recipe_path)

@@ -315,7 +315,10 @@ def test_a_killed_worker_is_replaced_and_ends_where_an_undisturbed_one_does(done
 def kill_trainer_after_a_checkpoint(folder: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if list(folder.glob("*/checkpoint_*")):
+        # A checkpoint counts once Ray Train has noted it.
+        if any(
+            "checkpoint_2" in noted.read_text() for noted in folder.glob("*/checkpoint_manager_snapshot.json")
+        ):
             for process in psutil.Process().children(recursive=True):
                 if process.name().startswith("ray::RayTrainWo"):
                     process.kill()

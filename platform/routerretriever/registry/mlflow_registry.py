@@ -40,7 +40,9 @@ class BundleModel(mlflow.pyfunc.PythonModel):
         """Load the bundle from the model's artifacts."""
         self._bundle = RouterRetriever(Path(context.artifacts["bundle"]))
 
-    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> Any:
+    def predict(  # type: ignore[no-untyped-def]  # MLflow reads the hints, and knows none for an array
+        self, context: Any, model_input: list[str], params: dict[str, Any] | None = None
+    ):
         """Route and embed queries: [B, d]."""
         return self._bundle.encode_queries(model_input)
 
@@ -55,7 +57,8 @@ class Registry:
         self.tracking_uri = tracking_uri(recipe, store)
         mlflow.set_tracking_uri(self.tracking_uri)
         for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+            # A warning that models of this kind are pickled comes with every registration.
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         self._client = MlflowClient()
         if self._client.get_experiment_by_name(self._name) is None:
             local = recipe.registry.tracking_uri is None
