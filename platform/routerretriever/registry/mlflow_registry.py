@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,6 @@ from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 _VERSION_TAG = "content_version"
-
-logging.getLogger("mlflow").setLevel(logging.ERROR)
-# MLflow warns that it cannot check the vectors that predict returns; we do not ask it to.
-warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
-logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
@@ -57,7 +51,7 @@ class Registry:
         self.tracking_uri = tracking_uri(recipe, store)
         mlflow.set_tracking_uri(self.tracking_uri)
         for chatty in ("mlflow", "alembic"):
-            # A warning that models of this kind are pickled comes with every registration.
+            # Every registration would warn that models of this kind are pickled.
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self._client = MlflowClient()
         if self._client.get_experiment_by_name(self._name) is None:
