@@ -68,7 +68,7 @@ class Evaluation:
     routed_to: dict[str, dict[str, dict[str, float]]]
     """Router -> dataset -> expert -> mean routing weight."""
     oracle_choice: dict[str, dict[str, float]]
-    """Dataset -> expert -> share of queries on which it is best; a tie counts for each of the tied."""
+    """Dataset -> expert -> share of queries on which it is best; the tied share a query equally."""
     tied: dict[str, float]
     """Dataset -> share of queries on which two or more experts are equally the best."""
     settings: dict[str, Any]
@@ -182,7 +182,8 @@ def evaluate(
         best_Q = np.array(columns)[ndcg_QT.argmax(axis=1)]
         measured[INSTANCE_ORACLE][dataset] = table.measured[np.arange(len(best_Q)), best_Q]
         is_best_QT = ndcg_QT >= ndcg_QT.max(axis=1, keepdims=True) - 1e-9
-        oracle_choice[dataset] = dict(zip(experts, is_best_QT.mean(axis=0).tolist(), strict=True))
+        shares_QT = is_best_QT / is_best_QT.sum(axis=1, keepdims=True)
+        oracle_choice[dataset] = dict(zip(experts, shares_QT.mean(axis=0).tolist(), strict=True))
         tied[dataset] = float((is_best_QT.sum(axis=1) > 1).mean())
     return Evaluation(
         datasets=list(scores),

@@ -77,7 +77,6 @@ def _ways(evaluation: Evaluation) -> list[dict[str, Any]]:
             "way": way,
             "ours": way == ROUTED,
             "rule": way in starts,
-            "width": round(100 * (evaluation.mean(way) or 0.0)),
             "cells": [
                 {"text": percent(column[way]), "best": way in honest and column[way] == top}
                 for column, top in zip(columns, best, strict=True)
@@ -102,9 +101,14 @@ def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
             if found is None:
                 cells.append(None)
                 continue
-            interval = f"({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-            text = f"{100 * found.mean:+.1f} {interval}, p {p_value(found.p_value)}"
-            cells.append({"text": text, "sure": found.significant})
+            interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+            cells.append(
+                {
+                    "mean": f"{100 * found.mean:+.1f}",
+                    "detail": f"{interval}, p {p_value(found.p_value)}",
+                    "sure": found.significant,
+                }
+            )
         rows.append({"set": name, "queries": len(evaluation.query_ids[name]), "cells": cells})
     return rows
 
