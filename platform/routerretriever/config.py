@@ -242,6 +242,8 @@ class RoutingSettings(Settings):
     temperature: PositiveFloat = 2.0
     """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
     values around 1, similarities and utilities with values around 0.05."""
+    min_share: Fraction = 0.2
+    """Experts with less than this share of the best one's weight are left out, and need not be run."""
     gate: GateSettings | None = GateSettings()
     """None: every query is routed as if it were of some domain."""
     ties: Literal["own", "drop", "first", "all"] = "own"

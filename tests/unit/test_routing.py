@@ -6,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 from routerretriever.config import BASE, GateSettings, RoutingSettings
 from routerretriever.pilots import best_expert, build_library
 from routerretriever.routing import PilotRouter, RoutingData, fit_router, load_router, save_router
+from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.protocol import softmax
 
 TIED = np.array([[1.0, 1.0, 0.0], [0.0, 0.5, 0.2], [0.0, 0.3, 0.3]])
@@ -26,7 +27,9 @@ def test_the_tie_rules(ties, own, expected):
 
 
 def routing(**settings):
-    return RoutingSettings(**{"features": "embedding", "gate": None, "temperature": 1.0, **settings})
+    return RoutingSettings(
+        **{"features": "embedding", "gate": None, "temperature": 1.0, "min_share": 0.0, **settings}
+    )
 
 
 def data(seed=0, queries=40):
@@ -196,3 +199,15 @@ def test_with_a_single_expert_there_is_nothing_to_learn():
     one = RoutingData(["a"], {"a": d.utilities["a"][:, :1]}, {"a": d.features["a"]})
     for name in ("posterior", "pilots", "dataset"):
         assert (fit_router(one, routing(router=name)).weights(d.features["b"]) == 1).all()
+
+
+@given(arrays(np.float32, (4, 5), elements=st.floats(0.0625, 1, width=32)), st.floats(0, 0.9))
+def test_small_shares_are_dropped_and_the_rest_still_sums_to_one(weights, min_share):
+    for row in weights:
+        router = ConstantRouter(list("abcde"), row / row.sum())
+        router.min_share = min_share
+        (kept,) = router.weights(np.zeros((1, 2), dtype=np.float32))
+        assert kept.sum() == pytest.approx(1, rel=1e-5)
+        assert kept[row == row.max()].min() > 0
+        assert (kept[row < (min_share - 1e-4) * row.max()] == 0).all()
+        assert (kept[row > (min_share + 1e-4) * row.max()] > 0).all()

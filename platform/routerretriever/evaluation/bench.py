@@ -48,12 +48,13 @@ class RouterBench:
         # Mixing and gate do not change what is learned: it is learned once.
         plain = settings.model_copy(update={"mixing": "hard", "temperature": 1.0, "gate": None})
         router = self._fit(plain.model_dump_json(), tuple(experts))
+        router = copy.copy(router)
         if isinstance(router, MixingRouter):
-            router = copy.copy(router)
             router.mixing, router.temperature = settings.mixing, settings.temperature
-        if settings.gate is None:
-            return router
-        return fit_gate(self.fit_data(settings).only(experts), settings, settings.gate, router)
+        if settings.gate is not None:
+            router = fit_gate(self.fit_data(settings).only(experts), settings, settings.gate, router)
+        router.min_share = settings.min_share
+        return router
 
     def ndcg(self, router: Router, settings: RoutingSettings, dataset: str) -> Values:
         """nDCG@10 of every query [Q] when this router mixes the experts."""

@@ -26,8 +26,6 @@ from routerretriever.training import Expert
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"
-NEGLIGIBLE_WEIGHT = 1e-3
-"""In soft mixing, experts below this share of a query are not run."""
 
 
 class BundleError(ValueError):
@@ -134,7 +132,7 @@ class RouterRetriever:
         vectors = np.zeros((len(texts), self._encoder.dimension), dtype=np.float32)
         if not texts:
             return vectors
-        weights_BT = keep_weighty(self.route(texts))
+        weights_BT = self.route(texts)
         for column, name in enumerate(self.router.experts):
             rows = np.flatnonzero(weights_BT[:, column])
             if len(rows):
@@ -146,12 +144,6 @@ class RouterRetriever:
         """Embed documents (``title``, ``text``) with the bare base: [N, d] float32."""
         texts = [f"{document.get('title') or ''} {document['text']}".strip() for document in corpus]
         return self._encoder.encode_documents(texts)
-
-
-def keep_weighty(weights_BT: Vectors) -> Vectors:
-    """Drop weights too small to matter, and scale the rest of each row to sum to what it did."""
-    kept = np.where(weights_BT >= NEGLIGIBLE_WEIGHT, weights_BT, 0.0)
-    return (kept * weights_BT.sum(1, keepdims=True) / kept.sum(1, keepdims=True)).astype(np.float32)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

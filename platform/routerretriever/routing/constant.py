@@ -23,7 +23,7 @@ class ConstantRouter(Router):
         """The weights themselves."""
         return np.tile(self._weights_T.astype(np.float64), (len(features_Bd), 1))
 
-    def weights(self, features_Bd: Vectors) -> Vectors:
+    def mixture(self, features_Bd: Vectors) -> Vectors:
         """The weights, in every row."""
         return np.tile(self._weights_T, (len(features_Bd), 1))
 

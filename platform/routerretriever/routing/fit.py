@@ -43,4 +43,7 @@ def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
     if len(data.experts) == 1 and settings.router != "fixed":
         return fit_uniform(data, settings)  # a single expert needs no choice
     router = FITS[settings.router](data, settings)
-    return router if settings.gate is None else fit_gate(data, settings, settings.gate, router)
+    if settings.gate is not None:
+        router = fit_gate(data, settings, settings.gate, router)
+    router.min_share = settings.min_share
+    return router

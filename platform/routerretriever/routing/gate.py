@@ -72,10 +72,10 @@ class GatedRouter(Router):
         """The inner router's; the fallback's own column, if it has none there, is minus infinity."""
         return self._widened(self.inner.scores(features_Bd), -np.inf)
 
-    def weights(self, features_Bd: Vectors) -> Vectors:
+    def mixture(self, features_Bd: Vectors) -> Vectors:
         """The inner router's weights times the gate, the fallback's times the rest."""
         gate_B1 = self.gate(features_Bd)[:, None]
-        own_BT = self._widened(self.inner.weights(features_Bd), 0.0)
+        own_BT = self._widened(self.inner.mixture(features_Bd), 0.0)
         return (gate_B1 * own_BT + (1 - gate_B1) * self._fallback_weights()).astype(np.float32)
 
     def explain(self, features_Bd: Vectors) -> list[Explanation]:

@@ -40,16 +40,25 @@ class Router(ABC):
 
     kind: ClassVar[str]
 
+    min_share: float = 0.0
+    """Experts with less than this share of the best one's weight are not run; set where it is fitted."""
+
     def __init__(self, experts: list[str]) -> None:
         self.experts = experts
+
+    def weights(self, features_Bd: Vectors) -> Vectors:
+        """How much of each expert goes into the query's vector: [B, T]; zero for those not worth running."""
+        mixed_BT = self.mixture(features_Bd)
+        kept_BT = np.where(mixed_BT >= self.min_share * mixed_BT.max(axis=1, keepdims=True), mixed_BT, 0.0)
+        return (kept_BT / kept_BT.sum(axis=1, keepdims=True)).astype(np.float32)
 
     @abstractmethod
     def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
         """What the weights are made from: [B, T], higher is better; minus infinity is never chosen."""
 
     @abstractmethod
-    def weights(self, features_Bd: Vectors) -> Vectors:
-        """How much of each expert's vector goes into the query's: [B, T]."""
+    def mixture(self, features_Bd: Vectors) -> Vectors:
+        """Weights before the small ones are dropped: [B, T]."""
 
     @abstractmethod
     def state(self) -> State:
@@ -77,7 +86,7 @@ class MixingRouter(Router):
         self.mixing = mixing
         self.temperature = temperature
 
-    def weights(self, features_Bd: Vectors) -> Vectors:
+    def mixture(self, features_Bd: Vectors) -> Vectors:
         """One-hot rows, or a softmax of the scores divided by the temperature."""
         scores_BT = self.scores(features_Bd)
         return one_hot(scores_BT) if self.mixing == "hard" else softmax(scores_BT / self.temperature)

@@ -28,7 +28,12 @@ def save_router(router: Router, folder: Path) -> None:
     """Write a router's state."""
     settings, arrays = router.state()
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"kind": router.kind, "experts": router.experts, "settings": settings}
+    content = {
+        "kind": router.kind,
+        "experts": router.experts,
+        "min_share": router.min_share,
+        "settings": settings,
+    }
     (folder / _SETTINGS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS_FILE)
 
@@ -41,9 +46,11 @@ def load_router(folder: Path) -> Router:
     """
     content = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
     try:
-        return _build(content, load_file(folder / _ARRAYS_FILE))
+        router = _build(content, load_file(folder / _ARRAYS_FILE))
     except KeyError as error:
         raise ValueError(f"{folder}: no router of kind {error}; there are {sorted(_KINDS)}") from None
+    router.min_share = content["min_share"]
+    return router
 
 
 def _build(content: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Router:

@@ -299,10 +299,8 @@ class Router:
         if model != ROUTED_MODEL:
             known = ", ".join([ROUTED_MODEL, BASE, *self._experts])
             raise HTTPException(404, f"model: found {model!r}; there are {known}")
-        from routerretriever.registry.bundle import keep_weighty
-
         features_d = await self._features(text)
-        weights_T = keep_weighty(self._router.weights(features_d[None]))[0]
+        weights_T = self._router.weights(features_d[None])[0]
         chosen = [
             (name, float(weight))
             for name, weight in zip(self._router.experts, weights_T, strict=True)
