@@ -67,6 +67,8 @@ class Evaluation:
     """Dataset -> the deployed router's weights [Q, T] over the experts that ``routed_to`` names."""
     routed_to: dict[str, dict[str, dict[str, float]]]
     """Router -> dataset -> expert -> mean routing weight."""
+    experts_run: dict[str, dict[str, float]]
+    """Router -> dataset -> experts that a query is encoded with, on average."""
     oracle_choice: dict[str, dict[str, float]]
     """Dataset -> expert -> share of queries on which it is best; the tied share a query equally."""
     tied: dict[str, float]
@@ -161,6 +163,7 @@ def evaluate(
     }
     routed_to: dict[str, dict[str, dict[str, float]]] = {name: {} for name in routers}
     weights: dict[str, Vectors] = {}
+    experts_run: dict[str, dict[str, float]] = {name: {} for name in routers}
     oracle_choice, tied = {}, {}
     for dataset, table in scores.items():
         for name in names:
@@ -173,6 +176,7 @@ def evaluate(
             run = indexes[dataset].run(table.query_ids, vectors_Bd, depth)
             measured[name][dataset] = measure(qrels[dataset], run, table.query_ids)
             weights.setdefault(dataset, weights_BT)
+            experts_run[name][dataset] = float((weights_BT > 0).sum(axis=1).mean())
             shares = weights_BT.mean(axis=0).tolist()
             routed_to[name][dataset] = dict(zip(routed.router.experts, shares, strict=True))
         # The oracles choose among the experts, as in the paper; the base is not a candidate.
@@ -195,6 +199,7 @@ def evaluate(
         texts=dict(texts),
         weights=weights,
         routed_to=routed_to,
+        experts_run=experts_run,
         oracle_choice=oracle_choice,
         tied=tied,
         settings=settings,

@@ -91,6 +91,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             for name, rivals in evaluation.differences.items()
         },
         "routed_to": evaluation.routed_to,
+        "experts_run": evaluation.experts_run,
         "oracle_choice": evaluation.oracle_choice,
         "tied": evaluation.tied,
         "settings": evaluation.settings,
