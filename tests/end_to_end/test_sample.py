@@ -73,5 +73,5 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
         finally:
             os.killpg(process.pid, signal.SIGINT)
             process.wait(timeout=60)
-    assert set(answer["weights"]) <= set(EXPERTS)
+    assert set(answer["weights"]) <= {*EXPERTS, "base"}
     assert len(answer["results"]) == 10
