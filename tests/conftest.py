@@ -59,7 +59,6 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
         "encoder": {"name": "fake", "query_max_length": 64, "document_max_length": 64},
         "corpus": {"shard_size": 10},
         "training": {"max_steps": 6, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01},
-        "single_models": {"joint": {}, "average": {"kind": "average"}},
         "serving": {"port": 0},
     }
     return parse_recipe({**values, **changes})

@@ -53,7 +53,8 @@ def done(cluster, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     for name, words in WORDS.items():
         write_collection(root / "data" / name, words)
-    pipeline = Pipeline(tiny_recipe(root))
+    singles = {"joint": {}, "average": {"kind": "average"}}
+    pipeline = Pipeline(tiny_recipe(root, single_models=singles))
     registered = pipeline.register()
     return pipeline, registered, root
 
