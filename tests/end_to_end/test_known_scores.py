@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
+import ray
+from routerretriever.cluster import connect
 from routerretriever.config import CorpusSettings, EncoderSettings, IndexSettings
 from routerretriever.corpus import build_corpora, open_index
 from routerretriever.datasets import open_collection
@@ -24,7 +26,14 @@ pytestmark = [
 ]
 
 
-def test_minilm_on_scifact_is_correct_to_the_digit(tmp_path):
+@pytest.fixture
+def cluster():
+    connect()
+    yield
+    ray.shutdown()
+
+
+def test_minilm_on_scifact_is_correct_to_the_digit(cluster, tmp_path):
     # Storage that holds the embeddings already saves ten minutes on a core.
     store = ArtifactStore.open(os.environ.get("ROUTERRETRIEVER_STORAGE", str(tmp_path)))
     collection = open_collection("scifact", Path(DATA) / "scifact")
