@@ -71,7 +71,8 @@ def ask_once(pipeline: Pipeline) -> dict[str, Any]:
         )
     finally:
         serve.shutdown()
-    console.print(f"\nquestion   {question}\nexpert     {answer['expert']}\ncollection {answer['collection']}")
+    console.print(f"\nquestion   {question}\nexpert     {answer['expert']}")
+    console.print(f"collection {answer['collection']}")
     table = Table("score", "document", "text")
     for hit in answer["results"]:
         table.add_row(f"{hit['score']:.3f}", hit["title"] or hit["id"], hit["text"][:160])
