@@ -1,0 +1,149 @@
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from routerretriever.config import BASE, RoutingSettings
+from routerretriever.corpus import SearchIndex
+from routerretriever.evaluation.bench import RouterBench
+from routerretriever.evaluation.evaluate import (
+    DATASET_ORACLE,
+    INSTANCE_ORACLE,
+    OWN_EXPERT,
+    PAPER,
+    RIVALS,
+    ROUTED,
+    RoutedBy,
+    evaluate,
+    mix,
+)
+from routerretriever.evaluation.report import write_report
+from routerretriever.evaluation.significance import compare
+from routerretriever.evaluation.tables import as_dict, markdown
+from routerretriever.evaluation.tuning import tune
+from routerretriever.measures import measure
+from routerretriever.routing import RoutingData, fit_router
+from routerretriever.scoring import SplitScores
+
+EXPERTS = [BASE, "a", "b"]
+DOCUMENTS, DIMENSION, QUERIES = 30, 8, 12
+
+
+def world(seed):
+    """Two domains with an expert and one without: documents, and query vectors of every expert."""
+    random = np.random.default_rng(seed)
+    scores, qrels, indexes = {}, {}, {}
+    for offset, dataset in enumerate(("a", "b", "c")):
+        documents = random.normal(size=(DOCUMENTS, DIMENSION)).astype(np.float32)
+        flat = faiss.IndexFlatIP(DIMENSION)
+        flat.add(documents)
+        index = SearchIndex(flat, [f"d{row}" for row in range(DOCUMENTS)])
+        ids = [f"q{row}" for row in range(QUERIES)]
+        grades = {i: {f"d{random.integers(DOCUMENTS)}": 1} for i in ids}
+        target = np.stack([documents[int(next(iter(grades[i]))[1:])] for i in ids])
+        noise = random.normal(size=(QUERIES, len(EXPERTS), DIMENSION)).astype(np.float32)
+        noise[:, EXPERTS.index(dataset) if dataset in EXPERTS else 0] *= 0.3
+        noise += 2 * np.eye(DIMENSION, dtype=np.float32)[offset]  # where a query is from can be seen
+        vectors = target[:, None] * 0.5 + noise
+        runs = [measure(grades, index.run(ids, vectors[:, e], 20), ids) for e in range(len(EXPERTS))]
+        measured = type(runs[0])(
+            *(np.stack([getattr(run, name) for run in runs], axis=1) for name in runs[0].__dataclass_fields__)
+        )
+        scores[dataset] = SplitScores(dataset, "test", ids, EXPERTS, measured, vectors)
+        qrels[dataset], indexes[dataset] = grades, index
+    return scores, qrels, indexes
+
+
+def fit_data(scores):
+    return RoutingData(
+        ["a", "b"],
+        {name: scores[name].utilities(["a", "b"]) for name in ("a", "b")},
+        {name: scores[name].base_vectors for name in ("a", "b")},
+    )
+
+
+def evaluated(seed):
+    scores, qrels, indexes = world(seed)
+    features = {name: table.base_vectors for name, table in scores.items()}
+    routers = {
+        name: RoutedBy(fit_router(fit_data(scores), chosen), features)
+        for name, chosen in {ROUTED: RoutingSettings(features="embedding"), PAPER: RIVALS[PAPER]}.items()
+    }
+    texts = {name: [f"<query {row}>" for row in range(QUERIES)] for name in scores}
+    described = {"name": "world", "encoder": {"name": "none"}, "routing": {"router": "posterior"}}
+    return evaluate(scores, {}, texts, qrels, routers, indexes, 20, described), scores
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=20)
+def test_searching_with_the_mixed_vector_is_mixing_the_scores(seed):
+    scores, _, indexes = world(seed)
+    weights = np.random.default_rng(seed).dirichlet(np.ones(3), size=QUERIES).astype(np.float32)
+    table, index = scores["a"], indexes["a"]
+    found, rows = index.search(mix(table, EXPERTS, weights), DOCUMENTS)
+    for expert in range(3):
+        each, each_rows = index.search(table.vectors_QEd[:, expert], DOCUMENTS)
+        for query in range(QUERIES):
+            by_row = dict(zip(each_rows[query], each[query], strict=True))
+            found[query] -= weights[query, expert] * np.array([by_row[row] for row in rows[query]])
+    np.testing.assert_allclose(found, 0, atol=1e-3)
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=5)
+def test_oracles_bound_what_they_are_oracles_of(seed):
+    evaluation, scores = evaluated(seed)
+    figures = evaluation.ndcg_at_10
+    for dataset in scores:
+        experts = scores[dataset].utilities(["a", "b"])
+        assert figures[DATASET_ORACLE][dataset] == pytest.approx(experts.mean(axis=0).max())
+        assert figures[INSTANCE_ORACLE][dataset] == pytest.approx(experts.max(axis=1).mean())
+        assert figures[PAPER][dataset] <= figures[INSTANCE_ORACLE][dataset] + 1e-9
+        assert sum(evaluation.oracle_choice[dataset].values()) == pytest.approx(1)
+        assert 1 <= evaluation.experts_run[ROUTED][dataset] <= 3
+        assert evaluation.experts_run[PAPER][dataset] == 1
+    assert evaluation.zero_shot == ["c"]
+    assert evaluation.mean(OWN_EXPERT) == pytest.approx(np.mean([figures["a"]["a"], figures["b"]["b"]]))
+    assert evaluation.mean(OWN_EXPERT, zero_shot=True) is None
+
+
+def test_tables_and_report_tell_the_same(tmp_path):
+    evaluation, _ = evaluated(3)
+    figures = as_dict(evaluation)
+    mean = f"{100 * figures['mean_ndcg_at_10'][ROUTED]['with_expert']:.1f}"
+    (row,) = [line for line in markdown(evaluation).splitlines() if line.startswith(f"| {ROUTED} ")]
+    assert mean in row
+    page = write_report(evaluation, tmp_path).read_text()
+    assert mean in page
+    assert "&lt;query 0&gt;" in page or "0 of 12 queries lose" in page
+    assert "<query" not in page
+
+
+def test_a_clear_difference_is_told_from_luck():
+    random = np.random.default_rng(0)
+    theirs = random.uniform(size=200)
+    clear = compare(theirs + random.normal(0.1, 0.1, 200), theirs)
+    assert clear.significant
+    assert clear.low < clear.mean < clear.high
+    assert clear.low > 0
+    lucky = compare(theirs + random.normal(0.0, 0.1, 200), theirs)
+    assert lucky.low < 0 < lucky.high
+    assert compare(theirs, theirs).p_value == 1
+
+
+def test_tuning_measures_each_domain_once_as_if_unseen():
+    scores, qrels, indexes = world(5)
+    inside = {name: scores[name] for name in ("a", "b")}
+    features = {name: table.base_vectors for name, table in inside.items()}
+    bench = RouterBench(lambda _: fit_data(scores), inside, lambda _: features, qrels, indexes)
+    trials = tune(bench, layers=[], unseen_share=0.25)
+    for trial in trials:
+        # With its own expert hidden, the other is all that is left; a gate may bring in the base.
+        if trial.settings.gate is None:
+            for domain, other in (("a", "b"), ("b", "a")):
+                alone = scores[domain].utilities([other]).mean()
+                assert trial.unseen[domain] == pytest.approx(alone)
+        means = [np.mean(list(v.values())) for v in (trial.in_domain, trial.unseen)]
+        assert trial.score == pytest.approx(0.75 * means[0] + 0.25 * means[1])
+    with pytest.raises(ValueError, match="unseen_share"):
+        tune(bench, layers=[], unseen_share=2)
