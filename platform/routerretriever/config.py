@@ -139,8 +139,9 @@ class TrainingSettings(Settings):
     """Steps between two looks at dev nDCG@10."""
     patience: PositiveInt = 5
     """Looks at dev without a new best before training stops."""
-    dev_queries: PositiveInt = 1000
-    """At most this many dev queries are used for early stopping (a fixed sample)."""
+    dev_queries: PositiveInt = 400
+    """At most this many dev queries are used for early stopping (a fixed sample): a look at dev should cost
+    less than the steps between two looks."""
     max_gradient_norm: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     query_max_length: PositiveInt = 64
