@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.table import Table
 from routerretriever.config import Recipe
-from routerretriever.console import log, show
+from routerretriever.console import figures_table, log, show
 from routerretriever.pipeline import Pipeline
 
 RESULTS = Path("runs/benchmarks")
@@ -106,16 +105,12 @@ def hardware() -> str:
 
 def report(name: str, title: str, header: list[str], rows: list[list[str]], figures: dict[str, Any]) -> Path:
     """Print a table and write the figures, with the machine, as JSON; returns the file."""
-    table = Table(*header, title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table, machine = figures_table(*header, title=title), hardware()
     for row in rows:
         table.add_row(*row)
     show(table)
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(
-        json.dumps({"hardware": hardware(), **figures}, indent=2, default=asdict), encoding="utf-8"
-    )
-    log.info("%s; wrote %s", hardware(), path)
+    path.write_text(json.dumps({"hardware": machine, **figures}, indent=2, default=asdict), encoding="utf-8")
+    log.info("%s; wrote %s", machine, path)
     return path

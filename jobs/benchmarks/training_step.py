@@ -22,6 +22,7 @@ from routerretriever.config import EncoderSettings, Recipe, TrainingSettings, lo
 from routerretriever.console import log, set_up
 from routerretriever.datasets import Collection
 from routerretriever.encoder.source import encoder_folder
+from routerretriever.evaluation.tables import percent
 from routerretriever.measures import mean_ndcg
 from routerretriever.pipeline import Pipeline
 
@@ -58,9 +59,9 @@ def main(
     peer_dev = peer.dev_ndcg(pipeline.collections[domain]) if measure_peer else None
     ratio = (peer_seconds / peer.steps) / step_seconds
     rows = [
-        ["ours", f"{step_seconds:.2f}", str(ours["steps"]), f"{100 * ours['dev_ndcg_at_10']:.1f}"],
-        ["sentence-transformers", f"{peer_seconds / peer.steps:.2f}", str(peer.steps), _percent(peer_dev)],
-        ["base, untrained", "", "0", f"{100 * ours['base_dev_ndcg_at_10']:.1f}"],
+        ["ours", f"{step_seconds:.2f}", str(ours["steps"]), percent(ours["dev_ndcg_at_10"])],
+        ["sentence-transformers", f"{peer_seconds / peer.steps:.2f}", str(peer.steps), percent(peer_dev)],
+        ["base, untrained", "", "0", percent(ours["base_dev_ndcg_at_10"])],
         ["ratio", f"{ratio:.1f}", "", ""],
     ]
     report(
@@ -77,10 +78,6 @@ def main(
             "ratio": ratio,
         },
     )
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{100 * value:.1f}"
 
 
 def _dev_look_seconds(recipe: Recipe, pipeline: Pipeline, domain: str) -> float:

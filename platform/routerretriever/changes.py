@@ -6,6 +6,8 @@ weights and registered versions as they are. That is checked before anything is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +48,30 @@ def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registe
 def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
     """Write routing settings into a recipe file; those that are the defaults are left out."""
     _, yaml, values = _read(recipe_path)
-    values["routing"] = settings.model_dump(mode="json", exclude_defaults=True)
-    draft = recipe_path.with_suffix(".draft.yaml")
-    with draft.open("w", encoding="utf-8") as file:
-        yaml.dump(values, file)
-    draft.replace(recipe_path)
+    values["routing"] = settings.changed()
+    with _draft(recipe_path, yaml, values):
+        pass
 
 
 def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release: bool) -> Registered:
-    # Checked and run from a file beside the recipe, so that a failure leaves the recipe as it was.
+    with _draft(recipe_path, yaml, values) as draft:
+        # Single models would be trained anew for the new set of domains: that is left to the next full run.
+        pipeline = Pipeline(load_recipe(draft).model_copy(update={"single_models": {}}))
+        require_trained(pipeline, except_for=new)
+        return pipeline.register(release)
+
+
+@contextmanager
+def _draft(recipe_path: Path, yaml: YAML, values: Any) -> Iterator[Path]:
+    """The new recipe in a file beside the old one, which it replaces unless the block fails."""
     draft = recipe_path.with_name(f".{recipe_path.name}.new")
     try:
         with draft.open("w", encoding="utf-8") as file:
             yaml.dump(values, file)
-        # Single models would be trained anew for the new set of domains: that is left to the next full run.
-        pipeline = Pipeline(load_recipe(draft).model_copy(update={"single_models": {}}))
-        require_trained(pipeline, except_for=new)
-        registered = pipeline.register(release)
+        yield draft
         draft.replace(recipe_path)
     finally:
         draft.unlink(missing_ok=True)
-    return registered
 
 
 def _read(recipe_path: Path) -> tuple[list[str], YAML, Any]:

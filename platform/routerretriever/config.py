@@ -263,6 +263,10 @@ class RoutingSettings(Settings):
     """Fixed: the one expert that answers everything."""
     seed: int = 0
 
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not the defaults, as a recipe would give them."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     @model_validator(mode="after")
     def _fixed_names_its_expert(self) -> Self:
         if (self.router == "fixed") != (self.expert is not None):

@@ -41,6 +41,14 @@ def is_quiet() -> bool:
     return _quiet
 
 
+def figures_table(*header: str, title: str) -> Table:
+    """A table of a name and figures: the first column to the left, the others to the right."""
+    table = Table(title=title, header_style="bold")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position else "left")
+    return table
+
+
 def show(table: Table) -> None:
     """Print a table, in quiet mode too: it is what was asked for."""
     console.print(table)

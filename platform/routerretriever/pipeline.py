@@ -6,10 +6,11 @@ hash of what they were made from, so running a step again costs seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from routerretriever.cluster import connect
 from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
@@ -22,12 +23,11 @@ from routerretriever.evaluation import (
     Evaluation,
     RoutedBy,
     evaluate,
-    write_report,
-    write_tables,
+    write_reports,
 )
-from routerretriever.evaluation.analyses import Analyses, NoiseFloor, analyse, noise_floor, write_analyses
+from routerretriever.evaluation.analyses import Analyses, NoiseFloor, analyse, noise_floor
 from routerretriever.evaluation.bench import RouterBench
-from routerretriever.evaluation.tuning import Trial, tune, write_trials
+from routerretriever.evaluation.tuning import Trial, tune
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores, build_scores
@@ -201,7 +201,7 @@ class Pipeline:
             self.recipe.scoring.depth,
             self.recipe.model_dump(mode="json"),
         )
-        for path in (*write_tables(result, self.report_folder), write_report(result, self.report_folder)):
+        for path in write_reports(result, self.report_folder):
             log.info("wrote %s", path)
         return result
 
@@ -217,7 +217,7 @@ class Pipeline:
         layers = self._base_encoder.layers
         # The input embeddings, and the middle, where a query's domain is plainest.
         trials = tune(bench, sorted({0, layers // 2, 2 * layers // 3}), unseen_share)
-        log.info("wrote %s", write_trials(trials, self.report_folder))
+        self._write_json("router-tuning.json", [trial.as_dict() for trial in trials])
         return trials
 
     def analyse(self, order: list[str] | None, clusters: list[int]) -> Analyses:
@@ -228,7 +228,7 @@ class Pipeline:
         """
         bench = self._bench(self._tested(), "test")
         analyses = analyse(bench, self.recipe.routing, order or self.recipe.expert_domains, clusters)
-        log.info("wrote %s", write_analyses(analyses, self.report_folder / "analyses.json"))
+        self._write_json("analyses.json", asdict(analyses))
         return analyses
 
     def noise_floor(self, domain: str, copies: int) -> NoiseFloor:
@@ -248,9 +248,14 @@ class Pipeline:
             self._scores([collection], "test", trained)[domain],
             self._scores([collection], "test", self.experts)[domain],
         )
-        path = self.report_folder / f"noise-floor-{domain}.json"
-        log.info("wrote %s", write_analyses(floor, path))
+        self._write_json(f"noise-floor-{domain}.json", asdict(floor))
         return floor
+
+    def _write_json(self, name: str, content: Any) -> None:
+        self.report_folder.mkdir(parents=True, exist_ok=True)
+        path = self.report_folder / name
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        log.info("wrote %s", path)
 
     def _tested(self) -> list[Collection]:
         tested = [collection for collection in self.collections.values() if "test" in collection.splits()]

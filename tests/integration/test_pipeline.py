@@ -131,9 +131,10 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
     assert everything.dataset_oracle == pytest.approx(evaluation.mean(DATASET_ORACLE))
     assert everything.instance_oracle == pytest.approx(evaluation.mean(INSTANCE_ORACLE))
     assert everything.router_elsewhere == pytest.approx(evaluation.mean(ROUTED, zero_shot=True), abs=1e-6)
-    # One expert alone: the oracles have no choice.
+    # One expert alone: nobody has a choice.
     alone = evaluation.ndcg_at_10["metal"]["metal"]
-    assert analyses.growing[0].instance_oracle == analyses.growing[0].dataset_oracle == pytest.approx(alone)
+    first = analyses.growing[0]
+    assert first.router == first.instance_oracle == first.dataset_oracle == pytest.approx(alone)
     for presence in analyses.with_and_without:
         assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
     assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)

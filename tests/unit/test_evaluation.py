@@ -17,7 +17,7 @@ from routerretriever.evaluation.evaluate import (
     evaluate,
     mix,
 )
-from routerretriever.evaluation.report import write_report
+from routerretriever.evaluation.report import write_page
 from routerretriever.evaluation.significance import compare
 from routerretriever.evaluation.tables import as_dict, markdown
 from routerretriever.evaluation.tuning import tune
@@ -113,7 +113,7 @@ def test_tables_and_report_tell_the_same(tmp_path):
     mean = f"{100 * figures['mean_ndcg_at_10'][ROUTED]['with_expert']:.1f}"
     (row,) = [line for line in markdown(evaluation).splitlines() if line.startswith(f"| {ROUTED} ")]
     assert mean in row
-    page = write_report(evaluation, tmp_path).read_text()
+    page = write_page(evaluation, tmp_path).read_text()
     assert mean in page
     assert "&lt;query 0&gt;" in page or "0 of 12 queries lose" in page
     assert "<query" not in page
@@ -138,11 +138,10 @@ def test_tuning_measures_each_domain_once_as_if_unseen():
     bench = RouterBench(lambda _: fit_data(scores), inside, lambda _: features, qrels, indexes)
     trials = tune(bench, layers=[], unseen_share=0.25)
     for trial in trials:
-        # With its own expert hidden, the other is all that is left; a gate may bring in the base.
-        if trial.settings.gate is None:
-            for domain, other in (("a", "b"), ("b", "a")):
-                alone = scores[domain].utilities([other]).mean()
-                assert trial.unseen[domain] == pytest.approx(alone)
+        # With its own expert hidden, the other is all that is left.
+        for domain, other in (("a", "b"), ("b", "a")):
+            alone = scores[domain].utilities([other]).mean()
+            assert trial.unseen[domain] == pytest.approx(alone)
         means = [np.mean(list(v.values())) for v in (trial.in_domain, trial.unseen)]
         assert trial.score == pytest.approx(0.75 * means[0] + 0.25 * means[1])
     with pytest.raises(ValueError, match="unseen_share"):

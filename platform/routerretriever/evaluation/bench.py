@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -11,9 +10,9 @@ from routerretriever.config import BASE, RoutingSettings
 from routerretriever.corpus import SearchIndex
 from routerretriever.evaluation.evaluate import mix
 from routerretriever.measures import Qrels, Values, measure
-from routerretriever.routing import Router, RoutingData, fit_router
-from routerretriever.routing.gate import fit_gate
-from routerretriever.routing.protocol import MixingRouter, Vectors
+from routerretriever.routing import Router, RoutingData
+from routerretriever.routing.fit import complete, learn
+from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable
 
 
@@ -45,16 +44,12 @@ class RouterBench:
         Raises:
             ValueError: the settings do not fit the data.
         """
-        # Mixing and gate do not change what is learned: it is learned once.
-        plain = settings.model_copy(update={"mixing": "hard", "temperature": 1.0, "gate": None})
-        router = self._fit(plain.model_dump_json(), tuple(experts))
-        router = copy.copy(router)
-        if isinstance(router, MixingRouter):
-            router.mixing, router.temperature = settings.mixing, settings.temperature
-        if settings.gate is not None:
-            router = fit_gate(self.fit_data(settings).only(experts), settings, settings.gate, router)
-        router.min_share = settings.min_share
-        return router
+        # What is learned does not depend on these: it is learned once.
+        plain = settings.model_copy(
+            update={"mixing": "hard", "temperature": 1.0, "gate": None, "min_share": 0.0}
+        )
+        learned = self._learned(plain.model_dump_json(), tuple(experts))
+        return complete(learned, self.fit_data(settings).only(experts), settings)
 
     def ndcg(self, router: Router, settings: RoutingSettings, dataset: str) -> Values:
         """nDCG@10 of every query [Q] when this router mixes the experts."""
@@ -64,9 +59,9 @@ class RouterBench:
         return measure(self.qrels[dataset], run, table.query_ids).ndcg_at_10
 
     @cached_property
-    def _fit(self) -> Callable[[str, tuple[str, ...]], Router]:
-        def fit(settings_json: str, experts: tuple[str, ...]) -> Router:
+    def _learned(self) -> Callable[[str, tuple[str, ...]], Router]:
+        def learned(settings_json: str, experts: tuple[str, ...]) -> Router:
             settings = RoutingSettings.model_validate_json(settings_json)
-            return fit_router(self.fit_data(settings).only(experts), settings)
+            return learn(self.fit_data(settings).only(experts), settings)
 
-        return lru_cache(maxsize=64)(fit)
+        return lru_cache(maxsize=64)(learned)

@@ -17,7 +17,7 @@ from routerretriever.evaluation.evaluate import (
     ROUTED,
     Evaluation,
 )
-from routerretriever.evaluation.tables import p_value, percent
+from routerretriever.evaluation.tables import p_value, percent, write_tables
 from routerretriever.measures import MEASURES
 
 _ORACLES = (DATASET_ORACLE, INSTANCE_ORACLE)
@@ -26,7 +26,12 @@ _NAMED_WEIGHT = 0.05
 """Weights below this are not listed with a query."""
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> Path:
+def write_reports(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write tables, figures and the page; returns the files."""
+    return [*write_tables(evaluation, folder), write_page(evaluation, folder)]
+
+
+def write_page(evaluation: Evaluation, folder: Path) -> Path:
     """Write ``evaluation.html``; returns the file."""
     from jinja2 import Environment, PackageLoader
 
@@ -93,10 +98,10 @@ def _rivals(evaluation: Evaluation) -> list[str]:
 
 
 def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
-    rows = []
+    rows, columns = [], _rivals(evaluation)
     for name, rivals in evaluation.differences.items():
         cells: list[dict[str, Any] | None] = []
-        for rival in _rivals(evaluation):
+        for rival in columns:
             found = rivals.get(rival)
             if found is None:
                 cells.append(None)

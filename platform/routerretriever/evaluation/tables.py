@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 from rich.table import Table
 
 from routerretriever.config import BASE
+from routerretriever.console import figures_table
 from routerretriever.evaluation.evaluate import (
     DATASET_ORACLE,
     INSTANCE_ORACLE,
@@ -28,9 +29,7 @@ def terminal_table(evaluation: Evaluation) -> Table:
     """A row per test set, the ways that matter most; the files have all of them."""
     figures = evaluation.ndcg_at_10
     shown = (BASE, *evaluation.single_models, ROUTED, PAPER, DATASET_ORACLE, INSTANCE_ORACLE)
-    table = Table("test set", OWN_EXPERT, *shown, title="nDCG@10 x 100", header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = figures_table("test set", OWN_EXPERT, *shown, title="nDCG@10 x 100")
     for name in evaluation.datasets:
         own = figures[name][name] if name in evaluation.experts else None
         table.add_row(name, percent(own), *(percent(figures[way][name]) for way in shown))

@@ -7,17 +7,15 @@ of an unforeseen domain will meet.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from routerretriever.config import GateSettings, RoutingSettings
-from routerretriever.console import log, track
+from routerretriever.console import figures_table, log, track
 from routerretriever.evaluation.bench import RouterBench
 
 _SOFT_TEMPERATURES = {
@@ -52,7 +50,7 @@ class Trial:
         """Plain values; of the settings only those that differ from the defaults."""
         return {
             "score": self.score,
-            "settings": {"router": self.settings.router, **changed_settings(self.settings)},
+            "settings": {"router": self.settings.router, **self.settings.changed()},
             "in_domain": self.in_domain,
             "unseen": self.unseen,
         }
@@ -104,9 +102,9 @@ def _ungated(layers: Sequence[int], seed: int) -> Iterator[RoutingSettings]:
 
 def _run(bench: RouterBench, settings: RoutingSettings, unseen_share: float) -> Trial:
     in_domain, unseen = {}, {}
+    whole = bench.router(settings, bench.experts)
     for domain in bench.datasets:
-        router = bench.router(settings, bench.experts)
-        in_domain[domain] = float(bench.ndcg(router, settings, domain).mean())
+        in_domain[domain] = float(bench.ndcg(whole, settings, domain).mean())
         others = [name for name in bench.experts if name != domain]
         if others:
             router = bench.router(settings, others)
@@ -117,11 +115,6 @@ def _run(bench: RouterBench, settings: RoutingSettings, unseen_share: float) -> 
 
 def _mean(values: Mapping[str, float]) -> float:
     return float(np.mean(list(values.values())))
-
-
-def changed_settings(settings: RoutingSettings) -> dict[str, Any]:
-    """The settings that are not the defaults."""
-    return settings.model_dump(mode="json", exclude_defaults=True)
 
 
 def describe(settings: RoutingSettings) -> str:
@@ -137,18 +130,8 @@ def describe(settings: RoutingSettings) -> str:
 
 def trials_table(trials: Sequence[Trial], rows: int) -> Table:
     """The best trials, for the terminal."""
-    table = Table("router", "score", "in domain", "unseen", title="dev nDCG@10 x 100", header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = figures_table("router", "score", "in domain", "unseen", title="dev nDCG@10 x 100")
     for trial in trials[:rows]:
         means = [trial.score, _mean(trial.in_domain), _mean(trial.unseen or trial.in_domain)]
         table.add_row(describe(trial.settings), *(f"{100 * mean:.2f}" for mean in means))
     return table
-
-
-def write_trials(trials: Sequence[Trial], folder: Path) -> Path:
-    """Write every trial as JSON, the best first; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "router-tuning.json"
-    path.write_text(json.dumps([trial.as_dict() for trial in trials], indent=2), encoding="utf-8")
-    return path

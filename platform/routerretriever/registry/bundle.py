@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.config import BASE, EncoderSettings, Recipe
-from routerretriever.encoder import encoder_fingerprint, load_encoder
+from routerretriever.datasets import Document
+from routerretriever.encoder import ADAPTER_WEIGHTS, encoder_fingerprint, load_encoder
 from routerretriever.routing import Router, load_router, save_router
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
-_WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class BundleError(ValueError):
@@ -74,7 +74,7 @@ def write_bundle(
                 "name": name,
                 "version": expert.version,
                 "registered_version": registered[name],
-                "sha256": _sha256(target / _WEIGHTS_FILE),
+                "sha256": _sha256(target / ADAPTER_WEIGHTS),
             }
         )
     save_router(router, folder / "router")
@@ -142,8 +142,8 @@ class RouterRetriever:
 
     def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> Vectors:
         """Embed documents (``title``, ``text``) with the bare base: [N, d] float32."""
-        texts = [f"{document.get('title') or ''} {document['text']}".strip() for document in corpus]
-        return self._encoder.encode_documents(texts)
+        documents = (Document("", document.get("title") or "", document["text"]) for document in corpus)
+        return self._encoder.encode_documents([document.content for document in documents])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BundleError(f"{folder}: no bundle here ({MANIFEST_FILE} is missing)") from None
     for expert in manifest["experts"]:
-        weights = folder / "experts" / expert["name"] / _WEIGHTS_FILE
+        weights = folder / "experts" / expert["name"] / ADAPTER_WEIGHTS
         if not weights.is_file():
             raise BundleError(f"{weights}: missing from the bundle; register it again")
         if _sha256(weights) != expert["sha256"]:

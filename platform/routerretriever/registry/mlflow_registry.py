@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 import routerretriever
 from routerretriever.config import Recipe
-from routerretriever.evaluation import Evaluation, as_dict, write_report, write_tables
+from routerretriever.evaluation import Evaluation, as_dict, write_reports
 from routerretriever.registry.bundle import RouterRetriever, write_bundle
 from routerretriever.routing import Router
 from routerretriever.storage import ArtifactStore
@@ -126,8 +126,7 @@ class Registry:
                 }
             )
             mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
-            write_tables(evaluation, Path(scratch) / "evaluation")
-            write_report(evaluation, Path(scratch) / "evaluation")
+            write_reports(evaluation, Path(scratch) / "evaluation")
             mlflow.log_artifacts(str(Path(scratch) / "evaluation"), "evaluation")
             logged = mlflow.pyfunc.log_model(
                 name="bundle",

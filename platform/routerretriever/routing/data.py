@@ -40,6 +40,8 @@ class RoutingData:
 
     def sample(self, per_dataset: int, seed: int) -> RoutingData:
         """The same with at most so many queries of each dataset."""
+        if all(len(features) <= per_dataset for features in self.features.values()):
+            return self
         rows = {
             name: np.sort(np.random.default_rng(seed).permutation(len(features))[:per_dataset])
             for name, features in self.features.items()

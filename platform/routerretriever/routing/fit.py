@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from routerretriever.config import RoutingSettings
@@ -17,7 +18,7 @@ from routerretriever.routing.linear import (
 )
 from routerretriever.routing.neighbours import fit_dataset, fit_neighbours
 from routerretriever.routing.pilots import fit_pilots
-from routerretriever.routing.protocol import Router
+from routerretriever.routing.protocol import MixingRouter, Router
 
 FITS: dict[str, Callable[[RoutingData, RoutingSettings], Router]] = {
     "pilots": fit_pilots,
@@ -32,8 +33,6 @@ FITS: dict[str, Callable[[RoutingData, RoutingSettings], Router]] = {
     "uniform": fit_uniform,
 }
 """By the name that ``routing.router`` gives it."""
-
-
 _ENOUGH = 10_000
 """Queries of each dataset that a router learns from; more change nothing but the minutes."""
 
@@ -44,10 +43,32 @@ def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
     Raises:
         ValueError: the settings do not fit the data.
     """
-    if len(data.experts) == 1 and settings.router != "fixed":
-        return fit_uniform(data, settings)  # a single expert needs no choice
-    router = FITS[settings.router](data.sample(_ENOUGH, settings.seed), settings)
+    return complete(learn(data, settings), data, settings)
+
+
+def learn(data: RoutingData, settings: RoutingSettings) -> Router:
+    """The part that is learned, without gate: mixing, temperature and small shares do not change it.
+
+    Raises:
+        ValueError: the settings do not fit the data.
+    """
+    if _nothing_to_choose(data, settings):
+        return fit_uniform(data, settings)
+    return FITS[settings.router](data.sample(_ENOUGH, settings.seed), settings)
+
+
+def complete(router: Router, data: RoutingData, settings: RoutingSettings) -> Router:
+    """A learned router with the mixing, the gate and the smallest share that the settings ask for."""
+    if _nothing_to_choose(data, settings):
+        return router
+    router = copy.copy(router)
+    if isinstance(router, MixingRouter):
+        router.mixing, router.temperature = settings.mixing, settings.temperature
     if settings.gate is not None:
         router = fit_gate(data, settings, settings.gate, router)
     router.min_share = settings.min_share
     return router
+
+
+def _nothing_to_choose(data: RoutingData, settings: RoutingSettings) -> bool:
+    return len(data.experts) == 1 and settings.router != "fixed"

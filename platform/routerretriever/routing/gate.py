@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from routerretriever.config import BASE, GateSettings, RoutingSettings
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.neighbours import nearest
+from routerretriever.routing.neighbours import nearest, unit
 from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors
 
 _QUOTED = 3
@@ -48,7 +48,7 @@ class GatedRouter(Router):
     ) -> None:
         super().__init__(experts)
         self.inner = inner
-        self._reference_Nd = reference_Nd
+        self._reference_Nd = unit(reference_Nd)
         self._dataset_N = dataset_N
         self._shut_M = shut_M
         self._open_M = open_M
@@ -133,7 +133,7 @@ def fit_gate(data: RoutingData, settings: RoutingSettings, gate: GateSettings, i
     names = data.own_datasets
     sampled = data.sample(settings.references, settings.seed)
     features, _, labels = sampled.stacked(names)
-    usual = []
+    features, usual = unit(features), []
     for label in range(len(names)):
         own = features[labels == label][:_CALIBRATED]
         # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.

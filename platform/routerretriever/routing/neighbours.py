@@ -33,7 +33,7 @@ class NeighbourRouter(MixingRouter):
         temperature: float,
     ) -> None:
         super().__init__(experts, mixing, temperature)
-        self._reference_Nd = reference_Nd
+        self._reference_Nd = unit(reference_Nd)
         self._values_NT = values_NT
         self._count = count
 
@@ -49,10 +49,13 @@ class NeighbourRouter(MixingRouter):
 
 
 def nearest(reference_Nd: Vectors, features_Bd: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
-    """Cosine similarity [B, k] and row [B, k] of the nearest references, k at most N."""
+    """Cosine similarity [B, k] and row [B, k] of the nearest references, k at most N.
+
+    The references are at unit length already: they are many, and the same for every query.
+    """
     scores, rows = faiss.knn(
         unit(features_Bd),
-        unit(reference_Nd),
+        reference_Nd,
         min(count, len(reference_Nd)),
         metric=faiss.METRIC_INNER_PRODUCT,
     )

@@ -20,12 +20,9 @@ from routerretriever.config import EncoderSettings, JointSettings, TrainingSetti
 from routerretriever.console import bars, is_quiet, log
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, store_judgements
-from routerretriever.encoder import encoder_fingerprint
+from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
 from routerretriever.storage import ArtifactMissing, ArtifactStore
 from routerretriever.training.job import TrainingJob, TrainingPart
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's own files."""
 
 
 class TrainingFailed(RuntimeError):
@@ -98,14 +95,19 @@ def train_experts(
     Raises:
         TrainingFailed: one or more domains failed; the other domains' experts are finished and kept.
     """
-    keys = {collection.name: expert_key(collection, encoder, training) for collection in collections}
-    jobs = [
-        TrainingJob(name, key, encoder, training, (_part(collection, encoder, store),))
-        for collection, (name, key) in zip(collections, keys.items(), strict=True)
-        if not _trained(store, name, key)
-    ]
-    _run_jobs(jobs, training, store)
-    return {name: open_expert(store, key) for name, key in keys.items()}
+    return _train_missing(
+        [
+            TrainingJob(
+                collection.name,
+                expert_key(collection, encoder, training),
+                encoder,
+                training,
+                (_part(collection, encoder, store),),
+            )
+            for collection in collections
+        ],
+        store,
+    )
 
 
 def train_joint(
@@ -124,15 +126,12 @@ def train_joint(
     """
     parts = tuple(_part(collection, encoder, store) for collection in collections)
     smallest = min(len(collection.qrels("train")) for collection in collections)
-    keys, jobs = {}, []
+    jobs = []
     for name, joint in models.items():
         own = training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
-        keys[name] = joint_key(name, collections, encoder, own, joint)
-        if not _trained(store, name, keys[name]):
-            limit = smallest if joint.equal_data else None
-            jobs.append(TrainingJob(name, keys[name], encoder, own, parts, limit))
-    _run_jobs(jobs, training, store)
-    return {name: open_expert(store, key) for name, key in keys.items()}
+        key = joint_key(name, collections, encoder, own, joint)
+        jobs.append(TrainingJob(name, key, encoder, own, parts, smallest if joint.equal_data else None))
+    return _train_missing(jobs, store)
 
 
 def train_copies(
@@ -148,15 +147,12 @@ def train_copies(
         TrainingFailed: one or more copies failed; the others are finished and kept.
     """
     part = _part(collection, encoder, store)
-    keys, jobs = {}, []
+    jobs = []
     for number in range(count):
         own = training.model_copy(update={"seed": training.seed + number})
         name, key = f"{collection.name}-seed-{own.seed}", expert_key(collection, encoder, own)
-        keys[name] = key
-        if not _trained(store, name, key):
-            jobs.append(TrainingJob(name, key, encoder, own, (part,)))
-    _run_jobs(jobs, training, store)
-    return {name: open_expert(store, key) for name, key in keys.items()}
+        jobs.append(TrainingJob(name, key, encoder, own, (part,)))
+    return _train_missing(jobs, store)
 
 
 def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactStore) -> Expert:
@@ -166,11 +162,11 @@ def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactSto
     members = list(experts.values())
     key = f"experts/{name}-{content_hash([expert.key for expert in members])}"
     if not store.exists(key):
-        weights = [load_file(expert.folder(store) / WEIGHTS_FILE) for expert in members]
+        weights = [load_file(expert.folder(store) / ADAPTER_WEIGHTS) for expert in members]
         mean = {field: np.mean([one[field] for one in weights], axis=0) for field in weights[0]}
-        store.put(key, WEIGHTS_FILE, lambda path: save_file(mean, path))
-        source = members[0].folder(store) / CONFIG_FILE
-        store.put(key, CONFIG_FILE, partial(shutil.copyfile, source))
+        store.put(key, ADAPTER_WEIGHTS, lambda path: save_file(mean, path))
+        source = members[0].folder(store) / ADAPTER_CONFIG
+        store.put(key, ADAPTER_CONFIG, partial(shutil.copyfile, source))
         store.commit(key, {"kind": "expert", "domain": name, "averaged": [e.key for e in members]})
     return open_expert(store, key)
 
@@ -183,14 +179,19 @@ def _part(collection: Collection, encoder: EncoderSettings, store: ArtifactStore
     )
 
 
-def _trained(store: ArtifactStore, name: str, key: str) -> bool:
-    if not store.exists(key):
-        return False
-    log.info("expert %s: trained already", name)
-    return True
+def _train_missing(jobs: list[TrainingJob], store: ArtifactStore) -> dict[str, Expert]:
+    """Train what is not there yet, and open all of it, by the jobs' names."""
+    missing = []
+    for job in jobs:
+        if store.exists(job.key):
+            log.info("expert %s: trained already", job.name)
+        else:
+            missing.append(job)
+    _run_jobs(missing, store)
+    return {job.name: open_expert(store, job.key) for job in jobs}
 
 
-def _run_jobs(jobs: list[TrainingJob], training: TrainingSettings, store: ArtifactStore) -> None:
+def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     """Train adapters, as many at once as the cluster holds.
 
     Raises:
@@ -202,6 +203,7 @@ def _run_jobs(jobs: list[TrainingJob], training: TrainingSettings, store: Artifa
 
     from routerretriever.training.loop import Board
 
+    training = jobs[0].training  # they differ in what is learned, not in what they run on
     at_once = room_for(
         training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
     )
