@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -17,6 +18,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from routerretriever.config import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from routerretriever.pipeline import Pipeline, Registered
 
 WORDS = {
     "fruit": ["apple", "banana", "cherry", "damson", "elder", "fig", "grape", "hazel"],
@@ -89,3 +93,33 @@ def tiny_data(tmp_path: Path) -> Path:
     for name, words in WORDS.items():
         write_collection(tmp_path / "data" / name, words)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray of the tests' own, with two CPUs, however many there are."""
+    import ray
+    from ray import serve
+    from routerretriever.cluster import worker_environment
+
+    environment = {"env_vars": worker_environment()}
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment
+    )
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def done(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Registered, Path]:
+    """A finished run of the tiny recipe, for all tests that only look at it or serve it."""
+    from routerretriever.pipeline import Pipeline
+
+    root = tmp_path_factory.mktemp("run")
+    for name, words in WORDS.items():
+        write_collection(root / "data" / name, words)
+    singles = {"joint": {}, "average": {"kind": "average"}}
+    pipeline = Pipeline(tiny_recipe(root, single_models=singles))
+    registered = pipeline.register()
+    return pipeline, registered, root

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from routerretriever.pipeline import Pipeline, Registered
+    from routerretriever.registry import Registry
 
 app = typer.Typer(
     help="Many expert retrievers behind one endpoint. A recipe (YAML) names the collections and settings; "
@@ -169,6 +170,40 @@ def register(
 
 
 @app.command()
+def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """List the registered bundles; a star marks the released one."""
+    from routerretriever.console import console
+    from routerretriever.registry.mlflow_registry import versions_table
+
+    registry = _registry(recipe, overrides, quiet)
+    console.print(versions_table(registry.bundles(), registry.released()))
+
+
+@app.command()
+def release(
+    recipe: RecipeFile,
+    version: Annotated[int, typer.Option(help="The bundle's number; `versions` lists them.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Release a registered bundle: move the alias. Running services vet it and follow."""
+    from routerretriever.console import console
+
+    registry = _registry(recipe, overrides, quiet)
+    registry.release(version)
+    console.print(f"{registry.bundle_uri} is version {version}")
+
+
+@app.command()
+def rollback(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Release again what was released before."""
+    from routerretriever.console import console
+
+    registry = _registry(recipe, overrides, quiet)
+    console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
+
+
+@app.command()
 def serve(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Serve the released bundle over HTTP until interrupted."""
     pipeline = _pipeline(recipe, overrides, quiet)
@@ -275,6 +310,16 @@ def datasets_download(
 
     for name in names:
         console.print(f"{name}: {download(name, to)}")
+
+
+def _registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registry:
+    from routerretriever.config import load_recipe
+    from routerretriever.registry import Registry
+    from routerretriever.storage import ArtifactStore
+
+    _set_up(quiet)
+    settings = load_recipe(recipe, overrides)
+    return Registry(settings, ArtifactStore.open(settings.storage))
 
 
 def _set_up(quiet: bool) -> None:

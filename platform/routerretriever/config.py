@@ -28,6 +28,10 @@ from ruamel.yaml.error import YAMLError
 
 BASE = "base"
 """Name under which the bare base encoder appears beside the experts."""
+ROUTED_MODEL = "router"
+"""In the service's API, the model that stands for routing."""
+DOCUMENT_MODEL = "documents"
+"""In the service's API, the model that embeds documents: the base, with its prompt and length for them."""
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 ResourceAmount = NonNegativeFloat
@@ -288,11 +292,16 @@ class ReplicaSettings(Settings):
     cpus: ResourceAmount = 0.5
     gpus: ResourceAmount = 0.0
     min_replicas: NonNegativeInt = 1
+    """0 lets the deployment vanish when nobody asks; the next query waits for it to start."""
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat = 8.0
+    """Calls in progress per replica that autoscaling aims at."""
+    upscale_delay_seconds: NonNegativeFloat = 10.0
+    downscale_delay_seconds: NonNegativeFloat = 300.0
     max_batch_size: PositiveInt = 32
-    batch_wait_seconds: NonNegativeFloat = 0.003
-    max_queued_requests: Annotated[int, Field(ge=-1)] = 512
+    """Queries in one pass."""
+    max_queue: PositiveInt = 512
+    """Queries that may wait in one replica; more are answered with 503 and Retry-After."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -301,16 +310,61 @@ class ReplicaSettings(Settings):
         return self
 
 
+class LimitSettings(Settings):
+    """What one HTTP request may ask for; more gets a 4xx that names the field."""
+
+    texts: PositiveInt = 2048
+    text_length: PositiveInt = 32_768
+    """Characters of a query; the encoder reads its first ``query_max_length`` tokens."""
+    documents: PositiveInt = 256
+    document_length: PositiveInt = 262_144
+    body_bytes: PositiveInt = 16_000_000
+    requests: PositiveInt = 256
+    """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
+    seconds: PositiveFloat = 30.0
+    """A request that takes longer is given up (504), and what it waits for is cancelled."""
+
+
+class ReleaseSettings(Settings):
+    """How a running service takes over a release, and what it asks of it first."""
+
+    poll_seconds: PositiveFloat = 2.0
+    """How often the registry is asked which version is released."""
+    canary_queries: PositiveInt = 20
+    """Dev queries of each collection that a bundle carries, to be asked before it is let in."""
+    max_canary_loss: Fraction = 0.02
+    """A bundle whose mean nDCG@10 on canary queries is lower than the present one's by more is refused."""
+    challenger_alias: str = "challenger"
+    challenger_share: Fraction = 0.0
+    """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
+
+
 class ServingSettings(Settings):
-    """The HTTP service. ``port: 0`` takes a free port."""
+    """The HTTP service. ``port: 0`` takes a free port.
+
+    ``placement``:
+      * ``packed``: every router replica holds the base and all experts, and embeds a mixed batch in one pass;
+      * ``per_expert``: an application for each expert, with its own replicas and its own share of a GPU.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    placement: Literal["packed", "per_expert"] = "packed"
     collections: tuple[DomainName, ...] | None = None
     """Collections to search; by default all of the recipe."""
+    tokens_file: str | None = None
+    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.access``."""
+    allow_anonymous: bool = False
+    """Serve other machines without tokens, as behind a proxy that checks who asks."""
+    limits: LimitSettings = LimitSettings()
+    releases: ReleaseSettings = ReleaseSettings()
     router: ReplicaSettings = ReplicaSettings()
     expert: ReplicaSettings = ReplicaSettings(cpus=0.1)
     index: ReplicaSettings = ReplicaSettings(cpus=0.1)
+    index_parts: PositiveInt = 1
+    """Parts into which every collection is cut, each searched by a deployment of its own."""
+    refresh_seconds: NonNegativeFloat = 1.0
+    """Documents that were added or deleted show in searches after at most this long."""
 
 
 class Recipe(Settings):
@@ -337,8 +391,9 @@ class Recipe(Settings):
     def _consistent(self) -> Self:
         if not self.expert_domains:
             raise ValueError("domains: at least one domain must have expert: true")
-        if BASE in self.domains:
-            raise ValueError(f"domains.{BASE}: this name is taken by the bare base encoder")
+        for name in (BASE, ROUTED_MODEL, DOCUMENT_MODEL):
+            if name in self.domains:
+                raise ValueError(f"domains.{name}: this name is taken; it stands for another model")
         if taken := sorted(self.single_models.keys() & self.domains.keys()):
             raise ValueError(f"single_models: {', '.join(taken)}: a domain has this name")
         if self.scoring.source == "held_out" and self.training.held_out_fraction == 0:

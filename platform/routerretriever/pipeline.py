@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from routerretriever.cluster import connect
 from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
 from routerretriever.console import log
@@ -43,6 +45,10 @@ from routerretriever.training import (
 
 if TYPE_CHECKING:
     from routerretriever.encoder import Encoder, Features
+    from routerretriever.registry import ServiceFacts
+
+_SHARE_QUERIES = 200
+"""Dev queries of each domain that say what healthy routing looks like."""
 
 
 @dataclass(frozen=True)
@@ -286,10 +292,27 @@ class Pipeline:
         experts, evaluation, router = self.experts, self.evaluation, self.router
         registry = Registry(self.recipe, self.store)
         version, versions = registry.register_bundle(
-            self.recipe, router, experts, evaluation, self.store, release
+            self.recipe, router, experts, evaluation, self._service_facts(), self.store, release
         )
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, registry.tracking_uri)
         return Registered(registry.bundle_uri, version, versions, registry.tracking_uri)
+
+    def _service_facts(self) -> ServiceFacts:
+        from routerretriever.registry.bundle import CanaryQuery, ServiceFacts
+
+        served = self.recipe.serving.collections or tuple(self.recipe.domains)
+        canary, weights = {}, []
+        for collection in self.expert_collections:
+            texts, qrels = collection.queries("dev"), collection.qrels("dev")
+            if collection.name in served:
+                asked = list(texts)[: self.recipe.serving.releases.canary_queries]
+                canary[collection.name] = [CanaryQuery(texts[query], qrels[query]) for query in asked]
+            features = self._base_encoder.routing_features(
+                list(texts.values())[:_SHARE_QUERIES], self.recipe.routing.features
+            )
+            weights.append(self.router.weights(features).mean(axis=0))
+        shares = dict(zip(self.router.experts, np.mean(weights, axis=0).tolist(), strict=True))
+        return ServiceFacts({name: self.corpora[name].key for name in served}, canary, shares)
 
     def untrained(self) -> list[str]:
         """Domains whose expert, under the recipe's present settings, has not been trained."""

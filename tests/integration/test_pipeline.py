@@ -10,16 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
 import mlflow
 import numpy as np
 import psutil
 import pytest
-import ray
 from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
-from conftest import WORDS, tiny_recipe, write_collection
-from ray import serve
 from routerretriever import RouterRetriever
 from routerretriever.changes import add_domain, remove_domain
 from routerretriever.config import BASE, RecipeError, load_recipe
@@ -30,33 +26,12 @@ from routerretriever.pipeline import Pipeline
 from routerretriever.registry import BundleError
 from routerretriever.registry.bundle import read_manifest
 from routerretriever.registry.mlflow_registry import fetch_bundle
-from routerretriever.serving import deploy
 from routerretriever.training import TrainingFailed
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    serve.shutdown()
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def done(cluster, tmp_path_factory):
-    """A finished run of the tiny recipe."""
-    root = tmp_path_factory.mktemp("run")
-    for name, words in WORDS.items():
-        write_collection(root / "data" / name, words)
-    singles = {"joint": {}, "average": {"kind": "average"}}
-    pipeline = Pipeline(tiny_recipe(root, single_models=singles))
-    registered = pipeline.register()
-    return pipeline, registered, root
 
 
 def files_below(folder: Path) -> dict[str, int]:
@@ -195,14 +170,14 @@ def test_the_bundle_is_an_mlflow_model_too(done):
     np.testing.assert_allclose(predicted, direct, atol=1e-6)
 
 
-def test_a_damaged_bundle_and_one_of_another_base_are_refused(done):
+def test_a_damaged_bundle_and_one_of_another_base_are_refused(done, tmp_path):
     pipeline, registered, _ = done
-    folder = fetch_bundle(registered.uri, registered.tracking_uri)
+    folder = fetch_bundle(registered.uri, tmp_path / "one", registered.tracking_uri)
     with (folder / "experts" / "fruit" / "adapter_model.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(BundleError, match="altered"):
         read_manifest(folder)
-    folder = fetch_bundle(registered.uri, registered.tracking_uri)
+    folder = fetch_bundle(registered.uri, tmp_path / "two", registered.tracking_uri)
     manifest = (
         (folder / "bundle.json")
         .read_text()
@@ -327,75 +302,6 @@ def kill_trainer_after_a_checkpoint(folder: Path, killed: list[int]) -> None:
                     killed.append(process.pid)
                     return
         time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def url(done):
-    pipeline, registered, _ = done
-    from routerretriever.registry import Registry
-
-    # Later tests move the alias; serve what the evaluation was made with.
-    Registry(pipeline.recipe, pipeline.store).release(registered.version)
-    return deploy(pipeline)
-
-
-def test_search_answers_with_the_expert_and_the_documents(done, url):
-    pipeline, registered, _ = done
-    query = "where is grape with fig"
-    response = httpx.post(
-        f"{url}/v1/search", json={"query": query, "collection": "fruit", "top_k": 3}, timeout=60
-    )
-    assert response.status_code == 200
-    answer = response.json()
-    assert len(answer["results"]) == 3
-    assert answer["expert"] in ("fruit", "metal")
-    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
-    index = open_index(pipeline.corpora["fruit"], pipeline.recipe.corpus.index, pipeline.store)
-    expected = index.run(["q"], model.encode_queries([query]), 3)["q"]
-    assert [hit["id"] for hit in answer["results"]] == list(expected)
-    assert [hit["score"] for hit in answer["results"]] == pytest.approx(list(expected.values()), abs=1e-4)
-
-
-def test_embeddings_are_openais_and_the_same_in_base64(done, url):
-    import base64
-
-    body = {"input": ["where is tin with lead", "x"], "model": "router"}
-    floats = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).json()
-    packed = httpx.post(f"{url}/v1/embeddings", json={**body, "encoding_format": "base64"}, timeout=60).json()
-    for one, other in zip(floats["data"], packed["data"], strict=True):
-        unpacked = np.frombuffer(base64.b64decode(other["embedding"]), dtype="<f4")
-        np.testing.assert_allclose(one["embedding"], unpacked, atol=1e-5)
-    assert floats["usage"]["prompt_tokens"] == 10
-
-
-def test_routes_and_experts_are_told(url):
-    routed = httpx.post(f"{url}/v1/route", json={"input": "where is tin with lead"}, timeout=60).json()[
-        "data"
-    ][0]
-    assert sum(routed["weights"].values()) == pytest.approx(1)
-    assert {expert["name"] for expert in httpx.get(f"{url}/v1/experts").json()} == {"fruit", "metal"}
-    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status", "named"),
-    [
-        ("search", {"query": "", "collection": "fruit"}, 422, "query"),
-        ("search", {"query": "x", "collection": "none"}, 404, "collection"),
-        ("search", {"query": "x"}, 404, "collection"),
-        ("search", {"query": "x", "collection": "fruit", "top_k": 0}, 422, "top_k"),
-        ("search", {"query": "x", "collection": "fruit", "top_k": "3"}, 422, "top_k"),
-        ("search", {"query": "x", "collection": "fruit", "model": "none"}, 404, "model"),
-        ("search", {"query": "x", "colection": "fruit"}, 422, "colection"),
-        ("embeddings", {"input": []}, 422, "input"),
-        ("embeddings", {"input": "x", "encoding_format": "hex"}, 422, "encoding_format"),
-        ("route", {"input": 3}, 422, "input"),
-    ],
-)
-def test_bad_requests_get_a_4xx_that_names_the_field(url, path, body, status, named):
-    response = httpx.post(f"{url}/v1/{path}", json=body, timeout=60)
-    assert response.status_code == status
-    assert named in response.text
 
 
 def test_cli_reports_a_users_mistake_without_a_traceback(tmp_path):

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 from routerretriever.config import BASE, EncoderSettings, LoraSettings
-from routerretriever.encoder import EncoderError, encoder_fingerprint, load_encoder
+from routerretriever.encoder import (
+    Encoder,
+    EncoderError,
+    PackedExperts,
+    encoder_fingerprint,
+    load_encoder,
+    merge_expert,
+)
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
@@ -90,9 +97,49 @@ def test_adapters_survive_saving_loading_replacing_and_merging(encoder, tmp_path
     assert sorted(other.adapters) == ["x", "y"]
     np.testing.assert_allclose(other.encode_queries(TEXTS, adapter="x"), expected, atol=1e-6)
     merged = load_encoder(FAKE)
-    merged.load_adapter("x", tmp_path)
-    merged.merge_adapter("x")
+    merge_expert(merged, "x", tmp_path)
     np.testing.assert_allclose(merged.encode_queries(TEXTS, adapter=BASE), expected, atol=1e-5)
+
+
+def test_packed_experts_answer_as_each_would_alone(encoder, tmp_path):
+    """Ranks and adapted layers may differ; a second pack on the same base changes nothing."""
+    settings = {"one": LoraSettings(), "two": LoraSettings(rank=3, target_modules=("query", "dense"))}
+    expected = {BASE: encoder.encode_queries(TEXTS)}
+    for name, lora in settings.items():
+        encoder.add_adapter(name, lora)
+    randomise(encoder)
+    for name in settings:
+        expected[name] = encoder.encode_queries(TEXTS, adapter=name)
+        encoder.save_adapter(name, tmp_path / name)
+    base = load_encoder(FAKE)
+    packed = PackedExperts(base, {name: tmp_path / name for name in settings})
+    older = PackedExperts(base, {"two": tmp_path / "two"})
+    rows = base.tokenize_queries(TEXTS)
+    for names in (["one", "two", BASE, "two"], ["one"] * 4, [BASE, BASE, BASE, "one"]):
+        vectors = packed.embed(rows, names)
+        for position, name in enumerate(names):
+            np.testing.assert_allclose(vectors[position], expected[name][position], atol=1e-5)
+    assert np.abs(expected["one"] - expected["two"]).max() > 0.01
+    np.testing.assert_allclose(older.embed(rows, ["two"] * 4), expected["two"], atol=1e-5)
+    packed.close()
+    np.testing.assert_allclose(older.embed(rows, ["two"] * 4), expected["two"], atol=1e-5)
+    np.testing.assert_allclose(base.encode_documents(TEXTS), expected[BASE], atol=1e-6)
+
+
+def test_an_expert_for_another_architecture_is_refused(encoder, tmp_path):
+    import json
+
+    encoder.add_adapter("one", LoraSettings())
+    encoder.save_adapter("one", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for change in ({"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(EncoderError, match=r"expert 'one': .* no plain LoRA"):
+            PackedExperts(load_encoder(FAKE), {"one": tmp_path})
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    wider = BertModel(BertConfig(hidden_size=48, num_attention_heads=2, num_hidden_layers=2))
+    with pytest.raises(EncoderError, match=r"expert 'one': .*does not fit this base encoder"):
+        PackedExperts(Encoder(FAKE, encoder._tokenizer, wider), {"one": tmp_path})
 
 
 def test_only_the_adapter_gets_gradients(encoder):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from ray.serve.schema import ServeDeploySchema
 from routerretriever.cli import app
 from routerretriever.config import load_recipe
+from routerretriever.serving.access import is_loopback
 from ruamel.yaml import YAML
 from typer.main import get_command
 
@@ -34,8 +36,8 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse datasets encode evaluate noise-floor pilots register remove-expert run score "
-        "serve train tune-router"
+        "add-expert analyse datasets encode evaluate noise-floor pilots register release remove-expert "
+        "rollback run score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
@@ -43,7 +45,8 @@ def test_commands_stay_few():
 
 def test_every_step_has_its_job():
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__"}
-    commands = set(get_command(app).commands) - {"add-expert", "datasets", "remove-expert", "serve"}
+    not_steps = {"add-expert", "datasets", "release", "remove-expert", "rollback", "serve", "versions"}
+    commands = set(get_command(app).commands) - not_steps
     assert jobs == {command.replace("-", "_") for command in commands}
 
 
@@ -78,6 +81,15 @@ def test_contriever_recipe_has_the_papers_settings():
     assert (recipe.encoder.query_max_length, recipe.training.batch_size) == (512, 256)
     assert recipe.training.learning_rate == 1e-4
     assert (recipe.training.lora.rank, recipe.training.lora.alpha) == (8, 32)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "serve_configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_service_configurations_are_valid_to_ray_and_to_us(path):
+    config = ServeDeploySchema.model_validate(YAML(typ="safe").load(path.read_text()))
+    (application,) = config.applications
+    serving = load_recipe(ROOT / application.args["recipe"], application.args.get("set")).serving
+    assert serving.host == config.http_options.host
+    assert serving.tokens_file or is_loopback(serving.host)
 
 
 def test_the_cluster_file_is_valid_to_rays_launcher():

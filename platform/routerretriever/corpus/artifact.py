@@ -6,12 +6,15 @@ shard of documents, in the collection's order; ``artifact.json`` with the shards
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
@@ -62,6 +65,13 @@ class Corpus:
     folder: Path
     shards: tuple[int, ...]
     dimension: int
+    first: int = 0
+    """Number of the first shard; above 0 in a part."""
+
+    def part(self, number: int, parts: int) -> Corpus:
+        """One of several parts of about the same size, cut between shards; it may be empty."""
+        start, stop = (len(self.shards) * edge // parts for edge in (number, number + 1))
+        return replace(self, shards=self.shards[start:stop], first=self.first + start)
 
     def __len__(self) -> int:
         return sum(self.shards)
@@ -70,7 +80,7 @@ class Corpus:
     def ids(self) -> list[str]:
         """Document ids by row."""
         columns = (
-            parquet.read_table(self.folder / documents_file(shard), columns=["id"])["id"].to_pylist()
+            parquet.read_table(self._documents_file(shard), columns=["id"])["id"].to_pylist()
             for shard in range(len(self.shards))
         )
         return [document_id for column in columns for document_id in column]
@@ -82,7 +92,7 @@ class Corpus:
 
     def embeddings(self, shard: int) -> Vectors:
         """One shard's vectors [n, d], memory-mapped."""
-        loaded: Vectors = np.load(self.folder / embeddings_file(shard), mmap_mode="r")
+        loaded: Vectors = np.load(self.folder / embeddings_file(self.first + shard), mmap_mode="r")
         return loaded
 
     def matrix(self) -> Vectors:
@@ -100,17 +110,34 @@ class Corpus:
         return found
 
     def documents(self, ids: Iterable[str]) -> dict[str, Document]:
-        """The texts of some documents, for people to read."""
-        wanted = [document_id for document_id in ids if document_id in self.rows]
+        """The texts of some documents, for people to read; those that are not here are left out."""
         starts = np.concatenate([[0], np.cumsum(self.shards)])
-        by_shard: dict[int, list[str]] = {}
-        for document_id in wanted:
-            shard = int(np.searchsorted(starts, self.rows[document_id], side="right")) - 1
-            by_shard.setdefault(shard, []).append(document_id)
         found = {}
-        for shard, members in by_shard.items():
-            table = parquet.read_table(self.folder / documents_file(shard))
-            for document_id in members:
-                row = table.slice(self.rows[document_id] - int(starts[shard]), 1).to_pylist()[0]
-                found[document_id] = Document(row["id"], row["title"], row["text"])
+        for document_id in ids:
+            row = self.rows.get(document_id)
+            if row is not None:
+                shard = int(np.searchsorted(starts, row, side="right")) - 1
+                values = self._texts(shard).slice(row - int(starts[shard]), 1).to_pylist()[0]
+                found[document_id] = Document(values["id"], values["title"], values["text"])
         return found
+
+    def _documents_file(self, shard: int) -> Path:
+        return self.folder / documents_file(self.first + shard)
+
+    def _texts(self, shard: int) -> arrow.Table:
+        """A shard's documents, mapped from disk: Parquet itself can only be read whole."""
+        if shard not in self._mapped:
+            path = Path(self._scratch.name) / f"{shard}.arrow"
+            table = parquet.read_table(self._documents_file(shard))
+            with arrow.ipc.new_file(str(path), table.schema) as file:
+                file.write_table(table)
+            self._mapped[shard] = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
+        return self._mapped[shard]
+
+    @cached_property
+    def _mapped(self) -> dict[int, arrow.Table]:
+        return {}
+
+    @cached_property
+    def _scratch(self) -> Any:
+        return tempfile.TemporaryDirectory(prefix="documents-")

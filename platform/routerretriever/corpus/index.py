@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
-import faiss
+import faiss as faiss_module
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from routerretriever.config import IndexSettings, content_hash
 from routerretriever.corpus.artifact import Corpus, Vectors
 from routerretriever.storage import ArtifactStore
 
+faiss: Any = faiss_module  # its stubs know less than it has
 _INDEX_FILE = "index.faiss"
 _TRAINING_POINTS_PER_LIST = 64
 
@@ -25,9 +27,10 @@ def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) ->
     artifacts of their own, keyed by the corpus and their settings.
     """
     faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    if settings.kind == "exact":
+    if settings.kind == "exact" or not len(corpus):
         return SearchIndex(_fill(faiss.IndexFlatIP(corpus.dimension), corpus), corpus.ids)
-    key = f"indexes/{corpus.key.split('/')[-1]}-{settings.kind}-{content_hash(settings.model_dump())}"
+    digest = content_hash(settings.model_dump(), corpus.first, len(corpus.shards))
+    key = f"indexes/{corpus.key.split('/')[-1]}-{settings.kind}-{digest}"
     if not store.exists(key):
         built = _ivf(corpus, settings) if settings.kind == "ivf" else _hnsw(corpus, settings)
         store.put(key, _INDEX_FILE, lambda path: faiss.write_index(built, str(path)))
@@ -69,28 +72,57 @@ class SearchIndex:
         self._index = index
         self.ids = ids
 
+    @classmethod
+    def flat(cls, vectors: Sequence[Vectors], ids: list[str], dimension: int) -> SearchIndex:
+        """An exact index of a few vectors [d]."""
+        index = faiss.IndexFlatIP(dimension)
+        if vectors:
+            index.add(np.stack(vectors))
+        return cls(index, ids)
+
     def __len__(self) -> int:
         return len(self.ids)
 
-    def search(self, queries: Vectors, depth: int) -> tuple[Vectors, NDArray[np.int64]]:
-        """Scores and rows [B, k] of the best documents, k at most ``depth``; row -1 where none was found."""
+    def search(
+        self, queries: Vectors, depth: int, visible: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and rows [B, k] of the best documents, k at most ``depth``; row -1 where none was found.
+
+        Args:
+            queries: vectors [B, d].
+            depth: how many documents are wanted for each.
+            visible: which documents [N] may be found; all of them by default.
+        """
+        depth = min(depth, len(self.ids))
+        if not depth:
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        parameters = None if visible is None else self._only(visible)
         scores, rows = self._index.search(
-            np.ascontiguousarray(queries, dtype=np.float32), min(depth, len(self.ids))
+            np.ascontiguousarray(queries, dtype=np.float32), depth, params=parameters
         )
         return scores, rows
+
+    def _only(self, visible: NDArray[np.bool_]) -> Any:
+        allowed = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
+        if isinstance(self._index, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(sel=allowed, nprobe=self._index.nprobe)
+        if isinstance(self._index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(sel=allowed, efSearch=self._index.hnsw.efSearch)
+        return faiss.SearchParameters(sel=allowed)
+
+    def hits(self, scores: Vectors, rows: NDArray[np.int64]) -> list[list[tuple[str, float]]]:
+        """Document ids with their scores, from what ``search`` gave."""
+        return [
+            [(self.ids[row], score) for row, score in zip(query_rows, query_scores, strict=True) if row >= 0]
+            for query_rows, query_scores in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
 
     def run(self, query_ids: list[str], queries: Vectors, depth: int) -> dict[str, dict[str, float]]:
         """Search results as trec_eval reads them.
 
         A document with the query's own id is left out, as BEIR does (in ArguAna queries are documents).
         """
-        scores, rows = self.search(queries, depth + 1)
         found: dict[str, dict[str, float]] = {}
-        for query_id, query_scores, query_rows in zip(query_ids, scores.tolist(), rows.tolist(), strict=True):
-            hits = (
-                (self.ids[row], score)
-                for row, score in zip(query_rows, query_scores, strict=True)
-                if row >= 0 and self.ids[row] != query_id
-            )
-            found[query_id] = dict(list(hits)[:depth])
+        for query_id, hits in zip(query_ids, self.hits(*self.search(queries, depth + 1)), strict=True):
+            found[query_id] = dict([hit for hit in hits if hit[0] != query_id][:depth])
         return found

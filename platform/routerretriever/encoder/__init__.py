@@ -16,10 +16,11 @@ from routerretriever.encoder.source import (
 
 if TYPE_CHECKING:
     from routerretriever.encoder.encoder import Encoder, Features, load_encoder
+    from routerretriever.encoder.packed import PackedExperts, merge_expert
 
 __all__ = [
-    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Encoder", "EncoderError", "Features", "encoder_fingerprint",
-    "load_encoder",
+    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Encoder", "EncoderError", "Features", "PackedExperts",
+    "encoder_fingerprint", "load_encoder", "merge_expert",
 ]  # fmt: skip
 
 
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> object:
         from routerretriever.encoder import encoder
 
         return getattr(encoder, name)
+    if name in ("PackedExperts", "merge_expert"):
+        from routerretriever.encoder import packed
+
+        return getattr(packed, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,9 +91,8 @@ class Encoder:
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Embed documents with the bare base: [B, d] float32; unit length if similarity is cosine."""
-        prompted = [self.settings.document_prompt + text for text in texts]
         with self._active(BASE):
-            return self._encode(prompted, self.settings.document_max_length, self._tower)
+            return self.embed_tokens(self.tokenize_documents(texts))
 
     def encode_queries(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
         """Embed queries as one expert, or as the bare base: [B, d] float32.
@@ -101,11 +100,16 @@ class Encoder:
         Raises:
             EncoderError: no such adapter is loaded.
         """
+        rows = self.tokenize_queries(texts)
         with self._active(adapter):
-            return self._encode(self._prompted(texts), self.settings.query_max_length, self._tower)
+            return self.embed_tokens(rows)
 
     def routing_features(self, texts: Sequence[str], features: Features) -> Vectors:
-        """What a router reads, from the bare base: [B, d] float32.
+        """What a router reads of each query; see ``token_features``."""
+        return self.token_features(self.tokenize_queries(texts), features)
+
+    def token_features(self, rows: Sequence[Sequence[int]], features: Features) -> Vectors:
+        """What a router reads of tokenised queries, from the bare base: [B, d] float32.
 
         ``embedding`` is the base's own query vector. A number n is the mean over tokens of the hidden state
         that enters transformer layer n, at unit length, so 0 runs no layer at all.
@@ -114,7 +118,8 @@ class Encoder:
             EncoderError: the base has no such layer.
         """
         if features == "embedding":
-            return self.encode_queries(texts)
+            with self._active(BASE):
+                return self.embed_tokens(rows)
         if not 0 <= features < len(self._layers):
             raise EncoderError(
                 f"routing.features: layer {features} of {len(self._layers)}; "
@@ -122,12 +127,12 @@ class Encoder:
             )
         layer = self._layers[features]
 
-        def early(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        def early(input_ids: Tensor, attention_mask: Tensor, _: list[int]) -> Tensor:
             hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
             return F.normalize(_mean_over_tokens(hidden, attention_mask), dim=-1)
 
         with self._active(BASE):
-            return self._encode(self._prompted(texts), self.settings.query_max_length, early)
+            return self.embed_tokens(rows, early)
 
     def add_adapter(self, name: str, lora: LoraSettings) -> None:
         """Add a fresh, trainable adapter. It starts as the base: LoRA's B matrices are zero.
@@ -197,16 +202,6 @@ class Encoder:
             for file in _PEFT_FILES:
                 shutil.copyfile(source / file, folder / file)
 
-    def merge_adapter(self, name: str) -> None:
-        """Fold one adapter into the weights for good: this encoder's queries are then that expert's.
-
-        Saves the adapter's extra products on every call; documents can no longer be encoded.
-        """
-        self._require(name)
-        self._tower.model.set_adapter(name)
-        self._tower.model = self._tower.model.merge_and_unload()
-        self._layers = _transformer_layers(self._tower.model)
-
     @property
     def tower(self) -> Tower:
         """The module to train: tokens in, pooled vectors out, gradients through the active adapter only."""
@@ -215,6 +210,11 @@ class Encoder:
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""
         return self._tokenize(self._prompted(texts), max_length or self.settings.query_max_length)
+
+    def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each document, unpadded."""
+        prompted = [self.settings.document_prompt + text for text in texts]
+        return self._tokenize(prompted, self.settings.document_max_length)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
@@ -242,13 +242,18 @@ class Encoder:
         )
         return list(tokens["input_ids"])
 
-    def _encode(
+    def embed_tokens(
         self,
-        texts: Sequence[str],
-        max_length: int,
-        embed: Callable[[Tensor, Tensor], Tensor],
+        rows: Sequence[Sequence[int]],
+        embed: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None,
     ) -> Vectors:
-        rows = self._tokenize(texts, max_length)
+        """Run tokenised texts through the tower in batches of like length: [B, d] float32.
+
+        Args:
+            rows: token ids of each text.
+            embed: replaces the tower: gets token ids [b, L], mask [b, L] and the batch's positions in
+                ``rows``, and returns vectors [b, d].
+        """
         vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
         # Longest first: a batch that does not fit in memory fails at the start, not after an hour.
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
@@ -256,7 +261,9 @@ class Encoder:
         with torch.inference_mode():
             for start in range(0, len(order), self.settings.batch_size):
                 batch = order[start : start + self.settings.batch_size]
-                vectors[batch] = embed(*self.pad([rows[row] for row in batch])).float().cpu().numpy()
+                ids, mask = self.pad([rows[row] for row in batch])
+                made = self._tower(ids, mask) if embed is None else embed(ids, mask, batch)
+                vectors[batch] = made.float().cpu().numpy()
         return vectors
 
     @contextmanager

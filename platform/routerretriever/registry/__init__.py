@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from routerretriever.registry.bundle import BundleError, RouterRetriever, write_bundle
+from routerretriever.registry.bundle import BundleError, RouterRetriever, ServiceFacts, write_bundle
 from routerretriever.registry.mlflow_registry import Registry
 
-__all__ = ["BundleError", "Registry", "RouterRetriever", "write_bundle"]
+__all__ = ["BundleError", "Registry", "RouterRetriever", "ServiceFacts", "write_bundle"]

@@ -1,8 +1,9 @@
 """The router bundle: pinned experts and a fitted router over one base encoder, in one folder.
 
-Layout: ``bundle.json`` (base encoder and its fingerprint, experts with versions and file hashes, the
-recipe, evaluation figures), ``router/``, and ``experts/<name>/`` with PEFT's files and the expert's card.
-It needs nothing else but the base encoder's own weights.
+Layout: ``bundle.json`` (base encoder and its fingerprint, experts with versions, the hash of every file, the
+recipe, evaluation figures), ``router/``, ``experts/<name>/`` with PEFT's files and the expert's card, and
+``canary.json``, queries that a service asks before it lets a bundle in. It needs nothing else but the base
+encoder's own weights.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,39 @@ from numpy.typing import NDArray
 
 from routerretriever.config import BASE, EncoderSettings, Recipe
 from routerretriever.datasets import Document
-from routerretriever.encoder import ADAPTER_WEIGHTS, encoder_fingerprint, load_encoder
+from routerretriever.encoder import Encoder, PackedExperts, encoder_fingerprint, load_encoder
 from routerretriever.routing import Router, load_router, save_router
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
+_CANARY_FILE = "canary.json"
+_FORMAT = 2
 
 
 class BundleError(ValueError):
     """A bundle is damaged, or its parts do not fit together."""
+
+
+@dataclass(frozen=True)
+class CanaryQuery:
+    """A dev query with its judgements, by which a service tells a good bundle from a bad one."""
+
+    query: str
+    relevant: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ServiceFacts:
+    """What a service needs to know besides the models."""
+
+    corpora: dict[str, str]
+    """The corpus artifact of every collection that can be searched."""
+    canary: dict[str, list[CanaryQuery]]
+    """Some dev queries of each collection."""
+    shares: dict[str, float]
+    """Mean weight of each expert on dev queries: what a healthy service's routing looks like."""
 
 
 def write_bundle(
@@ -39,6 +64,7 @@ def write_bundle(
     experts: Mapping[str, Expert],
     registered: Mapping[str, int],
     evaluation: Mapping[str, Any],
+    facts: ServiceFacts,
     store: ArtifactStore,
 ) -> None:
     """Assemble a bundle.
@@ -50,6 +76,7 @@ def write_bundle(
         experts: experts by name; all that the router can choose, at least.
         registered: version number of each expert in the registry.
         evaluation: figures to carry along.
+        facts: what the service is to know.
         store: where the experts lie.
 
     Raises:
@@ -67,27 +94,36 @@ def write_bundle(
                 f"({expert.card['encoder_fingerprint']}); "
                 f"this bundle's is {recipe.encoder.name} ({fingerprint})"
             )
-        target = folder / "experts" / name
-        shutil.copytree(expert.folder(store), target)
+        shutil.copytree(expert.folder(store), expert_folder(folder, name))
         pins.append(
             {
                 "name": name,
                 "version": expert.version,
                 "registered_version": registered[name],
-                "sha256": _sha256(target / ADAPTER_WEIGHTS),
             }
         )
     save_router(router, folder / "router")
+    _write_json(
+        folder / _CANARY_FILE,
+        {name: [asdict(query) for query in queries] for name, queries in facts.canary.items()},
+    )
     manifest = {
-        "format": 1,
+        "format": _FORMAT,
         "encoder": recipe.encoder.model_dump(),
         "encoder_fingerprint": fingerprint,
         "features": recipe.routing.features,
         "experts": pins,
         "recipe": recipe.model_dump(mode="json"),
         "evaluation": dict(evaluation),
+        "corpora": facts.corpora,
+        "shares": facts.shares,
+        "files": {
+            path.relative_to(folder).as_posix(): _sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     }
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    _write_json(folder / MANIFEST_FILE, manifest)
 
 
 class RouterRetriever:
@@ -96,54 +132,109 @@ class RouterRetriever:
     Has the methods that beir's ``DenseRetrievalExactSearch`` asks of a model.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, encoder: Encoder | None = None, load_experts: bool = True) -> None:
         """Load and check a bundle's folder.
+
+        Args:
+            folder: the bundle's files.
+            encoder: the base encoder, if it is loaded already; several bundles may share it.
+            load_experts: without, the bundle routes but can embed only as the base.
 
         Raises:
             BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
         """
-        self.folder = folder
         self.manifest = read_manifest(folder)
         self.settings = EncoderSettings.model_validate(self.manifest["encoder"])
         self.router = load_router(folder / "router")
-        self._encoder = load_encoder(self.settings)
-        for expert in self.manifest["experts"]:
-            self._encoder.load_adapter(expert["name"], folder / "experts" / expert["name"])
+        self.encoder = load_encoder(self.settings) if encoder is None else encoder
+        folders = {name: expert_folder(folder, name) for name in self.experts}
+        self._packed = PackedExperts(self.encoder, folders if load_experts else {})
 
     @classmethod
     def load(cls, uri: str, tracking_uri: str | None = None) -> RouterRetriever:
         """Load a bundle by ``models:/<name>@<alias>``, ``models:/<name>/<version>``, or from a folder."""
         from routerretriever.registry.mlflow_registry import fetch_bundle
 
-        return cls(fetch_bundle(uri, tracking_uri))
+        with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
+            return cls(fetch_bundle(uri, Path(scratch), tracking_uri))
 
     @property
     def experts(self) -> list[str]:
         """Names of the experts."""
         return [expert["name"] for expert in self.manifest["experts"]]
 
-    def route(self, texts: Sequence[str]) -> Vectors:
-        """Weights [B, T] over ``self.router.experts``."""
-        return self.router.weights(self._encoder.routing_features(texts, self.manifest["features"]))
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each query, which ``route`` and ``embed`` both read."""
+        return self.encoder.tokenize_queries(texts)
+
+    def route(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Weights [B, T] over ``self.router.experts`` for tokenised queries."""
+        return self.router.weights(self.features(rows))
+
+    def features(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """What the router reads of tokenised queries: [B, d]."""
+        return self.encoder.token_features(rows, self.manifest["features"])
+
+    def embed(self, rows: Sequence[Sequence[int]], experts: Sequence[str]) -> Vectors:
+        """Vectors [B, d] of tokenised queries, each by the expert named for it, all in one pass."""
+        return self._packed.embed(rows, experts)
 
     def encode_queries(self, queries: Sequence[str], **_: Any) -> Vectors:
         """Route and embed queries: [B, d] float32. Only experts whose weight matters are run."""
-        texts = list(queries)
-        vectors = np.zeros((len(texts), self._encoder.dimension), dtype=np.float32)
-        if not texts:
-            return vectors
-        weights_BT = self.route(texts)
-        for column, name in enumerate(self.router.experts):
-            rows = np.flatnonzero(weights_BT[:, column])
-            if len(rows):
-                own = self._encoder.encode_queries([texts[row] for row in rows], adapter=name)
-                vectors[rows] += weights_BT[rows, column, None] * own
-        return vectors
+        rows = self.tokenize(list(queries))
+        if not rows:
+            return np.zeros((0, self.encoder.dimension), dtype=np.float32)
+        shares = Shares.of(self.route(rows), self.router.experts)
+        return shares.mix(self.embed([rows[row] for row in shares.rows], shares.experts))
+
+    def close(self) -> None:
+        """Let go of the base encoder, for another bundle to use."""
+        self._packed.close()
 
     def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> Vectors:
         """Embed documents (``title``, ``text``) with the bare base: [N, d] float32."""
         documents = (Document("", document.get("title") or "", document["text"]) for document in corpus)
-        return self._encoder.encode_documents([document.content for document in documents])
+        return self.encoder.encode_documents([document.content for document in documents])
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which expert embeds which query, and how much of it goes into the query's vector."""
+
+    rows: list[int]
+    """Position of the query, for every encoding that is to be made."""
+    experts: list[str]
+    """Its expert."""
+    weights: list[float]
+    queries: int
+
+    @classmethod
+    def of(cls, weights_BT: Vectors, experts: Sequence[str]) -> Shares:
+        """The weights that are not zero."""
+        rows, columns = np.nonzero(weights_BT)
+        return cls(
+            rows.tolist(),
+            [experts[column] for column in columns.tolist()],
+            weights_BT[rows, columns].tolist(),
+            len(weights_BT),
+        )
+
+    def mix(self, vectors: Vectors) -> Vectors:
+        """Weighted sums [B, d] of the encodings [n, d]."""
+        mixed = np.zeros((self.queries, vectors.shape[1]), dtype=np.float32)
+        np.add.at(mixed, self.rows, vectors * np.array(self.weights, dtype=np.float32)[:, None])
+        return mixed
+
+
+def expert_folder(bundle: Path, name: str) -> Path:
+    """Where an expert's files lie in a bundle."""
+    return bundle / "experts" / name
+
+
+def read_canary(bundle: Path) -> dict[str, list[CanaryQuery]]:
+    """The canary queries of each collection."""
+    stored = json.loads((bundle / _CANARY_FILE).read_text(encoding="utf-8"))
+    return {name: [CanaryQuery(**query) for query in queries] for name, queries in stored.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -156,13 +247,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder}: no bundle here ({MANIFEST_FILE} is missing)") from None
-    for expert in manifest["experts"]:
-        weights = folder / "experts" / expert["name"] / ADAPTER_WEIGHTS
-        if not weights.is_file():
-            raise BundleError(f"{weights}: missing from the bundle; register it again")
-        if _sha256(weights) != expert["sha256"]:
+    if manifest.get("format") != _FORMAT:
+        raise BundleError(
+            f"{folder}: a bundle of format {manifest.get('format')}, this version reads {_FORMAT}; "
+            "register it again"
+        )
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder / name}: missing from the bundle; register it again")
+        if _sha256(folder / name) != expected:
             raise BundleError(
-                f"{weights}: altered since it was registered (hash mismatch); register it again"
+                f"{folder / name}: altered since it was registered (hash mismatch); register it again"
             )
     settings = EncoderSettings.model_validate(manifest["encoder"])
     found = encoder_fingerprint(settings)
@@ -172,6 +267,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{manifest['encoder_fingerprint']}; the one found here has {found}"
         )
     return manifest
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

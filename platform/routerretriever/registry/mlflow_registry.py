@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,30 @@ os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from rich.table import Table
 
 import routerretriever
 from routerretriever.config import Recipe
-from routerretriever.evaluation import Evaluation, as_dict, write_reports
-from routerretriever.registry.bundle import RouterRetriever, write_bundle
+from routerretriever.evaluation import ROUTED, Evaluation, as_dict, write_reports
+from routerretriever.registry.bundle import RouterRetriever, ServiceFacts, write_bundle
 from routerretriever.routing import Router
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 _VERSION_TAG = "content_version"
+_PREVIOUS = "previous"
+"""Alias of the bundle that was released before the present one."""
+
+
+@dataclass(frozen=True)
+class BundleVersion:
+    """One registered bundle."""
+
+    version: int
+    registered: datetime
+    experts: str
+    ndcg_at_10: str
+    """Mean over the test sets that have an expert, when it was registered."""
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
@@ -101,6 +117,7 @@ class Registry:
         router: Router,
         experts: Mapping[str, Expert],
         evaluation: Evaluation,
+        facts: ServiceFacts,
         store: ArtifactStore,
         release: bool = True,
     ) -> tuple[int, dict[str, int]]:
@@ -117,7 +134,7 @@ class Registry:
         ):
             folder = Path(scratch) / "bundle"
             folder.mkdir()
-            write_bundle(folder, recipe, router, experts, versions, as_dict(evaluation), store)
+            write_bundle(folder, recipe, router, experts, versions, as_dict(evaluation), facts, store)
             mlflow.log_metrics(
                 {
                     f"ndcg_at_10/{way}/{dataset}": value
@@ -136,7 +153,11 @@ class Registry:
             )
             # Not through log_model, which prints about it.
             created = self._client.create_model_version(
-                self._name, source=logged.model_uri, run_id=run.info.run_id, model_id=logged.model_id
+                self._name,
+                source=logged.model_uri,
+                run_id=run.info.run_id,
+                model_id=logged.model_id,
+                tags={"experts": ", ".join(experts), "ndcg_at_10": f"{evaluation.mean(ROUTED):.4f}"},
             )
         version = int(created.version)
         if release:
@@ -144,8 +165,59 @@ class Registry:
         return version, versions
 
     def release(self, version: int) -> None:
-        """Point the alias at a bundle version; moving it back is a roll-back."""
+        """Point the alias at a bundle version; running services follow. The one before is remembered.
+
+        Raises:
+            LookupError: there is no such version.
+        """
+        if version not in [bundle.version for bundle in self.bundles()]:
+            raise LookupError(f"{self._name}: no version {version} in {self.tracking_uri}")
+        before = self.released()
+        if before == version:
+            return
+        if before is not None:
+            self._client.set_registered_model_alias(self._name, _PREVIOUS, str(before))
         self._client.set_registered_model_alias(self._name, self._alias, str(version))
+
+    def roll_back(self) -> int:
+        """Release the version that was released before the present one; returns its number.
+
+        Raises:
+            LookupError: nothing was released before.
+        """
+        before = self._version_of(_PREVIOUS)
+        if before is None:
+            raise LookupError(f"{self._name}: nothing was released before in {self.tracking_uri}")
+        self.release(before)
+        return before
+
+    def released(self) -> int | None:
+        """The version that the alias points at."""
+        return self._version_of(self._alias)
+
+    def bundles(self) -> list[BundleVersion]:
+        """All registered bundles, the newest first."""
+        found = self._client.search_model_versions(f"name='{self._name}'")
+        return sorted(
+            (
+                BundleVersion(
+                    int(version.version),
+                    datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+                    version.tags.get("experts", ""),
+                    version.tags.get("ndcg_at_10", ""),
+                )
+                for version in found
+            ),
+            key=lambda bundle: -bundle.version,
+        )
+
+    def _version_of(self, alias: str) -> int | None:
+        try:
+            return int(self._client.get_model_version_by_alias(self._name, alias).version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     @property
     def bundle_uri(self) -> str:
@@ -158,6 +230,17 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def versions_table(bundles: Sequence[BundleVersion], released: int | None) -> Table:
+    """Bundles for a person to choose from."""
+    table = Table("", "version", "registered (UTC)", "test nDCG@10 x 100", "experts")
+    for bundle in bundles:
+        star = "*" if bundle.version == released else ""
+        figure = f"{100 * float(bundle.ndcg_at_10):.1f}" if bundle.ndcg_at_10 else ""
+        registered = f"{bundle.registered:%Y-%m-%d %H:%M}"
+        table.add_row(star, str(bundle.version), registered, figure, bundle.experts)
+    return table
 
 
 def bundle_uri(recipe: Recipe) -> str:
@@ -180,8 +263,13 @@ def tracking_uri(recipe: Recipe, store: ArtifactStore) -> str:
     return f"sqlite:///{store.uri}/mlflow.db"
 
 
-def fetch_bundle(uri: str, tracking: str | None = None) -> Path:
-    """A local folder with a bundle's files: ``uri`` itself if it is a folder, a copy from MLflow otherwise.
+def fetch_bundle(uri: str, into: Path, tracking: str | None = None) -> Path:
+    """A folder with a bundle's files: ``uri`` itself if it is a folder, a copy from MLflow otherwise.
+
+    Args:
+        uri: ``models:/<name>@<alias>``, ``models:/<name>/<version>`` or a folder.
+        into: an empty folder that receives the copy.
+        tracking: the registry, if it is not MLflow's present one.
 
     Raises:
         LookupError: the registry has no such model version.
@@ -191,7 +279,7 @@ def fetch_bundle(uri: str, tracking: str | None = None) -> Path:
     if tracking is not None:
         mlflow.set_tracking_uri(tracking)
     try:
-        fetched = mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp(prefix="bundle-"))
+        fetched = mlflow.artifacts.download_artifacts(uri, dst_path=str(into))
     except MlflowException as error:
         raise LookupError(
             f"{uri}: not in the registry {mlflow.get_tracking_uri()} ({error.message})"

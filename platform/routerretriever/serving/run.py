@@ -22,9 +22,10 @@ APPLICATION = "routerretriever"
 def deploy(pipeline: Pipeline, port: int | None = None) -> str:
     """Start or update the service with the released bundle; returns its URL once it is ready.
 
-    ``port`` replaces the recipe's; 0 takes a free one.
+    ``port`` replaces the recipe's; 0 takes a free one. Where Serve runs already, its own address stays.
     """
     from ray import serve
+    from ray.serve.context import _get_global_client
 
     from routerretriever.serving.app import build_application
 
@@ -32,10 +33,11 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
     settings = pipeline.recipe.serving
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = (settings.port if port is None else port) or _free_port(settings.host)
-    application = build_application(pipeline)
+    application = build_application(pipeline.recipe, pipeline.store)
     serve.start(http_options={"host": settings.host, "port": port})
     serve.run(application, name=APPLICATION, route_prefix="/")
-    return f"http://{settings.host}:{port}"
+    there = _get_global_client().http_config
+    return f"http://{there.host}:{there.port}"
 
 
 def serve_forever(pipeline: Pipeline) -> None:

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-ROUTED_MODEL = "router"
-"""The model name that stands for routing; any expert's name stands for that expert alone."""
+from routerretriever.config import ROUTED_MODEL
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character") from None
+    return text
+
+
+def _whole(number: object) -> object:
+    # To JSON 3.0 is an integer; "3" and true are not.
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_encodable)]
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """What was wrong, in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer with a status of 400 or above."""
+
+    error: Problem
 
 
 class SearchRequest(_Schema):
@@ -22,11 +51,11 @@ class SearchRequest(_Schema):
     query: Text
     collection: str | None = None
     """May be left out if only one collection is served."""
-    top_k: Annotated[int, Field(ge=1, le=1000, strict=True)] = 10
+    top_k: Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)] = 10
     model: str = ROUTED_MODEL
 
 
-class Hit(_Schema):
+class Hit(BaseModel):
     """One document found."""
 
     id: str
@@ -35,7 +64,7 @@ class Hit(_Schema):
     text: str
 
 
-class SearchResponse(_Schema):
+class SearchResponse(BaseModel):
     """Documents, best first, and who answered."""
 
     collection: str
@@ -45,13 +74,16 @@ class SearchResponse(_Schema):
     results: list[Hit]
 
 
+Texts = Annotated[list[Text], Field(min_length=1)]
+
+
 class RouteRequest(_Schema):
     """Queries to route without searching."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    input: Text | Texts
 
 
-class Neighbour(_Schema):
+class Neighbour(BaseModel):
     """A training query near to the one that was routed."""
 
     dataset: str
@@ -59,7 +91,7 @@ class Neighbour(_Schema):
     similarity: float
 
 
-class Route(_Schema):
+class Route(BaseModel):
     """Who would answer one query, and how sure the router is."""
 
     expert: str
@@ -74,23 +106,26 @@ class Route(_Schema):
     """The most similar training queries; empty without a gate."""
 
 
-class RouteResponse(_Schema):
+class RouteResponse(BaseModel):
     """A route for every query, in order."""
 
     data: list[Route]
 
 
 class EmbeddingsRequest(_Schema):
-    """As OpenAI's embeddings API; ``model`` is ``router`` or an expert's name."""
+    """As OpenAI's embeddings API.
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    ``model``: ``router``, ``base`` or an expert's name for queries; ``documents`` for documents.
+    """
+
+    input: Text | Texts
     model: str = ROUTED_MODEL
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: None = None
     user: str | None = None
 
 
-class Embedding(_Schema):
+class Embedding(BaseModel):
     """One vector."""
 
     object: Literal["embedding"] = "embedding"
@@ -98,14 +133,14 @@ class Embedding(_Schema):
     embedding: list[float] | str
 
 
-class Usage(_Schema):
+class Usage(BaseModel):
     """Tokens read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingsResponse(_Schema):
+class EmbeddingsResponse(BaseModel):
     """As OpenAI's embeddings API."""
 
     object: Literal["list"] = "list"
@@ -114,9 +149,81 @@ class EmbeddingsResponse(_Schema):
     usage: Usage
 
 
-class ExpertState(_Schema):
+class Model(BaseModel):
+    """As OpenAI's models API."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["routerretriever"] = "routerretriever"
+
+
+class ModelsResponse(BaseModel):
+    """The router, the base and every expert."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ExpertState(BaseModel):
     """One expert of the bundle that is being served."""
 
     name: str
     version: str
     registered_version: int
+    expected_share: float
+    """Its mean weight on dev queries, when the bundle was registered."""
+    live_share: float | None
+    """Its mean weight on the queries routed since; null before the first."""
+
+
+class ServiceState(BaseModel):
+    """What is being served, and what was refused."""
+
+    version: int
+    """The bundle's number in the registry."""
+    encoder: str
+    placement: str
+    challenger: int | None
+    challenger_share: float
+    routed_queries: int
+    """Queries that the live shares are made of, over all replicas."""
+    drift: float | None
+    """Jensen-Shannon distance of the live shares from the expected ones, 0 to 1; null before the first."""
+    refused: dict[int, str]
+    """Released versions that were not let in, and why."""
+
+
+class DocumentIn(_Schema):
+    """A document to add; one with the same id is replaced."""
+
+    id: DocumentId
+    title: str = ""
+    text: Text
+
+
+class UpsertRequest(_Schema):
+    """Documents to add or replace."""
+
+    documents: Annotated[list[DocumentIn], Field(min_length=1)]
+
+
+class DeleteRequest(_Schema):
+    """Documents to delete; ids that are not there are passed over."""
+
+    ids: Annotated[list[DocumentId], Field(min_length=1)]
+
+
+class ChangeResponse(BaseModel):
+    """A change that is in storage."""
+
+    change: int
+    """Its number in the collection."""
+    searchable_within_seconds: float
+
+
+class Status(BaseModel):
+    """``ok``, or what is missing."""
+
+    status: str
+    details: dict[str, Any] = {}

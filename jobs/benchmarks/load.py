@@ -1,0 +1,98 @@
+"""HTTP load from a process of its own: clients that each ask again as soon as they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Load:
+    """What the clients saw."""
+
+    seconds: float = 0.0
+    milliseconds: list[float] = field(default_factory=list)
+    """Of every answer with status 200."""
+    failures: list[str] = field(default_factory=list)
+    """Status or exception of every other."""
+
+    @property
+    def per_second(self) -> float:
+        """Good answers a second."""
+        return len(self.milliseconds) / self.seconds
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds within which this share of the answers came."""
+        return float(np.quantile(self.milliseconds, share))
+
+
+def run_load(url: str, bodies: Sequence[dict[str, Any]], clients: int, seconds: float) -> Load:
+    """Ask a URL for some seconds; the bodies are posted in turns."""
+    with background_load(url, bodies, clients) as load:
+        time.sleep(seconds)
+    return load
+
+
+@contextmanager
+def background_load(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> Iterator[Load]:
+    """Ask a URL while the block runs; the load is filled in when it ends."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_child, args=(there, url, list(bodies), clients), daemon=True)
+    process.start()
+    here.recv()
+    load = Load()
+    try:
+        yield load
+    finally:
+        here.send("stop")
+        load.seconds, load.milliseconds, load.failures = here.recv()
+        process.join()
+
+
+def _child(connection: Connection, url: str, bodies: list[dict[str, Any]], clients: int) -> None:
+    asyncio.run(_ask(connection, url, bodies, clients))
+
+
+async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], clients: int) -> None:
+    import aiohttp
+
+    milliseconds: list[float] = []
+    failures: list[str] = []
+    stop = asyncio.Event()
+
+    async def client(http: aiohttp.ClientSession, number: int) -> None:
+        turn = number * len(bodies) // clients
+        while not stop.is_set():
+            turn += 1
+            start = time.perf_counter()
+            try:
+                async with http.post(url, json=bodies[turn % len(bodies)]) as response:
+                    await response.read()
+                    status = response.status
+            except (aiohttp.ClientError, TimeoutError) as error:
+                failures.append(type(error).__name__)
+                continue
+            if status == 200:
+                milliseconds.append((time.perf_counter() - start) * 1000)
+            else:
+                failures.append(str(status))
+
+    timeout = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=clients)) as http:
+        connection.send("ready")
+        start = time.perf_counter()
+        tasks = [asyncio.create_task(client(http, number)) for number in range(clients)]
+        await asyncio.to_thread(connection.recv)
+        seconds = time.perf_counter() - start
+        stop.set()
+        await asyncio.gather(*tasks)
+    connection.send((seconds, milliseconds, failures))

@@ -1,0 +1,139 @@
+"""Routed embedding against the plain base encoder in the same service, and against another embedding server.
+
+python -m jobs.benchmarks.serving jobs/recipes/sample.yaml
+python -m jobs.benchmarks.serving jobs/recipes/sample.yaml --peer http://127.0.0.1:7997/embeddings
+
+The recipe must have been run. Queries are its dev queries, of all domains in turns. Ways are measured in
+rounds, one after the other in each, so that a change of the machine's mood meets all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from routerretriever.config import BASE, ROUTED_MODEL, load_recipe
+from routerretriever.console import set_up
+from routerretriever.pipeline import Pipeline
+
+from jobs.benchmarks.load import Load, run_load
+from jobs.benchmarks.measure import report
+
+
+def main(
+    recipe: Path,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    clients: Annotated[list[int] | None, typer.Option(help="Clients that ask at the same time.")] = None,
+    texts: Annotated[int, typer.Option(help="Queries in one request.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Of each way in each round.")] = 8.0,
+    rounds: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
+    search: Annotated[bool, typer.Option(help="Measure searches too.")] = True,
+    peer: Annotated[str | None, typer.Option(help="An OpenAI-compatible embeddings URL.")] = None,
+    peer_model: Annotated[str, typer.Option(help="What the peer calls its model.")] = "model",
+) -> None:
+    """Serve the released bundle and put load on it."""
+    from ray import serve
+    from routerretriever.serving import deploy
+
+    set_up(quiet=True)
+    pipeline = Pipeline(load_recipe(recipe, overrides))
+    queries = dev_queries(pipeline)
+    try:
+        url = deploy(pipeline, port=0)
+        ways: dict[str, tuple[str, list[dict[str, Any]]]] = {
+            "base": (f"{url}/v1/embeddings", embeddings(queries, BASE, texts)),
+            "routed": (f"{url}/v1/embeddings", embeddings(queries, ROUTED_MODEL, texts)),
+        }
+        if search:
+            collection = pipeline.recipe.expert_domains[0]
+            for name, model in (("base", BASE), ("routed", ROUTED_MODEL)):
+                bodies = [{"query": q, "collection": collection, "model": model} for q in queries]
+                ways[f"{name} search"] = (f"{url}/v1/search", bodies)
+        if peer:
+            ways["peer"] = (peer, embeddings(queries, peer_model, texts))
+        rows, figures = [], []
+        for count in clients or [1, 16]:
+            for name, loads in measure(ways, count, seconds, rounds).items():
+                rows.append([str(count), name, *summary(loads)])
+                figures.append({"clients": count, "way": name, **numbers(loads)})
+    finally:
+        serve.shutdown()
+    placement = pipeline.recipe.serving.placement
+    report(
+        f"serving-{pipeline.recipe.name}-{placement}-{texts}",
+        f"recipe {pipeline.recipe.name}, {placement} placement, {texts} queries a request",
+        ["clients", "way", "requests/s", "p50 ms", "p95 ms", "failed"],
+        rows,
+        {"recipe": pipeline.recipe.model_dump(mode="json"), "texts": texts, "measured": figures},
+    )
+
+
+def dev_queries(pipeline: Pipeline) -> list[str]:
+    """Dev queries of all domains that have an expert, shuffled."""
+    queries = [text for one in pipeline.expert_collections for text in one.queries("dev").values()]
+    random.Random(0).shuffle(queries)
+    return queries
+
+
+def embeddings(queries: list[str], model: str, texts: int) -> list[dict[str, Any]]:
+    """Bodies of requests for embeddings, each with some queries."""
+    return [
+        {
+            "model": model,
+            "encoding_format": "base64",
+            "input": [queries[(start + i) % len(queries)] for i in range(texts)],
+        }
+        for start in range(0, len(queries), texts)
+    ]
+
+
+def measure(
+    ways: dict[str, tuple[str, list[dict[str, Any]]]], clients: int, seconds: float, rounds: int
+) -> dict[str, list[Load]]:
+    """Put load on every way in turns, after a short one to warm up."""
+    loads: dict[str, list[Load]] = {name: [] for name in ways}
+    for url, bodies in ways.values():
+        run_load(url, bodies, clients, 1.0)
+    for _ in range(rounds):
+        for name, (url, bodies) in ways.items():
+            loads[name].append(run_load(url, bodies, clients, seconds))
+    return loads
+
+
+def merged(loads: list[Load]) -> Load:
+    """All rounds of one way together."""
+    return Load(
+        sum(load.seconds for load in loads),
+        [one for load in loads for one in load.milliseconds],
+        [one for load in loads for one in load.failures],
+    )
+
+
+def numbers(loads: list[Load]) -> dict[str, Any]:
+    """Throughput, quantiles and failures over all rounds, and the throughput of each."""
+    load = merged(loads)
+    return {
+        "per_second": load.per_second,
+        "per_second_by_round": [one.per_second for one in loads],
+        "p50_ms": load.quantile(0.5),
+        "p95_ms": load.quantile(0.95),
+        "p99_ms": load.quantile(0.99),
+        "failures": load.failures,
+    }
+
+
+def summary(loads: list[Load]) -> list[str]:
+    """The same for a table."""
+    figures = numbers(loads)
+    return [
+        f"{figures['per_second']:.1f}",
+        f"{figures['p50_ms']:.1f}",
+        f"{figures['p95_ms']:.1f}",
+        str(len(figures["failures"])),
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,169 @@
+"""Documents added, replaced and deleted while a collection is being served.
+
+Every change is one Parquet file in storage, numbered from 1 without gaps; nothing is ever rewritten. A
+reader looks whether the next number is there. The corpus artifact below stays as it is: a document that was
+replaced or deleted is hidden in it, and the new ones are searched beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from zlib import crc32
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+from numpy.typing import NDArray
+
+from routerretriever.config import IndexSettings
+from routerretriever.corpus.artifact import Corpus, Vectors, open_corpus
+from routerretriever.corpus.index import SearchIndex, open_index
+from routerretriever.datasets import Document
+from routerretriever.storage import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document and how well it fits."""
+
+    score: float
+    document: Document
+
+
+def changes_key(collection: str, encoder_fingerprint: str) -> str:
+    """Where a collection's changes lie. Another base encoder would need other vectors."""
+    return f"changes/{collection}-{encoder_fingerprint}"
+
+
+def last_change(store: ArtifactStore, key: str) -> int:
+    """Number of the latest change, 0 if there is none."""
+    beyond = 1
+    while store.has(key, _file(beyond)):
+        beyond *= 2
+    there = beyond // 2
+    while beyond - there > 1:
+        middle = (there + beyond) // 2
+        there, beyond = (middle, beyond) if store.has(key, _file(middle)) else (there, middle)
+    return there
+
+
+def write_change(
+    store: ArtifactStore, key: str, number: int, documents: Sequence[Document], vectors: Vectors
+) -> None:
+    """Record documents with their vectors [n, d] as added or replaced.
+
+    Only one writer may give out numbers.
+    """
+    assert not store.has(key, _file(number))
+    table = arrow.table(
+        {
+            "id": [document.id for document in documents],
+            "title": [document.title for document in documents],
+            "text": [document.text for document in documents],
+            "embedding": list(vectors.astype(np.float32)),
+        },
+        schema=_SCHEMA,
+    )
+    store.put(key, _file(number), partial(parquet.write_table, table))
+
+
+def write_deletion(store: ArtifactStore, key: str, number: int, ids: Sequence[str]) -> None:
+    """Record documents as deleted. Only one writer may give out numbers."""
+    assert not store.has(key, _file(number))
+    table = arrow.Table.from_pylist([{"id": document_id} for document_id in ids], schema=_SCHEMA)
+    store.put(key, _file(number), partial(parquet.write_table, table))
+
+
+_SCHEMA = arrow.schema(
+    [
+        ("id", arrow.string()),
+        ("title", arrow.string()),
+        ("text", arrow.string()),
+        ("embedding", arrow.list_(arrow.float32())),
+    ]
+)
+
+
+def _file(number: int) -> str:
+    return f"{number:010d}.parquet"
+
+
+class LiveCollection:
+    """A corpus with the changes made since, or one of several parts of both. Not thread-safe."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        corpus_key: str,
+        changes_key: str,
+        settings: IndexSettings,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
+        """Open the index and read all changes so far.
+
+        Raises:
+            ArtifactMissing: the corpus has not been made.
+        """
+        self._store = store
+        self._key = changes_key
+        self._part, self._parts = part, parts
+        self._corpus: Corpus = open_corpus(store, corpus_key).part(part, parts)
+        self._index: SearchIndex = open_index(self._corpus, settings, store)
+        self._visible: NDArray[np.bool_] = np.ones(len(self._corpus), dtype=bool)
+        self._added: dict[str, tuple[Document, Vectors]] = {}
+        self._overlay = SearchIndex.flat([], [], self._corpus.dimension)
+        self.change = 0
+        self.refresh()
+
+    def __len__(self) -> int:
+        return int(self._visible.sum()) + len(self._added)
+
+    def refresh(self) -> None:
+        """Take in the changes that have been made since the last look."""
+        before = self.change
+        while self._store.has(self._key, _file(self.change + 1)):
+            self._take(parquet.read_table(self._store.local_file(self._key, _file(self.change + 1))))
+            self.change += 1
+        if self.change > before:
+            self._overlay = SearchIndex.flat(
+                [vector for _, vector in self._added.values()], list(self._added), self._corpus.dimension
+            )
+
+    def search(self, queries: Vectors, depths: Sequence[int]) -> list[list[Found]]:
+        """The best documents of each query [B, d], best first, at most ``depths`` of each."""
+        depth = max(depths)
+        visible = None if self._visible.all() else self._visible
+        answers = []
+        old = self._index.hits(*self._index.search(queries, depth, visible))
+        new = self._overlay.hits(*self._overlay.search(queries, depth))
+        for wanted, own, added in zip(depths, old, new, strict=True):
+            best = sorted([*own, *added], key=lambda hit: -hit[1])[:wanted]
+            answers.append([Found(score, self.document(document_id)) for document_id, score in best])
+        return answers
+
+    def document(self, document_id: str) -> Document:
+        """A document as it is now.
+
+        Raises:
+            KeyError: it is not here, or was deleted.
+        """
+        if document_id in self._added:
+            return self._added[document_id][0]
+        row = self._corpus.rows.get(document_id)
+        if row is None or not self._visible[row]:
+            raise KeyError(document_id)
+        return self._corpus.documents([document_id])[document_id]
+
+    def _take(self, change: arrow.Table) -> None:
+        for row in change.to_pylist():
+            document_id = row["id"]
+            if document_id in self._corpus.rows:
+                self._visible[self._corpus.rows[document_id]] = False
+            self._added.pop(document_id, None)
+            mine = crc32(document_id.encode()) % self._parts == self._part
+            if mine and row["embedding"] is not None:
+                document = Document(document_id, row["title"], row["text"])
+                self._added[document_id] = document, np.array(row["embedding"], dtype=np.float32)

@@ -1,0 +1,256 @@
+"""The HTTP API as an application. It knows nothing of Ray: any service in this process can be behind it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+
+import routerretriever
+from routerretriever.config import LimitSettings, ServingSettings
+from routerretriever.datasets import Document
+from routerretriever.serving.access import Doorkeeper
+from routerretriever.serving.batching import Overloaded
+from routerretriever.serving.gate import Gate, answer, problem
+from routerretriever.serving.schemas import (
+    ChangeResponse,
+    DeleteRequest,
+    DocumentIn,
+    Embedding,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    ErrorResponse,
+    ExpertState,
+    Hit,
+    Model,
+    ModelsResponse,
+    RouteRequest,
+    RouteResponse,
+    SearchRequest,
+    SearchResponse,
+    ServiceState,
+    Status,
+    UpsertRequest,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from routerretriever.serving.metrics import Metrics
+    from routerretriever.serving.router import Service
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The body is no JSON."},
+    401: {"model": ErrorResponse, "description": "No known token."},
+    403: {"model": ErrorResponse, "description": "Not from here, or not with this token."},
+    404: {"model": ErrorResponse, "description": "A name is not known; the message lists those that are."},
+    405: {"model": ErrorResponse, "description": "Another method is meant."},
+    409: {"model": ErrorResponse, "description": "Parts of the body contradict each other."},
+    413: {"model": ErrorResponse, "description": "The body is too large."},
+    422: {"model": ErrorResponse, "description": "A field is wrong; the message names it."},
+    429: {"model": ErrorResponse, "description": "The token's rate is used up; see Retry-After."},
+    503: {"model": ErrorResponse, "description": "Too much is waiting; see Retry-After."},
+    504: {"model": ErrorResponse, "description": "It took too long and was given up."},
+}
+
+
+class _Wrong(ValueError):
+    """A field is against the service's limits."""
+
+    def __init__(self, field: str, message: str, status: int = 422) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.status = status
+
+
+def build_api(
+    service: Callable[[], Service], settings: ServingSettings, doorkeeper: Doorkeeper, metrics: Metrics
+) -> Gate:
+    """The application.
+
+    Args:
+        service: gives the release that answers a request.
+        settings: limits and the like.
+        doorkeeper: says who is let in.
+        metrics: where answers are counted.
+    """
+    limits = settings.limits
+    api = FastAPI(title="RouterRetriever", version=routerretriever.__version__, responses=_ERRORS)
+
+    def pick(request: Request) -> Service:
+        chosen = service()
+        request.state.bundle = chosen.version
+        return chosen
+
+    @api.post("/v1/search")
+    async def search(body: SearchRequest, request: Request) -> SearchResponse:
+        """Route one query, embed it by the chosen expert or mixture, and search a collection."""
+        _check_length("query", body.query, limits.text_length)
+        collection, embedded, found = await pick(request).search(
+            body.query, body.collection, body.top_k, body.model
+        )
+        weights = embedded.weights
+        response = SearchResponse(
+            collection=collection,
+            expert=max(weights, key=weights.__getitem__),
+            weights=weights,
+            results=[
+                Hit(id=hit.document.id, score=hit.score, title=hit.document.title, text=hit.document.text)
+                for hit in found
+            ],
+        )
+        return _ready(response)
+
+    @api.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
+        """Embed queries, routed or by a named expert. Compatible with OpenAI's clients."""
+        embedded = await pick(request).embed(_texts(body.input, limits), body.model)
+        tokens = sum(one.tokens for one in embedded)
+        pack = _base64 if body.encoding_format == "base64" else _floats
+        response = EmbeddingsResponse.model_construct(
+            data=[
+                Embedding.model_construct(index=row, embedding=pack(one.vector))
+                for row, one in enumerate(embedded)
+            ],
+            model=body.model,
+            usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+        )
+        return _ready(response)
+
+    @api.post("/v1/route")
+    async def route(body: RouteRequest, request: Request) -> RouteResponse:
+        """Say which experts would answer, and how sure the router is."""
+        return RouteResponse(data=await pick(request).route(_texts(body.input, limits)))
+
+    @api.get("/v1/models")
+    async def models(request: Request) -> ModelsResponse:
+        """What may be named as a model, as OpenAI lists it."""
+        known = pick(request).models
+        return ModelsResponse(data=[Model(id=name, created=0) for name in known])
+
+    @api.get("/v1/experts")
+    async def experts(request: Request) -> list[ExpertState]:
+        """The experts that are served, and how the live traffic spreads over them."""
+        return await pick(request).experts()
+
+    @api.get("/v1/service")
+    async def state(request: Request) -> ServiceState:
+        """Which bundle is served, what was refused, and how far routing has drifted."""
+        return await pick(request).state()
+
+    @api.get("/v1/collections")
+    async def collections(request: Request) -> list[str]:
+        """The collections that can be searched."""
+        return pick(request).collections
+
+    @api.post("/v1/collections/{name}/documents")
+    async def upsert(name: str, body: UpsertRequest, request: Request) -> ChangeResponse:
+        """Add documents; those whose ids are there already are replaced."""
+        if len(body.documents) > limits.documents:
+            raise _Wrong("documents", f"{len(body.documents)} are more than {limits.documents}")
+        for row, document in enumerate(body.documents):
+            _check_length(f"documents.{row}.text", document.text, limits.document_length)
+            _check_length(f"documents.{row}.title", document.title, limits.document_length)
+        documents = {d.id: Document(d.id, d.title, d.text) for d in body.documents}
+        if len(documents) < len(body.documents):
+            raise _Wrong("documents", "an id comes twice", status=409)
+        return await pick(request).upsert(name, list(documents.values()))
+
+    @api.post("/v1/collections/{name}/documents/delete")
+    async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
+        """Delete documents by their ids."""
+        if len(body.ids) > limits.documents:
+            raise _Wrong("ids", f"{len(body.ids)} are more than {limits.documents}")
+        return await pick(request).delete(name, body.ids)
+
+    @api.get("/v1/collections/{name}/document")
+    async def document(
+        name: str, request: Request, document_id: Annotated[str, Query(alias="id", min_length=1)]
+    ) -> DocumentIn:
+        """One document as it is now."""
+        found = await pick(request).document(name, document_id)
+        return DocumentIn.model_construct(id=found.id, title=found.title, text=found.text)
+
+    @api.get("/healthz")
+    async def health() -> Status:
+        """Whether this process answers at all."""
+        return Status(status="ok")
+
+    @api.get("/readyz")
+    async def ready(request: Request) -> Status:
+        """Whether queries can be answered: a bundle is loaded and its collections are there."""
+        chosen = pick(request)
+        return Status(status="ok", details={"version": chosen.version, "collections": chosen.collections})
+
+    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def playground() -> str:
+        return files("routerretriever.serving").joinpath("playground.html").read_text(encoding="utf-8")
+
+    _explain_errors(api)
+    return Gate(api, settings.limits, doorkeeper, metrics)
+
+
+def _explain_errors(api: FastAPI) -> None:
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
+        where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        where = where or (["query"] if "query" in first["loc"] else ["body"])
+        problems = list(dict.fromkeys(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors()))
+        named = where[0] if len(problems) > 1 else ".".join(part for part in where if "[" not in part)
+        return problem(422, f"{named}: {'; '.join(problems)}", where[0])
+
+    @api.exception_handler(_Wrong)
+    async def wrong(_: Request, error: _Wrong) -> Response:
+        return problem(error.status, str(error), error.field)
+
+    @api.exception_handler(LookupError)
+    async def unknown(_: Request, error: LookupError) -> Response:
+        return problem(404, str(error), getattr(error, "field", None))
+
+    @api.exception_handler(Overloaded)
+    async def overloaded(_: Request, error: Overloaded) -> Response:
+        return problem(503, str(error), retry_after=1)
+
+    @api.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        message = f"{request.url.path}: {error.detail}"
+        return problem(error.status_code, message, headers=dict(error.headers or {}))
+
+    @api.exception_handler(Exception)
+    async def ours(_: Request, error: Exception) -> Response:
+        raise error  # the gate answers, and names the request's id
+
+
+def _texts(given: str | Sequence[str], limits: LimitSettings) -> list[str]:
+    texts = [given] if isinstance(given, str) else list(given)
+    if len(texts) > limits.texts:
+        raise _Wrong("input", f"{len(texts)} texts are more than {limits.texts}")
+    for row, text in enumerate(texts):
+        _check_length(f"input.{row}", text, limits.text_length)
+    return texts
+
+
+def _check_length(field: str, text: str, longest: int) -> None:
+    if len(text) > longest:
+        raise _Wrong(field, f"{len(text)} characters are more than {longest}")
+
+
+def _base64(vector: Any) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _floats(vector: Any) -> list[float]:
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def _ready(response: Any) -> Any:
+    """A response that is valid by its making: FastAPI would check it again, number by number."""
+    return answer(200, response)

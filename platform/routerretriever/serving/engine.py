@@ -1,0 +1,216 @@
+"""One loaded bundle at work: queries that arrive together are routed and embedded together.
+
+With packed placement a batch is one pass in this process. With experts as applications of their own, this
+process routes and every expert that is needed gets its rows of the batch in a single call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from ray.serve.handle import DeploymentHandle
+
+from routerretriever.config import BASE, DOCUMENT_MODEL, ROUTED_MODEL, ReplicaSettings
+from routerretriever.registry.bundle import RouterRetriever, Shares, Vectors
+from routerretriever.routing.protocol import Explanation
+from routerretriever.serving.batching import Batcher
+from routerretriever.serving.calls import ask
+from routerretriever.serving.metrics import Metrics
+
+R = TypeVar("R")
+
+_DOCUMENTS_AT_ONCE = 4
+
+
+class UnknownName(LookupError):
+    """A request names something that is not there."""
+
+    def __init__(self, field: str, found: str | None, known: Sequence[str]) -> None:
+        what = "none was named" if found is None else f"found {found!r}"
+        super().__init__(f"{field}: {what}; there are {', '.join(known)}")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One query's vector [d], who made it, and how many tokens were read."""
+
+    vector: Vectors
+    weights: dict[str, float]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A batch, tokenised and routed."""
+
+    rows: list[list[int]]
+    shares: Shares
+
+
+class Engine:
+    """Embeds queries by one bundle."""
+
+    def __init__(
+        self,
+        version: int,
+        bundle: RouterRetriever,
+        executor: Executor,
+        experts: Mapping[str, DeploymentHandle] | None,
+        sizes: ReplicaSettings,
+        metrics: Metrics,
+    ) -> None:
+        """Put a bundle to work.
+
+        Args:
+            version: the bundle's number in the registry.
+            bundle: holds the experts too, unless they are applications of their own.
+            executor: one thread; the encoder takes no more.
+            experts: the experts' applications, None with packed placement.
+            sizes: bounds of batches and queue.
+            metrics: where batches are counted.
+        """
+        self.version = version
+        self.bundle = bundle
+        self._executor = executor
+        self._experts = experts
+        self._metrics = metrics
+        self._columns = list(dict.fromkeys([*bundle.router.experts, BASE, *bundle.experts]))
+        # While experts embed one batch elsewhere, the next can be routed here.
+        self._batcher = Batcher(
+            self._run, sizes.max_batch_size, sizes.max_queue, passes=1 if experts is None else 4
+        )
+        self.routed_weights = np.zeros(len(bundle.router.experts))
+        """Sum of the weights of all queries routed so far, in the router's order of experts."""
+
+    @property
+    def models(self) -> list[str]:
+        """What a request may name as its model."""
+        return [ROUTED_MODEL, BASE, DOCUMENT_MODEL, *self.bundle.experts]
+
+    async def embed(self, texts: Sequence[str], model: str) -> list[Embedded]:
+        """Route and embed queries, or embed them (or documents) by the one model named.
+
+        Raises:
+            UnknownName: there is no such model.
+            Overloaded: too many queries are waiting.
+        """
+        if model not in self.models:
+            raise UnknownName("model", model, self.models)
+        if model == DOCUMENT_MODEL:
+            return await self.embed_documents(texts)
+        embedded = await self._batcher.submit([(text, model) for text in texts])
+        self._metrics.waiting.set(self._batcher.waiting)
+        return embedded
+
+    async def retire(self) -> None:
+        """Let go of the base when the last query is answered."""
+        while not self._batcher.idle:
+            await asyncio.sleep(0.1)
+        await self._in_turn(self.bundle.close)
+
+    async def explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
+        """Weights of all experts for each query, and the reasons."""
+        return await self._in_turn(self._explain, texts)
+
+    async def embed_documents(self, contents: Sequence[str]) -> list[Embedded]:
+        """Embed documents by the base; a few at a time, so that queries get their turn between them."""
+        embedded = []
+        for start in range(0, len(contents), _DOCUMENTS_AT_ONCE):
+            few = contents[start : start + _DOCUMENTS_AT_ONCE]
+            embedded.extend(await self._in_turn(self._embed_documents, few))
+        return embedded
+
+    def _embed_documents(self, contents: Sequence[str]) -> list[Embedded]:
+        encoder = self.bundle.encoder
+        rows = encoder.tokenize_documents(contents)
+        return [
+            Embedded(vector, {BASE: 1.0}, len(row))
+            for vector, row in zip(encoder.embed_tokens(rows), rows, strict=True)
+        ]
+
+    async def _run(self, batch: list[tuple[str, str]]) -> list[Embedded]:
+        self._metrics.batch_size.observe(len(batch))
+        if self._experts is None:
+            plan, vectors = await self._in_turn(self._embed_here, batch)
+        else:
+            plan = await self._in_turn(self._plan, batch)
+            with self._metrics.stage("experts"):
+                vectors = await self._embed_there(plan, self._experts)
+        mixed = plan.shares.mix(vectors)
+        weights: list[dict[str, float]] = [{} for _ in batch]
+        for row, expert, weight in zip(
+            plan.shares.rows, plan.shares.experts, plan.shares.weights, strict=True
+        ):
+            weights[row][expert] = weight
+            self._metrics.expert_encodings.inc(1, {"expert": expert})
+        return [
+            Embedded(vector, own, len(tokens))
+            for vector, own, tokens in zip(mixed, weights, plan.rows, strict=True)
+        ]
+
+    def _embed_here(self, batch: list[tuple[str, str]]) -> tuple[_Plan, Vectors]:
+        plan = self._plan(batch)
+        with self._metrics.stage("experts"):
+            rows = [plan.rows[row] for row in plan.shares.rows]
+            return plan, self.bundle.embed(rows, plan.shares.experts)
+
+    async def _embed_there(self, plan: _Plan, experts: Mapping[str, DeploymentHandle]) -> Vectors:
+        vectors = np.empty((len(plan.shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
+
+        async def embed(expert: str, positions: list[int]) -> None:
+            rows = [plan.rows[plan.shares.rows[position]] for position in positions]
+            if expert == BASE:
+                made = await self._in_turn(self.bundle.embed, rows, [BASE] * len(rows))
+            else:
+                made = await ask(experts[expert].embed, rows)
+            vectors[positions] = made
+
+        positions: dict[str, list[int]] = {}
+        for position, expert in enumerate(plan.shares.experts):
+            positions.setdefault(expert, []).append(position)
+        await asyncio.gather(*(embed(expert, own) for expert, own in positions.items()))
+        return vectors
+
+    def _plan(self, batch: list[tuple[str, str]]) -> _Plan:
+        with self._metrics.stage("routing"):
+            rows = self.bundle.tokenize([text for text, _ in batch])
+            weights = np.zeros((len(batch), len(self._columns)), dtype=np.float32)
+            routed = [row for row, (_, model) in enumerate(batch) if model == ROUTED_MODEL]
+            if routed:
+                made = self.bundle.route([rows[row] for row in routed])
+                weights[routed, : made.shape[1]] = made
+                self._count(made)
+            for row, (_, model) in enumerate(batch):
+                if model != ROUTED_MODEL:
+                    weights[row, self._columns.index(model)] = 1.0
+            return _Plan(rows, Shares.of(weights, self._columns))
+
+    def _count(self, weights_BT: Vectors) -> None:
+        names = self.bundle.router.experts
+        self.routed_weights += weights_BT.sum(axis=0)
+        for name, weight in zip(names, weights_BT.sum(axis=0).tolist(), strict=True):
+            if weight:
+                self._metrics.expert_weight.inc(weight, {"expert": name})
+        entropies = -(weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1)
+        for entropy in entropies.tolist():
+            self._metrics.routing_entropy.observe(max(entropy, 1e-9))
+        if BASE in names and (left := int((weights_BT[:, names.index(BASE)] > 0.5).sum())):
+            self._metrics.fallback_queries.inc(left)
+
+    def _explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
+        router = self.bundle.router
+        features = self.bundle.features(self.bundle.tokenize(texts))
+        return [
+            (dict(zip(router.experts, weights.tolist(), strict=True)), explanation)
+            for weights, explanation in zip(router.weights(features), router.explain(features), strict=True)
+        ]
+
+    async def _in_turn(self, work: Callable[..., R], *args: Any) -> R:
+        # The encoder is not thread-safe: features that stop at a layer would stop other passes too.
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)

@@ -1,0 +1,52 @@
+"""An expert as an application of its own: its own replicas, bounds and share of a GPU."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from ray import serve
+
+from routerretriever.config import EncoderSettings, ReplicaSettings
+from routerretriever.registry.bundle import Vectors, expert_folder
+from routerretriever.serving.batching import Batcher
+from routerretriever.storage import ArtifactStore
+
+
+@serve.deployment
+class Expert:
+    """One expert's query tower, its adapter folded into the weights."""
+
+    def __init__(
+        self,
+        encoder: EncoderSettings,
+        name: str,
+        bundle_key: str,
+        store: ArtifactStore,
+        sizes: ReplicaSettings,
+    ) -> None:
+        """Load the expert, and run it once, so that it is warm before it is asked.
+
+        Args:
+            encoder: the base.
+            name: the expert's name.
+            bundle_key: a bundle in storage that holds it.
+            store: where bundles lie; every node reaches it.
+            sizes: bounds of batches and queue.
+        """
+        from routerretriever.encoder import load_encoder, merge_expert
+
+        self._encoder = load_encoder(encoder)
+        merge_expert(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
+        self._encoder.encode_queries(["warm up"])
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._batcher: Batcher[list[int], Vectors] = Batcher(self._run, sizes.max_batch_size, sizes.max_queue)
+
+    async def embed(self, rows: list[list[int]]) -> Vectors:
+        """Vectors [B, d] of tokenised queries; calls that arrive together share a pass."""
+        return np.stack(await self._batcher.submit(rows))
+
+    async def _run(self, rows: list[list[int]]) -> list[Vectors]:
+        loop = asyncio.get_running_loop()
+        return list(await loop.run_in_executor(self._executor, self._encoder.embed_tokens, rows))

@@ -1,0 +1,69 @@
+"""What is counted, timed and traced. Ray gathers it from all replicas and offers it to Prometheus.
+
+Stages are OpenTelemetry spans too, which cost nothing until a tracer is set up, as Ray Serve does where
+``RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH`` names an exporter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from ray.util.metrics import Counter, Gauge, Histogram
+
+_TRACER = trace.get_tracer("routerretriever")
+_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+
+
+class Metrics:
+    """The metrics of one replica; Ray adds which one it is."""
+
+    def __init__(self) -> None:
+        self.requests = Counter(
+            "routerretriever_requests", "Answers by route and status.", ("route", "status", "bundle")
+        )
+        self.request_seconds = Histogram(
+            "routerretriever_request_seconds", "Time to answer.", _SECONDS, ("route",)
+        )
+        self.stage_seconds = Histogram(
+            "routerretriever_stage_seconds", "Time of each stage of a batch.", _SECONDS, ("stage",)
+        )
+        self.batch_size = Histogram(
+            "routerretriever_batch_queries", "Queries in a pass.", [1, 2, 4, 8, 16, 32, 64, 128], ()
+        )
+        self.waiting = Gauge("routerretriever_waiting_queries", "Queries that wait for a pass.", ())
+        self.expert_weight = Counter(
+            "routerretriever_expert_weight", "Sum of the weights given to each expert.", ("expert",)
+        )
+        self.expert_encodings = Counter(
+            "routerretriever_expert_encodings", "Queries that each expert embedded.", ("expert",)
+        )
+        self.routing_entropy = Histogram(
+            "routerretriever_routing_entropy",
+            "Entropy in bits of a query's weights over experts.",
+            [0.01, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4],
+            (),
+        )
+        self.fallback_queries = Counter(
+            "routerretriever_fallback_queries", "Queries most of whose weight went to the bare base.", ()
+        )
+        self.drift = Gauge(
+            "routerretriever_routing_drift",
+            "Jensen-Shannon distance of the live routing shares from the expected ones.",
+            (),
+        )
+        self.releases = Counter(
+            "routerretriever_releases", "Bundles that were let in or refused.", ("outcome",)
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time and trace a stage."""
+        start = time.perf_counter()
+        try:
+            with _TRACER.start_as_current_span(name):
+                yield
+        finally:
+            self.stage_seconds.observe(time.perf_counter() - start, {"stage": name})

@@ -1,0 +1,252 @@
+"""The service on a real cluster, over real HTTP: both placements, releases, documents, a dying replica."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import psutil
+import pytest
+from ray import serve
+from routerretriever import RouterRetriever
+from routerretriever.client import Client, ServiceError
+from routerretriever.config import parse_recipe
+from routerretriever.corpus import open_index
+from routerretriever.pipeline import Pipeline
+from routerretriever.registry import Registry
+from routerretriever.serving import deploy
+
+pytestmark = pytest.mark.integration
+
+QUERIES = [
+    "where is grape with fig",
+    "where is tin with lead",
+    "something else altogether",
+    "x",
+    "ünïcode 漢字",
+]
+
+
+def served(done, **serving) -> Pipeline:
+    """The finished run, with other settings of the service; the bundle of the run is released."""
+    pipeline, registered, _ = done
+    values = pipeline.recipe.model_dump(mode="json")
+    releases = {**values["serving"]["releases"], "poll_seconds": 0.5}
+    values["serving"] |= {"refresh_seconds": 0, "releases": releases, **serving}
+    changed = Pipeline(parse_recipe(values))
+    Registry(changed.recipe, changed.store).release(registered.version)
+    return changed
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def service(done):
+    """Packed placement, with every collection in two parts."""
+    pipeline = served(done, index_parts=2)
+    with Client(deploy(pipeline)) as client:
+        yield pipeline, client
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(service):
+    _, client = service
+    return str(client._http.base_url).rstrip("/")
+
+
+@pytest.fixture(scope="module")
+def model(done):
+    _, registered, _ = done
+    return RouterRetriever.load(f"models:/routerretriever/{registered.version}", registered.tracking_uri)
+
+
+def test_search_answers_with_the_expert_and_the_documents(service, model):
+    pipeline, client = service
+    answer = client.search(QUERIES[0], "fruit", top_k=3)
+    index = open_index(pipeline.corpora["fruit"], pipeline.recipe.corpus.index, pipeline.store)
+    expected = index.run(["q"], model.encode_queries(QUERIES[:1]), 3)["q"]
+    assert [hit.id for hit in answer.results] == list(expected)
+    assert [hit.score for hit in answer.results] == pytest.approx(list(expected.values()), abs=1e-4)
+    assert answer.expert == max(answer.weights, key=answer.weights.__getitem__)
+    assert sum(answer.weights.values()) == pytest.approx(1)
+
+
+def test_queries_asked_at_once_get_what_they_get_alone(service, model):
+    _, client = service
+    many = [f"{query} {number}" for number in range(12) for query in QUERIES]
+    with ThreadPoolExecutor(16) as pool:
+        vectors = np.concatenate(list(pool.map(lambda text: client.embed([text]), many)))
+    np.testing.assert_allclose(vectors, model.encode_queries(many), atol=1e-5)
+
+
+def test_openais_own_client_works_against_it(service, url, model):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert {"router", "base", "documents", "fruit", "metal"} == {one.id for one in client.models.list()}
+        for encoding in ("float", "base64", openai.NOT_GIVEN):
+            answer = client.embeddings.create(input=QUERIES, model="router", encoding_format=encoding)
+            given = [one.embedding for one in answer.data]
+            if encoding == "base64":  # asked for in words, it is handed on as it came
+                given = [np.frombuffer(base64.b64decode(one), "<f4") for one in given]
+            vectors = np.array(given)
+            np.testing.assert_allclose(vectors, model.encode_queries(QUERIES), atol=1e-5)
+        assert answer.usage.prompt_tokens == sum(map(len, model.tokenize(QUERIES)))
+        with pytest.raises(openai.NotFoundError, match="model: found 'gpt'"):
+            client.embeddings.create(input="x", model="gpt")
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            client.embeddings.create(input=[[1, 2]], model="router")
+        assert refused.value.param == "input"
+
+
+def test_routes_and_experts_are_told(service):
+    _, client = service
+    (route,) = client.route(QUERIES[1:2])
+    assert sum(route.weights.values()) == pytest.approx(1)
+    assert route.nearest
+    state = client.service()
+    assert (state.placement, state.encoder, state.refused) == ("packed", "fake", {})
+    wait_until(lambda: client.service().routed_queries)
+    experts = client._http.get("/v1/experts").json()
+    assert {expert["name"] for expert in experts} == {"fruit", "metal"}
+    assert all(0 <= expert["live_share"] <= 1 for expert in experts)
+
+
+def test_documents_come_change_and_go(service, model):
+    _, client = service
+    query = "where is banana with apple"
+    before = client.search(query, "fruit", top_k=2)
+    new = {"id": "new", "title": "", "text": query}
+    client.upsert("fruit", [new, {"id": before.results[0].id, "title": "zinc", "text": "something else"}])
+    after = client.search(query, "fruit", top_k=28, model="base")
+    assert after.results[0].id == "new"
+    assert after.results[0].score == pytest.approx(1, abs=1e-4)  # its text is the query
+    changed = next(hit for hit in after.results if hit.id == before.results[0].id)
+    assert changed.text == "something else"
+    assert len({hit.id for hit in after.results}) == 28
+    with pytest.raises(ServiceError, match="404"):
+        client.upsert("none", [new])
+    client.delete("fruit", ["new", before.results[1].id, "never there"])
+    left = [hit.id for hit in client.search(query, "fruit", top_k=100, model="base").results]
+    assert len(left) == 27
+    assert not {"new", before.results[1].id} & set(left)
+    gone = client._http.get("/v1/collections/fruit/document", params={"id": "new"})
+    assert gone.status_code == 404
+    there = client._http.get("/v1/collections/fruit/document", params={"id": left[0]}).json()
+    assert there["id"] == left[0]
+
+
+def test_a_release_is_followed_under_load_and_rolled_back(service, url):
+    pipeline, client = service
+    registry = Registry(pipeline.recipe, pipeline.store)
+    first = registry.released()
+    values = pipeline.recipe.model_dump(mode="json")
+    values["routing"] = {"router": "uniform", "gate": None}
+    second = Pipeline(parse_recipe(values)).register(release=False).version
+    failures, seen, stop = [], [], threading.Event()
+
+    def load() -> None:
+        with httpx.Client(base_url=url, timeout=30) as http:
+            while not stop.is_set():
+                answer = http.post("/v1/search", json={"query": QUERIES[0], "collection": "metal"})
+                (seen if answer.status_code == 200 else failures).append(answer.headers["x-bundle-version"])
+
+    workers = [threading.Thread(target=load) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    try:
+        registry.release(second)
+        wait_until(lambda: seen and seen[-1] == str(second))
+        assert client.route(QUERIES[:1])[0].weights == {"fruit": 0.5, "metal": 0.5}
+        assert registry.roll_back() == first
+        wait_until(lambda: seen[-1] == str(first))
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    assert not failures
+    assert set(seen) == {str(first), str(second)}
+
+
+def test_a_bad_release_is_refused_and_the_old_one_goes_on(service):
+    pipeline, client = service
+    registry = Registry(pipeline.recipe, pipeline.store)
+    first = registry.released()
+    values = pipeline.recipe.model_dump(mode="json")
+    values["routing"] = {"router": "fixed", "expert": "fruit", "gate": None}
+    bad = Pipeline(parse_recipe(values)).register(release=False).version
+    uri = registry._client.get_model_version(registry._name, str(bad)).source
+    weights = next(
+        Path(pipeline.store.uri).rglob(f"*{uri.rsplit('/', 1)[-1]}*/**/metal/adapter_model.safetensors")
+    )
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    registry.release(bad)
+    try:
+        wait_until(lambda: client.service().refused)
+        assert "altered since it was registered" in client.service().refused[bad]
+        assert client.service().version == first
+        client.search(QUERIES[0], "fruit")
+    finally:
+        registry.release(first)
+    wait_until(lambda: not client.service().refused)
+
+
+def test_a_killed_router_is_replaced(service):
+    _, client = service
+    name = "ServeReplica:routerretriever:router"
+    (router,) = (
+        process
+        for process in psutil.Process().children(recursive=True)
+        if name in " ".join(process.cmdline()) or name in process.name()
+    )
+    os.kill(router.pid, signal.SIGKILL)
+
+    def answers() -> bool:
+        try:
+            return bool(client.search(QUERIES[0], "fruit").results)
+        except (httpx.HTTPError, ServiceError):
+            return False
+
+    wait_until(answers)
+
+
+def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done, model):
+    """Last: it takes the packed service's place."""
+    pipeline = served(done, placement="per_expert", limits={"seconds": 2})
+    with Client(deploy(pipeline)) as client:
+        np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
+        for expert in ("fruit", "base"):
+            alone = model.embed(model.tokenize(QUERIES), [expert] * len(QUERIES))
+            np.testing.assert_allclose(client.embed(QUERIES, expert), alone, atol=1e-5)
+        assert len(applications()) == 2
+        registry = Registry(pipeline.recipe, pipeline.store)
+        values = pipeline.recipe.model_dump(mode="json")
+        values["domains"]["metal"]["expert"] = False
+        alone = Pipeline(
+            parse_recipe({**values, "single_models": {}, "routing": {"router": "uniform"}})
+        ).register(False)
+        registry.release(alone.version)
+        wait_until(lambda: client.service().version == alone.version)
+        wait_until(lambda: len(applications()) == 1)
+        assert set(client.route(QUERIES[:1])[0].weights) == {"fruit"}
+
+
+def applications() -> list[str]:
+    return [
+        name
+        for name, application in serve.status().applications.items()
+        if name.startswith("expert-") and application.status == "RUNNING"
+    ]

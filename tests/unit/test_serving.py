@@ -1,0 +1,430 @@
+"""The parts of the service that need no cluster: batches, the door, answers to good and bad requests."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import Response
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.embeddings import Embeddings
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from routerretriever.client import AsyncClient, ServiceError
+from routerretriever.config import LimitSettings, RecipeError, ServingSettings
+from routerretriever.corpus import Found
+from routerretriever.datasets import Document
+from routerretriever.langchain import RoutedEmbeddings
+from routerretriever.serving.access import Doorkeeper, Token, read_tokens
+from routerretriever.serving.api import build_api
+from routerretriever.serving.batching import Batcher, Overloaded
+from routerretriever.serving.engine import Embedded, UnknownName
+from routerretriever.serving.metrics import Metrics
+from routerretriever.serving.schemas import ChangeResponse, Neighbour, Route
+
+JSON = {"content-type": "application/json"}
+SECRET = "a secret that nobody knows"
+
+
+class StandIn:
+    """What the API asks of a service, by plain means."""
+
+    version = 7
+    models = ("router", "base", "fruit")
+    collections = ("fruit", "metal")
+
+    def __init__(self):
+        self.stored = {"d1": Document("d1", "fig", "a fruit")}
+        self.hold: asyncio.Event | None = None
+
+    async def embed(self, texts, model):
+        if model not in self.models:
+            raise UnknownName("model", model, self.models)
+        if self.hold is not None:
+            await self.hold.wait()
+        return [Embedded(np.full(3, len(text), np.float32), {"fruit": 1.0}, len(text)) for text in texts]
+
+    async def route(self, texts):
+        near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
+        return [
+            Route(
+                expert="fruit",
+                weights={"fruit": 1.0},
+                scores={"fruit": 0.1},
+                margin=None,
+                gate=0.5,
+                nearest=near,
+            )
+            for _ in texts
+        ]
+
+    async def search(self, query, collection, top_k, model):
+        if collection not in self.collections:
+            raise UnknownName("collection", collection, self.collections)
+        (embedded,) = await self.embed([query], model)
+        return collection, embedded, [Found(0.5, one) for one in self.stored.values()][:top_k]
+
+    async def upsert(self, collection, documents):
+        self.stored.update({document.id: document for document in documents})
+        return ChangeResponse(change=1, searchable_within_seconds=1)
+
+    async def delete(self, collection, ids):
+        for document_id in ids:
+            self.stored.pop(document_id, None)
+        return ChangeResponse(change=2, searchable_within_seconds=1)
+
+    async def document(self, collection, document_id):
+        raise LookupError(f"id: {collection} has no document {document_id!r}")
+
+    async def state(self):
+        raise RuntimeError("a mistake of ours, with a secret in it")
+
+
+def application(service, tokens=None, allow_anonymous=False, **limits):
+    serving = ServingSettings(limits=LimitSettings(**limits))
+    return build_api(lambda: service, serving, Doorkeeper(tokens or {}, allow_anonymous), Metrics())
+
+
+def caller(app, client=("127.0.0.1", 1), **options):
+    transport = httpx.ASGITransport(app=app, client=client, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://service", **options)
+
+
+def ask(app, method, path, **options):
+    async def once():
+        async with caller(app) as http:
+            return await http.request(method, path, **options)
+
+    return asyncio.run(once())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    calls=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    max_batch=st.integers(1, 7),
+    passes=st.integers(1, 3),
+)
+def test_every_call_gets_its_own_results_in_order_and_no_pass_is_too_large(calls, max_batch, passes):
+    sizes = []
+
+    async def double(items):
+        sizes.append(len(items))
+        await asyncio.sleep(0 if len(sizes) % 2 else 0.001)
+        return [2 * item for item in items]
+
+    async def main():
+        batcher = Batcher(double, max_batch, max_waiting=1000, passes=passes)
+        items = [list(range(100 * number, 100 * number + size)) for number, size in enumerate(calls)]
+        results = await asyncio.gather(*(batcher.submit(own) for own in items))
+        assert results == [[2 * item for item in own] for own in items]
+        assert batcher.idle
+        assert batcher.waiting == 0
+
+    asyncio.run(main())
+    assert max(sizes) <= max_batch
+    assert sum(sizes) == sum(calls)
+
+
+def test_a_batcher_refuses_what_it_cannot_hold_and_forgets_who_left():
+    async def main():
+        started, go_on, ran = asyncio.Event(), asyncio.Event(), []
+
+        async def work(items):
+            started.set()
+            await go_on.wait()
+            ran.extend(items)
+            return items
+
+        batcher = Batcher(work, max_batch=2, max_waiting=3)
+        first = asyncio.create_task(batcher.submit(["a", "b"]))
+        await started.wait()
+        leaver = asyncio.create_task(batcher.submit(["c", "d"]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="2 queries are waiting; the bound is 3"):
+            await batcher.submit(["e", "f"])
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert batcher.waiting == 0
+        last = asyncio.create_task(batcher.submit(["g"] * 5))  # too many, but nobody waits
+        go_on.set()
+        assert await first == ["a", "b"]
+        assert await last == ["g"] * 5
+        assert ran == ["a", "b", *["g"] * 5]
+
+    asyncio.run(main())
+
+
+def test_a_failing_pass_fails_its_callers_and_nobody_else():
+    async def main():
+        async def work(items):
+            if "bad" in items:
+                raise RuntimeError("broken")
+            return items
+
+        batcher = Batcher(work, max_batch=1, max_waiting=10)
+        results = await asyncio.gather(
+            *(batcher.submit(own) for own in (["one"], ["bad", "two"], ["three"])), return_exceptions=True
+        )
+        assert results[0] == ["one"]
+        assert str(results[1]) == "broken"
+        assert results[2] == ["three"]
+        assert batcher.waiting == 0
+        assert batcher.idle
+
+    asyncio.run(main())
+
+
+def test_a_short_call_does_not_wait_for_all_of_a_long_one():
+    async def main():
+        order = []
+
+        async def work(items):
+            order.append(list(items))
+            await asyncio.sleep(0)
+            return items
+
+        batcher = Batcher(work, max_batch=4, max_waiting=1000)
+        await asyncio.gather(batcher.submit(["long"] * 40), batcher.submit(["short"]))
+        assert "short" in [*order[0], *order[1]]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("search", {"query": ""}, 422, "query"),
+        ("search", {"query": "x" * 51}, 422, "query"),
+        ("search", {"query": "x", "top_k": 0}, 422, "top_k"),
+        ("search", {"query": "x", "top_k": "3"}, 422, "top_k"),
+        ("search", {"query": "x", "top_k": True}, 422, "top_k"),
+        ("search", {"query": "x", "collection": "none"}, 404, "collection"),
+        ("search", {"query": "x", "collection": "fruit", "model": "none"}, 404, "model"),
+        ("search", {"query": "x", "colection": "fruit"}, 422, "colection"),
+        ("search", {"query": "half a \ud800 pair"}, 422, "query"),
+        ("search", {}, 422, "query"),
+        ("embeddings", {"input": []}, 422, "input"),
+        ("embeddings", {"input": ["x", ""]}, 422, "input"),
+        ("embeddings", {"input": ["x"] * 4}, 422, "input"),
+        ("embeddings", {"input": ["x", "x" * 51]}, 422, "input.1"),
+        ("embeddings", {"input": [[1, 2]]}, 422, "input"),
+        ("embeddings", {"input": "x", "encoding_format": "hex"}, 422, "encoding_format"),
+        ("embeddings", {"input": "x", "dimensions": 3}, 422, "dimensions"),
+        ("route", {"input": 3}, 422, "input"),
+        ("collections/fruit/documents", {"documents": []}, 422, "documents"),
+        ("collections/fruit/documents", {"documents": [{"id": "a", "text": ""}]}, 422, "documents"),
+        ("collections/fruit/documents", {"documents": [{"id": "a", "text": "x"}] * 2}, 409, "documents"),
+        ("collections/fruit/documents/delete", {"ids": "a"}, 422, "ids"),
+    ],
+)
+def test_bad_requests_get_a_4xx_that_names_the_field(path, body, status, param):
+    app = application(StandIn(), texts=3, text_length=50)
+
+    response = ask(
+        app, "POST", f"/v1/{path}", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert param in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"null", b'{"query": NaN}', b"[" * 20_000])
+def test_what_is_no_json_object_is_refused(content):
+    response = ask(
+        application(StandIn()),
+        "POST",
+        "/v1/search",
+        content=content,
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code in (400, 422)
+    assert response.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods_are_told_in_the_same_form():
+    app = application(StandIn())
+    assert ask(app, "GET", "/v1/nothing").json()["error"]["message"] == "/v1/nothing: Not Found"
+    assert ask(app, "GET", "/v1/search").status_code == 405
+
+
+def test_answers_are_openais_and_say_which_bundle_and_request():
+    app = application(StandIn())
+    body = {"input": ["ab", "abc"], "model": "router", "user": "me"}
+    response = ask(app, "POST", "/v1/embeddings", json=body)
+    assert response.headers["x-request-id"].isalnum()
+    assert response.headers["x-bundle-version"] == "7"
+    answer = response.json()
+    assert answer["object"] == "list"
+    assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    assert answer["data"][1] == {"object": "embedding", "index": 1, "embedding": [3.0, 3.0, 3.0]}
+    packed = ask(app, "POST", "/v1/embeddings", json={**body, "encoding_format": "base64"}).json()
+    unpacked = np.frombuffer(base64.b64decode(packed["data"][1]["embedding"]), "<f4")
+    assert unpacked.tolist() == [3.0, 3.0, 3.0]
+    assert [model["id"] for model in ask(app, "GET", "/v1/models").json()["data"]] == list(StandIn.models)
+
+
+def test_a_made_up_request_id_cannot_forge_the_log(caplog):
+    logging.getLogger("ray.serve").propagate = True
+    with caplog.at_level(logging.INFO, logger="ray.serve"):
+        for request_id in ("mine-1", "a b\tstatus=200"):
+            ask(application(StandIn()), "GET", "/v1/models", headers={"x-request-id": request_id})
+    mine, forged = (record.request for record in caplog.records if record.name == "ray.serve")
+    assert mine == "mine-1"
+    assert forged.isalnum()
+
+
+def test_our_mistakes_are_logged_and_not_told(caplog):
+    with caplog.at_level(logging.ERROR, logger="ray.serve"):
+        logging.getLogger("ray.serve").propagate = True
+        response = ask(application(StandIn()), "GET", "/v1/service")
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"] in response.json()["error"]["message"]
+    assert response.headers["x-request-id"] in caplog.text
+
+
+def test_large_bodies_long_waits_and_crowds_are_refused():
+    async def main():
+        service = StandIn()
+        app = application(service, body_bytes=1000, seconds=0.05, requests=1)
+
+        async def pieces():
+            for _ in range(20):
+                yield b"x" * 100
+
+        async with caller(app) as http:
+            large = await http.post("/v1/search", content=b"x" * 2000)
+            streamed = await http.post("/v1/search", content=pieces())
+            service.hold = asyncio.Event()
+            body = {"query": "x", "collection": "fruit"}
+            waiting = asyncio.create_task(http.post("/v1/search", json=body))
+            while not app._in_progress:
+                await asyncio.sleep(0)
+            crowded = await http.post("/v1/search", json=body)
+            healthy = await http.get("/healthz")
+            late = await waiting
+        assert (large.status_code, streamed.status_code) == (413, 413)
+        assert (crowded.status_code, crowded.headers["retry-after"]) == (503, "1")
+        assert healthy.status_code == 200
+        assert late.status_code == 504
+        assert app._in_progress == 0
+
+    asyncio.run(main())
+
+
+def test_tokens_open_the_door_and_say_how_far():
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    other = hashlib.sha256(b"other").hexdigest()
+    reader = Token(sha256=digest, requests_per_minute=2)
+    app = application(StandIn(), {"reader": reader, "writer": Token(sha256=other, write=True)})
+    routing = {"method": "POST", "path": "/v1/route", "json": {"input": "x"}}
+    deletion = {
+        "method": "POST", "path": "/v1/collections/fruit/documents/delete", "json": {"ids": ["d1"]},
+    }  # fmt: skip
+
+    def status(request, authorization=None):
+        headers = {"Authorization": authorization} if authorization else {}
+        return ask(app, **request, headers=headers).status_code
+
+    assert status(routing) == 401
+    assert status(routing, "Bearer wrong") == 401
+    assert status(routing, f"Basic {SECRET}") == 401
+    assert status(deletion, f"Bearer {SECRET}") == 403
+    assert status(deletion, "bearer other") == 200
+    assert [status(routing, f"Bearer {SECRET}") for _ in range(3)] == [200, 200, 429]
+    assert ask(app, "GET", "/healthz").status_code == 200
+    assert ask(app, "GET", "/").status_code == 200
+
+
+def test_without_tokens_only_this_machine_is_answered():
+    async def status(app):
+        async with caller(app, client=("192.0.2.7", 1)) as http:
+            return (await http.get("/v1/models")).status_code
+
+    assert asyncio.run(status(application(StandIn()))) == 403
+    assert asyncio.run(status(application(StandIn(), allow_anonymous=True))) == 200
+
+
+def test_tokens_are_needed_beyond_loopback_and_read_with_care(tmp_path):
+    assert read_tokens(ServingSettings()) == {}
+    assert read_tokens(ServingSettings(host="0.0.0.0", allow_anonymous=True)) == {}
+    with pytest.raises(RecipeError, match=r"serving\.host: 0\.0\.0\.0 lets other machines ask"):
+        read_tokens(ServingSettings(host="0.0.0.0"))
+    file = tmp_path / "tokens.yaml"
+    file.write_text(f"team: {{sha256: '{'a' * 64}', requests_per_minute: 5}}")
+    tokens = read_tokens(ServingSettings(host="0.0.0.0", tokens_file=str(file)))
+    assert tokens["team"].requests_per_minute == 5
+    file.write_text(f"team: {{sha256: '{SECRET}'}}")
+    with pytest.raises(RecipeError, match=r"team\.sha256") as error:
+        read_tokens(ServingSettings(tokens_file=str(file)))
+    assert SECRET not in str(error.value)
+    with pytest.raises(RecipeError, match="tokens_file"):
+        read_tokens(ServingSettings(tokens_file=str(tmp_path / "none.yaml")))
+
+
+def test_the_client_reads_every_answer_and_waits_when_it_is_told():
+    async def main():
+        service = StandIn()
+        app = application(service)
+        refusals = 0
+
+        async def sometimes_busy(scope, receive, send):
+            nonlocal refusals
+            if scope["path"] == "/v1/route" and refusals < 2:
+                refusals += 1
+                await Response(status_code=503, headers={"Retry-After": "0"})(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        client = AsyncClient("http://service")
+        client._http = caller(sometimes_busy)
+        assert (await client.search("fig", "fruit")).results[0].id == "d1"
+        assert (await client.embed(["ab", "abc"])).tolist() == [[2.0] * 3, [3.0] * 3]
+        assert (await client.route(["fig"]))[0].nearest[0].query == "a fig?"
+        assert refusals == 2
+        assert (await client.upsert("fruit", [{"id": "d2", "text": "a plum"}])).change == 1
+        assert service.stored["d2"].text == "a plum"
+        await client.delete("fruit", ["d2"])
+        assert "d2" not in service.stored
+        with pytest.raises(ServiceError, match="404: collection: found 'none'; there are fruit, metal"):
+            await client.search("fig", "none")
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_langchain_gets_documents_by_the_base_and_queries_by_the_router():
+    class Recording:
+        asked: list[tuple[int, str]]
+
+        def embed(self, texts, model):
+            self.asked.append((len(texts), model))
+            return np.ones((len(texts), 2), np.float32)
+
+    client = Recording()
+    client.asked = []
+    embeddings = RoutedEmbeddings(client)
+    assert isinstance(embeddings, Embeddings)
+    assert embeddings.embed_query("x") == [1.0, 1.0]
+    assert len(embeddings.embed_documents(["x"] * 70)) == 70
+    assert client.asked == [(1, "router"), (64, "documents"), (6, "documents")]
+
+
+def test_stages_are_spans_where_somebody_listens():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    with Metrics().stage("search"):
+        pass
+    assert [span.name for span in exporter.get_finished_spans()] == ["search"]
