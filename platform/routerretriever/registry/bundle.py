@@ -15,17 +15,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.config import BASE, EncoderSettings, Recipe
 from routerretriever.datasets import Document
-from routerretriever.encoder import Encoder, PackedExperts, encoder_fingerprint, load_encoder
+from routerretriever.encoder import encoder_fingerprint
 from routerretriever.routing import Router, load_router, save_router
 from routerretriever.storage import ArtifactStore
-from routerretriever.training import Expert
+
+if TYPE_CHECKING:
+    from routerretriever.encoder import Encoder
+    from routerretriever.training import Expert
 
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
@@ -143,6 +146,8 @@ class RouterRetriever:
         Raises:
             BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
         """
+        from routerretriever.encoder import PackedExperts, load_encoder
+
         self.manifest = read_manifest(folder)
         self.settings = EncoderSettings.model_validate(self.manifest["encoder"])
         self.router = load_router(folder / "router")

@@ -40,6 +40,8 @@ log = logging.getLogger("ray.serve")
 
 _CANARY_DEPTH = 10
 _STARTING_SECONDS = 900.0
+_DRIFT_QUERIES = 100
+"""Fewer say nothing: the first query alone is far from any mixture."""
 _FORGOTTEN_SECONDS = 20.0
 """A router replica that has not asked for so long is gone."""
 
@@ -331,7 +333,7 @@ class Releases:
         from scipy.spatial.distance import jensenshannon
 
         live, expected = self._current.weights, self._current.vetted.manifest["shares"]
-        if not live.total():
+        if live.total() < _DRIFT_QUERIES:
             return None
         names = sorted(live.keys() | expected.keys())
         return float(jensenshannon([live[n] for n in names], [expected.get(n, 0.0) for n in names], base=2))

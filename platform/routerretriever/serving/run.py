@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -46,10 +46,17 @@ def serve_forever(pipeline: Pipeline) -> None:
 
     url = deploy(pipeline)
     log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
-    stopped = threading.Event()
+    stopping = False
+
+    def stop(*_: object) -> None:
+        # No lock in here, as an Event has: a second signal would find it held by the first, for ever.
+        nonlocal stopping
+        stopping = True
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
+        signal.signal(number, stop)
+    while not stopping:
+        time.sleep(0.2)
     log.info("shutting down")
     serve.shutdown()
 

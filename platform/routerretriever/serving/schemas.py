@@ -189,7 +189,7 @@ class ServiceState(BaseModel):
     routed_queries: int
     """Queries that the live shares are made of, over all replicas."""
     drift: float | None
-    """Jensen-Shannon distance of the live shares from the expected ones, 0 to 1; null before the first."""
+    """Jensen-Shannon distance of the live shares from the expected ones, 0 to 1; null with few queries."""
     refused: dict[int, str]
     """Released versions that were not let in, and why."""
 
