@@ -138,8 +138,13 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
     for presence in analyses.with_and_without:
         assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
     assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)
-    with pytest.raises(ValueError, match="order"):
+    kept = files_below(Path(pipeline.store.uri) / "analyses")
+    assert pipeline.analyse(["metal", "fruit"], [2]).growing == analyses.growing
+    assert files_below(Path(pipeline.store.uri) / "analyses") == kept
+    with pytest.raises(RecipeError, match="order"):
         pipeline.analyse(["metal"], [1])
+    with pytest.raises(RecipeError, match="clusters"):
+        pipeline.analyse(None, [0])
 
 
 def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(done):
@@ -149,6 +154,20 @@ def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(done):
     assert floor.experts_oracle == pytest.approx(pipeline.evaluation.ndcg_at_10[INSTANCE_ORACLE]["fruit"])
     with pytest.raises(RecipeError, match="no expert 'sport'"):
         pipeline.noise_floor("sport", 2)
+
+
+def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twice(done):
+    pipeline, _, _ = done
+    curve = pipeline.learning_curve("fruit", [8])
+    figures = pipeline.evaluation.ndcg_at_10
+    assert curve.sizes == [8, len(pipeline.collections["fruit"].qrels("train"))]
+    assert curve.base == pytest.approx(figures[BASE]["fruit"])
+    assert curve.experts[-1] == pytest.approx(figures["fruit"]["fruit"])
+    experts = Path(pipeline.store.uri) / "experts"
+    before = files_below(experts)
+    assert Pipeline(pipeline.recipe).learning_curve("fruit", [8]) == curve
+    assert files_below(experts) == before
+    assert "<polyline" in (pipeline.report_folder / "learning-curve-fruit.html").read_text()
 
 
 def test_score_table_agrees_with_a_plain_search(done):
