@@ -203,6 +203,27 @@ def learning_curve(
 
 
 @app.command()
+def reproduce(
+    file: Annotated[Path, typer.Argument(help="Expected figures, a YAML file.", metavar="FILE")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this case; may be given again.", metavar="CASE")
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run recipes and compare with expected figures: OK, OKish or FAIL; exit code 1 if any fails."""
+    from routerretriever.console import show
+
+    _set_up(quiet)
+    from routerretriever import reproduction
+
+    outcomes = reproduction.reproduce(file, only or [], overrides or [])
+    show(reproduction.reproduction_table(outcomes))
+    if any(one.verdict == "FAIL" for one in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
 def register(
     recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False, release: Release = True
 ) -> None:

@@ -218,6 +218,14 @@ class Pipeline:
             log.info("wrote %s", path)
         return result
 
+    def base_means(self, measure_name: str) -> dict[str, float]:
+        """Test set -> mean of one of ``MEASURES`` with the bare base; no expert is trained for it."""
+        scores = self._scores(self._tested(), "test", {})
+        return {
+            name: float(getattr(table.measured[:, table.of(BASE)], measure_name).mean())
+            for name, table in scores.items()
+        }
+
     def tune_router(self, unseen_share: float) -> list[Trial]:
         """Try routers on dev, write what was tried beside the reports; the best comes first.
 

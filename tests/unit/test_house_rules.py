@@ -35,7 +35,7 @@ def test_commands_stay_few():
     command = get_command(app)
     expected = (
         "add-expert analyse datasets encode evaluate learning-curve noise-floor pilots register "
-        "remove-expert run score serve train tune-router"
+        "remove-expert reproduce run score serve train tune-router"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
