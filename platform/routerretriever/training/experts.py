@@ -164,6 +164,8 @@ def train_samples(
 ) -> dict[int, Expert]:
     """Train one expert on nested samples of its train queries, and on all of them: what are queries worth?
 
+    A sample is of the split: ``held_out_fraction``, if set, is taken out of each.
+
     Returns:
         Experts by number of queries; the last is the recipe's own.
 
