@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,17 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
+def _check_numbers(text: str | None) -> str | None:
+    # typer has no type for several numbers in one option, but it names the option whose callback complains.
+    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise typer.BadParameter(f"found {text!r}; give numbers from 1 up, separated by commas: 1,2,4")
+    return text
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipeline:
     from routerretriever.config import load_recipe
     from routerretriever.console import log, set_up
@@ -100,10 +112,10 @@ def tune_router(
     overrides: Overrides = None,
     quiet: Quiet = False,
     unseen_share: Annotated[
-        float, typer.Option(help="How much queries of domains without an expert count, 0 to 1.")
+        float, typer.Option(help="How much queries of domains without an expert count.", min=0, max=1)
     ] = 0.2,
     write: Annotated[bool, typer.Option("--write", help="Put the best settings into the recipe.")] = False,
-    rows: Annotated[int, typer.Option(help="How many of the best are shown.")] = 15,
+    rows: Annotated[int, typer.Option(help="How many of the best are shown.", min=1)] = 15,
 ) -> None:
     """Choose the router by dev queries: tries kinds, features, mixings and gates, and shows a table."""
     from routerretriever.changes import set_routing
@@ -134,31 +146,82 @@ def analyse(
     order: Annotated[
         str | None, typer.Option(help="Experts in the order in which they are added: a,b,c.", metavar="NAMES")
     ] = None,
-    clusters: Annotated[str, typer.Option(help="Pilot centroids per group to try.")] = "1,2,4,8",
+    clusters: Annotated[
+        str,
+        typer.Option(help="Pilot centroids per group to try.", metavar="NUMBERS", callback=_check_numbers),
+    ] = "1,2,4,8",
 ) -> None:
-    """The paper's analyses: with and without an expert, experts one by one, centroids per group."""
+    """The paper's analyses: with and without an expert, experts one by one, centroids, queries in a plane."""
     from routerretriever.console import show
-    from routerretriever.evaluation.analyses import analyses_tables
+    from routerretriever.evaluation.analyses import analyses_sections
+    from routerretriever.evaluation.figures import section_table
 
-    counts = [int(count) for count in clusters.split(",")]
     names = order.split(",") if order else None
-    for table in analyses_tables(_pipeline(recipe, overrides, quiet).analyse(names, counts)):
-        show(table)
+    analyses = _pipeline(recipe, overrides, quiet).analyse(names, _numbers(clusters))
+    for section in analyses_sections(analyses):
+        show(section_table(section))
 
 
 @app.command("noise-floor")
 def noise_floor(
     recipe: RecipeFile,
     domain: Annotated[str, typer.Option(help="The domain whose expert is trained again and again.")],
-    copies: Annotated[int, typer.Option(help="How often, each time with another seed.")] = 6,
+    copies: Annotated[int, typer.Option(help="How often, each time with another seed.", min=2)] = 6,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
     from routerretriever.console import show
-    from routerretriever.evaluation.analyses import noise_floor_table
+    from routerretriever.evaluation.analyses import noise_floor_section
+    from routerretriever.evaluation.figures import section_table
 
-    show(noise_floor_table(_pipeline(recipe, overrides, quiet).noise_floor(domain, copies)))
+    floor = _pipeline(recipe, overrides, quiet).noise_floor(domain, copies)
+    show(section_table(noise_floor_section(floor)))
+
+
+@app.command("learning-curve")
+def learning_curve(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose expert is trained on fewer queries.")],
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of training queries beside all; by default an eighth, a quarter and a half.",
+            metavar="NUMBERS",
+            callback=_check_numbers,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Quality by number of training queries: experts trained on nested samples, measured on test."""
+    from routerretriever.console import show
+    from routerretriever.evaluation.analyses import learning_curve_section
+    from routerretriever.evaluation.figures import section_table
+
+    curve = _pipeline(recipe, overrides, quiet).learning_curve(domain, _numbers(sizes) if sizes else None)
+    show(section_table(learning_curve_section(curve)))
+
+
+@app.command()
+def reproduce(
+    file: Annotated[Path, typer.Argument(help="Expected figures, a YAML file.", metavar="FILE")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this case; may be given again.", metavar="CASE")
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run recipes and compare with expected figures: OK, OKish or FAIL; exit code 1 if any fails."""
+    from routerretriever.console import show
+
+    _set_up(quiet)
+    from routerretriever import reproduction
+
+    outcomes = reproduction.reproduce(file, only or [], overrides or [])
+    show(reproduction.reproduction_table(outcomes))
+    if any(one.verdict == "FAIL" for one in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -419,15 +419,66 @@ class Recipe(Settings):
         return str(Path(self.data_root).expanduser() / Path(path).expanduser())
 
 
+class ReproductionCase(Settings):
+    """Figures that a recipe is to give. See ``routerretriever.reproduction``."""
+
+    recipe: str
+    """A recipe's path, relative to the file."""
+    changes: tuple[str, ...] = ()
+    """``dotted.key=value`` settings that replace the recipe's."""
+    measure: Literal["ndcg_at_10", "recall_at_100", "average_precision", "reciprocal_rank_at_10"] = (
+        "ndcg_at_10"
+    )
+    tolerance: PositiveFloat
+    """A figure this close, up or down, is OK."""
+    wide_tolerance: PositiveFloat
+    """A figure this close is OKish; one further off fails."""
+    expected: Annotated[
+        dict[str, Annotated[dict[DomainName, float], Field(min_length=1)]], Field(min_length=1)
+    ]
+    """Way of answering, as the evaluation names them -> test set -> the measure times 100."""
+
+    @model_validator(mode="after")
+    def _wider(self) -> Self:
+        if self.wide_tolerance < self.tolerance:
+            raise ValueError("wide_tolerance must not be below tolerance")
+        return self
+
+    @property
+    def needs_base_only(self) -> bool:
+        """Whether no expert has a part in it."""
+        return set(self.expected) == {BASE}
+
+
+class _Reproduction(Settings):
+    cases: Annotated[dict[DomainName, ReproductionCase], Field(min_length=1)]
+
+
+Checked = TypeVar("Checked", bound=Settings)
+
+
 def parse_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
     """Check a recipe's values.
 
     Raises:
         RecipeError: a line for every field that is wrong, with what was found.
     """
+    return _parse(Recipe, values, source)
+
+
+def load_reproduction(path: Path) -> dict[str, ReproductionCase]:
+    """Read and check a file of expected figures: cases by name.
+
+    Raises:
+        RecipeError: the file is missing, no YAML, or a setting is wrong.
+    """
+    return _parse(_Reproduction, _read_settings(path), str(path)).cases
+
+
+def _parse(kind: type[Checked], values: dict[str, Any], source: str) -> Checked:
     try:
         # Through JSON, so that the strict check still takes a list where a tuple is meant.
-        return Recipe.model_validate_json(json.dumps(values), strict=True)
+        return kind.model_validate_json(json.dumps(values), strict=True)
     except TypeError as error:
         raise RecipeError(f"{source}: {error}") from None
     except ValidationError as error:
@@ -457,18 +508,22 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: the file is missing, no YAML, or a setting is wrong.
     """
-    path = Path(path)
-    try:
-        values = _read_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe file") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of settings, found {type(values).__name__}")
+    values = _read_settings(Path(path))
     for override in overrides or []:
         _apply_override(values, override)
     return parse_recipe(values, source=str(path))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        values = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: needs a mapping of settings, found {type(values).__name__}")
+    return values
 
 
 def _read_yaml(text: str) -> Any:

@@ -7,7 +7,7 @@ hash of what they were made from, so running a step again costs seconds.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from routerretriever.cluster import connect
-from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings
+from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings, content_hash
 from routerretriever.console import log
 from routerretriever.corpus import Corpus, SearchIndex, build_corpora, open_index
 from routerretriever.datasets import Collection, DatasetError, open_collection
@@ -27,8 +27,20 @@ from routerretriever.evaluation import (
     evaluate,
     write_reports,
 )
-from routerretriever.evaluation.analyses import Analyses, NoiseFloor, analyse, noise_floor
+from routerretriever.evaluation.analyses import (
+    Analyses,
+    LearningCurve,
+    NoiseFloor,
+    analyse,
+    analyses_sections,
+    learning_curve,
+    learning_curve_section,
+    noise_floor,
+    noise_floor_section,
+)
 from routerretriever.evaluation.bench import RouterBench
+from routerretriever.evaluation.evaluate import PAPERS
+from routerretriever.evaluation.figures import Section, write_sections
 from routerretriever.evaluation.tuning import Trial, tune
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
@@ -41,6 +53,7 @@ from routerretriever.training import (
     train_copies,
     train_experts,
     train_joint,
+    train_samples,
 )
 
 if TYPE_CHECKING:
@@ -211,6 +224,14 @@ class Pipeline:
             log.info("wrote %s", path)
         return result
 
+    def base_means(self, measure_name: str) -> dict[str, float]:
+        """Test set -> mean of one of ``MEASURES`` with the bare base; no expert is trained for it."""
+        scores = self._scores(self._tested(), "test", {})
+        return {
+            name: float(getattr(table.measured[:, table.of(BASE)], measure_name).mean())
+            for name, table in scores.items()
+        }
+
     def tune_router(self, unseen_share: float) -> list[Trial]:
         """Try routers on dev, write what was tried beside the reports; the best comes first.
 
@@ -230,24 +251,40 @@ class Pipeline:
         """The paper's analyses on the test sets, written beside the reports.
 
         Raises:
-            ValueError: the order does not name each expert once.
+            RecipeError: the order does not name each expert once, or a number of centroids is not positive.
         """
+        known, order = self.recipe.expert_domains, order or self.recipe.expert_domains
+        if sorted(order) != sorted(known):
+            raise RecipeError(f"order: found {', '.join(order)}; name each once of {', '.join(known)}")
+        if not clusters or min(clusters) < 1:
+            raise RecipeError(f"clusters: found {clusters}; give one or more numbers from 1 up")
         bench = self._bench(self._tested(), "test")
-        analyses = analyse(bench, self.recipe.routing, order or self.recipe.expert_domains, clusters)
+        analyses = analyse(self._portable(bench), self.recipe.routing, order, clusters, self.store)
         self._write_json("analyses.json", asdict(analyses))
+        self._write_page("analyses", analyses_sections(analyses))
         return analyses
+
+    def _portable(self, bench: RouterBench) -> RouterBench:
+        """The same for workers, with the features of the deployed router and the paper's alone."""
+        kinds = (self.recipe.routing, PAPERS)
+        data = {(one.features, one.include_base): self.routing_data(one) for one in kinds}
+        features = {one.features: bench.features(one) for one in kinds}
+        return replace(
+            bench,
+            fit_data=lambda settings: data[settings.features, settings.include_base],
+            features=lambda settings: features[settings.features],
+        )
 
     def noise_floor(self, domain: str, copies: int) -> NoiseFloor:
         """Train one expert with several seeds, and see what an oracle gains by choosing among the copies.
 
         Raises:
-            RecipeError: the domain has no expert, or fewer than two copies are asked for.
+            RecipeError: the domain has no expert or no test split, or fewer than two copies are asked for.
         """
-        if domain not in self.recipe.expert_domains:
-            raise RecipeError(f"no expert {domain!r}; there are {', '.join(self.recipe.expert_domains)}")
+        collection = self._studied(domain)
         if copies < 2:
             raise RecipeError(f"copies: {copies} is too few; an oracle needs 2 or more to choose from")
-        recipe, collection = self.recipe, self.collections[domain]
+        recipe = self.recipe
         _ = self.corpora
         trained = train_copies(collection, recipe.encoder, recipe.training, copies, self.store)
         floor = noise_floor(
@@ -255,7 +292,46 @@ class Pipeline:
             self._scores([collection], "test", self.experts)[domain],
         )
         self._write_json(f"noise-floor-{domain}.json", asdict(floor))
+        self._write_page(f"noise-floor-{domain}", [noise_floor_section(floor)])
         return floor
+
+    def learning_curve(self, domain: str, sizes: list[int] | None) -> LearningCurve:
+        """Train a domain's expert on samples of its train queries, and on all of them; measure all on test.
+
+        Raises:
+            RecipeError: the domain has no expert or no test split, or there are no samples of these sizes.
+        """
+        collection, recipe = self._studied(domain), self.recipe
+        queries = len(collection.qrels("train"))
+        sizes = sizes or [queries // 8, queries // 4, queries // 2]
+        if min(sizes) < 1 or max(sizes) >= queries:
+            raise RecipeError(
+                f"sizes: found {sizes}; {domain} has {queries} train queries, and all of them are always "
+                f"tried; give numbers from 1 to {queries - 1}"
+            )
+        _ = self.corpora
+        trained = train_samples(collection, recipe.encoder, recipe.training, sorted(set(sizes)), self.store)
+        experts = {expert.domain: expert for expert in trained.values()}
+        curve = learning_curve(
+            self._scores([collection], "test", experts)[domain],
+            {size: expert.domain for size, expert in trained.items()},
+        )
+        self._write_json(f"learning-curve-{domain}.json", asdict(curve))
+        self._write_page(f"learning-curve-{domain}", [learning_curve_section(curve)])
+        return curve
+
+    def _studied(self, domain: str) -> Collection:
+        if domain not in self.recipe.expert_domains:
+            there = ", ".join(self.recipe.expert_domains)
+            raise RecipeError(f"domain: no expert {domain!r}; there are {there}")
+        collection = self.collections[domain]
+        if "test" not in collection.splits():
+            raise RecipeError(f"domain: {collection.folder} has no test split to measure on; choose another")
+        return collection
+
+    def _write_page(self, name: str, sections: list[Section]) -> None:
+        path = self.report_folder / f"{name}.html"
+        log.info("wrote %s", write_sections(f"{self.recipe.name}: {name}", sections, path))
 
     def _write_json(self, name: str, content: Any) -> None:
         self.report_folder.mkdir(parents=True, exist_ok=True)
@@ -277,6 +353,14 @@ class Pipeline:
             features=lambda settings: self.features(scores, split, settings.features),
             qrels={name: self.collections[name].qrels(split) for name in scores},
             indexes={name: self._index(name) for name in scores},
+            identity=content_hash(
+                {name: expert.version for name, expert in self.experts.items()},
+                {name: self.corpora[name].key for name in scores},
+                [collection.split_hash(split) for collection in collections],
+                [collection.split_hash(self._source_split) for collection in self.expert_collections],
+                self.recipe.scoring.source,
+                self.recipe.corpus.index.model_dump(),
+            ),
         )
 
     def _index(self, name: str) -> SearchIndex:

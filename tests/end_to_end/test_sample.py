@@ -48,6 +48,14 @@ def test_experts_and_routing_differ_visibly_from_the_base(run, storage):
     assert figures["mean_ndcg_at_10"]["base"]["zero_shot"] > 0
 
 
+def test_the_base_scores_what_it_did(run, storage):
+    command = [BIN / "routerretriever", "reproduce", "jobs/reproduction.yaml", "--only", "sample-base"]
+    command += ["--set", f"storage={storage}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("OK") == len(EXPERTS) + 1
+
+
 def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path):
     yaml, port = YAML(), free_port()
     config = yaml.load((ROOT / "serve_configs" / "local.yaml").read_text())

@@ -18,6 +18,7 @@ from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from routerretriever import RouterRetriever
 from routerretriever.changes import add_domain, remove_domain
+from routerretriever.cli import main
 from routerretriever.config import BASE, RecipeError, load_recipe
 from routerretriever.corpus import open_index
 from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
@@ -26,6 +27,7 @@ from routerretriever.pipeline import Pipeline
 from routerretriever.registry import BundleError
 from routerretriever.registry.bundle import read_manifest
 from routerretriever.registry.mlflow_registry import fetch_bundle
+from routerretriever.reproduction import reproduce
 from routerretriever.training import TrainingFailed
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
@@ -113,8 +115,13 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
     for presence in analyses.with_and_without:
         assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
     assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)
-    with pytest.raises(ValueError, match="order"):
+    kept = files_below(Path(pipeline.store.uri) / "analyses")
+    assert pipeline.analyse(["metal", "fruit"], [2]).growing == analyses.growing
+    assert files_below(Path(pipeline.store.uri) / "analyses") == kept
+    with pytest.raises(RecipeError, match="order"):
         pipeline.analyse(["metal"], [1])
+    with pytest.raises(RecipeError, match="clusters"):
+        pipeline.analyse(None, [0])
 
 
 def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(done):
@@ -124,6 +131,47 @@ def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(done):
     assert floor.experts_oracle == pytest.approx(pipeline.evaluation.ndcg_at_10[INSTANCE_ORACLE]["fruit"])
     with pytest.raises(RecipeError, match="no expert 'sport'"):
         pipeline.noise_floor("sport", 2)
+
+
+def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twice(done):
+    pipeline, _, _ = done
+    curve = pipeline.learning_curve("fruit", [8])
+    figures = pipeline.evaluation.ndcg_at_10
+    assert curve.sizes == [8, len(pipeline.collections["fruit"].qrels("train"))]
+    assert curve.base == pytest.approx(figures[BASE]["fruit"])
+    assert curve.experts[-1] == pytest.approx(figures["fruit"]["fruit"])
+    experts = Path(pipeline.store.uri) / "experts"
+    before = files_below(experts)
+    assert Pipeline(pipeline.recipe).learning_curve("fruit", [8]) == curve
+    assert files_below(experts) == before
+    assert "<polyline" in (pipeline.report_folder / "learning-curve-fruit.html").read_text()
+
+
+def test_expected_figures_are_judged_and_a_failure_is_an_exit_code(done, tmp_path, capsys, monkeypatch):
+    pipeline, _, _ = done
+    figures = pipeline.evaluation.ndcg_at_10
+    case = {"recipe": "recipe.yaml", "tolerance": 0.01, "wide_tolerance": 1.0}
+    base, routed = 100 * figures[BASE]["sport"], 100 * figures[ROUTED]["fruit"]
+    cases = {
+        "base": {**case, "expected": {BASE: {"sport": round(base, 2)}}},
+        "all": {
+            **case,
+            "expected": {ROUTED: {"fruit": round(routed + 0.5, 2)}, "own expert": {"metal": -1.0}},
+        },
+    }
+    for name, content in (("recipe", pipeline.recipe.model_dump(mode="json")), ("figures", {"cases": cases})):
+        with (tmp_path / f"{name}.yaml").open("w") as file:
+            YAML().dump(content, file)
+    outcomes = reproduce(tmp_path / "figures.yaml", [], [])
+    assert [one.verdict for one in outcomes] == ["OK", "OKish", "FAIL"]
+    assert outcomes[1].found == pytest.approx(routed)
+    command = ["routerretriever", "reproduce", str(tmp_path / "figures.yaml"), "--only"]
+    for name, code in (("base", 0), ("all", 1)):
+        monkeypatch.setattr(sys, "argv", [*command, name])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+    assert "OKish" in capsys.readouterr().out
 
 
 def test_score_table_agrees_with_a_plain_search(done):
@@ -160,6 +208,47 @@ def test_beirs_own_evaluator_gives_the_same_figures(done):
         ndcg, _, _, _ = searcher.evaluate(collection.qrels("test"), results, [10])
         ours = pipeline.evaluation.ndcg_at_10[ROUTED][dataset]
         assert ndcg["NDCG@10"] == pytest.approx(ours, abs=1e-4)
+
+
+def test_mteb_gives_the_same_figures(done):
+    mteb = pytest.importorskip("mteb", reason="the extra 'mteb' is not installed")
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    pipeline, registered, _ = done
+    collection = pipeline.collections["fruit"]
+
+    class Fruit(AbsTaskRetrieval):
+        metadata = mteb.TaskMetadata(
+            name="Fruit", description="A tiny collection.", type="Retrieval", eval_splits=["test"],
+            eval_langs=["eng-Latn"], main_score="ndcg_at_10", dataset={"path": "none", "revision": "none"},
+        )  # fmt: skip
+
+        def load_data(self, **_):
+            self.corpus = {"test": {d.id: {"title": d.title, "text": d.text} for d in collection.documents()}}
+            self.queries = {"test": collection.queries("test")}
+            self.relevant_docs = {"test": collection.qrels("test")}
+            self.data_loaded = True
+
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
+    (result,) = mteb.evaluate(model, Fruit(), cache=None, show_progress_bar=False).task_results
+    ours = pipeline.evaluation.ndcg_at_10[ROUTED]["fruit"]
+    assert result.scores["test"][0]["ndcg_at_10"] == pytest.approx(ours, abs=1e-4)
+
+
+def test_batches_are_embedded_as_queries_or_as_documents(done):
+    _, registered, _ = done
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
+    batches = [{"text": ["iron with tin", "fig"]}, {"text": ["gold"]}]
+    texts = ["iron with tin", "fig", "gold"]
+    queries, documents = (
+        model.encode(batches, prompt_type="query"),
+        model.encode(batches, prompt_type="document"),
+    )
+    np.testing.assert_array_equal(queries, model.encode_queries(texts))
+    np.testing.assert_array_equal(documents, model.encode_corpus([{"text": text} for text in texts]))
+    scores = model.similarity(queries, documents)
+    assert scores.shape == (3, 3)
+    np.testing.assert_allclose(np.diag(scores), model.similarity_pairwise(queries, documents), rtol=1e-5)
 
 
 def test_the_bundle_is_an_mlflow_model_too(done):

@@ -53,7 +53,7 @@ def test_a_malformed_override_is_refused(tmp_path, override):
 
 
 def test_missing_and_unreadable_recipes(tmp_path):
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(RecipeError, match="no such file"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(RecipeError, match="mapping"):

@@ -21,11 +21,14 @@ from routerretriever.datasets import (
     check_collection,
     download,
     hold_out,
+    load_judgements,
     open_collection,
     sample_domains,
     split_train,
+    store_judgements,
     write_split,
 )
+from routerretriever.storage import ArtifactStore
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 CORPUS = [
@@ -233,6 +236,16 @@ def test_hold_out_depends_on_the_salt_and_is_pinned():
     ids = [f"q{number}" for number in range(100)]
     assert sorted(hold_out(ids, 0.05, "dev")) == ["q20", "q39", "q47", "q80", "q99"]
     assert hold_out(ids, 0.5, "dev") != hold_out(ids, 0.5, "held_out")
+
+
+def test_samples_of_a_split_are_nested_and_kept_apart_in_storage(tmp_path):
+    collection = make_train_only(tmp_path / "one", size=40)
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    keys = [store_judgements(store, collection, "train", limit) for limit in (5, 20, None)]
+    small, large, whole = (load_judgements(store, key) for key in keys)
+    assert (len(small.queries), len(large.queries)) == (5, 20)
+    assert small.queries.items() < large.queries.items() < whole.queries.items()
+    assert small.qrels.keys() == small.queries.keys()
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])

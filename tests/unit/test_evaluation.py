@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.config import BASE, RoutingSettings
 from routerretriever.corpus import SearchIndex
+from routerretriever.evaluation.analyses import project
 from routerretriever.evaluation.bench import RouterBench
 from routerretriever.evaluation.evaluate import (
     DATASET_ORACLE,
@@ -16,6 +17,14 @@ from routerretriever.evaluation.evaluate import (
     RoutedBy,
     evaluate,
     mix,
+)
+from routerretriever.evaluation.figures import (
+    Lines,
+    Scatter,
+    Section,
+    grid,
+    section_table,
+    write_sections,
 )
 from routerretriever.evaluation.report import write_page
 from routerretriever.evaluation.significance import compare
@@ -117,6 +126,45 @@ def test_tables_and_report_tell_the_same(tmp_path):
     assert mean in page
     assert "&lt;query 0&gt;" in page or "0 of 12 queries lose" in page
     assert "<query" not in page
+
+
+def test_a_projection_keeps_apart_what_lies_apart():
+    random = np.random.default_rng(0)
+    vectors = {
+        name: (random.normal(size=(count, DIMENSION)) + 20 * np.eye(DIMENSION)[row]).astype(np.float32)
+        for row, (name, count) in enumerate((("a", 300), ("b", 20)))
+    }
+    # One of b's queries looks like those of a.
+    vectors["b"][0] -= 20 * (np.eye(DIMENSION)[1] - np.eye(DIMENSION)[0])
+    found = project("embedding", vectors)
+    assert found == project("embedding", vectors)
+    a, b = (np.array(found.points[name]) for name in ("a", "b"))
+    assert (len(a), len(b)) == (200, 20)
+    assert found.among_their_own == {"a": pytest.approx(1, abs=0.02), "b": 0.95}
+    # Rows keep their order: the stray one is drawn among its like.
+    middle_a, middle_b = a.mean(axis=0), b[1:].mean(axis=0)
+    assert np.linalg.norm(b[0] - middle_a) < np.linalg.norm(b[0] - middle_b)
+
+
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_a_plots_grid_holds_its_values(one, other):
+    low, high = sorted((one, other))
+    marks = grid(low, high)
+    assert marks[0] <= low
+    assert marks[-1] >= high
+    assert 2 <= len(marks) <= 7
+
+
+def test_a_page_of_sections_draws_what_it_is_given(tmp_path):
+    lines = Lines("growth", ["1", "2", "3"], "<experts>", {"ours": [60.0, None, 62.5], "base": [55, 55, 55]})
+    scatter = Scatter("plane", {"a": [[0, 0], [1, 2]], "b": [[3, 3]]})
+    section = Section("One & all", "Why.", ["set", "ours"], [["<a>", "62.5"]], [lines, scatter])
+    page = write_sections("analyses", [section], tmp_path / "reports" / "page.html").read_text()
+    assert page.count("<polyline") == 2
+    assert page.count("<circle") == 5 + 3
+    assert "&lt;experts&gt;" in page
+    assert "<td>&lt;a&gt;</td><td>62.5</td>" in page
+    assert section_table(section).row_count == 1
 
 
 def test_a_clear_difference_is_told_from_luck():

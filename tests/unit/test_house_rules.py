@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from ray.serve.schema import ServeDeploySchema
-from routerretriever.cli import app
+from routerretriever.cli import app, main
 from routerretriever.config import load_recipe
 from routerretriever.serving.access import is_loopback
 from ruamel.yaml import YAML
@@ -36,8 +36,8 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse datasets encode evaluate noise-floor pilots register release remove-expert "
-        "rollback run score serve train tune-router versions"
+        "add-expert analyse datasets encode evaluate learning-curve noise-floor pilots register release "
+        "remove-expert reproduce rollback run score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
@@ -58,6 +58,36 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("routerretriever."):
                 other = node.module.split(".")[1]
                 assert other not in ROOMS or other in allowed, f"{path.name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyse", "--clusters", "0"],
+        ["analyse", "--clusters", "-1"],
+        ["analyse", "--clusters", "2,many"],
+        ["analyse", "--order", "kitchen,kitchen"],
+        ["learning-curve", "--sizes", "1.5", "--domain", "kitchen"],
+        ["learning-curve", "--sizes", "1000", "--domain", "kitchen"],
+        ["learning-curve", "--domain", "garden"],
+        ["noise-floor", "--domain", "nowhere"],
+        ["noise-floor", "--copies", "1", "--domain", "kitchen"],
+        ["tune-router", "--unseen-share", "2"],
+        ["tune-router", "--rows", "0"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option_is_named_before_anything_is_computed(arguments, tmp_path, capsys, monkeypatch):
+    command, option, *rest = arguments
+    recipe = ROOT / "jobs" / "recipes" / "sample.yaml"
+    monkeypatch.setattr(
+        sys, "argv", ["routerretriever", command, str(recipe), "--set", f"storage={tmp_path}", option, *rest]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code in (1, 2)
+    assert option.removeprefix("--") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_imports_nothing_heavy():

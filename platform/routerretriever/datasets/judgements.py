@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.splitting import first_by_hash
 from routerretriever.storage import ArtifactStore
 
 _FILE = "judgements.json.gz"
@@ -27,11 +28,25 @@ class Judgements:
         return Judgements({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
 
 
-def store_judgements(store: ArtifactStore, collection: Collection, split: str) -> str:
-    """Put a split into storage, once; returns its key."""
+def store_judgements(
+    store: ArtifactStore, collection: Collection, split: str, limit: int | None = None
+) -> str:
+    """Put a split into storage, once; returns its key.
+
+    Args:
+        store: where to.
+        collection: whose split.
+        split: its name.
+        limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
+    """
     key = f"judgements/{collection.name}-{split}-{collection.split_hash(split)}"
+    if limit is not None:
+        key += f"-{limit}"
     if not store.exists(key):
-        content = {"queries": collection.queries(split), "qrels": collection.qrels(split)}
+        chosen = Judgements(collection.queries(split), collection.qrels(split))
+        if limit is not None:
+            chosen = chosen.subset(first_by_hash(chosen.queries, limit, "sample"))
+        content = {"queries": chosen.queries, "qrels": chosen.qrels}
         data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
         store.put(key, _FILE, lambda path: _write(path, data))
         store.commit(key, {"kind": "judgements", "collection": collection.name, "split": split})

@@ -28,7 +28,12 @@ def hold_out(query_ids: Iterable[str], fraction: float, salt: str) -> set[str]:
     if len(ids) < 2:
         raise ValueError(f"query_ids: holding some out and keeping some needs 2 or more, found {len(ids)}")
     size = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
-    return set(sorted(ids, key=lambda query: (_hash(query, salt), query))[:size])
+    return set(first_by_hash(ids, size, salt))
+
+
+def first_by_hash(query_ids: Iterable[str], count: int, salt: str) -> list[str]:
+    """The queries with the smallest hashes; of two counts, the larger choice holds the smaller one."""
+    return sorted(query_ids, key=lambda query: (_hash(query, salt), query))[:count]
 
 
 def split_train(query_ids: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:

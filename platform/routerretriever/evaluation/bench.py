@@ -27,6 +27,8 @@ class RouterBench:
     """Routing features [Q, d] of the split's queries, in the score table's order."""
     qrels: Mapping[str, Qrels]
     indexes: Mapping[str, SearchIndex]
+    identity: str = ""
+    """Hash of what all of this was made from; figures are stored under it."""
 
     @property
     def datasets(self) -> list[str]:

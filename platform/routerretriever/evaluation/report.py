@@ -17,6 +17,7 @@ from routerretriever.evaluation.evaluate import (
     ROUTED,
     Evaluation,
 )
+from routerretriever.evaluation.figures import render
 from routerretriever.evaluation.tables import p_value, percent, write_tables
 from routerretriever.measures import MEASURES
 
@@ -33,16 +34,7 @@ def write_reports(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 def write_page(evaluation: Evaluation, folder: Path) -> Path:
     """Write ``evaluation.html``; returns the file."""
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(
-        loader=PackageLoader("routerretriever.evaluation", "."), autoescape=True, trim_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(_content(evaluation))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "evaluation.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return render("report.html.j2", _content(evaluation), folder / "evaluation.html")
 
 
 def _content(evaluation: Evaluation) -> dict[str, Any]:

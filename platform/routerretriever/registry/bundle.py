@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import BASE, EncoderSettings, Recipe
+from routerretriever.config import BASE, EncoderSettings, Recipe, content_hash
 from routerretriever.datasets import Document
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.routing import Router, load_router, save_router
@@ -132,7 +132,8 @@ def write_bundle(
 class RouterRetriever:
     """A loaded bundle: encodes each query by the expert, or the mixture of experts, that suits it.
 
-    Has the methods that beir's ``DenseRetrievalExactSearch`` asks of a model.
+    Has the methods that beir's ``DenseRetrievalExactSearch`` asks of a model, and those of mteb's
+    ``EncoderProtocol``; neither package is needed to load it.
     """
 
     def __init__(self, folder: Path, encoder: Encoder | None = None, load_experts: bool = True) -> None:
@@ -200,6 +201,31 @@ class RouterRetriever:
         """Embed documents (``title``, ``text``) with the bare base: [N, d] float32."""
         documents = (Document("", document.get("title") or "", document["text"]) for document in corpus)
         return self.encoder.encode_documents([document.content for document in documents])
+
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: str | None = None, **_: Any
+    ) -> Vectors:
+        """Embed batches as mteb gives them: [N, d] float32; all but documents are taken for queries."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        if prompt_type == "document":
+            return self.encoder.encode_documents(texts)  # mteb has put the titles in front
+        return self.encode_queries(texts)
+
+    def similarity(self, ours: Any, theirs: Any) -> Vectors:
+        """Scores of all queries with all documents. A product, since documents have their length already."""
+        return np.atleast_2d(ours) @ np.atleast_2d(theirs).T
+
+    def similarity_pairwise(self, ours: Any, theirs: Any) -> Vectors:
+        """Scores of each query with the document at its place."""
+        return np.einsum("bd,bd->b", np.atleast_2d(ours), np.atleast_2d(theirs))
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb files results under: the recipe's name, and a hash of the whole bundle."""
+        from mteb.models.model_meta import ModelMeta
+
+        name = f"routerretriever/{self.manifest['recipe']['name']}"
+        return ModelMeta.create_empty({"name": name, "revision": content_hash(self.manifest)})
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from routerretriever.training.experts import (
     train_copies,
     train_experts,
     train_joint,
+    train_samples,
 )
 
 __all__ = [
     "Expert", "TrainingFailed", "average_experts", "expert_key", "open_expert", "train_copies",
-    "train_experts", "train_joint",
+    "train_experts", "train_joint", "train_samples",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ Layout of an expert: PEFT's ``adapter_model.safetensors`` and ``adapter_config.j
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,6 +155,35 @@ def train_copies(
     return _train_missing(jobs, store)
 
 
+def train_samples(
+    collection: Collection,
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    sizes: Sequence[int],
+    store: ArtifactStore,
+) -> dict[int, Expert]:
+    """Train one expert on nested samples of its train queries, and on all of them: what are queries worth?
+
+    A sample is of the split: ``held_out_fraction``, if set, is taken out of each.
+
+    Returns:
+        Experts by number of queries; the last is the recipe's own.
+
+    Raises:
+        TrainingFailed: one or more failed; the others are finished and kept.
+    """
+    own_key = expert_key(collection, encoder, training)
+    jobs = {}
+    for size in sizes:
+        part = _part(collection, encoder, store, size)
+        key = f"experts/{collection.name}-{size}-queries-{content_hash(own_key, size)}"
+        jobs[size] = TrainingJob(f"{collection.name}-{size}-queries", key, encoder, training, (part,))
+    own = TrainingJob(collection.name, own_key, encoder, training, (_part(collection, encoder, store),))
+    jobs[len(collection.qrels("train"))] = own
+    made = _train_missing(list(jobs.values()), store)
+    return {size: made[job.name] for size, job in jobs.items()}
+
+
 def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactStore) -> Expert:
     """An adapter whose weights are the plain mean of the experts' weights."""
     from safetensors.numpy import load_file, save_file
@@ -171,10 +200,12 @@ def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactSto
     return open_expert(store, key)
 
 
-def _part(collection: Collection, encoder: EncoderSettings, store: ArtifactStore) -> TrainingPart:
+def _part(
+    collection: Collection, encoder: EncoderSettings, store: ArtifactStore, train_limit: int | None = None
+) -> TrainingPart:
     return TrainingPart(
         corpus_key=corpus_key(collection, encoder),
-        train_key=store_judgements(store, collection, "train"),
+        train_key=store_judgements(store, collection, "train", train_limit),
         dev_key=store_judgements(store, collection, "dev"),
     )
 
