@@ -5,11 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 from routerretriever.cli import app
 from routerretriever.config import load_recipe
-from ruamel.yaml import YAML
 from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
@@ -78,15 +76,3 @@ def test_contriever_recipe_has_the_papers_settings():
     assert (recipe.encoder.query_max_length, recipe.training.batch_size) == (512, 256)
     assert recipe.training.learning_rate == 1e-4
     assert (recipe.training.lora.rank, recipe.training.lora.alpha) == (8, 32)
-
-
-def test_the_cluster_file_is_valid_to_rays_launcher():
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    cluster = YAML(typ="safe").load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(cluster))
-    locked = (ROOT / "requirements.lock").read_text().splitlines()
-    (ray_version,) = (line.removeprefix("ray==") for line in locked if line.startswith("ray=="))
-    assert f":{ray_version}-py311" in cluster["docker"]["image"]
-    with pytest.raises(jsonschema.ValidationError):
-        validate_config({**prepare_config(cluster), "max_workers": "many"})
