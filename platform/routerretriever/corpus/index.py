@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from routerretriever.config import IndexSettings, content_hash
 from routerretriever.corpus.artifact import Corpus, Vectors
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, make_missing
 
 _INDEX_FILE = "index.faiss"
 _TRAINING_POINTS_PER_LIST = 64
@@ -28,10 +28,13 @@ def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) ->
     if settings.kind == "exact":
         return SearchIndex(_fill(faiss.IndexFlatIP(corpus.dimension), corpus), corpus.ids)
     key = f"indexes/{corpus.key.split('/')[-1]}-{settings.kind}-{content_hash(settings.model_dump())}"
-    if not store.exists(key):
+
+    def build(_: list[str]) -> None:
         built = _ivf(corpus, settings) if settings.kind == "ivf" else _hnsw(corpus, settings)
         store.put(key, _INDEX_FILE, lambda path: faiss.write_index(built, str(path)))
         store.commit(key, {"kind": "index", "corpus": corpus.key, "settings": settings.model_dump()})
+
+    make_missing(store, [key], build)
     return SearchIndex(faiss.read_index(str(store.fetch(key) / _INDEX_FILE)), corpus.ids)
 
 

@@ -27,10 +27,15 @@ class Judgements:
         return Judgements({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
 
 
+def judgements_key(collection: Collection, split: str) -> str:
+    """Where a split's judgements lie: a hash of its queries and judgements."""
+    return f"judgements/{collection.name}-{split}-{collection.split_hash(split)}"
+
+
 def store_judgements(store: ArtifactStore, collection: Collection, split: str) -> str:
     """Put a split into storage, once; returns its key."""
-    key = f"judgements/{collection.name}-{split}-{collection.split_hash(split)}"
-    if not store.exists(key):
+    key = judgements_key(collection, split)
+    if not store.ready(key):
         content = {"queries": collection.queries(split), "qrels": collection.qrels(split)}
         data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
         store.put(key, _FILE, lambda path: _write(path, data))
