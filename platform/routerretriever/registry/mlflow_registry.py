@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 _VERSION_TAG = "content_version"
+
+
+class RegistryError(RuntimeError):
+    """MLflow cannot be reached, or refused what was asked."""
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
@@ -54,15 +59,27 @@ class Registry:
             # Every registration would warn that models of this kind are pickled.
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self._client = MlflowClient()
-        if self._client.get_experiment_by_name(self._name) is None:
-            local = recipe.registry.tracking_uri is None
-            location = Path(store.location("mlflow-artifacts")).as_uri() if local else None
-            self._client.create_experiment(self._name, artifact_location=location)
-        mlflow.set_experiment(self._name)
+        with self._reached():
+            if self._client.get_experiment_by_name(self._name) is None:
+                local = recipe.registry.tracking_uri is None
+                location = Path(store.location("mlflow-artifacts")).as_uri() if local else None
+                self._client.create_experiment(self._name, artifact_location=location)
+            mlflow.set_experiment(self._name)
 
     def expert_model(self, domain: str) -> str:
         """Name of a domain's registered model."""
         return f"{self._name}-expert-{domain}"
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """MLflow's client tries for minutes by itself; then the user is told what to do."""
+        try:
+            yield
+        except MlflowException as error:
+            raise RegistryError(
+                f"registry.tracking_uri: {self.tracking_uri}: {error.message}\nnothing is lost: all that was "
+                "made lies in storage; run the same command again, which registers what is missing"
+            ) from error
 
     def register_expert(self, expert: Expert, store: ArtifactStore) -> int:
         """Register an expert's adapter, once; returns its version number."""
@@ -109,7 +126,22 @@ class Registry:
         Returns:
             The bundle's version number, and each expert's.
         """
-        versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
+        with self._reached():
+            versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
+            version = self._register_bundle(recipe, router, experts, versions, evaluation, store)
+            if release:
+                self.release(version)
+        return version, versions
+
+    def _register_bundle(
+        self,
+        recipe: Recipe,
+        router: Router,
+        experts: Mapping[str, Expert],
+        versions: Mapping[str, int],
+        evaluation: Evaluation,
+        store: ArtifactStore,
+    ) -> int:
         self._ensure_model(self._name)
         with (
             tempfile.TemporaryDirectory() as scratch,
@@ -138,10 +170,7 @@ class Registry:
             created = self._client.create_model_version(
                 self._name, source=logged.model_uri, run_id=run.info.run_id, model_id=logged.model_id
             )
-        version = int(created.version)
-        if release:
-            self.release(version)
-        return version, versions
+        return int(created.version)
 
     def release(self, version: int) -> None:
         """Point the alias at a bundle version; moving it back is a roll-back."""
