@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from routerretriever.console import log
 
 _UNBOUNDED = 1000
+_JOINING_SECONDS = 120.0
 
 
 def connect() -> None:
@@ -73,7 +75,18 @@ def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
     Raises:
         ValueError: not even one group fits; it would be waited for without end.
     """
-    workers = max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines())
+
+    def count() -> int:
+        return max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines())
+
+    workers = count()
+    # A cluster that was joined may just have lost machines, or not have them yet; one of our own never grows.
+    deadline = time.monotonic() + (_JOINING_SECONDS if "RAY_ADDRESS" in os.environ else 0)
+    if workers < gang and time.monotonic() < deadline:
+        log.info("waiting for machines: room for %d of %d worker(s)", workers, gang)
+    while workers < gang and time.monotonic() < deadline:
+        time.sleep(1)
+        workers = count()
     if workers < gang:
         raise ValueError(
             f"{gang} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each are asked for; the cluster's machines "

@@ -59,14 +59,12 @@ def start_job(module: str, recipe: Path, output: Path) -> subprocess.Popen[bytes
         )
 
 
-def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, one_node, messages, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # reports of a run on remote storage are written here
+def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, one_node, messages, tmp_path):
     for name, words in WORDS.items():
         write_collection(tmp_path / "data" / name, words)
     recipe = tiny_recipe(tmp_path, storage="s3://bucket/runs")
-    other = start_job("score", save_recipe(recipe, tmp_path / "recipe.yaml"), tmp_path / "other.log")
-    figures = Pipeline(recipe).evaluation.ndcg_at_10
-    assert set(figures["RouterRetriever"]) == set(WORDS)
+    other = start_job("train", save_recipe(recipe, tmp_path / "recipe.yaml"), tmp_path / "other.log")
+    assert Pipeline(recipe).router.experts == ["fruit", "metal"]
     assert other.wait(300) == 0, (tmp_path / "other.log").read_text()
     told = messages + (tmp_path / "other.log").read_text().splitlines()
     for work in ("encoded sport", "encoded fruit", "expert fruit: dev", "expert metal: dev"):

@@ -10,6 +10,8 @@ GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
 
 @pytest.fixture
 def machines(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
     def have(there, may_be=()):
         monkeypatch.setattr(cluster, "_machines", lambda: (there, list(may_be)))
 
@@ -40,6 +42,17 @@ def test_what_can_never_be_placed_is_refused_instead_of_waited_for(machines):
         room_for(4, 0)
     with pytest.raises(ValueError, match=r"5 worker\(s\) .* can hold 4"):
         room_for(1, 0, gang=5)
+
+
+def test_a_cluster_that_was_joined_may_get_its_machines_later(machines, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    machines([HEAD])
+    monkeypatch.setattr(cluster.time, "sleep", lambda _: machines([HEAD, GPU_NODE]))
+    assert room_for(1, 0) == 8
+    monkeypatch.setattr(cluster, "_JOINING_SECONDS", 0.0)
+    machines([HEAD])
+    with pytest.raises(ValueError, match="can hold 0"):
+        room_for(1, 0)
 
 
 def test_machines_that_an_autoscaler_would_start_count(machines):

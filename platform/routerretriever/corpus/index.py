@@ -21,12 +21,12 @@ _TRAINING_POINTS_PER_LIST = 64
 def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) -> SearchIndex:
     """The index of a corpus.
 
-    An exact index is read straight from the embeddings. IVF and HNSW take long to build, so they are
+    Exact search reads the embeddings where they lie, on disk. IVF and HNSW take long to build, so they are
     artifacts of their own, keyed by the corpus and their settings.
     """
     faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if settings.kind == "exact":
-        return SearchIndex(_fill(faiss.IndexFlatIP(corpus.dimension), corpus), corpus.ids)
+        return SearchIndex(_Exact(corpus), corpus.ids)
     key = f"indexes/{corpus.key.split('/')[-1]}-{settings.kind}-{content_hash(settings.model_dump())}"
 
     def build(_: list[str]) -> None:
@@ -65,8 +65,27 @@ def _hnsw(corpus: Corpus, settings: IndexSettings) -> Any:
     return _fill(index, corpus)
 
 
+class _Exact:
+    """Exact inner-product search, shard by shard over the memory-mapped embeddings: of a corpus of any size,
+    a process holds what the operating system leaves in its cache."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
+
+    def search(self, queries: Vectors, depth: int) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and rows [B, depth], as FAISS returns them."""
+        best = faiss.ResultHeap(len(queries), depth, keep_max=True)
+        start = 0
+        for shard in self._shards:
+            scores, rows = faiss.knn(queries, shard, min(depth, len(shard)), faiss.METRIC_INNER_PRODUCT)
+            best.add_result(scores, rows + start)
+            start += len(shard)
+        best.finalize()
+        return best.D, best.I
+
+
 class SearchIndex:
-    """A FAISS index with the documents' ids."""
+    """An index, FAISS's or our own, with the documents' ids."""
 
     def __init__(self, index: Any, ids: list[str]) -> None:
         self._index = index
