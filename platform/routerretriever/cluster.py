@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from routerretriever.console import log
+from routerretriever.console import RUN_ID, log
 
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
@@ -37,6 +37,17 @@ def connect() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address=address, runtime_env=runtime_env, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
+
+
+def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
+    """Show how long steps took among Ray's metrics, which Prometheus reads from the head."""
+    from ray.util.metrics import Gauge
+
+    gauge = Gauge(
+        "routerretriever_step_seconds", "Time that a run's step took.", tag_keys=("recipe", "step", "run")
+    )
+    for step, value in seconds.items():
+        gauge.set(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
 
 
 def on_drivers_node() -> dict[str, Any]:

@@ -154,8 +154,8 @@ class TrainingSettings(Settings):
     cpus_per_worker: ResourceAmount = 1.0
     gpus_per_worker: ResourceAmount = 0.0
     at_once: PositiveInt | None = None
-    """Experts in training at a time; by default as many as the cluster has room for. Each keeps two processes
-    on the driver's machine, some 400 MB, whatever its workers are."""
+    """Experts in training at a time; by default as many as the cluster has room for. Besides its workers each
+    keeps two processes on the driver's machine (some 500 MB) and three small ones anywhere."""
     max_failures: NonNegativeInt = 2
     """How often a lost worker or machine is replaced before the domain is given up."""
 

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 import routerretriever
 from routerretriever.config import Recipe
+from routerretriever.console import RUN_ID
 from routerretriever.evaluation import Evaluation, as_dict, write_reports
 from routerretriever.registry.bundle import RouterRetriever, write_bundle
 from routerretriever.routing import Router
@@ -120,15 +121,27 @@ class Registry:
         evaluation: Evaluation,
         store: ArtifactStore,
         release: bool = True,
+        seconds: Mapping[str, float] | None = None,
     ) -> tuple[int, dict[str, int]]:
         """Register the experts that are new and a bundle that pins all of them.
+
+        Args:
+            recipe: the run that made the parts.
+            router: the fitted router.
+            experts: experts by name.
+            evaluation: figures to carry along.
+            store: where the experts lie.
+            release: whether the alias moves to the new version.
+            seconds: how long the steps took that led here.
 
         Returns:
             The bundle's version number, and each expert's.
         """
         with self._reached():
             versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
-            version = self._register_bundle(recipe, router, experts, versions, evaluation, store)
+            version = self._register_bundle(
+                recipe, router, experts, versions, evaluation, store, seconds or {}
+            )
             if release:
                 self.release(version)
         return version, versions
@@ -141,6 +154,7 @@ class Registry:
         versions: Mapping[str, int],
         evaluation: Evaluation,
         store: ArtifactStore,
+        seconds: Mapping[str, float],
     ) -> int:
         self._ensure_model(self._name)
         with (
@@ -157,6 +171,8 @@ class Registry:
                     for dataset, value in figures.items()
                 }
             )
+            mlflow.log_metrics({f"seconds/{step}": value for step, value in seconds.items()})
+            mlflow.set_tag("run", RUN_ID)
             mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
             write_reports(evaluation, Path(scratch) / "evaluation")
             mlflow.log_artifacts(str(Path(scratch) / "evaluation"), "evaluation")
