@@ -312,12 +312,17 @@ def run(
     ask: Annotated[
         bool, typer.Option(help="Serve the result and ask it one question, then shut down.")
     ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
 ) -> None:
     """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
     from routerretriever.console import log, show
     from routerretriever.evaluation import terminal_table
+    from routerretriever.plan import plan_run, plan_table
 
     pipeline = _pipeline(recipe, overrides, quiet)
+    if dry_run:
+        show(plan_table(plan_run(pipeline)))
+        return
     show(terminal_table(pipeline.evaluation))
     registered = pipeline.register()
     if ask:

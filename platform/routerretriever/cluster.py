@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from routerretriever.console import log
+from routerretriever.console import RUN_ID, log
+
+_UNBOUNDED = 1000
+_JOINING_SECONDS = 120.0
 
 
 def connect() -> None:
@@ -31,6 +35,26 @@ def connect() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address=address, runtime_env=runtime_env, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
+
+
+def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
+    """Show how long steps took among Ray's metrics, which Prometheus reads from the head."""
+    from ray.util.metrics import Gauge
+
+    gauge = Gauge(
+        "routerretriever_step_seconds", "Time that a run's step took.", tag_keys=("recipe", "step", "run")
+    )
+    for step, value in seconds.items():
+        gauge.set(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+
+
+def on_drivers_node() -> dict[str, Any]:
+    """Options that keep a task or actor on the driver's machine, which must outlive the others anyway."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
 def worker_environment() -> dict[str, str]:
@@ -58,21 +82,60 @@ def _resources() -> tuple[float, float]:
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
-def room_for(cpus: float, gpus: float) -> int:
-    """How many workers of this size the whole cluster can hold.
+def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
+    """How many groups of workers of this size the cluster can hold at once.
+
+    A worker has to fit on one machine, its group may lie on several. Groups are placed whole or not at all,
+    so any number of them may be asked for: those that find no room wait for others to end.
+
+    Args:
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker.
+        gang: workers in a group, which can only run together.
 
     Raises:
-        ValueError: not even one fits on any combination of nodes.
+        ValueError: not even one group fits; it would be waited for without end.
     """
-    have_cpus, have_gpus = _resources()
-    limits = [int(have // need) for have, need in ((have_cpus, cpus), (have_gpus, gpus)) if need > 0]
-    fits = min(limits, default=1)
-    if fits < 1:
+
+    def count() -> int:
+        return max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines())
+
+    workers = count()
+    # A cluster that was joined may just have lost machines, or not have them yet; one of our own never grows.
+    deadline = time.monotonic() + (_JOINING_SECONDS if "RAY_ADDRESS" in os.environ else 0)
+    if workers < gang and time.monotonic() < deadline:
+        log.info("waiting for machines: room for %d of %d worker(s)", workers, gang)
+    while workers < gang and time.monotonic() < deadline:
+        time.sleep(1)
+        workers = count()
+    if workers < gang:
         raise ValueError(
-            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs; "
-            f"the cluster has {have_cpus:g} and {have_gpus:g}"
+            f"{gang} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each are asked for; the cluster's machines "
+            f"can hold {workers} such worker(s)"
         )
-    return fits
+    return workers // gang
+
+
+def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
+    wishes = [(machine.get("CPU", 0.0), cpus), (machine.get("GPU", 0.0), gpus)]
+    return min((int(have / need + 1e-6) for have, need in wishes if need > 0), default=1)
+
+
+def _machines() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The machines that are there, and those that an autoscaler, if there is one, would start."""
+    import ray
+    from ray._private.state import state  # where Ray's own libraries look up the autoscaler's bounds
+
+    there: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    # A negative count is no bound.
+    may_be = [
+        dict(group.resources)
+        for group in groups
+        for _ in range(group.max_count if group.max_count >= 0 else _UNBOUNDED)
+    ]
+    return there, may_be
 
 
 def run_shards(
@@ -103,7 +166,8 @@ def run_shards(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    size = min(workers or room_for(cpus, gpus), room_for(cpus, gpus), len(shards))
+    room = room_for(cpus, gpus)
+    size = min(workers or room, room, len(shards))
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         worker,
         fn_constructor_kwargs=constructor,

@@ -157,8 +157,11 @@ class TrainingSettings(Settings):
     workers: PositiveInt = 1
     cpus_per_worker: ResourceAmount = 1.0
     gpus_per_worker: ResourceAmount = 0.0
+    at_once: PositiveInt | None = None
+    """Experts in training at a time; by default as many as the cluster has room for. Besides its workers each
+    keeps two processes on the driver's machine (some 500 MB) and three small ones anywhere."""
     max_failures: NonNegativeInt = 2
-    """How often a killed worker is replaced before the domain is given up."""
+    """How often a lost worker or machine is replaced before the domain is given up."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -172,7 +175,7 @@ class TrainingSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        return self.model_dump(exclude={"cpus_per_worker", "gpus_per_worker", "max_failures"})
+        return self.model_dump(exclude={"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures"})
 
 
 class JointSettings(Settings):

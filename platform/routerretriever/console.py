@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +18,8 @@ from rich.table import Table
 # Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 log = logging.getLogger("routerretriever")
+RUN_ID = uuid.uuid4().hex[:8]
+"""This process's own; in its log lines and on what it registers."""
 
 T = TypeVar("T")
 _quiet = False
@@ -30,7 +34,7 @@ def set_up(quiet: bool) -> None:
     log.setLevel(logging.INFO)
     if quiet:
         handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s run={RUN_ID} %(message)s"))
     else:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     log.addHandler(handler)
@@ -61,6 +65,25 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         for item in items:
             progress.advance(task)
             yield item
+
+
+class StepClock:
+    """How long each step of a run took, without the steps that it had to wait for."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._within = 0.0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a block, perhaps inside another step's."""
+        start, outer, self._within = time.monotonic(), self._within, 0.0
+        try:
+            yield
+        finally:
+            whole = time.monotonic() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._within
+            self._within = outer + whole
 
 
 @contextmanager

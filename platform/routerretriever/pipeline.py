@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from routerretriever.cluster import connect
+from routerretriever.cluster import connect, publish_seconds
 from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings, content_hash
-from routerretriever.console import log
+from routerretriever.console import StepClock, log
 from routerretriever.corpus import Corpus, SearchIndex, build_corpora, open_index
 from routerretriever.datasets import Collection, DatasetError, open_collection
 from routerretriever.evaluation import (
@@ -84,6 +84,7 @@ class Pipeline:
             DatasetError: a domain's folder is missing or lacks a split that its part needs.
         """
         self.recipe = recipe
+        self.clock = StepClock()
         self._texts: dict[tuple[str, str], dict[str, str]] = {}
         self._early_features: dict[tuple[str, str, Features], Vectors] = {}
         self.store = ArtifactStore.open(recipe.storage)
@@ -111,13 +112,16 @@ class Pipeline:
         """Encode the documents of all collections."""
         connect()
         recipe = self.recipe
-        return build_corpora(list(self.collections.values()), recipe.encoder, recipe.corpus, self.store)
+        with self.clock.step("encode"):
+            return build_corpora(list(self.collections.values()), recipe.encoder, recipe.corpus, self.store)
 
     @cached_property
     def experts(self) -> dict[str, Expert]:
         """Train the experts."""
         _ = self.corpora
-        return train_experts(self.expert_collections, self.recipe.encoder, self.recipe.training, self.store)
+        recipe = self.recipe
+        with self.clock.step("train"):
+            return train_experts(self.expert_collections, recipe.encoder, recipe.training, self.store)
 
     @cached_property
     def single_models(self) -> dict[str, Expert]:
@@ -151,7 +155,8 @@ class Pipeline:
     @cached_property
     def router(self) -> Router:
         """Build the pilot library, or whatever the recipe's router learns, and the router."""
-        return self.fit(self.recipe.routing)
+        with self.clock.step("route"):
+            return self.fit(self.recipe.routing)
 
     def fit(self, settings: RoutingSettings) -> Router:
         """Fit a router, the recipe's or another, on the scored queries."""
@@ -200,6 +205,10 @@ class Pipeline:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Evaluate base, experts, router and oracles on every test split, and write the reports."""
+        with self.clock.step("evaluate"):
+            return self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
         tested = self._tested()
         scores = self._scores(tested, "test", self.experts)
         singles = self._scores(tested, "test", self.single_models) if self.single_models else {}
@@ -374,9 +383,17 @@ class Pipeline:
         from routerretriever.registry import Registry
 
         experts, evaluation, router = self.experts, self.evaluation, self.router
+        publish_seconds(self.recipe.name, self.clock.seconds)
         registry = Registry(self.recipe, self.store)
         version, versions = registry.register_bundle(
-            self.recipe, router, experts, evaluation, self._service_facts(), self.store, release
+            self.recipe,
+            router,
+            experts,
+            evaluation,
+            self._service_facts(),
+            self.store,
+            release,
+            self.clock.seconds,
         )
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, registry.tracking_uri)
         return Registered(registry.bundle_uri, version, versions, registry.tracking_uri)
@@ -413,9 +430,10 @@ class Pipeline:
     def _scores(self, collections: list[Collection], split: str, experts: dict[str, Expert]) -> ScoreTable:
         _ = self.corpora
         recipe = self.recipe
-        return build_scores(
-            collections, split, experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
-        )
+        with self.clock.step("score"):
+            return build_scores(
+                collections, split, experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
+            )
 
 
 def require_trained(pipeline: Pipeline, except_for: str | None) -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 from ray.serve.schema import ServeDeploySchema
 from routerretriever.cli import app, main
@@ -120,15 +119,3 @@ def test_shipped_service_configurations_are_valid_to_ray_and_to_us(path):
     serving = load_recipe(ROOT / application.args["recipe"], application.args.get("set")).serving
     assert serving.host == config.http_options.host
     assert serving.tokens_file or is_loopback(serving.host)
-
-
-def test_the_cluster_file_is_valid_to_rays_launcher():
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    cluster = YAML(typ="safe").load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(cluster))
-    locked = (ROOT / "requirements.lock").read_text().splitlines()
-    (ray_version,) = (line.removeprefix("ray==") for line in locked if line.startswith("ray=="))
-    assert f":{ray_version}-py311" in cluster["docker"]["image"]
-    with pytest.raises(jsonschema.ValidationError):
-        validate_config({**prepare_config(cluster), "max_workers": "many"})

@@ -1,42 +1,317 @@
+"""Artifacts on a local disk, in memory and on an S3-compatible server."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+from routerretriever import storage
 from routerretriever.measures import mean_ndcg, measure
-from routerretriever.storage import ArtifactMissing, ArtifactStore, StorageError
+from routerretriever.storage import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    ArtifactStore,
+    StorageError,
+    make_missing,
+)
+
+KEY = "kind/one"
 
 
-@pytest.mark.parametrize("uri", ["folder", "memory://store"])
-def test_an_artifact_is_there_once_it_is_committed(uri, tmp_path, monkeypatch):
-    monkeypatch.setenv("ROUTERRETRIEVER_CACHE", str(tmp_path / "cache"))
-    store = ArtifactStore.open(str(tmp_path / uri) if "://" not in uri else f"{uri}-{tmp_path.name}")
-    store.put("kind/one", "sub/file.txt", lambda path: path.write_text("hello"))
-    assert store.has("kind/one", "sub/file.txt")
-    assert not store.exists("kind/one")
-    with pytest.raises(ArtifactMissing, match="kind/one"):
-        store.fetch("kind/one")
-    store.commit("kind/one", {"kind": "test", "name": "ünï"})
-    assert store.manifest("kind/one") == {"kind": "test", "name": "ünï"}
-    assert (store.fetch("kind/one") / "sub/file.txt").read_text() == "hello"
-    store.delete("kind/one")
-    assert not store.exists("kind/one")
+@pytest.fixture(params=["folder", "memory://", "s3://bucket/"])
+def store(request, tmp_path):
+    """An empty store of each kind."""
+    if request.param.startswith("s3"):
+        request.getfixturevalue("s3")
+    return ArtifactStore.open(
+        str(tmp_path) if request.param == "folder" else f"{request.param}{tmp_path.name}"
+    )
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
+@pytest.fixture
+def told(monkeypatch):
+    """What the user is told."""
+    messages = []
+    monkeypatch.setattr(storage.log, "warning", lambda form, *values: messages.append(form % values))
+    return messages
+
+
+def write(text):
+    return lambda path: path.write_text(text)
+
+
+def make(store, key=KEY, **files):
+    for name, text in (files or {"a": "one", "b": "two"}).items():
+        store.put(key, name, write(text))
+    store.commit(key, {"kind": "test"})
+
+
+def overwrite(store, name, text):
+    filesystem, root = store._filesystem()
+    filesystem.pipe_file(f"{root}/{name}", text.encode())
+
+
+def test_an_artifact_is_there_once_it_is_committed(store):
+    store.put(KEY, "sub/file.txt", write("hello"))
+    assert store.has(KEY, "sub/file.txt")
+    assert not store.exists(KEY)
+    assert store.local_file(KEY, "sub/file.txt").read_text() == "hello"
+    with pytest.raises(ArtifactMissing, match=KEY):
+        store.fetch(KEY)
+    store.commit(KEY, {"kind": "test", "name": "ünï"})
+    manifest = store.manifest(KEY)
+    assert list(manifest.pop("files")) == ["sub/file.txt"]
+    assert manifest == {"kind": "test", "name": "ünï"}
+    folder = store.fetch(KEY)
+    assert (folder / "sub/file.txt").read_text() == "hello"
+    # Nothing but the artifact is in its folder: it is copied into bundles as it is.
+    assert {p.name for p in folder.rglob("*")} == {"sub", "file.txt", "artifact.json"}
+    store.delete(KEY)
+    assert not store.exists(KEY)
+
+
+def test_an_altered_file_is_named_and_refused_and_only_it_is_made_again(store, told):
+    make(store)
+    overwrite(store, f"{KEY}/b", "tw0")
+    with pytest.raises(ArtifactDamaged, match=r"kind/one: .*hash mismatch\): b$"):
+        store.fetch(KEY)
+    assert store.exists(KEY)
+
+    def mend(keys):
+        assert keys == [KEY]
+        assert [store.has(KEY, name) for name in "ab"] == [True, False]
+        store.put(KEY, "b", write("two"))
+        store.commit(KEY, {"kind": "test"})
+
+    make_missing(store, [KEY], mend)
+    assert (store.fetch(KEY) / "b").read_text() == "two"
+    assert len(told) == 1
+    assert "made again" in told[0]
+
+
+def test_a_lost_file_is_named(store):
+    make(store)
+    filesystem, root = store._filesystem()
+    filesystem.rm(f"{root}/{KEY}/a")
+    with pytest.raises(ArtifactDamaged, match=r"a$"):
+        store.fetch(KEY)
+
+
+def test_a_damaged_manifest_is_named_and_the_artifact_made_again(store, told):
+    make(store)
+    overwrite(store, f"{KEY}/artifact.json", "{")
+    with pytest.raises(ArtifactDamaged, match=r"artifact\.json"):
+        store.manifest(KEY)
+    assert not store.ready(KEY)
+    make(store)
+    assert store.ready(KEY)
+
+
+def test_a_fetched_copy_is_not_taken_for_an_artifact_that_was_made_again(store):
+    make(store, a="first")
+    assert (store.fetch(KEY) / "a").read_text() == "first"
+    store.delete(KEY)
+    make(store, a="other")
+    assert (store.fetch(KEY) / "a").read_text() == "other"
+
+
+def test_a_checked_file_is_not_read_again_until_it_changes(tmp_path, monkeypatch):
+    store = ArtifactStore.open(str(tmp_path))
+    make(store)
+    store.fetch(KEY)
+    monkeypatch.setattr(storage, "_sha256", lambda path: pytest.fail(f"read {path} again"))
+    store.fetch(KEY)
+    monkeypatch.undo()
+    (tmp_path / KEY / "a").write_text("longer")
+    with pytest.raises(ArtifactDamaged):
+        store.fetch(KEY)
+
+
+def test_leftovers_of_another_plan_are_cleared_away(store):
+    store.begin(KEY, {"shard_size": 10})
+    store.put(KEY, "0", write("ten"))
+    store.begin(KEY, {"shard_size": 10})
+    assert store.has(KEY, "0")
+    store.begin(KEY, {"shard_size": 20})
+    assert not store.has(KEY, "0")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
     store = ArtifactStore.open(str(tmp_path))
 
-    def fail(path):
+    def fill(path):
         path.write_text("half")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="disk full"):
-        store.put("a", "file", fail)
+    with pytest.raises(StorageError, match="no space left"):
+        store.put("a", "file", fill)
     assert list((tmp_path / "a").iterdir()) == []
+    assert not store.has("a", "file")
 
 
-def test_a_damaged_manifest_is_named(tmp_path):
+def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypatch):
     store = ArtifactStore.open(str(tmp_path))
-    store.put("a", "artifact.json", lambda path: path.write_text("{"))
-    with pytest.raises(StorageError, match="damaged"):
-        store.manifest("a")
+    failures = [errno.ESTALE, errno.EIO]
+
+    def flicker(path):
+        if failures:
+            raise OSError(failures.pop(), "for a while")
+        path.write_text("hello")
+
+    store.put("a", "file", flicker)
+    store.commit("a", {})
+    assert (store.fetch("a") / "file").read_text() == "hello"
+    assert len(told) == 1
+    assert "trying again" in told[0]
+    monkeypatch.setattr(storage, "_RETRY_SECONDS", 0.5)
+    failures += [errno.EIO] * 100
+    with pytest.raises(StorageError, match="for a while"):
+        store.put("a", "file", flicker)
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(s3, told):
+    store = ArtifactStore.open("s3://bucket/away")
+    make(store)
+    s3.stop()
+    back = threading.Timer(3, s3.start)
+    back.start()
+    try:
+        # The copy in the cache saves the download, but only the server knows whether the artifact stands.
+        assert store.ready(KEY)
+    finally:
+        back.join()
+
+
+def test_a_missing_bucket_is_told_and_not_made(s3):
+    store = ArtifactStore.open("s3://no-such-bucket/x")
+    with pytest.raises(StorageError, match="make the bucket first"):
+        store.put(KEY, "a", write("one"))
+
+
+def test_a_uri_of_an_unknown_kind_is_told():
+    with pytest.raises(StorageError, match="nonsense"):
+        ArtifactStore.open("nonsense://x")
+
+
+def test_a_file_uri_is_a_folder(tmp_path):
+    assert ArtifactStore.open(f"file://{tmp_path}") == ArtifactStore.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("store", ["folder", "s3://bucket/"], indirect=True)
+def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
+    monkeypatch.setattr(storage, "_LOOK_SECONDS", 0.02)
+    made, runs, gate = [], 4, threading.Barrier(4)
+    keys = ["kind/one", "kind/two"]
+
+    def make_all(missing):
+        for key in missing:
+            made.append(key)
+            make(store, key)
+
+    def run():
+        gate.wait()
+        make_missing(store, keys, make_all)
+        assert all(store.exists(key) for key in keys)
+
+    threads = [threading.Thread(target=run) for _ in range(runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == sorted(keys)
+    filesystem, root = store._filesystem()
+    assert not filesystem.find(f"{root}/claims")
+    assert not filesystem.find(f"{root}/hashes")
+
+
+def test_what_another_run_fails_to_make_is_taken_over(store, monkeypatch):
+    monkeypatch.setattr(storage, "_LOOK_SECONDS", 0.02)
+    claimed, asked = threading.Event(), threading.Event()
+
+    def fail(_):
+        claimed.set()
+        assert asked.wait(10)
+        raise RuntimeError("lost")
+
+    def first():
+        with pytest.raises(RuntimeError, match="lost"):
+            make_missing(store, [KEY], fail)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert claimed.wait(10)
+    with store.claim([KEY], {}) as mine:
+        assert mine == []
+    asked.set()
+    make_missing(store, [KEY], lambda keys: make(store))
+    thread.join()
+    assert store.exists(KEY)
+
+
+def test_the_claim_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
+    store = ArtifactStore.open(str(tmp_path))
+    code = (
+        "import os, sys; from routerretriever.storage import ArtifactStore\n"
+        "store = ArtifactStore.open(sys.argv[1])\n"
+        f"with store.claim([{KEY!r}], {{}}) as mine: print(mine, flush=True); os._exit(9)"
+    )
+    path = str(Path(storage.__file__).parents[1])
+    died = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (died.returncode, died.stdout) == (9, f"[{KEY!r}]\n")
+    with store.claim([KEY], {}) as mine:
+        assert mine == [KEY]
+
+
+def test_a_claim_of_another_machine_is_taken_over_once_it_beats_no_more(store, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
+    notes = {}
+    for beat in range(3):
+        store._write(f"claims/{KEY}", f"elsewhere:1:abc {beat}".encode())
+        clock[0] += storage._CLAIM_SECONDS
+        with store.claim([KEY], notes) as mine:
+            assert mine == []
+    clock[0] += storage._CLAIM_SECONDS + 1
+    with store.claim([KEY], notes) as mine:
+        assert mine == [KEY]
+
+
+def test_a_claim_is_renewed_while_its_block_runs(store, monkeypatch):
+    monkeypatch.setattr(storage, "_BEAT_SECONDS", 0.01)
+    renewed = threading.Event()
+    written = []
+
+    def note(_, path, content):
+        written.append((path, content))
+        renewed.set()
+
+    with store.claim([KEY], {}):
+        first = store._read(f"claims/{KEY}")
+        monkeypatch.setattr(ArtifactStore, "_write", note)
+        assert renewed.wait(10)
+    path, content = written[0]
+    assert path == f"claims/{KEY}"
+    assert content != first
+    assert content.split()[0] == first.split()[0]
+
+
+def test_two_commits_of_the_same_leave_the_first(store):
+    make(store, a="one")
+    before = store.manifest(KEY)
+    store.put(KEY, "a", write("one"))
+    store.commit(KEY, {"kind": "late"})
+    assert store.manifest(KEY) == before
+    assert store.ready(KEY)
 
 
 def test_measures_are_trec_evals():

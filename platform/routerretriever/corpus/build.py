@@ -16,7 +16,7 @@ from routerretriever.console import log, track
 from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
 from routerretriever.datasets import Collection, DatasetError, Document
 from routerretriever.encoder import encoder_fingerprint
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, make_missing
 
 
 def build_corpora(
@@ -30,7 +30,18 @@ def build_corpora(
         Corpora by collection name.
     """
     keys = {collection.name: corpus_key(collection, encoder) for collection in collections}
-    missing = [collection for collection in collections if not store.exists(keys[collection.name])]
+
+    def build(missing: list[str]) -> None:
+        _build([each for each in collections if keys[each.name] in missing], encoder, settings, store)
+
+    make_missing(store, list(keys.values()), build)
+    return {name: open_corpus(store, key) for name, key in keys.items()}
+
+
+def _build(
+    missing: list[Collection], encoder: EncoderSettings, settings: CorpusSettings, store: ArtifactStore
+) -> None:
+    keys = {collection.name: corpus_key(collection, encoder) for collection in missing}
     sizes = {
         collection.name: _write_documents(collection, keys[collection.name], settings.shard_size, store)
         for collection in missing
@@ -64,11 +75,11 @@ def build_corpora(
         }
         store.commit(key, manifest)
         log.info("encoded %s: %d documents", collection.name, sum(shards))
-    return {name: open_corpus(store, key) for name, key in keys.items()}
 
 
 def _write_documents(collection: Collection, key: str, shard_size: int, store: ArtifactStore) -> list[int]:
     """Cut a collection into Parquet shards that any node can read; at most one shard is in memory."""
+    store.begin(key, {"shard_size": shard_size})
     sizes = []
     seen: set[str] = set()
     for shard, documents in enumerate(_shards(collection, shard_size)):

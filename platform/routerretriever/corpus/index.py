@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from routerretriever.config import IndexSettings, content_hash
 from routerretriever.corpus.artifact import Corpus, Vectors
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, make_missing
 
 faiss: Any = faiss_module  # its stubs know less than it has
 _INDEX_FILE = "index.faiss"
@@ -23,18 +23,21 @@ _TRAINING_POINTS_PER_LIST = 64
 def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) -> SearchIndex:
     """The index of a corpus.
 
-    An exact index is read straight from the embeddings. IVF and HNSW take long to build, so they are
+    Exact search reads the embeddings where they lie, on disk. IVF and HNSW take long to build, so they are
     artifacts of their own, keyed by the corpus and their settings.
     """
     faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if settings.kind == "exact" or not len(corpus):
-        return SearchIndex(_fill(faiss.IndexFlatIP(corpus.dimension), corpus), corpus.ids)
+        return SearchIndex(_Exact(corpus), corpus.ids)
     digest = content_hash(settings.model_dump(), corpus.first, len(corpus.shards))
     key = f"indexes/{corpus.key.split('/')[-1]}-{settings.kind}-{digest}"
-    if not store.exists(key):
+
+    def build(_: list[str]) -> None:
         built = _ivf(corpus, settings) if settings.kind == "ivf" else _hnsw(corpus, settings)
         store.put(key, _INDEX_FILE, lambda path: faiss.write_index(built, str(path)))
         store.commit(key, {"kind": "index", "corpus": corpus.key, "settings": settings.model_dump()})
+
+    make_missing(store, [key], build)
     return SearchIndex(faiss.read_index(str(store.fetch(key) / _INDEX_FILE)), corpus.ids)
 
 
@@ -65,8 +68,34 @@ def _hnsw(corpus: Corpus, settings: IndexSettings) -> Any:
     return _fill(index, corpus)
 
 
+class _Exact:
+    """Exact inner-product search, shard by shard over the memory-mapped embeddings: of a corpus of any size,
+    a process holds what the operating system leaves in its cache."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
+
+    def search(
+        self, queries: Vectors, depth: int, params: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and rows [B, depth], as FAISS returns them; ``params`` says which rows may be found."""
+        best = faiss.ResultHeap(len(queries), depth, keep_max=True)
+        start = 0
+        for shard in self._shards:
+            kept = np.arange(start, start + len(shard))
+            start += len(shard)
+            if params is not None and not params[kept].all():
+                shown = params[kept]
+                shard, kept = np.ascontiguousarray(shard[shown]), kept[shown]
+            if len(kept):
+                scores, rows = faiss.knn(queries, shard, min(depth, len(kept)), faiss.METRIC_INNER_PRODUCT)
+                best.add_result(scores, kept[rows])
+        best.finalize()
+        return best.D, best.I
+
+
 class SearchIndex:
-    """A FAISS index with the documents' ids."""
+    """An index, FAISS's or our own, with the documents' ids."""
 
     def __init__(self, index: Any, ids: list[str]) -> None:
         self._index = index
@@ -103,6 +132,8 @@ class SearchIndex:
         return scores, rows
 
     def _only(self, visible: NDArray[np.bool_]) -> Any:
+        if isinstance(self._index, _Exact):
+            return visible
         allowed = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
         if isinstance(self._index, faiss.IndexIVF):
             return faiss.SearchParametersIVF(sel=allowed, nprobe=self._index.nprobe)

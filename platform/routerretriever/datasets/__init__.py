@@ -14,7 +14,12 @@ from routerretriever.datasets.collection import (
     sample_domains,
 )
 from routerretriever.datasets.download import download, write_split
-from routerretriever.datasets.judgements import Judgements, load_judgements, store_judgements
+from routerretriever.datasets.judgements import (
+    Judgements,
+    judgements_key,
+    load_judgements,
+    store_judgements,
+)
 from routerretriever.datasets.reading import DatasetError
 from routerretriever.datasets.splitting import hold_out, split_train
 
@@ -30,6 +35,7 @@ __all__ = [
     "check_collection",
     "download",
     "hold_out",
+    "judgements_key",
     "load_judgements",
     "open_collection",
     "sample_domains",

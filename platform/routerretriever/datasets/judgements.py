@@ -28,6 +28,12 @@ class Judgements:
         return Judgements({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
 
 
+def judgements_key(collection: Collection, split: str, limit: int | None = None) -> str:
+    """Where a split's judgements lie, or those of a sample of it: a hash of its queries and judgements."""
+    sample = "" if limit is None else f"-{limit}"
+    return f"judgements/{collection.name}-{split}-{collection.split_hash(split)}{sample}"
+
+
 def store_judgements(
     store: ArtifactStore, collection: Collection, split: str, limit: int | None = None
 ) -> str:
@@ -39,10 +45,8 @@ def store_judgements(
         split: its name.
         limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
     """
-    key = f"judgements/{collection.name}-{split}-{collection.split_hash(split)}"
-    if limit is not None:
-        key += f"-{limit}"
-    if not store.exists(key):
+    key = judgements_key(collection, split, limit)
+    if not store.ready(key):
         chosen = Judgements(collection.queries(split), collection.qrels(split))
         if limit is not None:
             chosen = chosen.subset(first_by_hash(chosen.queries, limit, "sample"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.table import Table
 
 import routerretriever
 from routerretriever.config import Recipe
+from routerretriever.console import RUN_ID
 from routerretriever.evaluation import ROUTED, Evaluation, as_dict, write_reports
 from routerretriever.registry.bundle import RouterRetriever, ServiceFacts, write_bundle
 from routerretriever.routing import Router
@@ -41,6 +43,10 @@ class BundleVersion:
     experts: str
     ndcg_at_10: str
     """Mean over the test sets that have an expert, when it was registered."""
+
+
+class RegistryError(RuntimeError):
+    """MLflow cannot be reached, or refused what was asked."""
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
@@ -70,15 +76,27 @@ class Registry:
             # Every registration would warn that models of this kind are pickled.
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self._client = MlflowClient()
-        if self._client.get_experiment_by_name(self._name) is None:
-            local = recipe.registry.tracking_uri is None
-            location = Path(store.location("mlflow-artifacts")).as_uri() if local else None
-            self._client.create_experiment(self._name, artifact_location=location)
-        mlflow.set_experiment(self._name)
+        with self._reached():
+            if self._client.get_experiment_by_name(self._name) is None:
+                local = recipe.registry.tracking_uri is None
+                location = Path(store.location("mlflow-artifacts")).as_uri() if local else None
+                self._client.create_experiment(self._name, artifact_location=location)
+            mlflow.set_experiment(self._name)
 
     def expert_model(self, domain: str) -> str:
         """Name of a domain's registered model."""
         return f"{self._name}-expert-{domain}"
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """MLflow's client tries for minutes by itself; then the user is told what to do."""
+        try:
+            yield
+        except MlflowException as error:
+            raise RegistryError(
+                f"registry.tracking_uri: {self.tracking_uri}: {error.message}\nnothing is lost: all that was "
+                "made lies in storage; run the same command again, which registers what is missing"
+            ) from error
 
     def register_expert(self, expert: Expert, store: ArtifactStore) -> int:
         """Register an expert's adapter, once; returns its version number."""
@@ -120,13 +138,43 @@ class Registry:
         facts: ServiceFacts,
         store: ArtifactStore,
         release: bool = True,
+        seconds: Mapping[str, float] | None = None,
     ) -> tuple[int, dict[str, int]]:
         """Register the experts that are new and a bundle that pins all of them.
+
+        Args:
+            recipe: the run that made the parts.
+            router: the fitted router.
+            experts: experts by name.
+            evaluation: figures to carry along.
+            facts: what a service is to know.
+            store: where the experts lie.
+            release: whether the alias moves to the new version.
+            seconds: how long the steps took that led here.
 
         Returns:
             The bundle's version number, and each expert's.
         """
-        versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
+        with self._reached():
+            versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
+            version = self._register_bundle(
+                recipe, router, experts, versions, evaluation, facts, store, seconds or {}
+            )
+            if release:
+                self.release(version)
+        return version, versions
+
+    def _register_bundle(
+        self,
+        recipe: Recipe,
+        router: Router,
+        experts: Mapping[str, Expert],
+        versions: Mapping[str, int],
+        evaluation: Evaluation,
+        facts: ServiceFacts,
+        store: ArtifactStore,
+        seconds: Mapping[str, float],
+    ) -> int:
         self._ensure_model(self._name)
         with (
             tempfile.TemporaryDirectory() as scratch,
@@ -142,6 +190,8 @@ class Registry:
                     for dataset, value in figures.items()
                 }
             )
+            mlflow.log_metrics({f"seconds/{step}": value for step, value in seconds.items()})
+            mlflow.set_tag("run", RUN_ID)
             mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
             write_reports(evaluation, Path(scratch) / "evaluation")
             mlflow.log_artifacts(str(Path(scratch) / "evaluation"), "evaluation")
@@ -159,10 +209,7 @@ class Registry:
                 model_id=logged.model_id,
                 tags={"experts": ", ".join(experts), "ndcg_at_10": f"{evaluation.mean(ROUTED):.4f}"},
             )
-        version = int(created.version)
-        if release:
-            self.release(version)
-        return version, versions
+        return int(created.version)
 
     def release(self, version: int) -> None:
         """Point the alias at a bundle version; running services follow. The one before is remembered.
@@ -175,9 +222,10 @@ class Registry:
         before = self.released()
         if before == version:
             return
-        if before is not None:
-            self._client.set_registered_model_alias(self._name, _PREVIOUS, str(before))
-        self._client.set_registered_model_alias(self._name, self._alias, str(version))
+        with self._reached():
+            if before is not None:
+                self._client.set_registered_model_alias(self._name, _PREVIOUS, str(before))
+            self._client.set_registered_model_alias(self._name, self._alias, str(version))
 
     def roll_back(self) -> int:
         """Release the version that was released before the present one; returns its number.
@@ -197,7 +245,8 @@ class Registry:
 
     def bundles(self) -> list[BundleVersion]:
         """All registered bundles, the newest first."""
-        found = self._client.search_model_versions(f"name='{self._name}'")
+        with self._reached():
+            found = self._client.search_model_versions(f"name='{self._name}'")
         return sorted(
             (
                 BundleVersion(
@@ -212,12 +261,13 @@ class Registry:
         )
 
     def _version_of(self, alias: str) -> int | None:
-        try:
-            return int(self._client.get_model_version_by_alias(self._name, alias).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+        with self._reached():
+            try:
+                return int(self._client.get_model_version_by_alias(self._name, alias).version)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
 
     @property
     def bundle_uri(self) -> str:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from routerretriever.scoring.table import ScoreTable, SplitScores, build_scores
+from routerretriever.scoring.table import ScoreTable, SplitScores, build_scores, score_key
 
-__all__ = ["ScoreTable", "SplitScores", "build_scores"]
+__all__ = ["ScoreTable", "SplitScores", "build_scores", "score_key"]

@@ -19,11 +19,11 @@ from routerretriever.cluster import run_shards
 from routerretriever.config import BASE, EncoderSettings, IndexSettings, ScoringSettings, content_hash
 from routerretriever.console import track
 from routerretriever.corpus import corpus_key
-from routerretriever.datasets import Collection, store_judgements
+from routerretriever.datasets import Collection, judgements_key, store_judgements
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.measures import Measured
 from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, make_missing
 from routerretriever.training import Expert
 
 Vectors = NDArray[np.float32]
@@ -67,6 +67,27 @@ ScoreTable = dict[str, SplitScores]
 """Scores by dataset."""
 
 
+def score_key(
+    collection: Collection,
+    split: str,
+    expert: str,
+    encoder: EncoderSettings,
+    index: IndexSettings,
+    settings: ScoringSettings,
+) -> str:
+    """Where the scores of a split by one expert lie; ``expert`` is its name and version."""
+    digest = content_hash(
+        judgements_key(collection, split),
+        corpus_key(collection, encoder),
+        encoder.dtype,
+        index.model_dump(),
+        settings.depth,
+        settings.chunk_size,
+        MEASURED_COLUMNS,
+    )
+    return f"scores/dataset={collection.name}/split={split}-{digest}/expert={expert}"
+
+
 def build_scores(
     collections: list[Collection],
     split: str,
@@ -81,49 +102,42 @@ def build_scores(
     The collections' corpora must have been built.
     """
     keys: dict[tuple[str, str], str] = {}
-    todo: list[dict[str, Any]] = []
-    finished: list[tuple[str, dict[str, Any]]] = []
+    manifests: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
     for collection in collections:
         judgements = store_judgements(store, collection, split)
         corpus = corpus_key(collection, encoder)
         queries = len(collection.queries(split))
         for name in (BASE, *experts):
             version = encoder_fingerprint(encoder) if name == BASE else experts[name].version
-            digest = content_hash(
-                judgements,
-                corpus,
-                encoder.dtype,
-                index.model_dump(),
-                settings.depth,
-                settings.chunk_size,
-                MEASURED_COLUMNS,
-            )
-            key = f"scores/dataset={collection.name}/split={split}-{digest}/expert={name}-{version}"
+            key = score_key(collection, split, f"{name}-{version}", encoder, index, settings)
             keys[collection.name, name] = key
-            if store.exists(key):
-                continue
-            finished.append((key, {"kind": "scores", "dataset": collection.name, "split": split,
-                                   "expert": name, "version": version, "corpus": corpus,
-                                   "queries": queries}))  # fmt: skip
-            todo += [
+            manifests[key] = {"kind": "scores", "dataset": collection.name, "split": split,
+                              "expert": name, "version": version, "corpus": corpus,
+                              "queries": queries}  # fmt: skip
+            parts[key] = [
                 {"key": key, "part": f"part-{part:05d}.parquet", "judgements": judgements, "corpus": corpus,
                  "expert": name, "expert_key": "" if name == BASE else experts[name].key,
                  "start": start, "stop": min(start + settings.chunk_size, queries)}
                 for part, start in enumerate(range(0, queries, settings.chunk_size))
             ]  # fmt: skip
-    todo = [row for row in todo if not store.has(row["key"], row["part"])]
-    done = run_shards(
-        todo,
-        ChunkScorer,
-        {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
-        settings.workers,
-        settings.cpus_per_worker,
-        settings.gpus_per_worker,
-    )
-    for _ in track(done, f"scoring {split} queries", len(todo)) if todo else ():
-        pass
-    for key, manifest in finished:
-        store.commit(key, manifest)
+
+    def score(missing: list[str]) -> None:
+        todo = [row for key in missing for row in parts[key] if not store.has(key, row["part"])]
+        done = run_shards(
+            todo,
+            ChunkScorer,
+            {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
+            settings.workers,
+            settings.cpus_per_worker,
+            settings.gpus_per_worker,
+        )
+        for _ in track(done, f"scoring {split} queries", len(todo)) if todo else ():
+            pass
+        for key in missing:
+            store.commit(key, manifests[key])
+
+    make_missing(store, list(parts), score)
     return {
         collection.name: _read(
             store, collection.name, split, {name: keys[collection.name, name] for name in (BASE, *experts)}

@@ -158,8 +158,8 @@ class Releases:
 
     async def _first(self) -> _Candidate:
         released = await asyncio.to_thread(self._registry.released)
-        last = self._last_served()
-        for version in dict.fromkeys([released, last]):
+        last = self._store.read_note(self._last_served)
+        for version in dict.fromkeys([released, int(last["version"]) if last else None]):
             candidate = None if version is None else await self._prepare(version)
             if candidate is not None:
                 return candidate
@@ -217,7 +217,7 @@ class Releases:
             self._refused[version] = str(reason)
             log.error("version %d is refused: %s", version, reason)
             return None
-        self._store.commit(self._last_key, {"version": version})
+        self._store.write_note(self._last_served, {"version": version})
         return candidate
 
     def _release(self, version: int, vetted: Vetted) -> Release:
@@ -339,15 +339,9 @@ class Releases:
         return float(jensenshannon([live[n] for n in names], [expected.get(n, 0.0) for n in names], base=2))
 
     @property
-    def _last_key(self) -> str:
-        return f"releases/{self._recipe.registry.name}-{self._recipe.registry.alias}"
-
-    def _last_served(self) -> int | None:
-        return (
-            int(self._store.manifest(self._last_key)["version"])
-            if self._store.exists(self._last_key)
-            else None
-        )
+    def _last_served(self) -> str:
+        """Name of the note that says which version was last let in."""
+        return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
 
 
 def vet(recipe: Recipe, store: ArtifactStore, version: int) -> Vetted | str:

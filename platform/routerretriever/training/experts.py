@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from routerretriever.cluster import room_for
+from routerretriever.cluster import on_drivers_node, room_for
 from routerretriever.config import EncoderSettings, JointSettings, TrainingSettings, content_hash
 from routerretriever.console import bars, is_quiet, log
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, store_judgements
 from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
-from routerretriever.storage import ArtifactMissing, ArtifactStore
+from routerretriever.storage import ArtifactMissing, ArtifactStore, make_missing
 from routerretriever.training.job import TrainingJob, TrainingPart
 
 
@@ -58,6 +58,11 @@ def expert_key(collection: Collection, encoder: EncoderSettings, training: Train
     return f"experts/{collection.name}-{digest}"
 
 
+def joint_training(training: TrainingSettings, joint: JointSettings) -> TrainingSettings:
+    """How a joint model is trained: as the experts, perhaps for longer."""
+    return training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
+
+
 def joint_key(
     name: str,
     collections: list[Collection],
@@ -66,8 +71,14 @@ def joint_key(
     joint: JointSettings,
 ) -> str:
     """Where a joint model lies: a hash of all that its domains' experts are made from, and its settings."""
-    parts = [expert_key(collection, encoder, training) for collection in collections]
+    own = joint_training(training, joint)
+    parts = [expert_key(collection, encoder, own) for collection in collections]
     return f"experts/{name}-{content_hash(parts, joint.equal_data)}"
+
+
+def checkpoints_key(expert: str) -> str:
+    """Where the checkpoints of an expert in training lie."""
+    return f"training/{expert.split('/')[-1]}"
 
 
 def open_expert(store: ArtifactStore, key: str) -> Expert:
@@ -128,8 +139,8 @@ def train_joint(
     smallest = min(len(collection.qrels("train")) for collection in collections)
     jobs = []
     for name, joint in models.items():
-        own = training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
-        key = joint_key(name, collections, encoder, own, joint)
+        own = joint_training(training, joint)
+        key = joint_key(name, collections, encoder, training, joint)
         jobs.append(TrainingJob(name, key, encoder, own, parts, smallest if joint.equal_data else None))
     return _train_missing(jobs, store)
 
@@ -184,13 +195,18 @@ def train_samples(
     return {size: made[job.name] for size, job in jobs.items()}
 
 
+def average_key(name: str, experts: list[str]) -> str:
+    """Where the mean of experts lies: a hash of their keys."""
+    return f"experts/{name}-{content_hash(experts)}"
+
+
 def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactStore) -> Expert:
     """An adapter whose weights are the plain mean of the experts' weights."""
     from safetensors.numpy import load_file, save_file
 
     members = list(experts.values())
-    key = f"experts/{name}-{content_hash([expert.key for expert in members])}"
-    if not store.exists(key):
+    key = average_key(name, [expert.key for expert in members])
+    if not store.ready(key):
         weights = [load_file(expert.folder(store) / ADAPTER_WEIGHTS) for expert in members]
         mean = {field: np.mean([one[field] for one in weights], axis=0) for field in weights[0]}
         store.put(key, ADAPTER_WEIGHTS, lambda path: save_file(mean, path))
@@ -212,13 +228,14 @@ def _part(
 
 def _train_missing(jobs: list[TrainingJob], store: ArtifactStore) -> dict[str, Expert]:
     """Train what is not there yet, and open all of it, by the jobs' names."""
-    missing = []
     for job in jobs:
         if store.exists(job.key):
             log.info("expert %s: trained already", job.name)
-        else:
-            missing.append(job)
-    _run_jobs(missing, store)
+    make_missing(
+        store,
+        [job.key for job in jobs],
+        lambda missing: _run_jobs([job for job in jobs if job.key in missing], store),
+    )
     return {job.name: open_expert(store, job.key) for job in jobs}
 
 
@@ -235,11 +252,11 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     from routerretriever.training.loop import Board
 
     training = jobs[0].training  # they differ in what is learned, not in what they run on
-    at_once = room_for(
-        training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
-    )
-    board = Board.remote()  # type: ignore[attr-defined]
-    task = ray.remote(num_cpus=0, max_retries=0)(_train_one)
+    room = room_for(training.cpus_per_worker, training.gpus_per_worker, gang=training.workers)
+    at_once = min(training.at_once or room, room)
+    board = Board.options(**on_drivers_node()).remote()  # type: ignore[attr-defined]
+    # A trainer's own machine can be lost too; the next one goes on from the last checkpoint.
+    task = ray.remote(max_retries=training.max_failures, **on_drivers_node())(_train_one)
     waiting = list(jobs)
     running: dict[Any, TrainingJob] = {}
     failures: dict[str, str] = {}
@@ -285,7 +302,8 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
 
     from routerretriever.training.loop import BEST_FOLDER, train_worker
 
-    run_key = f"training/{job.key.split('/')[-1]}"
+    run_key = checkpoints_key(job.key)
+    filesystem, folder = store.arrow("training")
     settings = job.training
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
@@ -301,7 +319,8 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
         run_config=RunConfig(
             # The name is the expert's hash: the same command, run again after a crash, finds its checkpoints.
             name=run_key.split("/")[-1],
-            storage_path=store.location("training"),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -327,8 +346,8 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
         "history": metrics["history"],
         "resumed_at": metrics["resumed_at"],
     }
-    with result.checkpoint.as_directory() as folder:
-        store.put_folder(job.key, Path(folder) / BEST_FOLDER)
+    with result.checkpoint.as_directory() as checkpoint:
+        store.put_folder(job.key, Path(checkpoint) / BEST_FOLDER)
     store.commit(job.key, card)
     store.delete(run_key)
     return card

@@ -279,7 +279,7 @@ def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scal
     return progress
 
 
-@ray.remote(num_cpus=0)
+@ray.remote
 class Board:
     """Where running trainers note how far they are, for the progress bars."""
 

@@ -1,0 +1,72 @@
+"""What a cluster adds: storage that is no disk, runs that share it, and machines that go away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import WORDS, tiny_recipe, write_collection
+from routerretriever.config import Recipe
+from routerretriever.console import log
+from routerretriever.pipeline import Pipeline
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def one_node():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def messages():
+    """What this process logs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lines
+    log.removeHandler(handler)
+    log.setLevel(level)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> Path:
+    with path.open("w") as file:
+        YAML().dump(recipe.model_dump(mode="json"), file)
+    return path
+
+
+def start_job(module: str, recipe: Path, output: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"jobs.{module}", str(recipe)],
+            cwd=recipe.parent,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, one_node, messages, tmp_path):
+    for name, words in WORDS.items():
+        write_collection(tmp_path / "data" / name, words)
+    recipe = tiny_recipe(tmp_path, storage="s3://bucket/runs")
+    other = start_job("train", save_recipe(recipe, tmp_path / "recipe.yaml"), tmp_path / "other.log")
+    assert Pipeline(recipe).router.experts == ["fruit", "metal"]
+    assert other.wait(300) == 0, (tmp_path / "other.log").read_text()
+    told = messages + (tmp_path / "other.log").read_text().splitlines()
+    for work in ("encoded sport", "encoded fruit", "expert fruit: dev", "expert metal: dev"):
+        assert len([line for line in told if work in line]) == 1, work
+    assert any("waiting for another run" in line for line in told)

@@ -1,0 +1,42 @@
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+from routerretriever.config import IndexSettings
+from routerretriever.corpus import Corpus, open_index
+from routerretriever.corpus.artifact import documents_file, embeddings_file
+from routerretriever.storage import ArtifactStore
+
+SHARDS = (5, 1, 7)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "embeddings").mkdir()
+    random, start = np.random.default_rng(0), 0
+    for shard, size in enumerate(SHARDS):
+        ids = [f"d{row}" for row in range(start, start + size)]
+        parquet.write_table(arrow.table({"id": ids}), tmp_path / documents_file(shard))
+        np.save(tmp_path / embeddings_file(shard), random.standard_normal((size, 8), dtype=np.float32))
+        start += size
+    return Corpus("corpora/some", tmp_path, SHARDS, 8)
+
+
+@pytest.mark.parametrize("depth", [1, 6, 13, 50])
+def test_exact_search_over_shards_is_search_over_all(corpus, tmp_path, depth):
+    index = open_index(corpus, IndexSettings(), ArtifactStore.open(str(tmp_path)))
+    queries = np.random.default_rng(1).standard_normal((4, 8), dtype=np.float32)
+    scores, rows = index.search(queries, depth)
+    products = queries @ corpus.matrix().T
+    expected = np.argsort(-products, axis=1)[:, :depth]
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, expected, axis=1), rtol=1e-5)
+    found = index.run(["d3", "q"], queries[:2], 2)
+    assert len(found["q"]) == 2
+    assert "d3" not in found["d3"]
+
+
+def test_exact_search_holds_no_copy_of_the_embeddings(corpus, tmp_path):
+    index = open_index(corpus, IndexSettings(), ArtifactStore.open(str(tmp_path)))
+    assert all(isinstance(shard, np.memmap) for shard in index._index._shards)

@@ -1,0 +1,66 @@
+import pytest
+from routerretriever import cluster
+from routerretriever.cluster import room_for
+from routerretriever.config import TrainingSettings
+
+LAPTOP = [{"CPU": 2.0}]
+HEAD = {"CPU": 0.0}
+GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.fixture
+def machines(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def have(there, may_be=()):
+        monkeypatch.setattr(cluster, "_machines", lambda: (there, list(may_be)))
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("there", "cpus", "gpus", "gang", "groups"),
+    [
+        (LAPTOP, 1, 0, 1, 2),
+        (LAPTOP, 1, 0, 2, 1),
+        (LAPTOP, 0.1, 0, 1, 20),
+        # Four CPUs in all, but no machine holds a worker of three twice.
+        ([{"CPU": 4.0}, {"CPU": 2.0}], 3, 0, 1, 1),
+        ([HEAD, GPU_NODE, GPU_NODE], 1, 0.25, 1, 8),
+        ([HEAD, GPU_NODE, GPU_NODE], 1, 0.25, 3, 2),
+        ([HEAD, GPU_NODE, GPU_NODE], 4, 1, 2, 1),
+    ],
+)
+def test_groups_are_counted_machine_by_machine(machines, there, cpus, gpus, gang, groups):
+    machines(there)
+    assert room_for(cpus, gpus, gang) == groups
+
+
+def test_what_can_never_be_placed_is_refused_instead_of_waited_for(machines):
+    machines([{"CPU": 2.0}, {"CPU": 2.0}])
+    with pytest.raises(ValueError, match=r"1 worker\(s\) of 4 CPUs and 0 GPUs .* can hold 0"):
+        room_for(4, 0)
+    with pytest.raises(ValueError, match=r"5 worker\(s\) .* can hold 4"):
+        room_for(1, 0, gang=5)
+
+
+def test_a_cluster_that_was_joined_may_get_its_machines_later(machines, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    machines([HEAD])
+    monkeypatch.setattr(cluster.time, "sleep", lambda _: machines([HEAD, GPU_NODE]))
+    assert room_for(1, 0) == 8
+    monkeypatch.setattr(cluster, "_JOINING_SECONDS", 0.0)
+    machines([HEAD])
+    with pytest.raises(ValueError, match="can hold 0"):
+        room_for(1, 0)
+
+
+def test_machines_that_an_autoscaler_would_start_count(machines):
+    machines([HEAD], [HEAD, GPU_NODE, GPU_NODE])
+    assert room_for(1, 0.5, gang=2) == 2
+
+
+def test_resources_do_not_change_what_an_expert_is():
+    one = TrainingSettings()
+    other = TrainingSettings(cpus_per_worker=4, gpus_per_worker=0.25, at_once=3, max_failures=9)
+    assert one.identity() == other.identity()
