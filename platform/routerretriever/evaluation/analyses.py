@@ -334,7 +334,7 @@ def learning_curve_section(curve: LearningCurve) -> Section:
     return Section(
         f"{curve.dataset}: quality by number of training queries",
         "nDCG@10 x 100 on the test set. Each sample holds the smaller ones; the last one is all queries. "
-        "One run each: a step down may be chance.",
+        "One run each: a step down may be chance. The plot draws the sizes equally far apart.",
         ["training queries", "expert", BASE],
         rows,
         [plot],
