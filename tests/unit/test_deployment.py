@@ -80,7 +80,14 @@ POD = fields(
     containers=several(CONTAINER),
     nodeSelector=TEXTS,
     tolerations=several(TOLERATION),
-    volumes=several(fields("name configMap", name=TEXT, configMap=fields("name", name=TEXT))),
+    volumes=several(
+        fields(
+            "name",
+            name=TEXT,
+            configMap=fields("name", name=TEXT),
+            secret=fields("secretName", secretName=TEXT),
+        )
+    ),
 )
 CLUSTER = fields(
     "headGroupSpec",
@@ -146,13 +153,14 @@ def test_the_recipe_that_kubernetes_mounts_is_valid(tmp_path):
     (tmp_path / name).write_text(text)
     recipe = load_recipe(tmp_path / name)
     assert recipe.registry.tracking_uri
+    assert recipe.serving.tokens_file
     assert "://" in recipe.storage
     job, service = read(KUBERNETES / "job.yaml"), read(KUBERNETES / "service.yaml")
     for pod in (
         job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"],
         service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"],
     ):
-        (volume,) = pod["volumes"]
+        (volume,) = (volume for volume in pod["volumes"] if "configMap" in volume)
         assert volume["configMap"]["name"] == config_map["metadata"]["name"]
         path = f"{pod['containers'][0]['volumeMounts'][0]['mountPath']}/{name}"
         assert path in job["spec"]["entrypoint"]
