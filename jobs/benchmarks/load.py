@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ class Load:
     """Of every answer with status 200."""
     failures: list[str] = field(default_factory=list)
     """Status or exception of every other."""
+    longest_gap: float = 0.0
+    """Longest time, in seconds, in which no good answer came."""
 
     @property
     def per_second(self) -> float:
@@ -54,7 +57,7 @@ def background_load(url: str, bodies: Sequence[dict[str, Any]], clients: int) ->
         yield load
     finally:
         here.send("stop")
-        load.seconds, load.milliseconds, load.failures = here.recv()
+        load.seconds, load.milliseconds, load.failures, load.longest_gap = here.recv()
         process.join()
 
 
@@ -67,6 +70,7 @@ async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], c
 
     milliseconds: list[float] = []
     failures: list[str] = []
+    answered: list[float] = []
     stop = asyncio.Event()
 
     async def client(http: aiohttp.ClientSession, number: int) -> None:
@@ -82,7 +86,9 @@ async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], c
                 failures.append(type(error).__name__)
                 continue
             if status == 200:
-                milliseconds.append((time.perf_counter() - start) * 1000)
+                now = time.perf_counter()
+                milliseconds.append((now - start) * 1000)
+                answered.append(now)
             else:
                 failures.append(str(status))
 
@@ -90,9 +96,11 @@ async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], c
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=clients)) as http:
         connection.send("ready")
         start = time.perf_counter()
+        answered.append(start)
         tasks = [asyncio.create_task(client(http, number)) for number in range(clients)]
         await asyncio.to_thread(connection.recv)
         seconds = time.perf_counter() - start
         stop.set()
         await asyncio.gather(*tasks)
-    connection.send((seconds, milliseconds, failures))
+    gaps = [later - earlier for earlier, later in itertools.pairwise([*answered, time.perf_counter()])]
+    connection.send((seconds, milliseconds, failures, max(gaps)))

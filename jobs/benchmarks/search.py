@@ -1,0 +1,124 @@
+"""Searching 10 thousand to a million vectors: time and recall of the three kinds of index.
+
+python -m jobs.benchmarks.search
+python -m jobs.benchmarks.search --sizes 1000000 --kinds exact --kinds ivf
+
+Vectors are made: points around 1,000 random centres, at unit length, which is kinder to approximate indexes
+than uniform noise and harder than most text. Queries are perturbed points. One thread, one query at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from routerretriever.config import IndexSettings
+from routerretriever.console import log, set_up
+from routerretriever.corpus import Corpus, open_index
+from routerretriever.corpus.artifact import embeddings_file
+from routerretriever.storage import ArtifactStore
+
+from jobs.benchmarks.measure import report
+
+_SHARD = 50_000
+_CENTRES = 1000
+_QUERIES = 200
+_DEPTH = 10
+
+Vectors = NDArray[np.float32]
+
+
+def main(
+    sizes: Annotated[list[int] | None, typer.Option(help="Vectors in the index.")] = None,
+    kinds: Annotated[list[str] | None, typer.Option(help="exact comes first, for recall.")] = None,
+    dimension: Annotated[int, typer.Option(help="Width of the vectors.")] = 384,
+) -> None:
+    """Build and search each kind of index at each size."""
+    set_up(quiet=True)
+    rows, figures = [], []
+    for size in sizes or [10_000, 100_000, 1_000_000]:
+        with tempfile.TemporaryDirectory() as folder:
+            store = ArtifactStore.open(folder)
+            corpus, queries = _made(store, size, dimension)
+            exact: NDArray[np.int64] | None = None
+            for kind in kinds or ["exact", "ivf", "hnsw"]:
+                start = time.perf_counter()
+                settings = IndexSettings.model_validate({"kind": kind})
+                index = open_index(corpus, settings, store)
+                building = time.perf_counter() - start
+                found, milliseconds = _searched(index, queries)
+                exact = found if exact is None else exact
+                recall = np.mean(
+                    [len(np.intersect1d(*pair)) / _DEPTH for pair in zip(found, exact, strict=True)]
+                )
+                p50, p95 = np.quantile(milliseconds, [0.5, 0.95])
+                figures.append(
+                    {
+                        "vectors": size,
+                        "kind": kind,
+                        "build_s": building,
+                        "p50_ms": p50,
+                        "p95_ms": p95,
+                        "recall": recall,
+                    }
+                )
+                rows.append(
+                    [f"{size:,}", kind, f"{building:.1f}", f"{p50:.2f}", f"{p95:.2f}", f"{recall:.3f}"]
+                )
+                log.info("%s", rows[-1])
+    report(
+        "search",
+        f"{dimension} dimensions, the best {_DEPTH}",
+        ["vectors", "index", "build s", "p50 ms", "p95 ms", "recall"],
+        rows,
+        {"dimension": dimension, "measured": figures},
+    )
+
+
+def _made(store: ArtifactStore, size: int, dimension: int) -> tuple[Corpus, Vectors]:
+    """A corpus without documents, and queries near some of its vectors."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(_CENTRES, dimension)).astype(np.float32)
+    shards: list[int] = []
+    queries, key = [], "corpora/made"
+    for start in range(0, size, _SHARD):
+        count = min(_SHARD, size - start)
+        vectors = _around(centres[random.integers(_CENTRES, size=count)], random)
+        store.put(key, embeddings_file(len(shards)), partial(_save, vectors))
+        shards.append(count)
+        queries.append(vectors[: _QUERIES * count // size + 1])
+    corpus = Corpus(key, Path(store.uri) / key, tuple(shards), dimension)
+    vars(corpus)["ids"] = [str(row) for row in range(size)]  # there are no documents to read them from
+    return corpus, _around(np.concatenate(queries)[:_QUERIES], random, 0.5)
+
+
+def _around(points: Vectors, random: np.random.Generator, spread: float = 1.0) -> Vectors:
+    length = np.linalg.norm(points, axis=1, keepdims=True) / np.sqrt(points.shape[1])
+    moved = points + spread * length * random.normal(size=points.shape).astype(np.float32)
+    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _save(vectors: Vectors, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, vectors)
+
+
+def _searched(index: Any, queries: Vectors) -> tuple[NDArray[np.int64], list[float]]:
+    found, milliseconds = [], []
+    index.search(queries[:5], _DEPTH)
+    for query in queries:
+        start = time.perf_counter()
+        _, rows = index.search(query[None], _DEPTH)
+        milliseconds.append((time.perf_counter() - start) * 1000)
+        found.append(rows[0])
+    return np.stack(found), milliseconds
+
+
+if __name__ == "__main__":
+    typer.run(main)
