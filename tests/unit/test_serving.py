@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import logging
+import re
 
 import httpx
 import numpy as np
@@ -22,11 +23,14 @@ from routerretriever.config import LimitSettings, RecipeError, ServingSettings
 from routerretriever.corpus import Found
 from routerretriever.datasets import Document
 from routerretriever.langchain import RoutedEmbeddings
+from routerretriever.registry.bundle import CanaryQuery
 from routerretriever.serving.access import Doorkeeper, Token, read_tokens
 from routerretriever.serving.api import build_api
 from routerretriever.serving.batching import Batcher, Overloaded
 from routerretriever.serving.engine import Embedded, UnknownName
+from routerretriever.serving.index import Place
 from routerretriever.serving.metrics import Metrics
+from routerretriever.serving.releases import Release, Releases, Vetted, _Candidate
 from routerretriever.serving.schemas import ChangeResponse, Neighbour, Route
 
 JSON = {"content-type": "application/json"}
@@ -441,3 +445,43 @@ def test_stages_are_spans_where_somebody_listens():
     with Metrics().stage("search"):
         pass
     assert [span.name for span in exporter.get_finished_spans()] == ["search"]
+
+
+class FakeIndex:
+    """Finds the document whose number is the query's first component."""
+
+    def __init__(self):
+        self.search = self
+
+    async def remote(self, place, queries, depths):
+        return [[Found(1.0, Document(f"d{int(query[0])}", "", ""))] for query in queries]
+
+
+def candidate(version, fingerprint, right):
+    """A bundle of two collections whose canary queries are answered rightly in these shares of them."""
+    manifest = {"encoder_fingerprint": fingerprint, "encoder": {"name": "some"}}
+    canary = {
+        name: ([CanaryQuery("?", {"d1": 1})] * 4, np.array([[float(at < 4 * share)] for at in range(4)]))
+        for name, share in right.items()
+    }
+    places = {name: Place(name, "") for name in right}
+    return _Candidate(Release(version, "", places, {}), Vetted("", manifest, canary))
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "right", "objection"),
+    [
+        ("one", {"fruit": 1.0, "metal": 0.5}, None),
+        ("one", {"fruit": 1.0}, None),  # metal's expert was taken out: that is no loss to fruit
+        ("one", {"sport": 0.0}, None),
+        ("one", {"fruit": 0.5, "metal": 0.5}, "canary queries of fruit, metal is 0.5000; .* has 0.7500"),
+        ("one", {"fruit": 0.5, "sport": 1.0}, "canary queries of fruit is 0.5000; .* has 1.0000"),
+        ("two", {"fruit": 1.0, "metal": 0.5}, "made for base some .two.; this service runs some .one."),
+    ],
+)
+def test_a_bundle_of_another_base_or_with_worse_canaries_is_refused(fingerprint, right, objection):
+    keeper = object.__new__(Releases.func_or_class)
+    keeper._indexes, keeper._settings = [FakeIndex()], ServingSettings().releases
+    present = candidate(1, "one", {"fruit": 1.0, "metal": 0.5})
+    found = asyncio.run(keeper._objection(candidate(2, fingerprint, right), present))
+    assert found is None if objection is None else re.search(objection, found)

@@ -7,6 +7,7 @@ process routes and every expert that is needed gets its rows of the batch in a s
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ class Engine:
             plan.shares.rows, plan.shares.experts, plan.shares.weights, strict=True
         ):
             weights[row][expert] = weight
-            self._metrics.expert_encodings.inc(1, {"expert": expert})
+        for expert, count in Counter(plan.shares.experts).items():
+            self._metrics.expert_encodings.inc(count, {"expert": expert})
         return [
             Embedded(vector, own, len(tokens))
             for vector, own, tokens in zip(mixed, weights, plan.rows, strict=True)

@@ -160,7 +160,7 @@ class Releases:
         released = await asyncio.to_thread(self._registry.released)
         last = self._store.read_note(self._last_served)
         for version in dict.fromkeys([released, int(last["version"]) if last else None]):
-            candidate = None if version is None else await self._prepare(version)
+            candidate = None if version is None else await self._prepare(version, None)
             if candidate is not None:
                 return candidate
         reasons = "; ".join(f"version {version}: {reason}" for version, reason in self._refused.items())
@@ -180,7 +180,7 @@ class Releases:
         for version in [version for version in self._refused if version != released]:
             del self._refused[version]
         if released is not None and released not in (self._current.release.version, *self._refused):
-            candidate = await self._prepare(released)
+            candidate = await self._prepare(released, self._current)
             if candidate is not None:
                 self._switch(candidate)
         if self._settings.challenger_share:
@@ -201,9 +201,9 @@ class Releases:
         elif version not in self._refused and (
             self._challenger is None or self._challenger.release.version != version
         ):
-            self._challenger = await self._prepare(version)
+            self._challenger = await self._prepare(version, self._current)
 
-    async def _prepare(self, version: int) -> _Candidate | None:
+    async def _prepare(self, version: int, present: _Candidate | None) -> _Candidate | None:
         """Vet a bundle, and start those of its experts that are not running; None if it is refused."""
         reason: str | None
         vetted = await ray.remote(num_cpus=0)(vet).remote(self._recipe, self._store, version)
@@ -211,7 +211,7 @@ class Releases:
             reason, candidate = vetted, None
         else:
             candidate = _Candidate(self._release(version, vetted), vetted)
-            reason = await self._objection(candidate) or await self._start_experts(candidate)
+            reason = await self._objection(candidate, present) or await self._start_experts(candidate)
         self._metrics.releases.inc(1, {"outcome": "refused" if reason else "let in"})
         if reason or candidate is None:
             self._refused[version] = str(reason)
@@ -233,11 +233,10 @@ class Releases:
             }
         return Release(version, vetted.bundle_key, places, experts)
 
-    async def _objection(self, candidate: _Candidate) -> str | None:
+    async def _objection(self, candidate: _Candidate, present: _Candidate | None) -> str | None:
         """Why a whole bundle is not served: another base, or worse on its canary queries."""
         mine = candidate.vetted.manifest
-        score = await self._canary_score(candidate.release, candidate.vetted)
-        present = getattr(self, "_current", None)
+        scores = await self._canary_scores(candidate.release, candidate.vetted)
         if present is None:
             return None
         theirs = present.vetted.manifest
@@ -246,16 +245,22 @@ class Releases:
                 f"made for base {mine['encoder']['name']} ({mine['encoder_fingerprint']}); this service runs "
                 f"{theirs['encoder']['name']} ({theirs['encoder_fingerprint']})"
             )
-        before = await self._canary_score(candidate.release, present.vetted)
-        if score is not None and before is not None and score < before - self._settings.max_canary_loss:
+        before = await self._canary_scores(candidate.release, present.vetted)
+        # A domain that comes or goes says nothing of how the others fare.
+        both = sorted(scores.keys() & before.keys())
+        if not both:
+            return None
+        now, then = (float(np.mean([found[name] for name in both])) for found in (scores, before))
+        if now < then - self._settings.max_canary_loss:
             return (
-                f"mean nDCG@10 on canary queries is {score:.4f}; that of the present bundle is {before:.4f}"
+                f"mean nDCG@10 on canary queries of {', '.join(both)} is {now:.4f}; "
+                f"the present bundle has {then:.4f}"
             )
         return None
 
-    async def _canary_score(self, release: Release, vetted: Vetted) -> float | None:
-        """Mean nDCG@10 of a bundle's canary vectors on the collections as they are now; None without any."""
-        scores = []
+    async def _canary_scores(self, release: Release, vetted: Vetted) -> dict[str, float]:
+        """nDCG@10 of a bundle's canary vectors by collection, on the collections as they are now."""
+        scores = {}
         for name, (queries, vectors) in vetted.canary.items():
             if name not in release.places or not queries:
                 continue
@@ -266,8 +271,8 @@ class Releases:
             run = {
                 i: {hit.document.id: hit.score for hit in hits} for i, hits in zip(ids, found, strict=True)
             }
-            scores.append(float(measure(qrels, run, ids).ndcg_at_10.mean()))
-        return float(np.mean(scores)) if scores else None
+            scores[name] = float(measure(qrels, run, ids).ndcg_at_10.mean())
+        return scores
 
     async def _start_experts(self, candidate: _Candidate) -> str | None:
         release, running = candidate.release, self._running_applications()
