@@ -11,6 +11,7 @@ test of its own (tests/integration/test_pipeline.py). The full disk needs root, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -213,7 +214,7 @@ def full_disk(folder: Path) -> tuple[str, str]:
         return "not run: needs root", ""
     trial = Trial(folder, corpus={"shard_size": 4})
     trial.storage.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", trial.storage], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", trial.storage], check=True)
     try:
         failed, told = trial.run("encode")
         finished = trial.files(EMBEDDINGS)
@@ -299,7 +300,14 @@ def head() -> Iterator[tuple[str, Callable[[], subprocess.Popen[bytes]]]]:
     try:
         await_that(lambda: answers(port), first, None)
         address = f"127.0.0.1:{port}"
-        yield address, lambda: start(f"--address={address}", "--num-cpus=2")
+        # Addresses of their own, so that the driver takes the head for its machine.
+        numbers = itertools.count(2)
+        yield (
+            address,
+            lambda: start(
+                f"--address={address}", "--num-cpus=2", f"--node-ip-address=127.0.0.{next(numbers)}"
+            ),
+        )
     finally:
         kill(first)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -268,7 +268,7 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
                 job = waiting.pop(0)
                 running[task.remote(job, store, board)] = job
             finished, _ = ray.wait(list(running), timeout=0.5)
-            for name, (step, total, best, done) in ray.get(board.read.remote()).items():
+            for name, (step, total, best, done) in _read(board).items():
                 note = f"dev {best:.3f}"
                 progress.update(rows[name], completed=total if done else step, total=total, note=note)
                 if is_quiet() and step > told.get(name, 0):
@@ -293,6 +293,17 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
             f"{len(failures)} of {len(jobs)} experts failed; the finished ones are kept, and running the "
             f"same command again goes on from the last checkpoints\n{listed}"
         )
+
+
+def _read(board: Any) -> dict[str, tuple[int, int, float, bool]]:
+    import ray
+    from ray.exceptions import RayActorError
+
+    try:
+        notes: dict[str, tuple[int, int, float, bool]] = ray.get(board.read.remote())
+    except RayActorError:
+        return {}  # only bars and log lines hang on it
+    return notes
 
 
 def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, Any]:
