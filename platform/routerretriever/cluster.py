@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,10 @@ from routerretriever.console import RUN_ID, log
 
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
+
+
+class WorkerFailed(RuntimeError):
+    """A worker met something that a person has to mend; the shards that were finished are kept."""
 
 
 def connect() -> None:
@@ -156,9 +161,13 @@ def run_shards(
         workers: size of the pool; by default as many as the cluster holds, never more than there are shards.
         cpus: CPUs of each actor.
         gpus: GPUs of each actor, fractions allowed.
+
+    Raises:
+        WorkerFailed: a worker stopped with an error of this project.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayTaskError
 
     if not shards:
         return
@@ -175,4 +184,11 @@ def run_shards(
         num_cpus=cpus,
         num_gpus=gpus or None,
     )
-    yield from dataset.iter_rows()
+    try:
+        yield from dataset.iter_rows()
+    except RayTaskError as error:
+        # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
+        told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)
+        if told is None:
+            raise
+        raise WorkerFailed(told[1]) from None
