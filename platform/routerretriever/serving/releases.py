@@ -34,7 +34,7 @@ from routerretriever.registry.bundle import (
 )
 from routerretriever.serving.index import Place, search_parts
 from routerretriever.serving.metrics import Metrics
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactMissing, ArtifactStore
 
 log = logging.getLogger("ray.serve")
 
@@ -162,6 +162,7 @@ class Releases:
         for version in dict.fromkeys([released, int(last["version"]) if last else None]):
             candidate = None if version is None else await self._prepare(version, None)
             if candidate is not None:
+                await self._remember(candidate)
                 return candidate
         reasons = "; ".join(f"version {version}: {reason}" for version, reason in self._refused.items())
         raise BundleError(f"{self._registry.bundle_uri}: {reasons or 'nothing was released yet'}")
@@ -177,25 +178,29 @@ class Releases:
 
     async def _look(self) -> None:
         released = await asyncio.to_thread(self._registry.released)
-        for version in [version for version in self._refused if version != released]:
-            del self._refused[version]
+        challenger = None
+        if self._settings.challenger_share:
+            challenger = await asyncio.to_thread(self._challengers.released)
+        # One that was refused is not looked at again until its alias has moved.
+        self._refused = {
+            version: reason for version, reason in self._refused.items() if version in (released, challenger)
+        }
         if released is not None and released not in (self._current.release.version, *self._refused):
             candidate = await self._prepare(released, self._current)
             if candidate is not None:
-                self._switch(candidate)
-        if self._settings.challenger_share:
-            await self._look_for_challenger()
+                log.info("serving version %d, before %d", released, self._current.release.version)
+                self._current = candidate
+                await self._remember(candidate)
+        await self._take_challenger(challenger)
         self._metrics.drift.set(self._drift() or 0.0)
         await self._clean_up()
 
-    def _switch(self, candidate: _Candidate) -> None:
-        log.info("serving version %d, before %d", candidate.release.version, self._current.release.version)
-        self._current = candidate
-        if self._challenger and self._challenger.release.version == candidate.release.version:
-            self._challenger = None
+    async def _remember(self, candidate: _Candidate) -> None:
+        """Note what is served, for a service that starts when the alias points at a bad bundle."""
+        note = {"version": candidate.release.version}
+        await asyncio.to_thread(self._store.write_note, self._last_served, note)
 
-    async def _look_for_challenger(self) -> None:
-        version = await asyncio.to_thread(self._challengers.released)
+    async def _take_challenger(self, version: int | None) -> None:
         if version in (None, self._current.release.version):
             self._challenger = None
         elif version not in self._refused and (
@@ -217,7 +222,6 @@ class Releases:
             self._refused[version] = str(reason)
             log.error("version %d is refused: %s", version, reason)
             return None
-        self._store.write_note(self._last_served, {"version": version})
         return candidate
 
     def _release(self, version: int, vetted: Vetted) -> Release:
@@ -236,7 +240,10 @@ class Releases:
     async def _objection(self, candidate: _Candidate, present: _Candidate | None) -> str | None:
         """Why a whole bundle is not served: another base, or worse on its canary queries."""
         mine = candidate.vetted.manifest
-        scores = await self._canary_scores(candidate.release, candidate.vetted)
+        try:
+            scores = await self._canary_scores(candidate.release, candidate.vetted)
+        except ArtifactMissing as error:
+            return str(getattr(error, "cause", error))  # the index's own words, without its traceback
         if present is None:
             return None
         theirs = present.vetted.manifest
