@@ -246,6 +246,9 @@ def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = Fal
 def release(
     recipe: RecipeFile,
     version: Annotated[int, typer.Option(help="The bundle's number; `versions` lists them.")],
+    challenger: Annotated[
+        bool, typer.Option("--challenger", help="Only for serving.releases.challenger_share of the traffic.")
+    ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -253,17 +256,32 @@ def release(
     from routerretriever.console import console
 
     registry = _registry(recipe, overrides, quiet)
-    registry.release(version)
-    console.print(f"{registry.bundle_uri} is version {version}")
+    if challenger:
+        registry.challenge(version)
+        console.print(f"{registry.bundle_uri} is challenged by version {version}")
+    else:
+        registry.release(version)
+        console.print(f"{registry.bundle_uri} is version {version}")
 
 
 @app.command()
-def rollback(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+def rollback(
+    recipe: RecipeFile,
+    challenger: Annotated[
+        bool, typer.Option("--challenger", help="Take the challenger away; the released bundle stays.")
+    ] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
     """Release again what was released before."""
     from routerretriever.console import console
 
     registry = _registry(recipe, overrides, quiet)
-    console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
+    if challenger:
+        registry.challenge(None)
+        console.print(f"{registry.bundle_uri} has no challenger")
+    else:
+        console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
 
 
 @app.command()

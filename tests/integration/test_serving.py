@@ -41,7 +41,8 @@ def served(done, **serving) -> Pipeline:
     pipeline, registered, _ = done
     values = pipeline.recipe.model_dump(mode="json")
     # The fake experts are too weak for a fair canary; what it refuses is tested apart from them.
-    releases = {**values["serving"]["releases"], "poll_seconds": 0.5, "max_canary_loss": 0.99}
+    ours = {"poll_seconds": 0.5, "max_canary_loss": 0.99, "challenger_share": 0.5}
+    releases = {**values["serving"]["releases"], **ours}
     values["serving"] |= {"refresh_seconds": 0, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
     Registry(changed.recipe, changed.store).release(registered.version)
@@ -180,6 +181,24 @@ def test_a_release_is_followed_under_load_and_rolled_back(service, url):
             worker.join()
     assert not failures
     assert set(seen) == {str(first), str(second)}
+
+
+def test_a_challenger_gets_its_share(service):
+    pipeline, client = service
+    registry = Registry(pipeline.recipe, pipeline.store)
+    first, second = registry.released(), max(bundle.version for bundle in registry.bundles())
+    assert first != second
+
+    def answering() -> set[str]:
+        body = {"input": QUERIES[0]}
+        answers = [client._http.post("/v1/embeddings", json=body) for _ in range(20)]
+        return {answer.raise_for_status().headers["x-bundle-version"] for answer in answers}
+
+    registry.challenge(second)
+    wait_until(lambda: answering() == {str(first), str(second)})
+    assert client.service().challenger == second
+    registry.challenge(None)
+    wait_until(lambda: answering() == {str(first)})
 
 
 def test_a_bad_release_is_refused_and_the_old_one_goes_on(service):

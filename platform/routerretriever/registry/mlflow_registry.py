@@ -70,6 +70,7 @@ class Registry:
         self._recipe = recipe
         self._name = recipe.registry.name
         self._alias = recipe.registry.alias
+        self._challenger = recipe.serving.releases.challenger_alias
         self.tracking_uri = tracking_uri(recipe, store)
         mlflow.set_tracking_uri(self.tracking_uri)
         for chatty in ("mlflow", "alembic"):
@@ -217,8 +218,7 @@ class Registry:
         Raises:
             LookupError: there is no such version.
         """
-        if version not in [bundle.version for bundle in self.bundles()]:
-            raise LookupError(f"{self._name}: no version {version} in {self.tracking_uri}")
+        self._require(version)
         before = self.released()
         if before == version:
             return
@@ -238,6 +238,24 @@ class Registry:
             raise LookupError(f"{self._name}: nothing was released before in {self.tracking_uri}")
         self.release(before)
         return before
+
+    def challenge(self, version: int | None) -> None:
+        """Give a bundle version the challenger's share of the traffic; None takes the challenger away.
+
+        Raises:
+            LookupError: there is no such version.
+        """
+        if version is not None:
+            self._require(version)
+        with self._reached():
+            if version is not None:
+                self._client.set_registered_model_alias(self._name, self._challenger, str(version))
+            elif self.challenger() is not None:
+                self._client.delete_registered_model_alias(self._name, self._challenger)
+
+    def challenger(self) -> int | None:
+        """The version that the challenger's alias points at."""
+        return self._version_of(self._challenger)
 
     def released(self) -> int | None:
         """The version that the alias points at."""
@@ -259,6 +277,10 @@ class Registry:
             ),
             key=lambda bundle: -bundle.version,
         )
+
+    def _require(self, version: int) -> None:
+        if version not in [bundle.version for bundle in self.bundles()]:
+            raise LookupError(f"{self._name}: no version {version} in {self.tracking_uri}")
 
     def _version_of(self, alias: str) -> int | None:
         with self._reached():

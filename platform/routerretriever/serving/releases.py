@@ -113,7 +113,6 @@ class Releases:
         self._indexes = indexes
         self._metrics = Metrics()
         self._registry = Registry(recipe, store)
-        self._challengers = Registry(_with_alias(recipe, self._settings.challenger_alias), store)
         self._refused: dict[int, str] = {}
         self._seen: dict[str, tuple[float, tuple[int, ...]]] = {}
         self._leaving: dict[str, float] = {}
@@ -180,7 +179,7 @@ class Releases:
         released = await asyncio.to_thread(self._registry.released)
         challenger = None
         if self._settings.challenger_share:
-            challenger = await asyncio.to_thread(self._challengers.released)
+            challenger = await asyncio.to_thread(self._registry.challenger)
         # One that was refused is not looked at again until its alias has moved.
         self._refused = {
             version: reason for version, reason in self._refused.items() if version in (released, challenger)
@@ -406,10 +405,6 @@ def sized(deployment: Any, name: str, replicas: ReplicaSettings) -> Any:
 
 _MANY = 10_000
 """Ray's own bound on calls to a replica: ours, on queries, comes first and says when to try again."""
-
-
-def _with_alias(recipe: Recipe, alias: str) -> Recipe:
-    return recipe.model_copy(update={"registry": recipe.registry.model_copy(update={"alias": alias})})
 
 
 def replica_id() -> str:
