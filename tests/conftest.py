@@ -102,7 +102,8 @@ def s3() -> Iterator[ThreadedMotoServer]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        # Moto keeps its buckets in this process, beyond the life of a server.
+        # What an earlier server left in this process: Moto its buckets, fsspec connections to its port.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
         yield server
