@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from routerretriever.config import Recipe, parse_recipe
+from routerretriever.serving.run import free_port
 
 if TYPE_CHECKING:
     from routerretriever.pipeline import Pipeline, Registered
@@ -69,12 +69,6 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
         "serving": {"port": 0},
     }
     return parse_recipe({**values, **changes})
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

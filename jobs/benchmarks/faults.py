@@ -28,6 +28,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 from routerretriever.console import log, set_up
+from routerretriever.serving.run import free_port
 from ruamel.yaml import YAML
 
 from jobs.benchmarks.measure import report
@@ -341,13 +342,6 @@ def answers(port: int) -> bool:
     """Whether somebody listens."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def last_line(text: str) -> str:

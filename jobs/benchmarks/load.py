@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,16 @@ class Load:
     def per_second(self) -> float:
         """Good answers a second."""
         return len(self.milliseconds) / self.seconds
+
+    def figures(self) -> dict[str, Any]:
+        """Throughput, quantiles, failures by kind, and the longest gap."""
+        return {
+            "answers": len(self.milliseconds),
+            "per_second": self.per_second,
+            **{f"p{percent}_ms": self.quantile(percent / 100) for percent in (50, 95, 99)},
+            "failures": dict(Counter(self.failures)),
+            "longest_gap_s": self.longest_gap,
+        }
 
     def quantile(self, share: float) -> float:
         """Milliseconds within which this share of the answers came."""

@@ -12,11 +12,9 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-import threading
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 from routerretriever.cluster import connect
 from routerretriever.config import parse_recipe
@@ -39,18 +37,6 @@ def write_collection(folder: Path, name: str) -> None:
     for place, split in enumerate(("train", "dev")):
         lines = [f"q{number}\td{number}\t1\n" for number in range(place, len(pairs), 2)]
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-
-
-def most_processes(done: threading.Event) -> list[int]:
-    """The largest number of processes below this one so far, in a list that a thread keeps up to date."""
-    most = [0]
-
-    def count() -> None:
-        while not done.wait(0.5):
-            most[0] = max(most[0], len(psutil.Process().children(recursive=True)))
-
-    threading.Thread(target=count, daemon=True).start()
-    return most
 
 
 def main(
@@ -81,16 +67,13 @@ def main(
             pipeline = Pipeline(recipe)
             _ = pipeline.corpora
             left = len(pipeline.untrained())
-            done = threading.Event()
-            most = most_processes(done)
             with measured(f"{number} experts") as cost:
                 _ = pipeline.experts
-            done.set()
             each = cost.seconds / left if left else 0.0
             rows.append([str(number), str(left), *(f"{x:.1f}" for x in (cost.seconds, each)),
-                         f"{cost.peak_mib:.0f}", str(most[0])])  # fmt: skip
+                         f"{cost.peak_mib:.0f}", str(cost.processes)])  # fmt: skip
             figures.append({"experts": number, "trained": left, "seconds": cost.seconds,
-                            "peak_mib": cost.peak_mib, "processes": most[0]})  # fmt: skip
+                            "peak_mib": cost.peak_mib, "processes": cost.processes})  # fmt: skip
     report(
         "many-experts",
         "experts on this machine",

@@ -30,6 +30,8 @@ class Cost:
     seconds: float = 0.0
     peak_mib: float = 0.0
     """Largest sum of proportional set sizes of this process and all below it (Ray's among them)."""
+    processes: int = 0
+    """Largest number of processes below this one."""
 
 
 @contextmanager
@@ -40,6 +42,7 @@ def measured(step: str) -> Iterator[Cost]:
     def sample() -> None:
         while not done.wait(_SAMPLING_SECONDS):
             cost.peak_mib = max(cost.peak_mib, tree_memory_mib())
+            cost.processes = max(cost.processes, len(psutil.Process().children(recursive=True)))
 
     sampler = threading.Thread(target=sample, daemon=True)
     cost.peak_mib = tree_memory_mib()

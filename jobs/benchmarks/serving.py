@@ -34,14 +34,12 @@ def main(
     peer_model: Annotated[str, typer.Option(help="What the peer calls its model.")] = "model",
 ) -> None:
     """Serve the released bundle and put load on it."""
-    from ray import serve
-    from routerretriever.serving import deploy
+    from routerretriever.serving import served
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
     queries = dev_queries(pipeline)
-    try:
-        url = deploy(pipeline, port=0)
+    with served(pipeline) as url:
         ways: dict[str, tuple[str, list[dict[str, Any]]]] = {
             "base": (f"{url}/v1/embeddings", embeddings(queries, BASE, texts)),
             "routed": (f"{url}/v1/embeddings", embeddings(queries, ROUTED_MODEL, texts)),
@@ -58,8 +56,6 @@ def main(
             for name, loads in measure(ways, count, seconds, rounds).items():
                 rows.append([str(count), name, *summary(loads)])
                 figures.append({"clients": count, "way": name, **numbers(loads)})
-    finally:
-        serve.shutdown()
     placement = pipeline.recipe.serving.placement
     report(
         f"serving-{pipeline.recipe.name}-{placement}-{texts}",
@@ -108,31 +104,20 @@ def merged(loads: list[Load]) -> Load:
         sum(load.seconds for load in loads),
         [one for load in loads for one in load.milliseconds],
         [one for load in loads for one in load.failures],
+        max(load.longest_gap for load in loads),
     )
 
 
 def numbers(loads: list[Load]) -> dict[str, Any]:
-    """Throughput, quantiles and failures over all rounds, and the throughput of each."""
-    load = merged(loads)
-    return {
-        "per_second": load.per_second,
-        "per_second_by_round": [one.per_second for one in loads],
-        "p50_ms": load.quantile(0.5),
-        "p95_ms": load.quantile(0.95),
-        "p99_ms": load.quantile(0.99),
-        "failures": load.failures,
-    }
+    """Figures over all rounds, and the throughput of each."""
+    return {**merged(loads).figures(), "per_second_by_round": [one.per_second for one in loads]}
 
 
 def summary(loads: list[Load]) -> list[str]:
     """The same for a table."""
-    figures = numbers(loads)
-    return [
-        f"{figures['per_second']:.1f}",
-        f"{figures['p50_ms']:.1f}",
-        f"{figures['p95_ms']:.1f}",
-        str(len(figures["failures"])),
-    ]
+    load = merged(loads)
+    quantiles = (load.quantile(share) for share in (0.5, 0.95))
+    return [*(f"{figure:.1f}" for figure in (load.per_second, *quantiles)), str(len(load.failures))]
 
 
 if __name__ == "__main__":

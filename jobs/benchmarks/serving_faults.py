@@ -9,11 +9,10 @@ The recipe must have been run. Parts are killed with SIGKILL. "Gap" is the longe
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import psutil
@@ -39,9 +38,8 @@ def main(
     ] = 0.0,
 ) -> None:
     """Cause each event under load."""
-    from ray import serve
     from routerretriever.registry import Registry
-    from routerretriever.serving import deploy
+    from routerretriever.serving import served
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
@@ -51,8 +49,7 @@ def main(
     collection = pipeline.recipe.expert_domains[0]
     bodies = [{"query": query, "collection": collection} for query in dev_queries(pipeline)]
     rows, figures = [], []
-    try:
-        url = deploy(pipeline, port=0)
+    with served(pipeline) as url:
         events: dict[str, Callable[[], object]] = {
             "nothing": lambda: None,
             "release": lambda: _release(url, partial(registry.release, second), second),
@@ -68,7 +65,7 @@ def main(
                 cause()
                 time.sleep(_AFTER_SECONDS)
             rows.append([event, *_summary(load)])
-            figures.append({"event": event, **_numbers(load)})
+            figures.append({"event": event, **load.figures()})
             log.info("%s: %s", event, rows[-1])
         if soak_minutes:
             before = tree_memory_mib()
@@ -76,9 +73,7 @@ def main(
                 time.sleep(60 * soak_minutes)
             after = tree_memory_mib()
             rows.append([f"soak, {before:.0f} to {after:.0f} MiB", *_summary(load)])
-            figures.append({"event": "soak", "mib": [before, after], **_numbers(load)})
-    finally:
-        serve.shutdown()
+            figures.append({"event": "soak", "mib": [before, after], **load.figures()})
     report(
         f"serving-faults-{pipeline.recipe.name}",
         f"recipe {pipeline.recipe.name}: {clients} clients search all the while",
@@ -104,18 +99,8 @@ def _kill(name: str) -> None:
             process.kill()
 
 
-def _numbers(load: Load) -> dict[str, Any]:
-    return {
-        "answers": len(load.milliseconds),
-        "failures": dict(Counter(load.failures)),
-        "p50_ms": load.quantile(0.5),
-        "p99_ms": load.quantile(0.99),
-        "longest_gap_s": load.longest_gap,
-    }
-
-
 def _summary(load: Load) -> list[str]:
-    found = _numbers(load)
+    found = load.figures()
     failed = ", ".join(f"{count} x {what}" for what, count in found["failures"].items()) or "0"
     gap = f"{found['longest_gap_s']:.1f}"
     return [str(found["answers"]), failed, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", gap]

@@ -235,11 +235,11 @@ def register(
 @app.command()
 def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """List the registered bundles; a star marks the released one."""
-    from routerretriever.console import console
+    from routerretriever.console import show
     from routerretriever.registry.mlflow_registry import versions_table
 
     registry = _registry(recipe, overrides, quiet)
-    console.print(versions_table(registry.bundles(), registry.released()))
+    show(versions_table(registry.bundles(), registry.released()))
 
 
 @app.command()

@@ -167,7 +167,7 @@ class Pipeline:
         names = list(self.recipe.expert_domains)
         if settings.include_base:
             names.append(BASE)
-        split = self._source_split
+        split = self.source_split
         return RoutingData(
             names,
             {name: scores.utilities(names) for name, scores in self.scores.items()},
@@ -366,7 +366,7 @@ class Pipeline:
                 {name: expert.version for name, expert in self.experts.items()},
                 {name: self.corpora[name].key for name in scores},
                 [collection.split_hash(split) for collection in collections],
-                [collection.split_hash(self._source_split) for collection in self.expert_collections],
+                [collection.split_hash(self.source_split) for collection in self.expert_collections],
                 self.recipe.scoring.source,
                 self.recipe.corpus.index.model_dump(),
             ),
@@ -424,7 +424,8 @@ class Pipeline:
         ]
 
     @property
-    def _source_split(self) -> str:
+    def source_split(self) -> str:
+        """The split that routers learn from."""
         return "dev" if self.recipe.scoring.source == "dev" else "train"
 
     def _scores(self, collections: list[Collection], split: str, experts: dict[str, Expert]) -> ScoreTable:

@@ -38,12 +38,11 @@ def plan_run(pipeline: Pipeline) -> list[PlannedStep]:
         each.name: expert_key(each, recipe.encoder, recipe.training) for each in pipeline.expert_collections
     }
     singles = _single_keys(recipe, pipeline.expert_collections, list(experts.values()))
-    learned_from = "dev" if recipe.scoring.source == "dev" else "train"
     return [
         _encoding(collections, recipe, store),
         _training("train experts", experts, pipeline),
         _training("train baselines", singles, pipeline),
-        _scoring(pipeline.expert_collections, learned_from, experts, recipe, store),
+        _scoring(pipeline.expert_collections, pipeline.source_split, experts, recipe, store),
         _scoring(tested, "test", {**experts, **singles}, recipe, store),
         PlannedStep("route", f"fit router {recipe.routing.router}", "", "the driver"),
         PlannedStep("evaluate", f"{len(tested)} test sets", "", "the driver"),

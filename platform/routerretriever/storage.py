@@ -219,7 +219,7 @@ class ArtifactStore:
             temporary = Path(f"{target}.{uuid.uuid4().hex}.tmp")
             try:
                 write(temporary)
-                digest = _sha256(temporary)
+                digest = file_hash(temporary)
                 os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -227,7 +227,7 @@ class ArtifactStore:
             with tempfile.TemporaryDirectory() as folder:
                 local = Path(folder) / Path(name).name
                 write(local)
-                digest = _sha256(local)
+                digest = file_hash(local)
                 self._upload(partial(filesystem.put_file, str(local)), target)
         if name != MANIFEST:
             self._write(f"hashes/{key}/{name}", digest.encode())
@@ -315,7 +315,7 @@ class ArtifactStore:
         if not cached.exists():
             fresh = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
             self._download(f"{key}/{name}", fresh)
-            if _sha256(fresh) != digest:
+            if file_hash(fresh) != digest:
                 fresh.unlink()
                 raise ArtifactDamaged(self.location(key), [name])
             fresh.replace(cached)
@@ -412,7 +412,7 @@ class ArtifactStore:
             checked = _cache_folder() / "checked" / seen
             if checked.exists():
                 return
-            damaged = [name for name, digest in files.items() if _sha256(folder / name) != digest]
+            damaged = [name for name, digest in files.items() if file_hash(folder / name) != digest]
         if damaged:
             raise ArtifactDamaged(self.location(key), damaged)
         checked.parent.mkdir(parents=True, exist_ok=True)
@@ -542,7 +542,8 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

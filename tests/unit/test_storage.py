@@ -123,7 +123,7 @@ def test_a_checked_file_is_not_read_again_until_it_changes(tmp_path, monkeypatch
     store = ArtifactStore.open(str(tmp_path))
     make(store)
     store.fetch(KEY)
-    monkeypatch.setattr(storage, "_sha256", lambda path: pytest.fail(f"read {path} again"))
+    monkeypatch.setattr(storage, "file_hash", lambda path: pytest.fail(f"read {path} again"))
     store.fetch(KEY)
     monkeypatch.undo()
     (tmp_path / KEY / "a").write_text("longer")

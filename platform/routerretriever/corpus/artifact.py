@@ -102,24 +102,27 @@ class Corpus:
     def lookup(self, rows: NDArray[np.int64]) -> Vectors:
         """The vectors [R, d] of some rows, read from disk as needed."""
         found = np.empty((len(rows), self.dimension), dtype=np.float32)
-        starts = np.concatenate([[0], np.cumsum(self.shards)])
-        shard_of_row = np.searchsorted(starts, rows, side="right") - 1
+        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of_row):
             here = shard_of_row == shard
-            found[here] = self.embeddings(int(shard))[rows[here] - starts[shard]]
+            found[here] = self.embeddings(int(shard))[rows[here] - self._starts[shard]]
         return found
 
     def documents(self, ids: Iterable[str]) -> dict[str, Document]:
         """The texts of some documents, for people to read; those that are not here are left out."""
-        starts = np.concatenate([[0], np.cumsum(self.shards)])
         found = {}
         for document_id in ids:
             row = self.rows.get(document_id)
             if row is not None:
-                shard = int(np.searchsorted(starts, row, side="right")) - 1
-                values = self._texts(shard).slice(row - int(starts[shard]), 1).to_pylist()[0]
+                shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+                values = self._texts(shard).slice(row - int(self._starts[shard]), 1).to_pylist()[0]
                 found[document_id] = Document(values["id"], values["title"], values["text"])
         return found
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """The first row of each shard, and the end."""
+        return np.concatenate([[0], np.cumsum(self.shards, dtype=np.int64)])
 
     def _documents_file(self, shard: int) -> Path:
         return self.folder / documents_file(self.first + shard)

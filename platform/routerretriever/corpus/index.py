@@ -82,16 +82,24 @@ class _Exact:
         best = faiss.ResultHeap(len(queries), depth, keep_max=True)
         start = 0
         for shard in self._shards:
-            kept = np.arange(start, start + len(shard))
-            start += len(shard)
-            if params is not None and not params[kept].all():
-                shown = params[kept]
-                shard, kept = np.ascontiguousarray(shard[shown]), kept[shown]
-            if len(kept):
-                scores, rows = faiss.knn(queries, shard, min(depth, len(kept)), faiss.METRIC_INNER_PRODUCT)
-                best.add_result(scores, kept[rows])
+            stop = start + len(shard)
+            if params is None or params[start:stop].all():
+                scores, rows = _nearest(queries, shard, depth)
+                best.add_result(scores, rows + start)
+            elif params[start:stop].any():
+                kept = np.flatnonzero(params[start:stop])
+                scores, rows = _nearest(queries, shard[kept], depth)
+                best.add_result(scores, kept[rows] + start)
+            start = stop
         best.finalize()
         return best.D, best.I
+
+
+def _nearest(queries: Vectors, vectors: Vectors, depth: int) -> tuple[Vectors, NDArray[np.int64]]:
+    found: tuple[Vectors, NDArray[np.int64]] = faiss.knn(
+        queries, vectors, min(depth, len(vectors)), faiss.METRIC_INNER_PRODUCT
+    )
+    return found
 
 
 class SearchIndex:

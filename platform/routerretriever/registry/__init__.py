@@ -13,7 +13,7 @@ __all__ = ["BundleError", "Registry", "RouterRetriever", "ServiceFacts", "write_
 
 
 def __getattr__(name: str) -> object:
-    # MLflow takes 150 MB and a second to import; a replica that only runs a bundle does not pay for it.
+    # MLflow takes seconds to import; a replica that only runs a bundle does not pay for it.
     if name == "Registry":
         from routerretriever.registry.mlflow_registry import Registry
 

@@ -8,7 +8,6 @@ encoder's own weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from routerretriever.config import BASE, EncoderSettings, Recipe, content_hash
 from routerretriever.datasets import Document
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.routing import Router, load_router, save_router
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, file_hash
 
 if TYPE_CHECKING:
     from routerretriever.encoder import Encoder
@@ -121,7 +120,7 @@ def write_bundle(
         "corpora": facts.corpora,
         "shares": facts.shares,
         "files": {
-            path.relative_to(folder).as_posix(): _sha256(path)
+            path.relative_to(folder).as_posix(): file_hash(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         },
@@ -286,7 +285,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         if not (folder / name).is_file():
             raise BundleError(f"{folder / name}: missing from the bundle; register it again")
-        if _sha256(folder / name) != expected:
+        if file_hash(folder / name) != expected:
             raise BundleError(
                 f"{folder / name}: altered since it was registered (hash mismatch); register it again"
             )
@@ -302,8 +301,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,6 @@ The only room that knows Serve.
 
 from __future__ import annotations
 
-from routerretriever.serving.run import ask_once, deploy, serve_forever
+from routerretriever.serving.run import ask_once, deploy, serve_forever, served
 
-__all__ = ["ask_once", "deploy", "serve_forever"]
+__all__ = ["ask_once", "deploy", "serve_forever", "served"]

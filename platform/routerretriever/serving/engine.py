@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
@@ -20,10 +18,8 @@ from routerretriever.config import BASE, DOCUMENT_MODEL, ROUTED_MODEL, ReplicaSe
 from routerretriever.registry.bundle import RouterRetriever, Shares, Vectors
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
-from routerretriever.serving.calls import ask
+from routerretriever.serving.calls import OneThread, ask
 from routerretriever.serving.metrics import Metrics
-
-R = TypeVar("R")
 
 _DOCUMENTS_AT_ONCE = 4
 
@@ -59,9 +55,8 @@ class Engine:
 
     def __init__(
         self,
-        version: int,
         bundle: RouterRetriever,
-        executor: Executor,
+        thread: OneThread,
         experts: Mapping[str, DeploymentHandle] | None,
         sizes: ReplicaSettings,
         metrics: Metrics,
@@ -69,16 +64,14 @@ class Engine:
         """Put a bundle to work.
 
         Args:
-            version: the bundle's number in the registry.
             bundle: holds the experts too, unless they are applications of their own.
-            executor: one thread; the encoder takes no more.
+            thread: the encoder's. Features that stop at a layer would stop other passes too.
             experts: the experts' applications, None with packed placement.
             sizes: bounds of batches and queue.
             metrics: where batches are counted.
         """
-        self.version = version
         self.bundle = bundle
-        self._executor = executor
+        self._thread = thread
         self._experts = experts
         self._metrics = metrics
         self._columns = list(dict.fromkeys([*bundle.router.experts, BASE, *bundle.experts]))
@@ -86,8 +79,7 @@ class Engine:
         self._batcher = Batcher(
             self._run, sizes.max_batch_size, sizes.max_queue, passes=1 if experts is None else 4
         )
-        self.routed_weights = np.zeros(len(bundle.router.experts))
-        """Sum of the weights of all queries routed so far, in the router's order of experts."""
+        self._routed_T = np.zeros(len(bundle.router.experts))
 
     @property
     def models(self) -> list[str]:
@@ -109,22 +101,28 @@ class Engine:
         self._metrics.waiting.set(self._batcher.waiting)
         return embedded
 
+    def take_routed(self) -> dict[str, float]:
+        """Sum of the weights of each expert over the queries routed since this was last asked."""
+        taken_T = self._routed_T.copy()
+        self._routed_T -= taken_T
+        return dict(zip(self.bundle.router.experts, taken_T.tolist(), strict=True))
+
     async def retire(self) -> None:
         """Let go of the base when the last query is answered."""
         while not self._batcher.idle:
             await asyncio.sleep(0.1)
-        await self._in_turn(self.bundle.close)
+        await self._thread.run(self.bundle.close)
 
     async def explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
         """Weights of all experts for each query, and the reasons."""
-        return await self._in_turn(self._explain, texts)
+        return await self._thread.run(self._explain, texts)
 
     async def embed_documents(self, contents: Sequence[str]) -> list[Embedded]:
         """Embed documents by the base; a few at a time, so that queries get their turn between them."""
         embedded = []
         for start in range(0, len(contents), _DOCUMENTS_AT_ONCE):
             few = contents[start : start + _DOCUMENTS_AT_ONCE]
-            embedded.extend(await self._in_turn(self._embed_documents, few))
+            embedded.extend(await self._thread.run(self._embed_documents, few))
         return embedded
 
     def _embed_documents(self, contents: Sequence[str]) -> list[Embedded]:
@@ -138,9 +136,9 @@ class Engine:
     async def _run(self, batch: list[tuple[str, str]]) -> list[Embedded]:
         self._metrics.batch_size.observe(len(batch))
         if self._experts is None:
-            plan, vectors = await self._in_turn(self._embed_here, batch)
+            plan, vectors = await self._thread.run(self._embed_here, batch)
         else:
-            plan = await self._in_turn(self._plan, batch)
+            plan = await self._thread.run(self._plan, batch)
             with self._metrics.stage("experts"):
                 vectors = await self._embed_there(plan, self._experts)
         mixed = plan.shares.mix(vectors)
@@ -168,7 +166,7 @@ class Engine:
         async def embed(expert: str, positions: list[int]) -> None:
             rows = [plan.rows[plan.shares.rows[position]] for position in positions]
             if expert == BASE:
-                made = await self._in_turn(self.bundle.embed, rows, [BASE] * len(rows))
+                made = await self._thread.run(self.bundle.embed, rows, [BASE] * len(rows))
             else:
                 made = await ask(experts[expert].embed, rows)
             vectors[positions] = made
@@ -195,8 +193,9 @@ class Engine:
 
     def _count(self, weights_BT: Vectors) -> None:
         names = self.bundle.router.experts
-        self.routed_weights += weights_BT.sum(axis=0)
-        for name, weight in zip(names, weights_BT.sum(axis=0).tolist(), strict=True):
+        sums_T = weights_BT.sum(axis=0)
+        self._routed_T += sums_T
+        for name, weight in zip(names, sums_T.tolist(), strict=True):
             if weight:
                 self._metrics.expert_weight.inc(weight, {"expert": name})
         entropies = -(weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1)
@@ -212,7 +211,3 @@ class Engine:
             (dict(zip(router.experts, weights.tolist(), strict=True)), explanation)
             for weights, explanation in zip(router.weights(features), router.explain(features), strict=True)
         ]
-
-    async def _in_turn(self, work: Callable[..., R], *args: Any) -> R:
-        # The encoder is not thread-safe: features that stop at a layer would stop other passes too.
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)

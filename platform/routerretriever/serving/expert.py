@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from ray import serve
 
 from routerretriever.config import EncoderSettings, ReplicaSettings
 from routerretriever.registry.bundle import Vectors, expert_folder
 from routerretriever.serving.batching import Batcher
+from routerretriever.serving.calls import OneThread
 from routerretriever.storage import ArtifactStore
 
 
@@ -40,7 +38,7 @@ class Expert:
         self._encoder = load_encoder(encoder)
         merge_expert(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
         self._encoder.encode_queries(["warm up"])
-        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._thread = OneThread()
         self._batcher: Batcher[list[int], Vectors] = Batcher(self._run, sizes.max_batch_size, sizes.max_queue)
 
     async def embed(self, rows: list[list[int]]) -> Vectors:
@@ -48,5 +46,4 @@ class Expert:
         return np.stack(await self._batcher.submit(rows))
 
     async def _run(self, rows: list[list[int]]) -> list[Vectors]:
-        loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._executor, self._encoder.embed_tokens, rows))
+        return list(await self._thread.run(self._encoder.embed_tokens, rows))

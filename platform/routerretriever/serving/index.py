@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.config import IndexSettings
-from routerretriever.corpus import Found, LiveCollection, changes_key
+from routerretriever.corpus import (
+    Found,
+    LiveCollection,
+    changes_key,
+    last_change,
+    write_change,
+    write_deletion,
+)
 from routerretriever.datasets import Document
 from routerretriever.registry.bundle import Vectors
-from routerretriever.serving.calls import ask
+from routerretriever.serving.calls import OneThread, ask
 from routerretriever.storage import ArtifactStore
 
 
@@ -60,15 +67,15 @@ class Index:
         self._open: dict[Place, LiveCollection] = {}
         self._looked: dict[Place, float] = {}
         # One thread: a collection must not change under a search. FAISS has its own threads.
-        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._thread = OneThread()
 
     async def search(self, place: Place, queries: Vectors, depths: list[int]) -> list[list[Found]]:
         """The best documents of this part, for each query [B, d]."""
-        return await self._in_turn(self._search, place, queries, depths)
+        return await self._thread.run(self._search, place, queries, depths)
 
     async def document(self, place: Place, document_id: str) -> Document | None:
         """A document, if it lies in this part."""
-        return await self._in_turn(self._document, place, document_id)
+        return await self._thread.run(self._document, place, document_id)
 
     def _search(self, place: Place, queries: Vectors, depths: list[int]) -> list[list[Found]]:
         return self._collection(place).search(queries, depths)
@@ -89,9 +96,6 @@ class Index:
             self._open[place].refresh()
             self._looked[place] = time.monotonic()
         return self._open[place]
-
-    async def _in_turn(self, work, *args):  # type: ignore[no-untyped-def]
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
 
 async def search_parts(
@@ -116,19 +120,13 @@ class Writer:
 
     async def upsert(self, place: Place, documents: list[Document], vectors: Vectors) -> int:
         """Add or replace documents with their vectors [n, d]; returns the change's number."""
-        from routerretriever.corpus import write_change
-
         return await self._write(place, write_change, documents, vectors)
 
     async def delete(self, place: Place, ids: list[str]) -> int:
         """Delete documents; returns the change's number."""
-        from routerretriever.corpus import write_deletion
-
         return await self._write(place, write_deletion, ids)
 
-    async def _write(self, place, write, *content):  # type: ignore[no-untyped-def]
-        from routerretriever.corpus import last_change
-
+    async def _write(self, place: Place, write: Callable[..., None], *content: Any) -> int:
         async with self._turn:
             if place.changes not in self._last:
                 self._last[place.changes] = await asyncio.to_thread(last_change, self._store, place.changes)

@@ -281,10 +281,13 @@ class Releases:
         return scores
 
     async def _start_experts(self, candidate: _Candidate) -> str | None:
-        release, running = candidate.release, self._running_applications()
-        wanted = {name: app for name, app in release.experts.items() if app not in running}
+        release = candidate.release
         for app in release.experts.values():
             self._leaving.pop(app, None)
+        running = await asyncio.to_thread(_running_experts)
+        wanted = {name: app for name, app in release.experts.items() if app not in running}
+        if not wanted:
+            return None
         try:
             async with asyncio.timeout(_STARTING_SECONDS):
                 await asyncio.to_thread(self._run_experts, wanted, candidate)
@@ -299,8 +302,6 @@ class Releases:
 
         encoder = EncoderSettings.model_validate(candidate.vetted.manifest["encoder"])
         sizes = self._recipe.serving.expert
-        if not wanted:
-            return
         serve.run_many(
             [
                 RunTarget(
@@ -326,15 +327,12 @@ class Releases:
         versions = {candidate.release.version for candidate in self._candidates()}
         if any(set(loaded) - versions for _, loaded in self._seen.values()):
             return
-        for app in self._running_applications() - wanted:
+        for app in await asyncio.to_thread(_running_experts) - wanted:
             leaving_since = self._leaving.setdefault(app, now)
             if now - leaving_since > self._recipe.serving.limits.seconds:
                 log.info("stopping %s", app)
                 await asyncio.to_thread(serve.delete, app, _blocking=False)
                 del self._leaving[app]
-
-    def _running_applications(self) -> set[str]:
-        return {name for name in serve.status().applications if name.startswith("expert-")}
 
     def _candidates(self) -> list[_Candidate]:
         return [self._current, *([self._challenger] if self._challenger else [])]
@@ -353,6 +351,11 @@ class Releases:
     def _last_served(self) -> str:
         """Name of the note that says which version was last let in."""
         return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
+
+
+def _running_experts() -> set[str]:
+    """The experts' applications, whoever needs them."""
+    return {name for name in serve.status().applications if name.startswith("expert-")}
 
 
 def vet(recipe: Recipe, store: ArtifactStore, version: int) -> Vetted | str:

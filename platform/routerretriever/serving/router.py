@@ -6,9 +6,8 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray import serve
@@ -21,7 +20,7 @@ from routerretriever.registry.bundle import RouterRetriever, Vectors
 from routerretriever.serving.access import Doorkeeper, Token
 from routerretriever.serving.api import build_api
 from routerretriever.serving.batching import Batcher
-from routerretriever.serving.calls import ask
+from routerretriever.serving.calls import OneThread, ask
 from routerretriever.serving.engine import Embedded, Engine, UnknownName
 from routerretriever.serving.index import Place, search_parts
 from routerretriever.serving.metrics import Metrics
@@ -34,6 +33,9 @@ from routerretriever.serving.schemas import (
     ServiceState,
 )
 from routerretriever.storage import ArtifactStore
+
+if TYPE_CHECKING:
+    from routerretriever.encoder import Encoder
 
 log = logging.getLogger("ray.serve")
 
@@ -156,26 +158,19 @@ class RouterBase:
         writer: DeploymentHandle,
     ) -> None:
         """Load what is to be served and run it once, so that the first query finds it warm."""
-        from routerretriever.config import EncoderSettings
-        from routerretriever.encoder import load_encoder
-        from routerretriever.registry.bundle import read_manifest
-
         self.recipe = recipe
         self.releases, self.indexes, self.writer = releases, list(indexes), writer
         self.metrics = Metrics()
         self.doorkeeper = Doorkeeper(tokens, recipe.serving.allow_anonymous)
         self._store = store
-        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._thread = OneThread()
         sizes = recipe.serving.router
         self.searches: Batcher[tuple[Place, Vectors, int], list[Found]] = Batcher(
             self._search, sizes.max_batch_size, sizes.max_queue, passes=2
         )
-        orders: Orders = await ask(releases.orders)
-        manifest = read_manifest(store.fetch(orders.current.bundle_key))
-        self._encoder = load_encoder(EncoderSettings.model_validate(manifest["encoder"]))
-        self._engines: dict[int, tuple[Release, Engine]] = {}
-        self._reported: dict[int, Any] = {}
-        await self._obey(orders)
+        self._encoder: Encoder | None = None
+        self._engines: dict[int, Engine] = {}
+        await self._obey(await ask(releases.orders))
         self._follower = asyncio.create_task(self._follow())
 
     def service(self) -> Service:
@@ -184,7 +179,7 @@ class RouterBase:
         challenger = self._orders.challenger
         if challenger is not None and random.random() < self.recipe.serving.releases.challenger_share:
             release = challenger
-        return Service(self, self._engines[release.version][1], release)
+        return Service(self, self._engines[release.version], release)
 
     async def _follow(self) -> None:
         while True:
@@ -200,11 +195,10 @@ class RouterBase:
         wanted = {release.version: release for release in (orders.current, orders.challenger) if release}
         for version, release in wanted.items():
             if version not in self._engines:
-                self._engines[version] = release, await self._load(release)
+                self._engines[version] = await self._load(release)
         self._orders = orders
         for version in self._engines.keys() - wanted.keys():
-            _, engine = self._engines.pop(version)
-            await engine.retire()
+            await self._engines.pop(version).retire()
 
     async def _load(self, release: Release) -> Engine:
         packed = self.recipe.serving.placement == "packed"
@@ -213,24 +207,18 @@ class RouterBase:
             return RouterRetriever(self._store.fetch(release.bundle_key), self._encoder, load_experts=packed)
 
         bundle = await asyncio.to_thread(load)
+        self._encoder = bundle.encoder  # later bundles share it
         experts = None
         if not packed:
             experts = {name: serve.get_app_handle(app) for name, app in release.experts.items()}
-        engine = Engine(
-            release.version, bundle, self._executor, experts, self.recipe.serving.router, self.metrics
-        )
+        engine = Engine(bundle, self._thread, experts, self.recipe.serving.router, self.metrics)
         await engine.explain(["warm up"])
         if packed:
             await engine.embed(["warm up"], bundle.experts[0])
         return engine
 
     def _report(self) -> Report:
-        weights = {}
-        for version, (_, engine) in self._engines.items():
-            total = engine.routed_weights.copy()
-            fresh = total - self._reported.get(version, np.zeros_like(total))
-            self._reported[version] = total
-            weights[version] = dict(zip(engine.bundle.router.experts, fresh.tolist(), strict=True))
+        weights = {version: engine.take_routed() for version, engine in self._engines.items()}
         return Report(replica_id(), tuple(self._engines), weights)
 
     async def _search(self, batch: list[tuple[Place, Vectors, int]]) -> list[list[Found]]:

@@ -6,7 +6,9 @@ import logging
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -32,7 +34,7 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
     connect()
     settings = pipeline.recipe.serving
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    port = (settings.port if port is None else port) or _free_port(settings.host)
+    port = (settings.port if port is None else port) or free_port(settings.host)
     application = build_application(pipeline.recipe, pipeline.store)
     serve.start(http_options={"host": settings.host, "port": port})
     serve.run(application, name=APPLICATION, route_prefix="/")
@@ -61,35 +63,38 @@ def serve_forever(pipeline: Pipeline) -> None:
     serve.shutdown()
 
 
-def ask_once(pipeline: Pipeline) -> dict[str, Any]:
-    """Serve, ask the recipe's question (or a test query), print the answer, shut down."""
-    import httpx
+@contextmanager
+def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
+    """The service for as long as a block runs; gives its URL. A port of 0 takes a free one."""
     from ray import serve
+
+    try:
+        yield deploy(pipeline, port)
+    finally:
+        serve.shutdown()
+
+
+def ask_once(pipeline: Pipeline) -> None:
+    """Serve, ask the recipe's question (or a dev query), print the answer, shut down."""
+    from routerretriever.client import Client
 
     name = pipeline.recipe.expert_domains[-1]
     question = pipeline.recipe.question or next(iter(pipeline.collections[name].queries("dev").values()))
-    try:
-        url = deploy(pipeline, port=0)
-        routed = httpx.post(f"{url}/v1/route", json={"input": question}, timeout=60).raise_for_status().json()
-        collection = routed["data"][0]["expert"]
+    with served(pipeline) as url, Client(url) as client:
+        collection = client.route([question])[0].expert
         if collection not in pipeline.recipe.domains:
             collection = name
-        body = {"query": question, "collection": collection, "top_k": 3}
-        answer: dict[str, Any] = (
-            httpx.post(f"{url}/v1/search", json=body, timeout=60).raise_for_status().json()
-        )
-    finally:
-        serve.shutdown()
-    console.print(f"\nquestion   {question}\nexpert     {answer['expert']}")
-    console.print(f"collection {answer['collection']}")
+        answer = client.search(question, collection, top_k=3)
+    console.print(f"\nquestion   {question}\nexpert     {answer.expert}")
+    console.print(f"collection {answer.collection}")
     table = Table("score", "document", "text")
-    for hit in answer["results"]:
-        table.add_row(f"{hit['score']:.3f}", hit["title"] or hit["id"], hit["text"][:160])
+    for hit in answer.results:
+        table.add_row(f"{hit.score:.3f}", hit.title or hit.id, hit.text[:160])
     show(table)
-    return answer
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind((host, 0))
         return int(free.getsockname()[1])
