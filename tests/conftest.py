@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import httpx
 import pytest
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -24,6 +25,10 @@ from routerretriever.serving.run import free_port
 
 if TYPE_CHECKING:
     from routerretriever.pipeline import Pipeline, Registered
+
+# A busy machine is no reason for a test to fail.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 WORDS = {
     "fruit": ["apple", "banana", "cherry", "damson", "elder", "fig", "grape", "hazel"],

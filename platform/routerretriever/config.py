@@ -66,10 +66,14 @@ class EncoderSettings(Settings):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_size: PositiveInt = 64
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    general_prefix: str | None = None
+    """A trained prefix that is part of the base, for queries and documents: where it lies. Dynamic Dense
+    Retrieval makes one; see ``DdrSettings``."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's meaning; precision, device and batch size do not."""
-        return self.model_dump(exclude={"dtype", "batch_size", "device"})
+        unused = {"general_prefix"} if self.general_prefix is None else set()
+        return self.model_dump(exclude={"dtype", "batch_size", "device"} | unused)
 
 
 class DomainSettings(Settings):
@@ -114,6 +118,18 @@ class LoraSettings(Settings):
     target_modules: tuple[str, ...] = ("query", "key", "value", "dense")
 
 
+class PrefixSettings(Settings):
+    """Trained keys and values for a query's tokens to attend to. See ``routerretriever.encoder.prefix``.
+
+    They want a higher learning rate than a LoRA: on dev queries of the sample 0.005 did best.
+    """
+
+    length: PositiveInt = 16
+    """Prefix tokens in each layer."""
+    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Transformer layers that have a prefix; by default all."""
+
+
 class TrainingSettings(Settings):
     """One expert's training run; the same for every domain of a recipe.
 
@@ -154,6 +170,8 @@ class TrainingSettings(Settings):
     """Share of the train queries that no expert trains on, so that they can be scored honestly."""
     seed: int = 0
     lora: LoraSettings = LoraSettings()
+    prefix: PrefixSettings | None = None
+    """If set, experts are prefixes of this size in place of LoRAs."""
     workers: PositiveInt = 1
     cpus_per_worker: ResourceAmount = 1.0
     gpus_per_worker: ResourceAmount = 0.0
@@ -173,9 +191,17 @@ class TrainingSettings(Settings):
             raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
         return self
 
+    @property
+    def adapter(self) -> LoraSettings | PrefixSettings:
+        """What an expert is."""
+        return self.prefix or self.lora
+
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        return self.model_dump(exclude={"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures"})
+        unused = "prefix" if self.prefix is None else "lora"
+        return self.model_dump(
+            exclude={"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", unused}
+        )
 
 
 class JointSettings(Settings):
@@ -190,6 +216,50 @@ class JointSettings(Settings):
     """Joint: no more train queries of a domain than the smallest has (the paper's), or else all."""
     max_steps: PositiveInt | None = None
     """Joint: replaces ``training.max_steps``, which is meant for one domain."""
+
+
+class GeneralPrefixSettings(Settings):
+    """The general prefix of Dynamic Dense Retrieval, trained on queries and documents alike.
+
+    What is not said here is as in ``training``. Documents are encoded in every step, so a step costs far more
+    than one of an expert, and batches are small.
+    """
+
+    domains: tuple[DomainName, ...] | None = None
+    """Domains it is trained on, in turns; by default all that have an expert."""
+    learning_rate: PositiveFloat = 7e-3
+    batch_size: PositiveInt = 8
+    hard_negatives: PositiveInt = 5
+    """For each query, from the base encoder's own results; the batch's other documents are negatives too."""
+    max_steps: PositiveInt = 200
+    evaluate_every: PositiveInt = 40
+    dev_documents: PositiveInt = 1000
+    """Documents of each domain that dev queries search while it is trained: the relevant ones, and others."""
+
+
+class DdrSettings(Settings):
+    """Dynamic Dense Retrieval (arXiv 2602.22547): prefixes by domain label, weighed in each layer.
+
+    It is trained as the experts are, where nothing else is said, and evaluated beside them.
+    """
+
+    prefix: PrefixSettings = PrefixSettings()
+    general: GeneralPrefixSettings = GeneralPrefixSettings()
+    labels: dict[DomainName, Annotated[tuple[DomainName, ...], Field(min_length=1)]] = {}
+    """What each collection is about; there is a module for every label of a domain that is trained on. A
+    domain that is not named has its own name as its label, a zero-shot collection any label."""
+    top_k: PositiveInt = 2
+    """Modules that DDR-topk keeps."""
+    deployed: Literal["soft", "top_k", "prior"] = "soft"
+    """What a service with ``deploy: ddr`` answers with. ``prior`` needs the collection's name as the model of
+    a request, and answers others with all modules."""
+    learning_rate: PositiveFloat = 5e-3
+    max_steps: PositiveInt | None = None
+    """Replaces ``training.max_steps``, which is meant for one domain."""
+
+    def mentioned(self) -> dict[str, tuple[str, ...]]:
+        """The collections that are named, by field."""
+        return {"ddr.labels": tuple(self.labels), "ddr.general.domains": self.general.domains or ()}
 
 
 class ScoringSettings(Settings):
@@ -385,6 +455,10 @@ class Recipe(Settings):
     """Baselines by name."""
     scoring: ScoringSettings = ScoringSettings()
     routing: RoutingSettings = RoutingSettings()
+    ddr: DdrSettings | None = None
+    """If set, Dynamic Dense Retrieval is trained too, and evaluated beside the experts."""
+    deploy: Literal["experts", "ddr"] = "experts"
+    """What is registered, released and served."""
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
     question: str | None = None
@@ -404,6 +478,13 @@ class Recipe(Settings):
         known = {BASE, *self.expert_domains}
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
+        if self.deploy == "ddr" and self.ddr is None:
+            raise ValueError("deploy: 'ddr' needs settings under ddr; `ddr: {}` takes the defaults")
+        if self.deploy == "ddr" and self.serving.placement != "packed":
+            raise ValueError("deploy: 'ddr' is one model; set serving.placement to 'packed'")
+        for field, names in (self.ddr.mentioned() if self.ddr else {}).items():
+            if unknown := sorted(set(names) - self.domains.keys()):
+                raise ValueError(f"{field}: no domain {unknown[0]!r}; there are {sorted(self.domains)}")
         for name in self.serving.collections or ():
             if name not in self.domains:
                 raise ValueError(f"serving.collections: no domain {name!r}; there are {sorted(self.domains)}")

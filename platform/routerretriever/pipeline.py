@@ -42,6 +42,7 @@ from routerretriever.evaluation.bench import RouterBench
 from routerretriever.evaluation.evaluate import PAPERS
 from routerretriever.evaluation.figures import Section, write_sections
 from routerretriever.evaluation.tuning import Trial, tune
+from routerretriever.measures import Measured
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores, build_scores
@@ -52,11 +53,13 @@ from routerretriever.training import (
     expert_key,
     train_copies,
     train_experts,
+    train_general_prefix,
     train_joint,
     train_samples,
 )
 
 if TYPE_CHECKING:
+    from routerretriever.ddr import DdrPipeline
     from routerretriever.encoder import Encoder, Features
     from routerretriever.registry import ServiceFacts
 
@@ -137,6 +140,24 @@ class Pipeline:
         return {name: made[name] for name in recipe.single_models}
 
     @cached_property
+    def ddr(self) -> DdrPipeline | None:
+        """Train the general prefix of Dynamic Dense Retrieval, if the recipe asks for it."""
+        recipe = self.recipe
+        if recipe.ddr is None:
+            return None
+        from routerretriever.ddr import DdrPipeline
+
+        _ = self.corpora
+        collections = [self.collections[name] for name in recipe.ddr.general.domains or recipe.expert_domains]
+        with self.clock.step("train"):
+            general = train_general_prefix(
+                collections, recipe.encoder, recipe.training, recipe.ddr, self.store
+            )
+        made = DdrPipeline(recipe, general)
+        made.clock = self.clock
+        return made
+
+    @cached_property
     def scores(self) -> ScoreTable:
         """Score the queries that routers learn from with every expert and the base."""
         source = self.recipe.scoring.source
@@ -211,7 +232,12 @@ class Pipeline:
     def _evaluate(self) -> Evaluation:
         tested = self._tested()
         scores = self._scores(tested, "test", self.experts)
-        singles = self._scores(tested, "test", self.single_models) if self.single_models else {}
+        singles: dict[str, dict[str, Measured]] = {name: {} for name in self.single_models}
+        for dataset, table in (self._scores(tested, "test", self.single_models) if singles else {}).items():
+            for name in singles:
+                singles[name][dataset] = table.measured[:, table.of(name)]
+        if self.ddr is not None:
+            singles |= self.ddr.measured(tested)
         # The paper's routers are always beside the deployed one, so that nobody has to take our word.
         routers = {ROUTED: self._routed(self.router, self.recipe.routing, scores)}
         for name, settings in RIVALS.items():
@@ -382,15 +408,21 @@ class Pipeline:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
         from routerretriever.registry import Registry
 
-        experts, evaluation, router = self.experts, self.evaluation, self.router
+        deployed: Pipeline = self
+        way = ROUTED
+        if self.recipe.deploy == "ddr":
+            assert self.ddr is not None
+            deployed, way = self.ddr, self.ddr.deployed_as
+        experts, evaluation, router = deployed.experts, self.evaluation, deployed.router
         publish_seconds(self.recipe.name, self.clock.seconds)
         registry = Registry(self.recipe, self.store)
         version, versions = registry.register_bundle(
-            self.recipe,
+            deployed.recipe,
             router,
             experts,
             evaluation,
-            self._service_facts(),
+            way,
+            deployed._service_facts(),
             self.store,
             release,
             self.clock.seconds,

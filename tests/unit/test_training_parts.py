@@ -44,7 +44,8 @@ def test_targets_are_drawn_by_grade():
 
 
 def test_schedule_and_length():
-    from routerretriever.training.loop import learning_rate_factor, resolve_objective, run_length
+    from routerretriever.training.lessons import resolve_objective
+    from routerretriever.training.loop import learning_rate_factor, run_length
 
     settings = TrainingSettings(max_steps=100, warmup_fraction=0.1)
     factors = [learning_rate_factor(settings, step, 100) for step in range(101)]

@@ -12,15 +12,18 @@ from routerretriever.encoder.source import (
     ADAPTER_WEIGHTS,
     EncoderError,
     encoder_fingerprint,
+    general_prefix_folder,
 )
 
 if TYPE_CHECKING:
     from routerretriever.encoder.encoder import Encoder, Features, load_encoder
-    from routerretriever.encoder.packed import PackedExperts, merge_expert
+    from routerretriever.encoder.packed import PackedExperts, merge_expert, pack_experts
+    from routerretriever.encoder.prefix import PrefixShape, View
 
 __all__ = [
     "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Encoder", "EncoderError", "Features", "PackedExperts",
-    "encoder_fingerprint", "load_encoder", "merge_expert",
+    "PrefixShape", "View", "encoder_fingerprint", "general_prefix_folder", "load_encoder", "merge_expert",
+    "pack_experts",
 ]  # fmt: skip
 
 
@@ -30,8 +33,12 @@ def __getattr__(name: str) -> object:
         from routerretriever.encoder import encoder
 
         return getattr(encoder, name)
-    if name in ("PackedExperts", "merge_expert"):
+    if name in ("PackedExperts", "merge_expert", "pack_experts", "pack_experts"):
         from routerretriever.encoder import packed
 
         return getattr(packed, name)
+    if name in ("PrefixShape", "View"):
+        from routerretriever.encoder import prefix
+
+        return getattr(prefix, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

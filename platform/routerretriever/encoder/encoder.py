@@ -1,6 +1,7 @@
-"""The base encoder with any number of LoRA adapters on its query tower.
+"""The base encoder with any number of adapters, LoRAs or prefixes, on its query tower.
 
-Documents are always embedded by the bare base, so one set of document embeddings serves every expert.
+Documents are always embedded by the base alone, so one set of document embeddings serves every expert. The
+base may have a general prefix, which is then part of it, for queries and documents alike.
 Batches are sorted by token length and padded to their own longest text, never to the maximum.
 
 Shapes: B texts, L tokens, d dimensions.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from routerretriever.config import BASE, EncoderSettings, LoraSettings
+from routerretriever.config import BASE, EncoderSettings, LoraSettings, PrefixSettings
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
-from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FAKE, EncoderError, encoder_folder
+from routerretriever.encoder.prefix import Mixture, PrefixAttention, Prefixes, PrefixShape, View
+from routerretriever.encoder.source import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FAKE,
+    EncoderError,
+    encoder_folder,
+    general_prefix_folder,
+)
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
@@ -40,6 +49,13 @@ def load_encoder(settings: EncoderSettings) -> Encoder:
     Raises:
         EncoderError: the files cannot be found, fetched or read.
     """
+    encoder = _load(settings)
+    if settings.general_prefix is not None:
+        encoder.load_general_prefix(general_prefix_folder(settings.general_prefix))
+    return encoder
+
+
+def _load(settings: EncoderSettings) -> Encoder:
     if settings.name == FAKE:
         return Encoder(settings, HashingTokenizer(), fake_model())
     from transformers import AutoModel, AutoTokenizer
@@ -69,6 +85,7 @@ class Encoder:
             # The pooler is not part of the tower; with it, "dense" adapters would train unused weights.
             model.pooler = None
         model = model.to(device=self.device, dtype=_DTYPES[settings.dtype]).eval().requires_grad_(False)
+        self._model = model
         self._tower = Tower(model, settings.pooling, settings.similarity)
         self._layers = _transformer_layers(model)
         limit = getattr(model.config, "max_position_embeddings", None)
@@ -91,11 +108,19 @@ class Encoder:
     @property
     def adapters(self) -> list[str]:
         """Names of the loaded adapters."""
+        prefixes = [] if self._tower.prefixes is None else list(self._tower.prefixes.adapters)
+        return [*self._loras, *prefixes]
+
+    @property
+    def _loras(self) -> list[str]:
         return list(getattr(self._tower.model, "peft_config", {}))
 
-    def encode_documents(self, texts: Sequence[str]) -> Vectors:
-        """Embed documents with the bare base: [B, d] float32; unit length if similarity is cosine."""
-        with self._active(BASE):
+    def encode_documents(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
+        """Embed documents, with the base unless a general prefix is being made: [B, d] float32.
+
+        Unit length if similarity is cosine.
+        """
+        with self._active(adapter):
             return self.embed_tokens(self.tokenize_documents(texts))
 
     def encode_queries(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
@@ -132,18 +157,106 @@ class Encoder:
         layer = self._layers[features]
 
         def early(input_ids: Tensor, attention_mask: Tensor, _: list[int]) -> Tensor:
+            if self._tower.prefixes is not None:
+                self._tower.prefixes.padding_BL = attention_mask
             hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
             return F.normalize(_mean_over_tokens(hidden, attention_mask), dim=-1)
 
         with self._active(BASE):
             return self.embed_tokens(rows, early)
 
-    def add_adapter(self, name: str, lora: LoraSettings) -> None:
-        """Add a fresh, trainable adapter. It starts as the base: LoRA's B matrices are zero.
+    def add_adapter(
+        self,
+        name: str,
+        settings: LoraSettings | PrefixSettings,
+        modules: Sequence[str] = (),
+    ) -> None:
+        """Add a fresh, trainable adapter, which the tower runs with from now on.
+
+        A LoRA starts as the base: its B matrices are zero. So does a prefix that is added to a general one.
+        A prefix by itself starts with the keys and values that the base gives to a text's closing token.
+
+        Args:
+            name: what it is called.
+            settings: its kind and size.
+            modules: prefixes only: names of several modules, which a router in each layer will weigh.
 
         Raises:
-            EncoderError: a target module is not in the model.
+            EncoderError: a target module or a layer is not in the model, or it takes no prefix.
         """
+        if isinstance(settings, PrefixSettings):
+            self._add_prefix(name, settings, modules)
+        else:
+            self._add_lora(name, settings)
+
+    def _add_prefix(self, name: str, settings: PrefixSettings, modules: Sequence[str]) -> None:
+        attention = self._prefix_attention()
+        layers = tuple(range(self.layers)) if settings.layers is None else settings.layers
+        shape = PrefixShape(settings.length, layers, self.dimension, tuple(modules) or (name,), bool(modules))
+        self._require_fit(name, shape)
+        made = Prefixes(shape).to(self.device)
+        if attention.general is None:
+            # What closes a text is where attention goes that has nowhere else to go, so it disturbs least.
+            closing = self.tokenize_queries([""])[0][-1]
+            for module in range(len(shape.modules)):
+                states = attention.activations(self._model, [closing] * settings.length)
+                made.keys_and_values.data[:, module] = torch.stack([states[layer] for layer in layers])
+        attention.adapters[name] = made
+        attention.use(made)
+
+    def read_prefixes(self, name: str, folder: Path) -> Prefixes:
+        """Read a saved prefix, frozen, and check that it can be run with this base.
+
+        Raises:
+            EncoderError: files are missing, of another kind, or made for another base.
+        """
+        shape = PrefixShape.read(name, folder)
+        if shape is None:
+            raise EncoderError(f"expert {name!r}: {folder} holds no prefix")
+        self._require_fit(name, shape)
+        return Prefixes.load(name, folder, shape).to(self.device).requires_grad_(False)
+
+    def _require_fit(self, name: str, shape: PrefixShape) -> None:
+        if shape.width != self.dimension or max(shape.layers) >= self.layers:
+            raise EncoderError(
+                f"expert {name!r}: a prefix {shape.width} wide for layers up to {max(shape.layers)} does not "
+                f"fit this base encoder, of {self.layers} layers (from 0), {self.dimension} wide"
+            )
+        general = None if self._tower.prefixes is None else self._tower.prefixes.general
+        if general is not None and general.shape.length != shape.length:
+            raise EncoderError(
+                f"expert {name!r}: its prefix has {shape.length} tokens, the general prefix under it "
+                f"{general.shape.length}; they are added, so both need the same"
+            )
+
+    def load_general_prefix(self, folder: Path) -> None:
+        """Make a prefix part of the base, for queries and documents.
+
+        Raises:
+            EncoderError: files are missing, of another kind, or made for another base.
+        """
+        self._prefix_attention().general = self.read_prefixes("general prefix", folder)
+
+    def prefixed(self, prefixes: Prefixes, mixture: Mixture) -> AbstractContextManager[None]:
+        """Within, the tower runs each row of a batch with its own mixture of prefixes."""
+        return self._prefix_attention().using(prefixes, mixture)
+
+    def run_with(self, prefixes: Prefixes) -> None:
+        """From now on, the tower runs with a prefix."""
+        self._prefix_attention().use(prefixes)
+
+    def restrict(self, name: str, modules: Sequence[str]) -> None:
+        """From now on, the tower runs with an adapter that is a prefix, and with these of its modules."""
+        attention = self._prefix_attention()
+        prefixes: Prefixes = attention.adapters[name]  # type: ignore[assignment]
+        attention.use(prefixes, prefixes.mixture(View(tuple(modules), len(prefixes.shape.modules))))
+
+    def _prefix_attention(self) -> PrefixAttention:
+        if self._tower.prefixes is None:
+            self._tower.prefixes = PrefixAttention(self._model, self._layers)
+        return self._tower.prefixes
+
+    def _add_lora(self, name: str, lora: LoraSettings) -> None:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
@@ -158,7 +271,7 @@ class Encoder:
                 raise EncoderError(
                     f"training.lora.target_modules: the encoder has no module named {module!r}"
                 )
-        if self.adapters:
+        if self._loras:
             self._tower.model.add_adapter(name, config)
         else:
             self._tower.model = get_peft_model(self._tower.model, config, adapter_name=name)
@@ -170,17 +283,17 @@ class Encoder:
         Raises:
             EncoderError: files are missing or made for another architecture.
         """
+        if PrefixShape.read(name, folder) is not None:
+            self._prefix_attention().adapters[name] = self.read_prefixes(name, folder)
+            return
         from peft import PeftModel
 
-        for file in _PEFT_FILES:
-            if not (folder / file).is_file():
-                raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
-        if name in self.adapters and len(self.adapters) > 1:
+        if name in self._loras and len(self._loras) > 1:
             self._tower.model.delete_adapter(name)
-        elif name in self.adapters:
+        elif name in self._loras:
             self._tower.model = self._tower.model.unload()
         try:
-            if self.adapters:
+            if self._loras:
                 self._tower.model.load_adapter(str(folder), adapter_name=name, torch_device=str(self.device))
             else:
                 model = PeftModel.from_pretrained(
@@ -194,7 +307,10 @@ class Encoder:
         self._tower.model.eval().requires_grad_(False)
 
     def save_adapter(self, name: str, folder: Path) -> None:
-        """Write an adapter in PEFT's own format (``adapter_model.safetensors``, ``adapter_config.json``)."""
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json``; a LoRA in PEFT's own format."""
+        if self._tower.prefixes is not None and name in self._tower.prefixes.adapters:
+            self._tower.prefixes.adapters[name].save(folder)  # type: ignore[operator]
+            return
         import shutil
         import tempfile
 
@@ -285,15 +401,32 @@ class Encoder:
 
     @contextmanager
     def _active(self, adapter: str) -> Iterator[None]:
-        if adapter == BASE and not self.adapters:
-            yield
-        elif adapter == BASE:
-            with self._tower.model.disable_adapter():
-                yield
-        else:
+        if adapter != BASE:
             self._require(adapter)
-            self._tower.model.set_adapter(adapter)
+        with self._prefix_active(adapter):
+            if adapter in self._loras:
+                self._tower.model.set_adapter(adapter)
+                yield
+            elif self._loras:
+                with self._tower.model.disable_adapter():
+                    yield
+            else:
+                yield
+
+    @contextmanager
+    def _prefix_active(self, adapter: str) -> Iterator[None]:
+        attention = self._tower.prefixes
+        if attention is None:
             yield
+        elif adapter not in attention.adapters:
+            with attention.using(None):
+                yield
+        elif attention.adapters[adapter] is attention.active:
+            yield  # as it is, with what it was restricted to
+        else:
+            prefixes: Prefixes = attention.adapters[adapter]  # type: ignore[assignment]
+            with attention.using(prefixes, prefixes.mixture(prefixes.shape.view(adapter))):
+                yield
 
     def _require(self, adapter: str) -> None:
         if adapter not in self.adapters:
@@ -308,9 +441,13 @@ class Tower(nn.Module):
         self.model = model
         self.pooling = pooling
         self.similarity = similarity
+        self.prefixes: PrefixAttention | None = None
+        """Set with the first prefix."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool the last hidden state; unit length if similarity is cosine."""
+        if self.prefixes is not None:
+            self.prefixes.padding_BL = attention_mask
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled = hidden[:, 0].float() if self.pooling == "cls" else _mean_over_tokens(hidden, attention_mask)
         return F.normalize(pooled, dim=-1) if self.similarity == "cosine" else pooled

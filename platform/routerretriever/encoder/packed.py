@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from routerretriever.config import BASE
 from routerretriever.encoder.encoder import Encoder, Vectors
+from routerretriever.encoder.prefix import UNIFORM, Mixture, Prefixes, PrefixShape, View
 from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EncoderError
 
 _PREFIX = "base_model.model."
@@ -39,6 +40,16 @@ class _Adapter:
     @property
     def rank(self) -> int:
         return max(matrix.shape[1] for matrix in self.down.values())
+
+
+def pack_experts(encoder: Encoder, folders: Mapping[str, Path]) -> PackedExperts | PackedPrefixes:
+    """Load the experts of a bundle, all of one kind, to be run together.
+
+    Raises:
+        EncoderError: files are missing, made for another architecture, or of different kinds.
+    """
+    prefixes = [PrefixShape.read(name, folder) is not None for name, folder in folders.items()]
+    return PackedPrefixes(encoder, folders) if any(prefixes) else PackedExperts(encoder, folders)
 
 
 class PackedExperts:
@@ -114,14 +125,69 @@ class PackedExperts:
         return add_expert
 
 
-def merge_expert(encoder: Encoder, name: str, folder: Path) -> None:
-    """Fold one expert into the base's weights for good: this encoder's queries are then that expert's.
+class PackedPrefixes:
+    """The same for experts that are prefixes: one of a single module each, or views of one with routers."""
 
-    Saves the expert's extra products; documents can no longer be encoded.
+    def __init__(self, encoder: Encoder, folders: Mapping[str, Path]) -> None:
+        """Load prefixes.
+
+        Args:
+            encoder: the base, without adapters of its own.
+            folders: where each expert's files are; experts that share a folder are views of one prefix.
+
+        Raises:
+            EncoderError: files are missing, of another kind, made for another architecture, or cannot be run
+                together.
+        """
+        self._encoder = encoder
+        loaded = {folder: encoder.read_prefixes(name, folder) for name, folder in folders.items()}
+        first = next(iter(loaded.values()))
+        if len(loaded) == 1:
+            self._prefixes = first
+            self._views = {name: first.shape.view(name) for name in folders}
+        else:
+            self._prefixes = Prefixes.stacked(dict(zip(folders, loaded.values(), strict=True)))
+            self._views = {name: View((name,), UNIFORM) for name in folders}
+        self._prefixes.to(encoder.device)
+
+    @property
+    def megabytes(self) -> float:
+        """Memory of all experts' weights, in MB (10^6 bytes)."""
+        return sum(weight.numel() * weight.element_size() for weight in self._prefixes.parameters()) / 1e6
+
+    def embed(self, rows: Sequence[Sequence[int]], experts: Sequence[str]) -> Vectors:
+        """See ``PackedExperts.embed``."""
+        mixtures = {
+            name: self._prefixes.mixture(View((), UNIFORM) if name == BASE else self._views[name])
+            for name in set(experts)
+        }
+        mixture = Mixture(
+            torch.cat([mixtures[name].shares_BN for name in experts]),
+            torch.cat([mixtures[name].top_k_B for name in experts]),
+        )
+
+        def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
+            with self._encoder.prefixed(self._prefixes, mixture.rows(batch)):
+                vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
+            return vectors
+
+        return self._encoder.embed_tokens(rows, mixed)
+
+    def close(self) -> None:
+        """Let go of the base: nothing is left in it."""
+
+
+def merge_expert(encoder: Encoder, name: str, folder: Path) -> None:
+    """Make one expert part of the base for good: this encoder's queries are then that expert's.
+
+    A LoRA is folded into the weights, which saves its extra products. Documents can no longer be encoded.
 
     Raises:
         EncoderError: as ``PackedExperts``.
     """
+    if PrefixShape.read(name, folder) is not None:
+        encoder.run_with(encoder.read_prefixes(name, folder))
+        return
     linears = _linear_layers(encoder)
     adapter = _read(name, folder, linears)
     for layer, down_ir in adapter.down.items():

@@ -65,6 +65,25 @@ def _download(name: str, revision: str | None) -> Path:
     return folder
 
 
+def general_prefix_folder(location: str) -> Path:
+    """A local folder with a general prefix: a folder that holds one, or an artifact in storage.
+
+    Raises:
+        EncoderError: there is none.
+    """
+    from routerretriever.storage import ArtifactStore, StorageError
+
+    if (Path(location) / ADAPTER_CONFIG).is_file():
+        return Path(location)
+    storage, _, name = location.rpartition("/experts/")
+    try:
+        if not storage:
+            raise LookupError("no prefix lies here")
+        return ArtifactStore.open(storage).fetch(f"experts/{name}")
+    except (LookupError, StorageError) as error:
+        raise EncoderError(f"encoder.general_prefix: {location}: {error}") from None
+
+
 def encoder_fingerprint(settings: EncoderSettings) -> str:
     """Sixteen hex digits over the weights, the tokenizer and all settings that change a vector's meaning.
 
@@ -72,6 +91,8 @@ def encoder_fingerprint(settings: EncoderSettings) -> str:
     """
     files = "fake-1" if settings.name == FAKE else _files_hash(encoder_folder(settings))
     identity = settings.identity()
+    if settings.general_prefix is not None:
+        identity["general_prefix"] = _files_hash(general_prefix_folder(settings.general_prefix))
     # The same files under another name or in another place are the same encoder.
     del identity["name"], identity["revision"]
     return content_hash(files, identity)

@@ -27,6 +27,10 @@ PAPER = "pilot library"
 DATASET_ORACLE = "DatasetOracle"
 INSTANCE_ORACLE = "InstanceOracle"
 OWN_EXPERT = "own expert"
+GENERAL_PREFIX, DDR, DDR_TOP_K = "general prefix", "DDR", "DDR-topk"
+DDR_PRIOR, DDR_UNROUTED = "DDR-prior", "DDR without routing"
+"""Dynamic Dense Retrieval: its base; all modules; the best few; those of a collection's labels; the same
+without weights."""
 PAPERS = RoutingSettings(features="embedding", mixing="hard", gate=None)
 """What all of the paper's routers have in common."""
 RIVALS: dict[str, RoutingSettings] = {
@@ -55,7 +59,7 @@ class Evaluation:
     experts: list[str]
     """Without the base."""
     single_models: list[str]
-    """Rivals: one adapter for everything."""
+    """Rivals: one model for everything."""
     routers: list[str]
     """The ways of answering that are routers, the deployed one first."""
     query_ids: dict[str, list[str]]
@@ -135,7 +139,7 @@ class Evaluation:
 
 def evaluate(
     scores: ScoreTable,
-    singles: ScoreTable,
+    singles: Mapping[str, Mapping[str, Measured]],
     texts: Mapping[str, list[str]],
     qrels: Mapping[str, Qrels],
     routers: Mapping[str, RoutedBy],
@@ -147,7 +151,7 @@ def evaluate(
 
     Args:
         scores: test scores by dataset.
-        singles: test scores of single models by dataset, which are shown and not routed to; may be empty.
+        singles: single models, which are shown and not routed to: name -> dataset -> arrays [Q].
         texts: test queries by dataset, in the score table's order.
         qrels: test judgements by dataset.
         routers: fitted routers by name, the one to be deployed first.
@@ -157,9 +161,8 @@ def evaluate(
     """
     names = next(iter(scores.values())).experts
     experts = [name for name in names if name != BASE]
-    single_models = [name for name in next(iter(singles.values())).experts if name != BASE] if singles else []
     measured: dict[str, dict[str, Measured]] = {
-        way: {} for way in (BASE, *experts, *single_models, *routers, DATASET_ORACLE, INSTANCE_ORACLE)
+        way: {} for way in (BASE, *experts, *singles, *routers, DATASET_ORACLE, INSTANCE_ORACLE)
     }
     routed_to: dict[str, dict[str, dict[str, float]]] = {name: {} for name in routers}
     weights: dict[str, Vectors] = {}
@@ -168,8 +171,8 @@ def evaluate(
     for dataset, table in scores.items():
         for name in names:
             measured[name][dataset] = table.measured[:, table.of(name)]
-        for name in single_models:
-            measured[name][dataset] = singles[dataset].measured[:, singles[dataset].of(name)]
+        for name, tables in singles.items():
+            measured[name][dataset] = tables[dataset]
         for name, routed in routers.items():
             weights_BT = routed.router.weights(routed.features[dataset])
             vectors_Bd = mix(table, routed.router.experts, weights_BT)
@@ -192,7 +195,7 @@ def evaluate(
     return Evaluation(
         datasets=list(scores),
         experts=experts,
-        single_models=single_models,
+        single_models=list(singles),
         routers=list(routers),
         query_ids={name: table.query_ids for name, table in scores.items()},
         measured=measured,

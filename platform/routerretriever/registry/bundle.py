@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from routerretriever.config import BASE, EncoderSettings, Recipe, content_hash
 from routerretriever.datasets import Document
-from routerretriever.encoder import encoder_fingerprint
+from routerretriever.encoder import encoder_fingerprint, general_prefix_folder
 from routerretriever.routing import Router, load_router, save_router
 from routerretriever.storage import ArtifactStore, file_hash
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
 _CANARY_FILE = "canary.json"
-_FORMAT = 2
+_GENERAL_PREFIX = "general_prefix"
+_FORMAT = 3
 
 
 class BundleError(ValueError):
@@ -96,14 +97,21 @@ def write_bundle(
                 f"({expert.card['encoder_fingerprint']}); "
                 f"this bundle's is {recipe.encoder.name} ({fingerprint})"
             )
-        shutil.copytree(expert.folder(store), expert_folder(folder, name))
+        # Several experts can be ways to use the same weights.
+        if not expert_folder(folder, expert.domain).exists():
+            shutil.copytree(expert.folder(store), expert_folder(folder, expert.domain))
         pins.append(
             {
                 "name": name,
+                "folder": expert.domain,
                 "version": expert.version,
                 "registered_version": registered[name],
             }
         )
+    encoder = recipe.encoder
+    if encoder.general_prefix is not None:
+        shutil.copytree(general_prefix_folder(encoder.general_prefix), folder / _GENERAL_PREFIX)
+        encoder = encoder.model_copy(update={"general_prefix": _GENERAL_PREFIX})
     save_router(router, folder / "router")
     _write_json(
         folder / _CANARY_FILE,
@@ -111,7 +119,7 @@ def write_bundle(
     )
     manifest = {
         "format": _FORMAT,
-        "encoder": recipe.encoder.model_dump(),
+        "encoder": encoder.model_dump(),
         "encoder_fingerprint": fingerprint,
         "features": recipe.routing.features,
         "experts": pins,
@@ -146,14 +154,14 @@ class RouterRetriever:
         Raises:
             BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
         """
-        from routerretriever.encoder import PackedExperts, load_encoder
+        from routerretriever.encoder import load_encoder, pack_experts
 
         self.manifest = read_manifest(folder)
-        self.settings = EncoderSettings.model_validate(self.manifest["encoder"])
+        self.settings = bundle_encoder(folder, self.manifest)
         self.router = load_router(folder / "router")
         self.encoder = load_encoder(self.settings) if encoder is None else encoder
-        folders = {name: expert_folder(folder, name) for name in self.experts}
-        self._packed = PackedExperts(self.encoder, folders if load_experts else {})
+        folders = {pin["name"]: expert_folder(folder, pin["folder"]) for pin in self.manifest["experts"]}
+        self._packed = pack_experts(self.encoder, folders if load_experts else {})
 
     @classmethod
     def load(cls, uri: str, tracking_uri: str | None = None) -> RouterRetriever:
@@ -261,6 +269,14 @@ def expert_folder(bundle: Path, name: str) -> Path:
     return bundle / "experts" / name
 
 
+def bundle_encoder(bundle: Path, manifest: Mapping[str, Any]) -> EncoderSettings:
+    """A bundle's base encoder; a general prefix lies in the bundle itself."""
+    settings = EncoderSettings.model_validate(manifest["encoder"])
+    if settings.general_prefix is not None:
+        settings = settings.model_copy(update={"general_prefix": str(bundle / settings.general_prefix)})
+    return settings
+
+
 def read_canary(bundle: Path) -> dict[str, list[CanaryQuery]]:
     """The canary queries of each collection."""
     stored = json.loads((bundle / _CANARY_FILE).read_text(encoding="utf-8"))
@@ -289,7 +305,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise BundleError(
                 f"{folder / name}: altered since it was registered (hash mismatch); register it again"
             )
-    settings = EncoderSettings.model_validate(manifest["encoder"])
+    settings = bundle_encoder(folder, manifest)
     found = encoder_fingerprint(settings)
     if found != manifest["encoder_fingerprint"]:
         raise BundleError(

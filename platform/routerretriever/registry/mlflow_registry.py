@@ -23,7 +23,7 @@ from rich.table import Table
 import routerretriever
 from routerretriever.config import Recipe
 from routerretriever.console import RUN_ID
-from routerretriever.evaluation import ROUTED, Evaluation, as_dict, write_reports
+from routerretriever.evaluation import Evaluation, as_dict, write_reports
 from routerretriever.registry.bundle import RouterRetriever, ServiceFacts, write_bundle
 from routerretriever.routing import Router
 from routerretriever.storage import ArtifactStore
@@ -108,9 +108,13 @@ class Registry:
                 return int(version.version)
         card = expert.card
         with mlflow.start_run(run_name=f"expert-{expert.domain}") as run:
-            lora = {f"lora.{key}": value for key, value in card["training"]["lora"].items()}
-            mlflow.log_params({"domain": expert.domain, "encoder": card["encoder"]["name"], **lora,
-                               **{k: v for k, v in card["training"].items() if k != "lora"}})  # fmt: skip
+            training = card["training"]
+            kind = "prefix" if training.get("prefix") else "lora"
+            adapter = {f"{kind}.{key}": value for key, value in training[kind].items()}
+            plain = {key: value for key, value in training.items() if key not in ("lora", "prefix")}
+            mlflow.log_params(
+                {"domain": expert.domain, "encoder": card["encoder"]["name"], **adapter, **plain}
+            )
             for step, dev in card["history"]:
                 mlflow.log_metric("dev_ndcg_at_10", dev, step=step)
             mlflow.log_metrics(
@@ -136,6 +140,7 @@ class Registry:
         router: Router,
         experts: Mapping[str, Expert],
         evaluation: Evaluation,
+        way: str,
         facts: ServiceFacts,
         store: ArtifactStore,
         release: bool = True,
@@ -148,6 +153,7 @@ class Registry:
             router: the fitted router.
             experts: experts by name.
             evaluation: figures to carry along.
+            way: what the evaluation calls this bundle's way of answering.
             facts: what a service is to know.
             store: where the experts lie.
             release: whether the alias moves to the new version.
@@ -159,7 +165,7 @@ class Registry:
         with self._reached():
             versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
             version = self._register_bundle(
-                recipe, router, experts, versions, evaluation, facts, store, seconds or {}
+                recipe, router, experts, versions, evaluation, way, facts, store, seconds or {}
             )
             if release:
                 self.release(version)
@@ -172,6 +178,7 @@ class Registry:
         experts: Mapping[str, Expert],
         versions: Mapping[str, int],
         evaluation: Evaluation,
+        way: str,
         facts: ServiceFacts,
         store: ArtifactStore,
         seconds: Mapping[str, float],
@@ -208,7 +215,7 @@ class Registry:
                 source=logged.model_uri,
                 run_id=run.info.run_id,
                 model_id=logged.model_id,
-                tags={"experts": ", ".join(experts), "ndcg_at_10": f"{evaluation.mean(ROUTED):.4f}"},
+                tags={"experts": ", ".join(experts), "ndcg_at_10": f"{evaluation.mean(way):.4f}"},
             )
         return int(created.version)
 

@@ -10,14 +10,17 @@ from routerretriever.training.experts import (
     TrainingFailed,
     average_experts,
     expert_key,
+    name_views,
     open_expert,
     train_copies,
+    train_ddr,
     train_experts,
+    train_general_prefix,
     train_joint,
     train_samples,
 )
 
 __all__ = [
-    "Expert", "TrainingFailed", "average_experts", "expert_key", "open_expert", "train_copies",
-    "train_experts", "train_joint", "train_samples",
+    "Expert", "TrainingFailed", "average_experts", "expert_key", "name_views", "open_expert", "train_copies",
+    "train_ddr", "train_experts", "train_general_prefix", "train_joint", "train_samples",
 ]  # fmt: skip

@@ -7,8 +7,9 @@ Layout of an expert: PEFT's ``adapter_model.safetensors`` and ``adapter_config.j
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from routerretriever.cluster import on_drivers_node, room_for
-from routerretriever.config import EncoderSettings, JointSettings, TrainingSettings, content_hash
+from routerretriever.config import DdrSettings, EncoderSettings, JointSettings, TrainingSettings, content_hash
 from routerretriever.console import bars, is_quiet, log
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, store_judgements
-from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
+from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PrefixShape, View, encoder_fingerprint
 from routerretriever.storage import ArtifactMissing, ArtifactStore, make_missing
 from routerretriever.training.job import TrainingJob, TrainingPart
 
@@ -195,6 +196,123 @@ def train_samples(
     return {size: made[job.name] for size, job in jobs.items()}
 
 
+def general_prefix_key(
+    collections: list[Collection], encoder: EncoderSettings, training: TrainingSettings, ddr: DdrSettings
+) -> str:
+    """Where a general prefix lies: a hash of all that it is made from."""
+    own = _general_training(training, ddr)
+    parts = [expert_key(collection, encoder, own) for collection in collections]
+    return f"experts/general-prefix-{content_hash(parts, ddr.general.dev_documents)}"
+
+
+def _general_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettings:
+    own = ddr.general.model_dump(
+        include={"learning_rate", "batch_size", "hard_negatives", "max_steps", "evaluate_every"}
+    )
+    fixed = {"objective": "sampled", "random_negatives": 0, "prefix": ddr.prefix}
+    return training.model_copy(update=own | fixed)
+
+
+def train_general_prefix(
+    collections: list[Collection],
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    ddr: DdrSettings,
+    store: ArtifactStore,
+) -> Expert:
+    """Train the prefix that queries and documents share: the first phase of Dynamic Dense Retrieval.
+
+    Negatives are mined with the base encoder, so its corpora must have been built.
+
+    Raises:
+        TrainingFailed: it failed.
+    """
+    key = general_prefix_key(collections, encoder, training, ddr)
+    parts = tuple(_part(collection, encoder, store) for collection in collections)
+    job = TrainingJob(
+        "general-prefix", key, encoder, _general_training(training, ddr), parts, general=ddr.general
+    )
+    return _train_missing([job], store)[job.name]
+
+
+def train_ddr(
+    allowed: Mapping[str, Mapping[str, tuple[str, ...]]],
+    modules: tuple[str, ...],
+    collections: list[Collection],
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    ddr: DdrSettings,
+    store: ArtifactStore,
+) -> dict[str, Expert]:
+    """Train domain prefixes and routers together: the second phase of Dynamic Dense Retrieval.
+
+    Args:
+        allowed: by model's name, the modules that each collection's train queries may use.
+        modules: all modules.
+        collections: the domains; their corpora must have been built with the general prefix.
+        encoder: the base with the general prefix.
+        training: the experts' settings.
+        ddr: what is different.
+        store: where artifacts lie.
+
+    Raises:
+        TrainingFailed: one or more models failed; the others are finished and kept.
+    """
+    own = ddr_training(training, ddr)
+    jobs = []
+    for name, labels in allowed.items():
+        parts = tuple(
+            replace(_part(collection, encoder, store), modules=labels[collection.name])
+            for collection in collections
+        )
+        key = ddr_key(name, labels, modules, collections, encoder, training, ddr)
+        jobs.append(TrainingJob(name, key, encoder, own, parts, modules=modules))
+    return _train_missing(jobs, store)
+
+
+def ddr_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettings:
+    """How domain prefixes are trained: as the experts are, perhaps for longer."""
+    return training.model_copy(
+        update={
+            "prefix": ddr.prefix,
+            "learning_rate": ddr.learning_rate,
+            "max_steps": ddr.max_steps or training.max_steps,
+        }
+    )
+
+
+def ddr_key(
+    name: str,
+    labels: Mapping[str, tuple[str, ...]],
+    modules: tuple[str, ...],
+    collections: list[Collection],
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    ddr: DdrSettings,
+) -> str:
+    """Where domain prefixes with their routers lie: a hash of all that they are made from."""
+    own = ddr_training(training, ddr)
+    parts = [(expert_key(each, encoder, own), labels[each.name]) for each in collections]
+    return f"experts/{name}-{content_hash(parts, modules)}"
+
+
+def name_views(expert: Expert, views: Mapping[str, View], store: ArtifactStore) -> Expert:
+    """The same prefixes with names for the ways to use them, as an artifact of its own."""
+    digest = content_hash(expert.key, {name: asdict(view) for name, view in views.items()})
+    key = f"experts/{expert.domain}-{digest}"
+    if not store.ready(key):
+        folder = expert.folder(store)
+        shape = PrefixShape.read(expert.domain, folder)
+        assert shape is not None
+        with tempfile.TemporaryDirectory() as scratch:
+            replace(shape, views=views).write(Path(scratch))
+            store.put_folder(key, Path(scratch))
+        store.put(key, ADAPTER_WEIGHTS, partial(shutil.copyfile, folder / ADAPTER_WEIGHTS))
+        card = {name: value for name, value in expert.card.items() if name != "files"}
+        store.commit(key, {**card, "prefixes_of": expert.key})
+    return open_expert(store, key)
+
+
 def average_key(name: str, experts: list[str]) -> str:
     """Where the mean of experts lies: a hash of their keys."""
     return f"experts/{name}-{content_hash(experts)}"
@@ -353,6 +471,7 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
         "base_dev_ndcg_at_10": metrics["base_dev"],
         "best_step": metrics["best_step"],
         "steps": metrics["step"],
+        "parameters": metrics["parameters"],
         "seconds": metrics["seconds"],
         "history": metrics["history"],
         "resumed_at": metrics["resumed_at"],

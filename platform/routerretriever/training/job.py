@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from routerretriever.config import EncoderSettings, TrainingSettings
+from routerretriever.config import EncoderSettings, GeneralPrefixSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class TrainingPart:
     corpus_key: str
     train_key: str
     dev_key: str
+    modules: tuple[str, ...] = ()
+    """Of a prefix with several modules, those that its queries may use."""
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,7 @@ class TrainingJob:
     parts: tuple[TrainingPart, ...]
     queries_per_domain: int | None = None
     """At most so many train queries of each part; None uses all."""
+    modules: tuple[str, ...] = ()
+    """Names of the modules of a prefix that has several, with a router in each layer."""
+    general: GeneralPrefixSettings | None = None
+    """Set for a general prefix, which documents are encoded with too, anew in every step."""

@@ -20,19 +20,13 @@ import torch
 from ray import train
 from ray.train import Checkpoint
 from ray.train.torch import prepare_model
-from torch import Tensor
 
-from routerretriever.config import IndexSettings, TrainingSettings
-from routerretriever.corpus import open_corpus, open_index
-from routerretriever.datasets import Judgements, load_judgements, split_train
+from routerretriever.config import BASE, PrefixSettings, TrainingSettings
 from routerretriever.encoder import Encoder, load_encoder
-from routerretriever.measures import mean_ndcg
-from routerretriever.storage import ArtifactStore
-from routerretriever.training.examples import Examples
-from routerretriever.training.job import TrainingJob, TrainingPart
-from routerretriever.training.objective import Rows, candidate_loss
+from routerretriever.training.job import TrainingJob
+from routerretriever.training.lessons import ADAPTER, Lesson, open_lesson
+from routerretriever.training.objective import candidate_loss
 
-ADAPTER = "expert"
 BEST_FOLDER = "best"
 _STATE_FILE = "state.pt"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,8 +57,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
     encoder = load_encoder(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
-    encoder.add_adapter(ADAPTER, settings.lora)
-    lessons = [Lesson(part, settings, encoder, store, job.queries_per_domain, rank) for part in job.parts]
+    encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
+    lessons = [open_lesson(part, job, encoder, store, rank) for part in job.parts]
 
     tower = prepare_model(encoder.tower)
     weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
@@ -81,6 +75,8 @@ def train_worker(config: dict[str, Any]) -> None:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
             progress.best_dev = progress.base_dev = _dev_ndcg(encoder, lessons)
+            if isinstance(settings.adapter, PrefixSettings):
+                progress.base_dev = _dev_ndcg(encoder, lessons, BASE)  # a LoRA begins as the base
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
 
@@ -96,12 +92,18 @@ def train_worker(config: dict[str, Any]) -> None:
         batch = lesson.examples.batch(lesson_step, rank, workers)
         # Dropout depends on the step alone, so a run that was resumed ends as one that was not.
         torch.manual_seed(hash((settings.seed, progress.step, rank)))
+        lesson.enter(encoder)
         tower.train()
         with autocast:
             vectors = tower(*encoder.pad(batch.tokens))
-        rows, candidates = lesson.candidates(batch.candidate_rows, encoder.device)
+            rows, candidates = lesson.candidates(batch.candidate_rows, encoder, tower)
         loss = candidate_loss(
-            vectors.float(), candidates, rows, batch.target_rows, batch.positive_rows, settings.temperature
+            vectors.float(),
+            candidates.float(),
+            rows,
+            batch.target_rows,
+            batch.positive_rows,
+            settings.temperature,
         )
         if not torch.isfinite(loss):
             raise RuntimeError(
@@ -135,17 +137,16 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress)
             board.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
-        metrics = {**vars(progress), "loss": loss.item(), "total_steps": total_steps, "done": done}
+        metrics = {
+            **vars(progress),
+            "parameters": sum(weight.numel() for weight in weights),
+            "loss": loss.item(),
+            "total_steps": total_steps,
+            "done": done,
+        }
         train.report(metrics, checkpoint=checkpoint)
         if done:
             break
-
-
-def resolve_objective(settings: TrainingSettings, documents: int) -> str:
-    """What ``auto`` means for a collection of this size."""
-    if settings.objective != "auto":
-        return settings.objective
-    return "corpus" if documents <= settings.corpus_objective_limit else "sampled"
 
 
 def run_length(settings: TrainingSettings, steps_per_epoch: int) -> int:
@@ -168,43 +169,6 @@ def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
-class Lesson:
-    """What one domain brings to a training run: examples, candidate documents, and dev queries."""
-
-    def __init__(
-        self,
-        part: TrainingPart,
-        settings: TrainingSettings,
-        encoder: Encoder,
-        store: ArtifactStore,
-        queries_limit: int | None,
-        rank: int,
-    ) -> None:
-        self._corpus = open_corpus(store, part.corpus_key)
-        objective = resolve_objective(settings, len(self._corpus))
-        train_set = load_judgements(store, part.train_key)
-        kept, _ = split_train(list(train_set.queries), settings.held_out_fraction)
-        train_set = _sample(train_set.subset(kept), queries_limit)
-        self.dev = _sample(load_judgements(store, part.dev_key), settings.dev_queries)
-        self.examples = Examples(train_set, self._corpus, encoder, settings, objective)
-        needs_index = rank == 0 or objective == "sampled"
-        self.index = open_index(self._corpus, IndexSettings(), store) if needs_index else None
-        if objective == "sampled" and settings.hard_negatives:
-            assert self.index is not None
-            self.examples.mine(self.index, encoder, train_set)
-        self._documents: Tensor | None = None
-        if objective == "corpus":
-            self._documents = torch.from_numpy(self._corpus.matrix()).to(encoder.device)
-            self._every_row = np.arange(len(self._corpus))
-
-    def candidates(self, rows: Rows | None, device: torch.device) -> tuple[Rows, Tensor]:
-        """Row numbers [C] and vectors [C, d] of a batch's candidate documents; None means all."""
-        if rows is None:
-            assert self._documents is not None
-            return self._every_row, self._documents
-        return rows, torch.from_numpy(self._corpus.lookup(rows)).to(device)
-
-
 def lesson_plan(lessons: int, total_steps: int, seed: int) -> list[tuple[int, int]]:
     """Which domain each step trains on, every one as often as the others, and which step of it that is."""
     order = np.random.default_rng([seed, 3]).permuted(
@@ -218,21 +182,8 @@ def lesson_plan(lessons: int, total_steps: int, seed: int) -> list[tuple[int, in
     return plan
 
 
-def _dev_ndcg(encoder: Encoder, lessons: list[Lesson]) -> float:
-    figures = []
-    for lesson in lessons:
-        assert lesson.index is not None
-        vectors = encoder.encode_queries(list(lesson.dev.queries.values()), adapter=ADAPTER)
-        run = lesson.index.run(list(lesson.dev.queries), vectors, depth=10)
-        figures.append(mean_ndcg(lesson.dev.qrels, run))
-    return float(np.mean(figures))
-
-
-def _sample(judgements: Judgements, limit: int | None) -> Judgements:
-    if limit is None or len(judgements.queries) <= limit:
-        return judgements
-    chosen = np.random.default_rng(0).choice(sorted(judgements.queries), size=limit, replace=False)
-    return judgements.subset(chosen.tolist())
+def _dev_ndcg(encoder: Encoder, lessons: list[Lesson], adapter: str = ADAPTER) -> float:
+    return float(np.mean([lesson.dev_ndcg(encoder, adapter) for lesson in lessons]))
 
 
 def _from_first_worker(flag: bool, workers: int) -> bool:

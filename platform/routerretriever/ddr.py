@@ -1,0 +1,127 @@
+"""Dynamic Dense Retrieval (arXiv 2602.22547) on a recipe's collections, beside the experts.
+
+Queries and documents share a *general* prefix. To a query's is added a mixture of domain prefixes, weighed by
+a router in each layer, so that one pass both routes and encodes. For all other steps the general prefix is
+part of the base encoder: documents are encoded once more, with it, and everything else is as for experts.
+
+Adding or removing a domain trains the domain prefixes and routers of all domains anew, since they are weighed
+against each other; the general prefix and the encoded documents of the other domains are kept.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from routerretriever.config import BASE, DdrSettings, Recipe, RecipeError, RoutingSettings
+from routerretriever.datasets import Collection
+from routerretriever.evaluation.evaluate import DDR, DDR_PRIOR, DDR_TOP_K, DDR_UNROUTED, GENERAL_PREFIX
+from routerretriever.measures import Measured
+from routerretriever.pipeline import Pipeline
+from routerretriever.routing import Router
+from routerretriever.routing.constant import ConstantRouter
+from routerretriever.storage import ArtifactStore
+from routerretriever.training import Expert, name_views, train_ddr
+
+if TYPE_CHECKING:
+    from routerretriever.encoder import View
+
+ALL, TOP_K, PRIOR = "ddr", "ddr-topk", "ddr-prior"
+_UNROUTED = "{}-without-routing"
+_UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, gate=None)
+
+
+class DdrPipeline(Pipeline):
+    """The steps of a recipe with prefixes and their own routers in place of experts and a router."""
+
+    def __init__(self, recipe: Recipe, general: Expert) -> None:
+        """Put a trained general prefix under a recipe's encoder.
+
+        Raises:
+            RecipeError: a label is not that of any domain that is trained on.
+        """
+        assert recipe.ddr is not None
+        self._ddr: DdrSettings = recipe.ddr
+        self.general = general
+        location = ArtifactStore.open(recipe.storage).location(general.key)
+        encoder = recipe.encoder.model_copy(update={"general_prefix": location})
+        super().__init__(recipe.model_copy(update={"encoder": encoder, "routing": _UNUSED_ROUTER}))
+        self.modules = tuple(
+            dict.fromkeys(label for name in recipe.expert_domains for label in self._labels(name))
+        )
+        for name in self._ddr.labels:
+            for label in self._labels(name):
+                if label not in self.modules:
+                    raise RecipeError(
+                        f"ddr.labels.{name}: no domain that is trained on has the label {label!r}; "
+                        f"there are {', '.join(self.modules)}"
+                    )
+
+    @cached_property
+    def models(self) -> dict[str, Expert]:
+        """Train domain prefixes with all of them allowed, and with those of a domain's labels only."""
+        _ = self.corpora
+        recipe = self.recipe
+        allowed = {
+            ALL: dict.fromkeys(recipe.expert_domains, self.modules),
+            PRIOR: {name: self._labels(name) for name in recipe.expert_domains},
+        }
+        with self.clock.step("train"):
+            trained = train_ddr(
+                allowed, self.modules, self.expert_collections, recipe.encoder, recipe.training, self._ddr,
+                self.store,
+            )  # fmt: skip
+        return {name: name_views(model, self._views(name), self.store) for name, model in trained.items()}
+
+    @cached_property
+    def experts(self) -> dict[str, Expert]:
+        """What the service offers by name; the first answers unless a request names another."""
+        if self._ddr.deployed == "soft":
+            return {ALL: self.models[ALL]}
+        if self._ddr.deployed == "top_k":
+            return {TOP_K: self.models[ALL]}
+        return dict.fromkeys((PRIOR, *self.recipe.domains), self.models[PRIOR])
+
+    @cached_property
+    def router(self) -> Router:
+        """Always the one model: its routers are in its layers."""
+        names = list(self.experts)
+        return ConstantRouter(names, np.eye(len(names), dtype=np.float32)[0])
+
+    @property
+    def deployed_as(self) -> str:
+        """What the evaluation calls the deployed model."""
+        return {"soft": DDR, "top_k": DDR_TOP_K, "prior": DDR_PRIOR}[self._ddr.deployed]
+
+    def measured(self, tested: list[Collection]) -> dict[str, dict[str, Measured]]:
+        """The general prefix alone, and every way to use domain prefixes: way -> test set -> [Q]."""
+        made: dict[str, dict[str, Measured]] = {}
+        for collection in tested:
+            name, unrouted = collection.name, _UNROUTED.format(collection.name)
+            experts = dict.fromkeys((ALL, TOP_K), self.models[ALL])
+            experts |= dict.fromkeys((name, unrouted), self.models[PRIOR])
+            scores = self._scores([collection], "test", experts)[name]
+            ways = {GENERAL_PREFIX: BASE, DDR: ALL, DDR_TOP_K: TOP_K, DDR_PRIOR: name, DDR_UNROUTED: unrouted}
+            for way, view in ways.items():
+                made.setdefault(way, {})[name] = scores.measured[:, scores.of(view)]
+        return made
+
+    def _labels(self, collection: str) -> tuple[str, ...]:
+        labels = self._ddr.labels.get(collection)
+        if labels is not None:
+            return labels
+        return (collection,) if self.recipe.domains[collection].expert else self.modules
+
+    def _views(self, model: str) -> dict[str, View]:
+        from routerretriever.encoder.prefix import UNIFORM, View
+
+        every = len(self.modules)
+        if model == ALL:
+            return {ALL: View(self.modules, every), TOP_K: View(self.modules, min(self._ddr.top_k, every))}
+        views = {PRIOR: View(self.modules, every)}
+        for name in self.recipe.domains:
+            views[name] = View(self._labels(name), every)
+            views[_UNROUTED.format(name)] = View(self._labels(name), UNIFORM)
+        return views

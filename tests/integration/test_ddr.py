@@ -1,0 +1,124 @@
+"""Prefix experts, and Dynamic Dense Retrieval beside them, on the fake encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import WORDS, tiny_recipe, write_collection
+from routerretriever import RouterRetriever
+from routerretriever.client import Client
+from routerretriever.config import BASE
+from routerretriever.encoder import ADAPTER_WEIGHTS, PrefixShape, load_encoder
+from routerretriever.evaluation.evaluate import (
+    DDR,
+    DDR_PRIOR,
+    DDR_TOP_K,
+    DDR_UNROUTED,
+    GENERAL_PREFIX,
+    ROUTED,
+)
+from routerretriever.pipeline import Pipeline
+from routerretriever.serving.run import served
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.integration
+QUERIES = ["where is grape with fig", "where is tin with lead", "x"]
+LABELS = {"fruit": ["food"], "metal": ["matter", "food"], "sport": ["matter"]}
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, tmp_path_factory):
+    """A run whose experts are prefixes, with DDR trained beside them and registered for the service."""
+    root = tmp_path_factory.mktemp("ddr")
+    for name, words in WORDS.items():
+        write_collection(root / "data" / name, words)
+    recipe = tiny_recipe(
+        root,
+        training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,
+                  "prefix": {"length": 4}},
+        ddr={"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 4,
+             "general": {"max_steps": 4, "evaluate_every": 2, "batch_size": 4, "dev_documents": 12}},
+        deploy="ddr",
+    )  # fmt: skip
+    pipeline = Pipeline(recipe)
+    return pipeline, pipeline.register()
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    _, registered = trained
+    return RouterRetriever.load(registered.uri, registered.tracking_uri)
+
+
+def test_experts_are_prefixes_and_are_routed_to(trained):
+    pipeline, _ = trained
+    for expert in pipeline.experts.values():
+        shape = PrefixShape.read(expert.domain, expert.folder(pipeline.store))
+        assert shape is not None
+        assert (shape.length, shape.modules, shape.routed) == (4, ("expert",), False)
+        assert expert.card["parameters"] == 2 * 2 * 4 * 32  # layers, keys and values, tokens, width
+    scores = pipeline.scores["fruit"]
+    assert np.abs(scores.vectors_QEd[:, scores.of("fruit")] - scores.base_vectors).max() > 1e-4
+    assert ROUTED in pipeline.evaluation.ndcg_at_10
+
+
+def test_documents_are_encoded_with_the_general_prefix_once(trained):
+    pipeline, _ = trained
+    bare, prefixed = pipeline.corpora["fruit"], pipeline.ddr.corpora["fruit"]
+    assert bare.key != prefixed.key
+    encoder = load_encoder(pipeline.ddr.recipe.encoder)
+    texts = [document.content for document in prefixed.documents(prefixed.ids[:5]).values()]
+    np.testing.assert_allclose(prefixed.matrix()[:5], encoder.encode_documents(texts), atol=1e-5)
+    weights = load_file(pipeline.ddr.general.folder(pipeline.store) / ADAPTER_WEIGHTS)
+    assert weights["keys_and_values"].shape == (2, 1, 2, 4, 32)
+
+
+def test_there_is_a_module_for_every_label_and_each_was_trained(trained):
+    pipeline, _ = trained
+    assert pipeline.ddr.modules == ("food", "matter")
+    for expert in pipeline.ddr.models.values():
+        weights = load_file(expert.folder(pipeline.store) / ADAPTER_WEIGHTS)
+        assert np.abs(weights["keys_and_values"]).max(axis=(0, 2, 3, 4)).min() > 0
+        assert weights["router"].shape == (2, 2, 32)
+
+
+def test_the_evaluation_shows_it_beside_the_experts(trained):
+    pipeline, _ = trained
+    figures = pipeline.evaluation.ndcg_at_10
+    for way in (GENERAL_PREFIX, DDR, DDR_TOP_K, DDR_PRIOR, DDR_UNROUTED):
+        assert figures[way].keys() == {"fruit", "metal", "sport"}
+    # With one label there is nothing to weigh; with two of two modules the best two are all.
+    assert figures[DDR_PRIOR]["fruit"] == figures[DDR_UNROUTED]["fruit"]
+    assert figures[DDR_TOP_K] == figures[DDR]
+    again = Pipeline(pipeline.recipe)
+    assert {name: one.key for name, one in again.ddr.models.items()} == {
+        name: one.key for name, one in pipeline.ddr.models.items()
+    }
+
+
+def test_the_bundle_embeds_as_the_model_that_was_evaluated(trained, model):
+    pipeline, _ = trained
+    assert model.experts == ["ddr-prior", "fruit", "metal", "sport"]
+    views = dict.fromkeys(model.experts, pipeline.ddr.models["ddr-prior"])
+    encoder = load_encoder(pipeline.ddr.recipe.encoder)
+    for name, expert in views.items():
+        encoder.load_adapter(name, expert.folder(pipeline.store))
+        rows = model.tokenize(QUERIES)
+        np.testing.assert_allclose(
+            model.embed(rows, [name] * len(rows)), encoder.encode_queries(QUERIES, name), atol=1e-5
+        )
+    np.testing.assert_allclose(
+        model.encode_queries(QUERIES), encoder.encode_queries(QUERIES, "ddr-prior"), atol=1e-5
+    )
+
+
+def test_it_is_served_as_any_bundle_is(trained, model):
+    pipeline, registered = trained
+    with served(pipeline) as url, Client(url) as client:
+        assert {BASE, "ddr-prior", "fruit", "metal", "sport"} <= set(client.models())
+        np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
+        answer = client.search(QUERIES[0], "fruit", top_k=3, model="fruit")
+        assert answer.expert == "fruit"
+        assert len(answer.results) == 3
+        assert client.search(QUERIES[0], "sport").expert == "ddr-prior"
+        assert client.service()["version"] == registered.version
