@@ -22,7 +22,7 @@ from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, judgements_key, store_judgements
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.measures import Measured
-from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer
+from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of
 from routerretriever.storage import ArtifactStore, make_missing
 from routerretriever.training import Expert
 
@@ -157,15 +157,11 @@ def _read(store: ArtifactStore, dataset: str, split: str, keys: Mapping[str, str
         values = [tables[expert][name].to_pandas().to_numpy(dtype=np.float64) for expert in keys]
         return np.stack(values, axis=1)
 
-    vectors = [
-        table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(query_ids), -1)
-        for table in tables.values()
-    ]
     return SplitScores(
         dataset=dataset,
         split=split,
         query_ids=query_ids,
         experts=list(keys),
         measured=Measured(**{name: columns(name) for name in MEASURED_COLUMNS}),
-        vectors_QEd=np.stack(vectors, axis=1).astype(np.float32),
+        vectors_QEd=np.stack([embedding_of(table) for table in tables.values()], axis=1).astype(np.float32),
     )
