@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from routerretriever.config import BASE, load_recipe
 from routerretriever.console import set_up
@@ -26,6 +27,7 @@ from jobs.benchmarks.serving import dev_queries
 
 if TYPE_CHECKING:
     from routerretriever.encoder import PackedExperts
+    from routerretriever.routing.protocol import Vectors
 
 
 def main(
@@ -54,9 +56,11 @@ def main(
     for count in counts or [1, 2, 6, 24, 100]:
         names = [f"expert-{number}" for number in range(count)]
         pack = PackedExperts(encoder, dict(zip(names, itertools.cycle(folders), strict=False)))
-        experts = [names[row % count] for row in range(len(rows))]
-        ways[f"{count} packed"] = partial(_run, pack, rows, experts)
-        megabytes[f"{count} packed"] = pack.megabytes
+        one = np.eye(count, dtype=np.float32)[np.arange(len(rows)) % count]
+        # Two of them a query is somewhat more than the default router mixes.
+        for label, weights in (("", one), (", two a query", 0.7 * one + 0.3 * np.roll(one, 1, axis=1))):
+            ways[f"{count} packed{label}"] = partial(_run, pack, rows, weights, names)
+            megabytes[f"{count} packed{label}"] = pack.megabytes
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(passes + 3):
         for way, run in ways.items():
@@ -84,8 +88,8 @@ def main(
     )  # fmt: skip
 
 
-def _run(pack: PackedExperts, rows: list[list[int]], experts: list[str]) -> None:
-    pack.embed(rows, experts)
+def _run(pack: PackedExperts, rows: list[list[int]], weights: Vectors, experts: list[str]) -> None:
+    pack.embed(rows, weights, experts)
     pack.close()  # the next pass is another's
 
 

@@ -320,6 +320,10 @@ class RoutingSettings(Settings):
     temperature: PositiveFloat = 2.0
     """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
     values around 1, similarities and utilities with values around 0.05."""
+    mix: Literal["adapters", "vectors"] = "adapters"
+    """What is mixed by weight. The experts' adapters, inside every layer: one encoding a query, however many
+    experts it has. Or the vectors that each expert makes of the query: an encoding for each, which different
+    processes can make. With all weight on one expert they are the same."""
     min_share: Fraction = 0.2
     """Experts with less than this share of the best one's weight are left out, and need not be run."""
     gate: GateSettings | None = GateSettings()
@@ -417,7 +421,8 @@ class ServingSettings(Settings):
 
     ``placement``:
       * ``packed``: every router replica holds the base and all experts, and embeds a mixed batch in one pass;
-      * ``per_expert``: an application for each expert, with its own replicas and its own share of a GPU.
+      * ``per_expert``: an application for each expert, with its own replicas and its own share of a GPU;
+        needs ``routing.mix: vectors``.
     """
 
     host: str = "127.0.0.1"
@@ -485,6 +490,15 @@ class Recipe(Settings):
         for field, names in (self.ddr.mentioned() if self.ddr else {}).items():
             if unknown := sorted(set(names) - self.domains.keys()):
                 raise ValueError(f"{field}: no domain {unknown[0]!r}; there are {sorted(self.domains)}")
+        if self.training.prefix is not None and self.routing.mix == "adapters":
+            raise ValueError(
+                "training.prefix: prefixes do not add up as LoRAs do; set routing.mix to 'vectors'"
+            )
+        if self.serving.placement == "per_expert" and self.routing.mix == "adapters":
+            raise ValueError(
+                "serving.placement 'per_expert' cannot serve routing.mix 'adapters', for which one process "
+                "must hold all experts; set routing.mix to 'vectors', or serving.placement to 'packed'"
+            )
         for name in self.serving.collections or ():
             if name not in self.domains:
                 raise ValueError(f"serving.collections: no domain {name!r}; there are {sorted(self.domains)}")

@@ -97,15 +97,22 @@ class DdrPipeline(Pipeline):
 
     def measured(self, tested: list[Collection]) -> dict[str, dict[str, Measured]]:
         """The general prefix alone, and every way to use domain prefixes: way -> test set -> [Q]."""
+        ways = {
+            each.name: {GENERAL_PREFIX: BASE, DDR: ALL, DDR_TOP_K: TOP_K, DDR_PRIOR: each.name,
+                        DDR_UNROUTED: _UNROUTED.format(each.name)}
+            for each in tested
+        }  # fmt: skip
+        views = {name: [view for view in own.values() if view != BASE] for name, own in ways.items()}
+        experts = {
+            view: self.models[ALL if view in (ALL, TOP_K) else PRIOR]
+            for own in views.values()
+            for view in own
+        }
+        scores = self._scores(tested, "test", experts, views)
         made: dict[str, dict[str, Measured]] = {}
-        for collection in tested:
-            name, unrouted = collection.name, _UNROUTED.format(collection.name)
-            experts = dict.fromkeys((ALL, TOP_K), self.models[ALL])
-            experts |= dict.fromkeys((name, unrouted), self.models[PRIOR])
-            scores = self._scores([collection], "test", experts)[name]
-            ways = {GENERAL_PREFIX: BASE, DDR: ALL, DDR_TOP_K: TOP_K, DDR_PRIOR: name, DDR_UNROUTED: unrouted}
-            for way, view in ways.items():
-                made.setdefault(way, {})[name] = scores.measured[:, scores.of(view)]
+        for name, own in ways.items():
+            for way, view in own.items():
+                made.setdefault(way, {})[name] = scores[name].measured[:, scores[name].of(view)]
         return made
 
     def _labels(self, collection: str) -> tuple[str, ...]:

@@ -39,13 +39,13 @@ from routerretriever.evaluation.analyses import (
     noise_floor_section,
 )
 from routerretriever.evaluation.bench import RouterBench
-from routerretriever.evaluation.evaluate import PAPERS
+from routerretriever.evaluation.evaluate import PAPERS, mix
 from routerretriever.evaluation.figures import Section, write_sections
 from routerretriever.evaluation.tuning import Trial, tune
 from routerretriever.measures import Measured
 from routerretriever.routing import Router, RoutingData, fit_router
 from routerretriever.routing.protocol import Vectors
-from routerretriever.scoring import ScoreTable, SplitScores, build_scores
+from routerretriever.scoring import ScoreTable, SplitScores, build_scores, encode_mixtures
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import (
     Expert,
@@ -278,7 +278,8 @@ class Pipeline:
         bench = self._bench(self.expert_collections, "dev")
         layers = self._base_encoder.layers
         # The input embeddings, and the middle, where a query's domain is plainest.
-        trials = tune(bench, sorted({0, layers // 2, 2 * layers // 3}), unseen_share)
+        middle = sorted({0, layers // 2, 2 * layers // 3})
+        trials = tune(bench, middle, unseen_share, self.recipe.routing.mix)
         self._write_json("router-tuning.json", [trial.as_dict() for trial in trials])
         return trials
 
@@ -402,7 +403,16 @@ class Pipeline:
         return open_index(self.corpora[name], self.recipe.corpus.index, self.store)
 
     def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> RoutedBy:
-        return RoutedBy(router, self.features(scores, "test", settings.features))
+        features = self.features(scores, "test", settings.features)
+        weights = {name: router.weights(features[name]) for name in scores}
+        if settings.mix == "vectors":
+            vectors = {name: mix(table, router.experts, weights[name]) for name, table in scores.items()}
+        else:
+            vectors = encode_mixtures(
+                [self.collections[name] for name in scores], "test", weights, router.experts,
+                self.experts, self.recipe.encoder, self.recipe.scoring, self.store,
+            )  # fmt: skip
+        return RoutedBy(router.experts, settings.mix, weights, vectors)
 
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
@@ -460,12 +470,25 @@ class Pipeline:
         """The split that routers learn from."""
         return "dev" if self.recipe.scoring.source == "dev" else "train"
 
-    def _scores(self, collections: list[Collection], split: str, experts: dict[str, Expert]) -> ScoreTable:
+    def _scores(
+        self,
+        collections: list[Collection],
+        split: str,
+        experts: dict[str, Expert],
+        only: dict[str, list[str]] | None = None,
+    ) -> ScoreTable:
         _ = self.corpora
         recipe = self.recipe
         with self.clock.step("score"):
             return build_scores(
-                collections, split, experts, recipe.encoder, recipe.corpus.index, recipe.scoring, self.store
+                collections,
+                split,
+                experts,
+                recipe.encoder,
+                recipe.corpus.index,
+                recipe.scoring,
+                self.store,
+                only,
             )
 
 

@@ -38,6 +38,7 @@ def trained(cluster, tmp_path_factory):
                   "prefix": {"length": 4}},
         ddr={"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 4,
              "general": {"max_steps": 4, "evaluate_every": 2, "batch_size": 4, "dev_documents": 12}},
+        routing={"mix": "vectors"},
         deploy="ddr",
     )  # fmt: skip
     pipeline = Pipeline(recipe)

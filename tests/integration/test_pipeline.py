@@ -43,7 +43,7 @@ def files_below(folder: Path) -> dict[str, int]:
 def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
     pipeline, _, _ = done
     storage = Path(pipeline.store.uri)
-    kinds = ("corpora", "experts", "scores", "judgements")
+    kinds = ("corpora", "experts", "scores", "judgements", "mixtures")
     before = {kind: files_below(storage / kind) for kind in kinds}
     assert all(before.values())
     again = Pipeline(pipeline.recipe)
@@ -65,6 +65,32 @@ def test_the_evaluation_is_consistent(done):
     assert pipeline.evaluation.with_expert == ["fruit", "metal"]
     assert (pipeline.report_folder / "evaluation.json").is_file()
     assert "RouterRetriever" in (pipeline.report_folder / "evaluation.md").read_text()
+
+
+def test_queries_are_evaluated_with_the_vectors_that_the_bundle_gives(done):
+    pipeline, registered, _ = done
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
+    evaluation, collection = pipeline.evaluation, pipeline.collections["sport"]
+    texts, ids = list(collection.queries("test").values()), evaluation.query_ids["sport"]
+    index = open_index(pipeline.corpora["sport"], pipeline.recipe.corpus.index, pipeline.store)
+    run = index.run(ids, model.encode_queries(texts), pipeline.recipe.scoring.depth)
+    ndcg = measure(collection.qrels("test"), run, ids).ndcg_at_10
+    np.testing.assert_allclose(ndcg, evaluation.measured[ROUTED]["sport"].ndcg_at_10)
+    assert set(evaluation.encodings[ROUTED].values()) == {1.0}
+
+
+def test_a_bundle_of_before_there_was_a_choice_mixes_vectors(done):
+    _, registered, _ = done
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
+    rows, experts = model.tokenize(["where is grape with lead", "x"]), ["fruit", BASE, "metal"]
+    weights = np.array([[0.5, 0.2, 0.3], [0, 0, 1]], dtype=np.float32)
+    of_adapters = model.embed(rows, weights, experts)
+    alone = [model.embed(rows, np.ones((2, 1), dtype=np.float32), [name]) for name in experts]
+    del model.manifest["mix"]
+    of_vectors = model.embed(rows, weights, experts)
+    np.testing.assert_allclose(of_vectors, np.einsum("bt,tbd->bd", weights, alone), atol=1e-5)
+    np.testing.assert_allclose(of_adapters[1], of_vectors[1], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(of_adapters, axis=1), 1, atol=1e-5)  # an encoding, not a sum
 
 
 def test_the_averaged_model_is_the_mean_of_the_experts(done):
@@ -101,7 +127,10 @@ def test_routers_are_tuned_on_dev_and_every_trial_is_written(done):
 def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
     pipeline, _, _ = done
     analyses = pipeline.analyse(["metal", "fruit"], [1, 2])
-    evaluation = pipeline.evaluation
+    # They mix vectors, whatever the deployed router mixes.
+    routing = pipeline.recipe.routing.model_copy(update={"mix": "vectors"})
+    changed = pipeline.recipe.model_copy(update={"name": "vectors", "routing": routing})
+    evaluation = Pipeline(changed).evaluation
     assert [growth.experts for growth in analyses.growing] == [["metal"], ["metal", "fruit"]]
     everything = analyses.growing[-1]
     assert everything.router == pytest.approx(evaluation.mean(ROUTED), abs=1e-6)

@@ -36,13 +36,14 @@ QUERIES = [
 ]
 
 
-def served(done, **serving) -> Pipeline:
+def served(done, mix="adapters", **serving) -> Pipeline:
     """The finished run, with other settings of the service; the bundle of the run is released."""
     pipeline, registered, _ = done
     values = pipeline.recipe.model_dump(mode="json")
     # The fake experts are too weak for a fair canary; what it refuses is tested apart from them.
     ours = {"poll_seconds": 0.5, "max_canary_loss": 0.99, "challenger_share": 0.5}
     releases = {**values["serving"]["releases"], **ours}
+    values["routing"] |= {"mix": mix}
     values["serving"] |= {"refresh_seconds": 0, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
     Registry(changed.recipe, changed.store).release(registered.version)
@@ -243,20 +244,26 @@ def test_a_killed_router_is_replaced(service):
     wait_until(answers)
 
 
-def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done, model):
+def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done):
     """Last: it takes the packed service's place."""
-    pipeline = served(done, placement="per_expert", limits={"seconds": 2})
+    pipeline = served(done, "vectors", placement="per_expert", limits={"seconds": 2})
+    registered = pipeline.register()
+    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
     with Client(deploy(pipeline)) as client:
         np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
         for expert in ("fruit", "base"):
-            alone = model.embed(model.tokenize(QUERIES), [expert] * len(QUERIES))
+            all_of_it = np.ones((len(QUERIES), 1), dtype=np.float32)
+            alone = model.embed(model.tokenize(QUERIES), all_of_it, [expert])
             np.testing.assert_allclose(client.embed(QUERIES, expert), alone, atol=1e-5)
         assert len(applications()) == 2
         registry = Registry(pipeline.recipe, pipeline.store)
+        _, mixes_adapters, _ = done
+        registry.release(mixes_adapters.version)
+        wait_until(lambda: "routing.mix" in client.service().refused.get(mixes_adapters.version, ""))
         values = pipeline.recipe.model_dump(mode="json")
         values["domains"]["metal"]["expert"] = False
         alone = Pipeline(
-            parse_recipe({**values, "single_models": {}, "routing": {"router": "uniform"}})
+            parse_recipe({**values, "single_models": {}, "routing": {"router": "uniform", "mix": "vectors"}})
         ).register(False)
         registry.release(alone.version)
         wait_until(lambda: client.service().version == alone.version)

@@ -22,6 +22,7 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"routing": {"router": "fixed"}}, "expert"),
         ({"routing": {"router": "fixed", "expert": "b"}}, "no expert 'b'"),
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
+        ({"serving": {"placement": "per_expert"}}, "(?s)serving.placement.*set routing.mix to 'vectors'"),
         ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
     ],
 )

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from routerretriever.config import BASE, EncoderSettings, LoraSettings
 from routerretriever.encoder import (
     Encoder,
@@ -101,29 +103,78 @@ def test_adapters_survive_saving_loading_replacing_and_merging(encoder, tmp_path
     np.testing.assert_allclose(merged.encode_queries(TEXTS, adapter=BASE), expected, atol=1e-5)
 
 
-def test_packed_experts_answer_as_each_would_alone(encoder, tmp_path):
-    """Ranks and adapted layers may differ; a second pack on the same base changes nothing."""
-    settings = {"one": LoraSettings(), "two": LoraSettings(rank=3, target_modules=("query", "dense"))}
-    expected = {BASE: encoder.encode_queries(TEXTS)}
-    for name, lora in settings.items():
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three experts of different ranks and layers: their folders, and their own vectors of the texts."""
+    encoder, root = load_encoder(FAKE), tmp_path_factory.mktemp("experts")
+    vectors = {BASE: encoder.encode_queries(TEXTS)}
+    loras = {
+        "one": LoraSettings(),
+        "two": LoraSettings(rank=3, target_modules=("query", "dense")),
+        "three": LoraSettings(rank=2),
+    }
+    for name, lora in loras.items():
         encoder.add_adapter(name, lora)
     randomise(encoder)
-    for name in settings:
-        expected[name] = encoder.encode_queries(TEXTS, adapter=name)
-        encoder.save_adapter(name, tmp_path / name)
+    for name in loras:
+        vectors[name] = encoder.encode_queries(TEXTS, adapter=name)
+        encoder.save_adapter(name, root / name)
+    return {name: root / name for name in loras}, vectors
+
+
+def alone(names, experts):
+    """All of each row's weight on one expert."""
+    return np.eye(len(experts), dtype=np.float32)[[experts.index(name) for name in names]]
+
+
+def test_packed_experts_answer_as_each_would_alone(trained):
+    """Ranks and adapted layers may differ; a second pack on the same base changes nothing."""
+    folders, expected = trained
+    experts = [*folders, BASE]
     base = load_encoder(FAKE)
-    packed = PackedExperts(base, {name: tmp_path / name for name in settings})
-    older = PackedExperts(base, {"two": tmp_path / "two"})
+    packed = PackedExperts(base, folders)
+    older = PackedExperts(base, {"two": folders["two"]})
     rows = base.tokenize_queries(TEXTS)
-    for names in (["one", "two", BASE, "two"], ["one"] * 4, [BASE, BASE, BASE, "one"]):
-        vectors = packed.embed(rows, names)
+    for names in (["one", "two", BASE, "three"], ["one"] * 4, [BASE] * 4, [BASE, BASE, BASE, "one"]):
+        vectors = packed.embed(rows, alone(names, experts), experts)
         for position, name in enumerate(names):
             np.testing.assert_allclose(vectors[position], expected[name][position], atol=1e-5)
     assert np.abs(expected["one"] - expected["two"]).max() > 0.01
-    np.testing.assert_allclose(older.embed(rows, ["two"] * 4), expected["two"], atol=1e-5)
+    twos = np.ones((4, 1), dtype=np.float32)
+    np.testing.assert_allclose(older.embed(rows, twos, ["two"]), expected["two"], atol=1e-5)
     packed.close()
-    np.testing.assert_allclose(older.embed(rows, ["two"] * 4), expected["two"], atol=1e-5)
+    np.testing.assert_allclose(older.embed(rows, twos, ["two"]), expected["two"], atol=1e-5)
     np.testing.assert_allclose(base.encode_documents(TEXTS), expected[BASE], atol=1e-6)
+    with pytest.raises(KeyError):
+        older.embed(rows, twos, ["one"])
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.0, 0.2, 1.0]), min_size=4, max_size=4), min_size=1, max_size=6)
+)
+@settings(deadline=None, max_examples=25)
+def test_a_mixture_is_the_base_with_the_weighted_sum_of_all_updates(trained, wanted):
+    """Against weights that were added up beforehand, for each query anew."""
+    folders, _ = trained
+    experts = ["two", BASE, "one", "three"]
+    weights = np.array(wanted, dtype=np.float32) + np.array([0, 1e-3, 0, 0], dtype=np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    base = load_encoder(FAKE)
+    rows = base.tokenize_queries([f"query {number}" for number in range(len(weights))])
+    found = PackedExperts(base, folders).embed(rows, weights, experts)
+    plain = dict(load_encoder(FAKE).tower.named_parameters())
+    updates = {}
+    for name, folder in folders.items():
+        merged = load_encoder(FAKE)
+        merge_expert(merged, name, folder)
+        updates[name] = {key: weight - plain[key] for key, weight in merged.tower.named_parameters()}
+    for row, own, vector in zip(rows, weights, found, strict=True):
+        naive = load_encoder(FAKE)
+        for key, weight in naive.tower.named_parameters():
+            for name, share in zip(experts, own.tolist(), strict=True):
+                if name != BASE:
+                    weight += share * updates[name][key]
+        np.testing.assert_allclose(vector, naive.embed_tokens([row])[0], atol=1e-5)
 
 
 def test_an_expert_for_another_architecture_is_refused(encoder, tmp_path):

@@ -74,10 +74,12 @@ def fit_data(scores):
 def evaluated(seed):
     scores, qrels, indexes = world(seed)
     features = {name: table.base_vectors for name, table in scores.items()}
-    routers = {
-        name: RoutedBy(fit_router(fit_data(scores), chosen), features)
-        for name, chosen in {ROUTED: RoutingSettings(features="embedding"), PAPER: RIVALS[PAPER]}.items()
-    }
+    routers = {}
+    for name, chosen in {ROUTED: RoutingSettings(features="embedding"), PAPER: RIVALS[PAPER]}.items():
+        router = fit_router(fit_data(scores), chosen)
+        weights = {dataset: router.weights(features[dataset]) for dataset in scores}
+        vectors = {dataset: mix(scores[dataset], router.experts, weights[dataset]) for dataset in scores}
+        routers[name] = RoutedBy(router.experts, "vectors", weights, vectors)
     texts = {name: [f"<query {row}>" for row in range(QUERIES)] for name in scores}
     described = {"name": "world", "encoder": {"name": "none"}, "routing": {"router": "posterior"}}
     return evaluate(scores, {}, texts, qrels, routers, indexes, 20, described), scores
@@ -109,8 +111,8 @@ def test_oracles_bound_what_they_are_oracles_of(seed):
         assert figures[INSTANCE_ORACLE][dataset] == pytest.approx(experts.max(axis=1).mean())
         assert figures[PAPER][dataset] <= figures[INSTANCE_ORACLE][dataset] + 1e-9
         assert sum(evaluation.oracle_choice[dataset].values()) == pytest.approx(1)
-        assert 1 <= evaluation.experts_run[ROUTED][dataset] <= 3
-        assert evaluation.experts_run[PAPER][dataset] == 1
+        assert 1 <= evaluation.encodings[ROUTED][dataset] <= 3
+        assert evaluation.encodings[PAPER][dataset] == 1
     assert evaluation.zero_shot == ["c"]
     assert evaluation.mean(OWN_EXPERT) == pytest.approx(np.mean([figures["a"]["a"], figures["b"]["b"]]))
     assert evaluation.mean(OWN_EXPERT, zero_shot=True) is None

@@ -2,7 +2,8 @@
 
 ``growing`` is Table 3 and Figures 4 and 5, ``with_and_without`` Tables 1 and 2, ``centroids`` the k-means
 ablation, ``projections`` Figure 2, ``LearningCurve`` Figure 3; Figure 6 is in the evaluation's report. All
-but the learning curve are read from the score table: no expert is run for them. Every router that is fitted,
+but the learning curve are read from the score table: no expert is run for them, and routers mix vectors (see
+``bench``). Every router that is fitted,
 and every projection, is a Ray task and is kept in storage, so that another order of experts, or one more
 number of centroids, costs only what is new.
 """

@@ -2,7 +2,7 @@
 
 All of it is read from the score table of the test split: an expert alone is a column, DatasetOracle the
 best column, InstanceOracle the best cell of each row. A router is run as in service: its weights mix the
-experts' query vectors, and the mixture is searched once.
+experts' query vectors, or the experts themselves, and what comes out is searched once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from routerretriever.config import BASE, RoutingSettings
 from routerretriever.corpus import SearchIndex
 from routerretriever.evaluation.significance import Difference, compare
 from routerretriever.measures import Measured, Qrels, Values, measure
-from routerretriever.routing import Router
 from routerretriever.routing.protocol import Vectors
 from routerretriever.scoring import ScoreTable, SplitScores
 
@@ -31,7 +30,7 @@ GENERAL_PREFIX, DDR, DDR_TOP_K = "general prefix", "DDR", "DDR-topk"
 DDR_PRIOR, DDR_UNROUTED = "DDR-prior", "DDR without routing"
 """Dynamic Dense Retrieval: its base; all modules; the best few; those of a collection's labels; the same
 without weights."""
-PAPERS = RoutingSettings(features="embedding", mixing="hard", gate=None)
+PAPERS = RoutingSettings(features="embedding", mixing="hard", mix="vectors", gate=None)
 """What all of the paper's routers have in common."""
 RIVALS: dict[str, RoutingSettings] = {
     PAPER: PAPERS.model_copy(update={"router": "pilots"}),
@@ -45,10 +44,18 @@ RIVALS: dict[str, RoutingSettings] = {
 
 @dataclass(frozen=True)
 class RoutedBy:
-    """A fitted router, and the routing features [Q, d] of each dataset's test queries."""
+    """What a fitted router makes of each dataset's test queries."""
 
-    router: Router
-    features: Mapping[str, Vectors]
+    experts: list[str]
+    mix: Literal["adapters", "vectors"]
+    weights: Mapping[str, Vectors]
+    """[Q, T] over the experts."""
+    vectors: Mapping[str, Vectors]
+    """[Q, d], to search with."""
+
+    def encodings(self, dataset: str) -> float:
+        """How often a query is encoded on average."""
+        return 1.0 if self.mix == "adapters" else float((self.weights[dataset] > 0).sum(axis=1).mean())
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,8 @@ class Evaluation:
     """Dataset -> the deployed router's weights [Q, T] over the experts that ``routed_to`` names."""
     routed_to: dict[str, dict[str, dict[str, float]]]
     """Router -> dataset -> expert -> mean routing weight."""
-    experts_run: dict[str, dict[str, float]]
-    """Router -> dataset -> experts that a query is encoded with, on average."""
+    encodings: dict[str, dict[str, float]]
+    """Router -> dataset -> how often a query is encoded on average."""
     oracle_choice: dict[str, dict[str, float]]
     """Dataset -> expert -> share of queries on which it is best; the tied share a query equally."""
     tied: dict[str, float]
@@ -154,7 +161,7 @@ def evaluate(
         singles: single models, which are shown and not routed to: name -> dataset -> arrays [Q].
         texts: test queries by dataset, in the score table's order.
         qrels: test judgements by dataset.
-        routers: fitted routers by name, the one to be deployed first.
+        routers: what routers make of the queries, the one to be deployed first.
         indexes: search index by dataset.
         depth: documents retrieved per query.
         settings: the recipe's, recorded with the figures.
@@ -166,7 +173,7 @@ def evaluate(
     }
     routed_to: dict[str, dict[str, dict[str, float]]] = {name: {} for name in routers}
     weights: dict[str, Vectors] = {}
-    experts_run: dict[str, dict[str, float]] = {name: {} for name in routers}
+    encodings: dict[str, dict[str, float]] = {name: {} for name in routers}
     oracle_choice, tied = {}, {}
     for dataset, table in scores.items():
         for name in names:
@@ -174,14 +181,12 @@ def evaluate(
         for name, tables in singles.items():
             measured[name][dataset] = tables[dataset]
         for name, routed in routers.items():
-            weights_BT = routed.router.weights(routed.features[dataset])
-            vectors_Bd = mix(table, routed.router.experts, weights_BT)
-            run = indexes[dataset].run(table.query_ids, vectors_Bd, depth)
+            run = indexes[dataset].run(table.query_ids, routed.vectors[dataset], depth)
             measured[name][dataset] = measure(qrels[dataset], run, table.query_ids)
-            weights.setdefault(dataset, weights_BT)
-            experts_run[name][dataset] = float((weights_BT > 0).sum(axis=1).mean())
-            shares = weights_BT.mean(axis=0).tolist()
-            routed_to[name][dataset] = dict(zip(routed.router.experts, shares, strict=True))
+            weights.setdefault(dataset, routed.weights[dataset])
+            encodings[name][dataset] = routed.encodings(dataset)
+            shares = routed.weights[dataset].mean(axis=0).tolist()
+            routed_to[name][dataset] = dict(zip(routed.experts, shares, strict=True))
         # The oracles choose among the experts, as in the paper; the base is not a candidate.
         columns = [table.of(name) for name in experts]
         ndcg_QT: Values = table.measured.ndcg_at_10[:, columns]
@@ -202,7 +207,7 @@ def evaluate(
         texts=dict(texts),
         weights=weights,
         routed_to=routed_to,
-        experts_run=experts_run,
+        encodings=encodings,
         oracle_choice=oracle_choice,
         tied=tied,
         settings=settings,

@@ -138,7 +138,7 @@ def _other_measures(evaluation: Evaluation) -> list[dict[str, Any]]:
         regret = evaluation.regret(way)
         cells = [percent(evaluation.mean(way, measure_name=name)) for name in MEASURES]
         cells.append(percent(float(np.mean([regret[name] for name in evaluation.with_expert]))))
-        run = evaluation.experts_run.get(way)
+        run = evaluation.encodings.get(way)
         cells.append(f"{np.mean([run[name] for name in evaluation.with_expert]):.2f}" if run else "–")
         rows.append({"way": way, "ours": way == ROUTED, "cells": cells})
     return rows

@@ -90,7 +90,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             for name, rivals in evaluation.differences.items()
         },
         "routed_to": evaluation.routed_to,
-        "experts_run": evaluation.experts_run,
+        "encodings": evaluation.encodings,
         "oracle_choice": evaluation.oracle_choice,
         "tied": evaluation.tied,
         "settings": evaluation.settings,

@@ -2,14 +2,14 @@
 
 Routers are fitted on the scored queries and measured on dev. Two figures count: dev nDCG@10 of the domains
 as they are, and of each domain as if its expert and its queries had never been there, which is what queries
-of an unforeseen domain will meet.
+of an unforeseen domain will meet. All are measured as if vectors were mixed; see ``bench``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table
@@ -56,13 +56,20 @@ class Trial:
         }
 
 
-def tune(bench: RouterBench, layers: Sequence[int], unseen_share: float, seed: int = 0) -> list[Trial]:
+def tune(
+    bench: RouterBench,
+    layers: Sequence[int],
+    unseen_share: float,
+    mix: Literal["adapters", "vectors"] = "adapters",
+    seed: int = 0,
+) -> list[Trial]:
     """Try routers, features and mixings, then gates on the best of them.
 
     Args:
         bench: the scored queries, and dev to measure on.
         layers: layers of the base encoder whose input is tried as routing features.
         unseen_share: weight of unseen domains in the score, 0 to 1; the rest is for the domains as they are.
+        mix: what the chosen router is to mix; no choice of this function's.
         seed: of the routers that sample.
 
     Returns:
@@ -73,7 +80,7 @@ def tune(bench: RouterBench, layers: Sequence[int], unseen_share: float, seed: i
     """
     if not 0 <= unseen_share <= 1:
         raise ValueError(f"unseen_share: {unseen_share} is not between 0 and 1")
-    candidates = list(_ungated(layers, seed))
+    candidates = list(_ungated(layers, {"mix": mix, "seed": seed, "gate": None}))
     trials = []
     for settings in track(candidates, "routers", len(candidates)):
         try:
@@ -87,10 +94,10 @@ def tune(bench: RouterBench, layers: Sequence[int], unseen_share: float, seed: i
     return sorted(trials, key=lambda trial: -trial.score)
 
 
-def _ungated(layers: Sequence[int], seed: int) -> Iterator[RoutingSettings]:
-    yield RoutingSettings(router="uniform", gate=None)
+def _ungated(layers: Sequence[int], fixed: dict[str, Any]) -> Iterator[RoutingSettings]:
+    yield RoutingSettings.model_validate({**fixed, "router": "uniform"})
     for features in (*layers, "embedding"):
-        common = {"features": features, "seed": seed, "gate": None}
+        common = {**fixed, "features": features}
         for router, temperatures in _SOFT_TEMPERATURES.items():
             yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
             for temperature in temperatures:

@@ -33,7 +33,7 @@ Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
 _CANARY_FILE = "canary.json"
 _GENERAL_PREFIX = "general_prefix"
-_FORMAT = 3
+_FORMAT = 2
 
 
 class BundleError(ValueError):
@@ -122,6 +122,7 @@ def write_bundle(
         "encoder": encoder.model_dump(),
         "encoder_fingerprint": fingerprint,
         "features": recipe.routing.features,
+        "mix": recipe.routing.mix,
         "experts": pins,
         "recipe": recipe.model_dump(mode="json"),
         "evaluation": dict(evaluation),
@@ -160,7 +161,10 @@ class RouterRetriever:
         self.settings = bundle_encoder(folder, self.manifest)
         self.router = load_router(folder / "router")
         self.encoder = load_encoder(self.settings) if encoder is None else encoder
-        folders = {pin["name"]: expert_folder(folder, pin["folder"]) for pin in self.manifest["experts"]}
+        folders = {
+            pin["name"]: expert_folder(folder, pin.get("folder", pin["name"]))
+            for pin in self.manifest["experts"]
+        }
         self._packed = pack_experts(self.encoder, folders if load_experts else {})
 
     @classmethod
@@ -188,17 +192,25 @@ class RouterRetriever:
         """What the router reads of tokenised queries: [B, d]."""
         return self.encoder.token_features(rows, self.manifest["features"])
 
-    def embed(self, rows: Sequence[Sequence[int]], experts: Sequence[str]) -> Vectors:
-        """Vectors [B, d] of tokenised queries, each by the expert named for it, all in one pass."""
-        return self._packed.embed(rows, experts)
+    @property
+    def mix(self) -> str:
+        """What is mixed: ``routing.mix``. Bundles older than that setting mix vectors."""
+        return str(self.manifest.get("mix", "vectors"))
+
+    def embed(self, rows: Sequence[Sequence[int]], weights_BT: Vectors, experts: Sequence[str]) -> Vectors:
+        """Vectors [B, d] of tokenised queries, each mixed of these experts by its weights."""
+        if self.mix == "adapters":
+            return self._packed.embed(rows, weights_BT, experts)
+        shares = Shares.of(weights_BT)
+        alone_nT = np.eye(len(experts), dtype=np.float32)[shares.columns]
+        return shares.mix(self._packed.embed([rows[row] for row in shares.rows], alone_nT, experts))
 
     def encode_queries(self, queries: Sequence[str], **_: Any) -> Vectors:
         """Route and embed queries: [B, d] float32. Only experts whose weight matters are run."""
         rows = self.tokenize(list(queries))
         if not rows:
             return np.zeros((0, self.encoder.dimension), dtype=np.float32)
-        shares = Shares.of(self.route(rows), self.router.experts)
-        return shares.mix(self.embed([rows[row] for row in shares.rows], shares.experts))
+        return self.embed(rows, self.route(rows), self.router.experts)
 
     def close(self) -> None:
         """Let go of the base encoder, for another bundle to use."""
@@ -237,30 +249,25 @@ class RouterRetriever:
 
 @dataclass(frozen=True)
 class Shares:
-    """Which expert embeds which query, and how much of it goes into the query's vector."""
+    """The n encodings that vectors are mixed from: whose weights [B, T] are not zero."""
 
-    rows: list[int]
+    rows: NDArray[np.int64]
     """Position of the query, for every encoding that is to be made."""
-    experts: list[str]
-    """Its expert."""
-    weights: list[float]
+    columns: NDArray[np.int64]
+    """Position of its expert."""
+    weights: Vectors
     queries: int
 
     @classmethod
-    def of(cls, weights_BT: Vectors, experts: Sequence[str]) -> Shares:
-        """The weights that are not zero."""
+    def of(cls, weights_BT: Vectors) -> Shares:
+        """What weights [B, T] ask for."""
         rows, columns = np.nonzero(weights_BT)
-        return cls(
-            rows.tolist(),
-            [experts[column] for column in columns.tolist()],
-            weights_BT[rows, columns].tolist(),
-            len(weights_BT),
-        )
+        return cls(rows, columns, weights_BT[rows, columns], len(weights_BT))
 
     def mix(self, vectors: Vectors) -> Vectors:
         """Weighted sums [B, d] of the encodings [n, d]."""
         mixed = np.zeros((self.queries, vectors.shape[1]), dtype=np.float32)
-        np.add.at(mixed, self.rows, vectors * np.array(self.weights, dtype=np.float32)[:, None])
+        np.add.at(mixed, self.rows, vectors * self.weights[:, None])
         return mixed
 
 

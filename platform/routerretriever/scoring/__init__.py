@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from routerretriever.scoring.mixtures import encode_mixtures
 from routerretriever.scoring.table import ScoreTable, SplitScores, build_scores, score_key
 
-__all__ = ["ScoreTable", "SplitScores", "build_scores", "score_key"]
+__all__ = ["ScoreTable", "SplitScores", "build_scores", "encode_mixtures", "score_key"]

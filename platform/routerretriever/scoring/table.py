@@ -22,7 +22,7 @@ from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, judgements_key, store_judgements
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.measures import Measured
-from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer
+from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of
 from routerretriever.storage import ArtifactStore, make_missing
 from routerretriever.training import Expert
 
@@ -96,11 +96,13 @@ def build_scores(
     index: IndexSettings,
     settings: ScoringSettings,
     store: ArtifactStore,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> ScoreTable:
     """Score a split of every collection with every expert and the bare base; only what is missing is done.
 
-    The collections' corpora must have been built.
+    The collections' corpora must have been built. ``only`` names the experts for each collection, if not all.
     """
+    names = {each.name: (BASE, *(experts if only is None else only[each.name])) for each in collections}
     keys: dict[tuple[str, str], str] = {}
     manifests: dict[str, dict[str, Any]] = {}
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -108,7 +110,7 @@ def build_scores(
         judgements = store_judgements(store, collection, split)
         corpus = corpus_key(collection, encoder)
         queries = len(collection.queries(split))
-        for name in (BASE, *experts):
+        for name in names[collection.name]:
             version = encoder_fingerprint(encoder) if name == BASE else experts[name].version
             key = score_key(collection, split, f"{name}-{version}", encoder, index, settings)
             keys[collection.name, name] = key
@@ -140,7 +142,10 @@ def build_scores(
     make_missing(store, list(parts), score)
     return {
         collection.name: _read(
-            store, collection.name, split, {name: keys[collection.name, name] for name in (BASE, *experts)}
+            store,
+            collection.name,
+            split,
+            {name: keys[collection.name, name] for name in names[collection.name]},
         )
         for collection in collections
     }
@@ -157,15 +162,11 @@ def _read(store: ArtifactStore, dataset: str, split: str, keys: Mapping[str, str
         values = [tables[expert][name].to_pandas().to_numpy(dtype=np.float64) for expert in keys]
         return np.stack(values, axis=1)
 
-    vectors = [
-        table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(query_ids), -1)
-        for table in tables.values()
-    ]
     return SplitScores(
         dataset=dataset,
         split=split,
         query_ids=query_ids,
         experts=list(keys),
         measured=Measured(**{name: columns(name) for name in MEASURED_COLUMNS}),
-        vectors_QEd=np.stack(vectors, axis=1).astype(np.float32),
+        vectors_QEd=np.stack([embedding_of(table) for table in tables.values()], axis=1).astype(np.float32),
     )

@@ -1,4 +1,4 @@
-"""The Ray Data actor that scores a chunk of queries with one expert."""
+"""The Ray Data actors that score a chunk of queries with one expert, or encode it by mixtures of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
+from numpy.typing import NDArray
 
 from routerretriever.config import BASE, EncoderSettings, IndexSettings
 from routerretriever.corpus import SearchIndex, open_corpus, open_index
@@ -16,6 +17,7 @@ from routerretriever.datasets import Judgements, load_judgements
 from routerretriever.measures import Measured, measure
 from routerretriever.storage import ArtifactStore
 
+Vectors = NDArray[np.float32]
 MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
 """Columns of the score table, named as the fields of ``Measured``."""
 
@@ -49,9 +51,7 @@ class ChunkScorer:
             {
                 "query_id": ids,
                 **{column: getattr(measured, column) for column in MEASURED_COLUMNS},
-                "embedding": arrow.FixedSizeListArray.from_arrays(
-                    arrow.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1]
-                ),
+                "embedding": _embedding_column(vectors),
             }
         )
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
@@ -60,3 +60,38 @@ class ChunkScorer:
     def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
         corpus = open_corpus(self._store, corpus_key)
         return load_judgements(self._store, judgements_key), open_index(corpus, self._index, self._store)
+
+
+class MixtureEncoder:
+    """Encodes a chunk of queries, each by its own mixture of experts' adapters, and writes a Parquet part."""
+
+    def __init__(self, encoder: EncoderSettings, experts: dict[str, str], store: ArtifactStore) -> None:
+        """Load experts, keys by name."""
+        from routerretriever.encoder import load_encoder, pack_experts
+
+        self._encoder = load_encoder(encoder)
+        self._packed = pack_experts(self._encoder, {name: store.fetch(key) for name, key in experts.items()})
+        self._store = store
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Encode the queries from ``start``, one for each row of ``weights``, and return the row's place."""
+        experts = row["columns"].split(",")
+        weights = np.frombuffer(row["weights"], dtype=np.float32).reshape(-1, len(experts))
+        queries = load_judgements(self._store, row["judgements"]).queries
+        ids = list(queries)[int(row["start"]) : int(row["start"]) + len(weights)]
+        rows = self._encoder.tokenize_queries([queries[i] for i in ids])
+        vectors = self._packed.embed(rows, weights, experts)
+        table = arrow.table({"query_id": ids, "embedding": _embedding_column(vectors)})
+        self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
+        return {"key": row["key"], "part": row["part"]}
+
+
+def _embedding_column(vectors: Vectors) -> arrow.FixedSizeListArray:
+    flat = arrow.array(np.ascontiguousarray(vectors).reshape(-1))
+    return arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def embedding_of(table: arrow.Table) -> Vectors:
+    """The vectors [Q, d] of a table that was read back."""
+    flat: Vectors = table["embedding"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(table), -1)

@@ -7,7 +7,6 @@ process routes and every expert that is needed gets its rows of the batch in a s
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +46,8 @@ class _Plan:
     """A batch, tokenised and routed."""
 
     rows: list[list[int]]
-    shares: Shares
+    weights: Vectors
+    """[B, T] over the engine's columns."""
 
 
 class Engine:
@@ -141,41 +141,38 @@ class Engine:
             plan = await self._thread.run(self._plan, batch)
             with self._metrics.stage("experts"):
                 vectors = await self._embed_there(plan, self._experts)
-        mixed = plan.shares.mix(vectors)
-        weights: list[dict[str, float]] = [{} for _ in batch]
-        for row, expert, weight in zip(
-            plan.shares.rows, plan.shares.experts, plan.shares.weights, strict=True
-        ):
-            weights[row][expert] = weight
-        for expert, count in Counter(plan.shares.experts).items():
-            self._metrics.expert_encodings.inc(count, {"expert": expert})
+        for expert, count in zip(self._columns, (plan.weights > 0).sum(axis=0).tolist(), strict=True):
+            if count:
+                self._metrics.expert_queries.inc(count, {"expert": expert})
         return [
-            Embedded(vector, own, len(tokens))
-            for vector, own, tokens in zip(mixed, weights, plan.rows, strict=True)
+            Embedded(
+                vector,
+                {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)},
+                len(tokens),
+            )
+            for vector, own, tokens in zip(vectors, plan.weights, plan.rows, strict=True)
         ]
 
     def _embed_here(self, batch: list[tuple[str, str]]) -> tuple[_Plan, Vectors]:
         plan = self._plan(batch)
         with self._metrics.stage("experts"):
-            rows = [plan.rows[row] for row in plan.shares.rows]
-            return plan, self.bundle.embed(rows, plan.shares.experts)
+            return plan, self.bundle.embed(plan.rows, plan.weights, self._columns)
 
     async def _embed_there(self, plan: _Plan, experts: Mapping[str, DeploymentHandle]) -> Vectors:
-        vectors = np.empty((len(plan.shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
+        shares = Shares.of(plan.weights)
+        vectors = np.empty((len(shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
 
-        async def embed(expert: str, positions: list[int]) -> None:
-            rows = [plan.rows[plan.shares.rows[position]] for position in positions]
+        async def embed(column: int) -> None:
+            own = shares.columns == column
+            rows = [plan.rows[row] for row in shares.rows[own]]
+            expert = self._columns[column]
             if expert == BASE:
-                made = await self._thread.run(self.bundle.embed, rows, [BASE] * len(rows))
+                vectors[own] = await self._thread.run(self.bundle.encoder.embed_tokens, rows)
             else:
-                made = await ask(experts[expert].embed, rows)
-            vectors[positions] = made
+                vectors[own] = await ask(experts[expert].embed, rows)
 
-        positions: dict[str, list[int]] = {}
-        for position, expert in enumerate(plan.shares.experts):
-            positions.setdefault(expert, []).append(position)
-        await asyncio.gather(*(embed(expert, own) for expert, own in positions.items()))
-        return vectors
+        await asyncio.gather(*(embed(column) for column in np.unique(shares.columns).tolist()))
+        return shares.mix(vectors)
 
     def _plan(self, batch: list[tuple[str, str]]) -> _Plan:
         with self._metrics.stage("routing"):
@@ -189,7 +186,7 @@ class Engine:
             for row, (_, model) in enumerate(batch):
                 if model != ROUTED_MODEL:
                     weights[row, self._columns.index(model)] = 1.0
-            return _Plan(rows, Shares.of(weights, self._columns))
+            return _Plan(rows, weights)
 
     def _count(self, weights_BT: Vectors) -> None:
         names = self.bundle.router.experts

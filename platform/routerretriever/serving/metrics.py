@@ -37,8 +37,8 @@ class Metrics:
         self.expert_weight = Counter(
             "routerretriever_expert_weight", "Sum of the weights given to each expert.", ("expert",)
         )
-        self.expert_encodings = Counter(
-            "routerretriever_expert_encodings", "Queries that each expert embedded.", ("expert",)
+        self.expert_queries = Counter(
+            "routerretriever_expert_queries", "Queries that each expert had a part in.", ("expert",)
         )
         self.routing_entropy = Histogram(
             "routerretriever_routing_entropy",

@@ -370,6 +370,11 @@ def vet(recipe: Recipe, store: ArtifactStore, version: int) -> Vetted | str:
         with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
             folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe, store))
             bundle = RouterRetriever(folder)
+            if recipe.serving.placement == "per_expert" and bundle.mix == "adapters":
+                return (
+                    "it mixes adapters (routing.mix), which serving.placement 'per_expert' cannot serve; "
+                    "register it with routing.mix: vectors, or serve with placement 'packed'"
+                )
             canary = {
                 name: (queries, bundle.encode_queries([query.query for query in queries]))
                 for name, queries in read_canary(folder).items()
