@@ -106,7 +106,9 @@ def test_the_bundle_embeds_as_the_model_that_was_evaluated(trained, model):
         encoder.load_adapter(name, expert.folder(pipeline.store))
         rows = model.tokenize(QUERIES)
         np.testing.assert_allclose(
-            model.embed(rows, [name] * len(rows)), encoder.encode_queries(QUERIES, name), atol=1e-5
+            model.embed(rows, np.ones((len(rows), 1), np.float32), [name]),
+            encoder.encode_queries(QUERIES, name),
+            atol=1e-5,
         )
     np.testing.assert_allclose(
         model.encode_queries(QUERIES), encoder.encode_queries(QUERIES, "ddr-prior"), atol=1e-5
