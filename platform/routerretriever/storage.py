@@ -41,6 +41,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from routerretriever.config import content_hash
 from routerretriever.console import log
+from routerretriever.counting import STORAGE_RETRIES, count
 
 MANIFEST = "artifact.json"
 _NOTES = "notes"
@@ -89,6 +90,7 @@ def _patiently(
     @wraps(method)
     def call(store: ArtifactStore, *args: P.args, **kwargs: P.kwargs) -> T:
         def tell(state: RetryCallState) -> None:
+            count(STORAGE_RETRIES)
             if state.outcome is not None and state.attempt_number == 1:
                 log.warning("%s: %s; trying again", store.uri, state.outcome.exception())
 

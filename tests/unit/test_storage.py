@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from routerretriever import storage
+from routerretriever.counting import STORAGE_RETRIES, take
 from routerretriever.measures import mean_ndcg, measure
 from routerretriever.storage import (
     ArtifactDamaged,
@@ -162,7 +163,9 @@ def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypat
             raise OSError(failures.pop(), "for a while")
         path.write_text("hello")
 
+    take()
     store.put("a", "file", flicker)
+    assert take() == {STORAGE_RETRIES: 2}
     store.commit("a", {})
     assert (store.fetch("a") / "file").read_text() == "hello"
     assert len(told) == 1

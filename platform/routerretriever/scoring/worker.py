@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
+from routerretriever.cluster import ShardWorker
 from routerretriever.config import BASE, EncoderSettings, IndexSettings
 from routerretriever.corpus import SearchIndex, open_corpus, open_index
+from routerretriever.counting import QUERIES_SCORED, count
 from routerretriever.datasets import Judgements, load_judgements
 from routerretriever.measures import Measured, measure
 from routerretriever.storage import ArtifactStore
@@ -20,7 +22,7 @@ MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
 """Columns of the score table, named as the fields of ``Measured``."""
 
 
-class ChunkScorer:
+class ChunkScorer(ShardWorker):
     """Encodes a chunk of queries as one expert, searches the full corpus, writes a Parquet part."""
 
     def __init__(
@@ -35,8 +37,8 @@ class ChunkScorer:
         # Shards come sorted by collection, so two at hand are enough, however many there are.
         self._open = lru_cache(maxsize=2)(self._open_collection)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score queries ``start`` to ``stop`` of a split and return the row."""
+    def work(self, row: dict[str, Any]) -> None:
+        """Score queries ``start`` to ``stop`` of a split."""
         judgements, index = self._open(row["judgements"], row["corpus"])
         ids = list(judgements.queries)[int(row["start"]) : int(row["stop"])]
         chunk = judgements.subset(ids)
@@ -55,7 +57,7 @@ class ChunkScorer:
             }
         )
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
-        return row
+        count(QUERIES_SCORED, len(ids))
 
     def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
         corpus = open_corpus(self._store, corpus_key)
