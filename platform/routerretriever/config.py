@@ -340,6 +340,8 @@ class ReleaseSettings(Settings):
     challenger_alias: str = "challenger"
     challenger_share: Fraction = 0.0
     """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
+    shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
 
 
 class ServingSettings(Settings):

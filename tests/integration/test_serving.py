@@ -53,7 +53,7 @@ def served(done, **serving) -> Pipeline:
     pipeline, registered, _ = done
     values = pipeline.recipe.model_dump(mode="json")
     # The fake experts are too weak for a fair canary; what it refuses is tested apart from them.
-    ours = {"poll_seconds": 0.5, "max_canary_loss": 0.99, "challenger_share": 0.5}
+    ours = {"poll_seconds": 0.5, "max_canary_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
     releases = {**values["serving"]["releases"], **ours}
     values["serving"] |= {"refresh_seconds": 0, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
@@ -211,6 +211,15 @@ def test_a_challenger_gets_its_share(service):
     registry.challenge(second)
     wait_until(lambda: answering() == {str(first), str(second)})
     assert client.service().challenger == second
+
+    def compared() -> float:
+        """Searches that the released bundle has answered and the challenger after it."""
+        client.search(QUERIES[0], "fruit", top_k=3)
+        return sum(counted("shadows", "outcome", f"{which} expert") for which in ("same", "other"))
+
+    wait_until(compared)
+    assert sum(counted("shadow_documents", "found_by", who) for who in ("both", "one"))
+    assert not counted("shadows", "outcome", "failed")
     registry.challenge(None)
     wait_until(lambda: answering() == {str(first)})
 
@@ -238,6 +247,18 @@ def test_a_bad_release_is_refused_and_the_old_one_goes_on(service):
     wait_until(lambda: not client.service().refused)
 
 
+def exported() -> str:
+    """What Prometheus would read from this machine."""
+    (node,) = ray.nodes()
+    return httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+
+
+def counted(name: str, tag: str, value: str) -> float:
+    """One of our counters where a tag has this value, over all processes."""
+    line = rf'^ray_routerretriever_{name}_total{{.*\b{tag}="{value}".*}} (\S+)$'
+    return sum(float(found) for found in re.findall(line, exported(), re.MULTILINE))
+
+
 def test_prometheus_has_every_name_that_the_dashboard_asks_for(service):
     _, client = service
     client.search(QUERIES[0], "fruit")
@@ -247,11 +268,9 @@ def test_prometheus_has_every_name_that_the_dashboard_asks_for(service):
     for name in (DOCUMENTS_ENCODED, QUERIES_SCORED, TRAINING_STEPS, STORAGE_RETRIES, WORKERS_REPLACED):
         count(name)
     Metrics().fallback_queries.inc(1)
-    (node,) = ray.nodes()
-    endpoint = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
     def missing() -> set[str]:
-        return asked - set(re.findall(r"^(ray_\w+)", httpx.get(endpoint).text, re.MULTILINE))
+        return asked - set(re.findall(r"^(ray_\w+)", exported(), re.MULTILINE))
 
     wait_until(lambda: not missing(), told=missing)
 
