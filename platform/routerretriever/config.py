@@ -370,6 +370,8 @@ class ServingSettings(Settings):
     """Parts into which every collection is cut, each searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0
     """Documents that were added or deleted show in searches after at most this long."""
+    fold_changes: PositiveInt = 256
+    """A collection's changes are folded into one file whenever so many have been made."""
 
 
 class Recipe(Settings):

@@ -190,6 +190,13 @@ class ArtifactStore:
         filesystem, root = self._filesystem()
         return bool(filesystem.exists(f"{root}/hashes/{key}/{name}"))
 
+    @_patiently
+    def names(self, key: str) -> list[str]:
+        """Names of the files of an unfinished artifact, without a look into them."""
+        filesystem, root = self._filesystem()
+        folder = f"{root}/hashes/{key}/"
+        return sorted(path.split(folder, 1)[1] for path in filesystem.find(folder))
+
     def unfinished(self, key: str) -> list[str]:
         """Names of the files that an interrupted run has left at ``key``."""
         return sorted(self._hashes(key).keys() - {_PLAN})
@@ -340,6 +347,11 @@ class ArtifactStore:
         self._remove(f"{key}/{MANIFEST}")
         self._remove(key)
         self._remove(f"hashes/{key}")
+
+    def remove_file(self, key: str, name: str) -> None:
+        """Remove one file of an unfinished artifact, its hash first: without that it is not there."""
+        self._remove(f"hashes/{key}/{name}")
+        self._remove(f"{key}/{name}")
 
     @contextmanager
     def claim(self, keys: Sequence[str], others: dict[str, tuple[bytes, float]]) -> Iterator[list[str]]:

@@ -55,7 +55,7 @@ def served(done, **serving) -> Pipeline:
     # The fake experts are too weak for a fair canary; what it refuses is tested apart from them.
     ours = {"poll_seconds": 0.5, "max_canary_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
     releases = {**values["serving"]["releases"], **ours}
-    values["serving"] |= {"refresh_seconds": 0, "releases": releases, **serving}
+    values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
     Registry(changed.recipe, changed.store).release(registered.version)
     return changed

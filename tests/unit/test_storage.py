@@ -61,6 +61,12 @@ def test_an_artifact_is_there_once_it_is_committed(store):
     assert store.has(KEY, "sub/file.txt")
     assert not store.exists(KEY)
     assert store.local_file(KEY, "sub/file.txt").read_text() == "hello"
+    assert store.names("kind/other") == []
+    store.put(KEY, "other", write("more"))
+    assert store.names(KEY) == ["other", "sub/file.txt"]
+    store.remove_file(KEY, "other")
+    store.remove_file(KEY, "other")  # as a second run may
+    assert store.names(KEY) == ["sub/file.txt"]
     with pytest.raises(ArtifactMissing, match=KEY):
         store.fetch(KEY)
     store.commit(KEY, {"kind": "test", "name": "ünï"})
