@@ -47,17 +47,19 @@ def connect() -> None:
 
 
 def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
-    """Show how long steps took among Ray's metrics, which Prometheus reads from the head."""
+    """Add to how long steps took among Ray's metrics."""
     for step, value in seconds.items():
-        _step_seconds().set(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+        if value > 0:
+            _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
 
 
 @cache
 def _step_seconds() -> Any:
-    from ray.util.metrics import Gauge
+    from ray.util.metrics import Counter
 
+    # Ray forgets a gauge that nobody sets again for some seconds.
     tags = ("recipe", "step", "run")
-    return Gauge("routerretriever_step_seconds", "Time that a run's step took.", tag_keys=tags)
+    return Counter("routerretriever_step_seconds", "Time that a run's step took.", tag_keys=tags)
 
 
 def on_drivers_node() -> dict[str, Any]:

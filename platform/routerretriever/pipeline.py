@@ -88,6 +88,7 @@ class Pipeline:
         """
         self.recipe = recipe
         self.clock = StepClock()
+        self._published: dict[str, float] = {}
         self._texts: dict[tuple[str, str], dict[str, str]] = {}
         self._early_features: dict[tuple[str, str, Features], Vectors] = {}
         self.store = ArtifactStore.open(recipe.storage)
@@ -104,7 +105,9 @@ class Pipeline:
         """Time a step; one that is shown only at the end of a run may not be shown at all before Ray ends."""
         with self.clock.step(name):
             yield
-        publish_seconds(self.recipe.name, self.clock.seconds)
+        now, before = dict(self.clock.seconds), self._published
+        publish_seconds(self.recipe.name, {step: now[step] - before.get(step, 0.0) for step in now})
+        self._published = now
 
     @property
     def expert_collections(self) -> list[Collection]:
