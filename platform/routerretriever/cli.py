@@ -247,7 +247,7 @@ def release(
     recipe: RecipeFile,
     version: Annotated[int, typer.Option(help="The bundle's number; `versions` lists them.")],
     challenger: Annotated[
-        bool, typer.Option("--challenger", help="Only for serving.releases.challenger_share of the traffic.")
+        bool, typer.Option("--challenger", help="Only beside the released one: see serving.releases.")
     ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,

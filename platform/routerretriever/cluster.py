@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from routerretriever.console import RUN_ID, log
+from routerretriever.counting import WORKERS_REPLACED, carry, count, take
 
+_COUNTS = "counts"
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
 
@@ -43,14 +47,19 @@ def connect() -> None:
 
 
 def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
-    """Show how long steps took among Ray's metrics, which Prometheus reads from the head."""
-    from ray.util.metrics import Gauge
-
-    gauge = Gauge(
-        "routerretriever_step_seconds", "Time that a run's step took.", tag_keys=("recipe", "step", "run")
-    )
+    """Add to how long steps took among Ray's metrics."""
     for step, value in seconds.items():
-        gauge.set(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+        if value > 0:
+            _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+
+
+@cache
+def _step_seconds() -> Any:
+    from ray.util.metrics import Counter
+
+    # Ray forgets a gauge that nobody sets again for some seconds.
+    tags = ("recipe", "step", "run")
+    return Counter("routerretriever_step_seconds", "Time that a run's step took.", tag_keys=tags)
 
 
 def on_drivers_node() -> dict[str, Any]:
@@ -143,9 +152,33 @@ def _machines() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     return there, may_be
 
 
+class ShardWorker:
+    """What ``run_shards`` maps rows through; a kind of work gives it a ``work``."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do a row's work; the row goes back with what was counted in this process meanwhile."""
+        _count_if_replacement()
+        self.work(row)
+        # As text: Arrow would want the same names in all rows.
+        return {**row, _COUNTS: json.dumps(take())}
+
+    def work(self, row: dict[str, Any]) -> None:
+        """Do one row's work; it may be done again."""
+        raise NotImplementedError
+
+
+@cache
+def _count_if_replacement() -> None:
+    """Once in a process: Ray starts the actor of a worker that died again, in a new one."""
+    import ray
+
+    if ray.get_runtime_context().was_current_actor_reconstructed:
+        count(WORKERS_REPLACED)
+
+
 def run_shards(
     shards: list[dict[str, Any]],
-    worker: type,
+    worker: type[ShardWorker],
     constructor: dict[str, Any],
     workers: int | None,
     cpus: float,
@@ -156,7 +189,7 @@ def run_shards(
     Args:
         shards: one flat row of plain values each. A manifest of shards, one block apiece, keeps every actor
             busy, where reading the data itself through Ray Data made blocks too few to share out.
-        worker: a class whose instances map a row to a row.
+        worker: its instances do the work of one row after the other.
         constructor: keyword arguments of the class.
         workers: size of the pool; by default as many as the cluster holds, never more than there are shards.
         cpus: CPUs of each actor.
@@ -185,7 +218,9 @@ def run_shards(
         num_gpus=gpus or None,
     )
     try:
-        yield from dataset.iter_rows()
+        for row in dataset.iter_rows():
+            carry(json.loads(row.pop(_COUNTS)))
+            yield row
     except RayTaskError as error:
         # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
         told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)

@@ -414,6 +414,8 @@ class ReleaseSettings(Settings):
     challenger_alias: str = "challenger"
     challenger_share: Fraction = 0.0
     """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
+    shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
 
 
 class ServingSettings(Settings):
@@ -443,6 +445,8 @@ class ServingSettings(Settings):
     """Parts into which every collection is cut, each searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0
     """Documents that were added or deleted show in searches after at most this long."""
+    fold_changes: PositiveInt = 256
+    """A collection's changes are folded into one file whenever so many have been made."""
 
 
 class Recipe(Settings):

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +15,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from routerretriever.counting import take
 
 # Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -68,10 +71,11 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 class StepClock:
-    """How long each step of a run took, without the steps that it had to wait for."""
+    """How long each step of a run took, without the steps that it had to wait for, and what was counted."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
         self._within = 0.0
 
     @contextmanager
@@ -84,6 +88,7 @@ class StepClock:
             whole = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._within
             self._within = outer + whole
+            self.counts.update(take())
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class DdrPipeline(Pipeline):
             ALL: dict.fromkeys(recipe.expert_domains, self.modules),
             PRIOR: {name: self._labels(name) for name in recipe.expert_domains},
         }
-        with self.clock.step("train"):
+        with self._step("train"):
             trained = train_ddr(
                 allowed, self.modules, self.expert_collections, recipe.encoder, recipe.training, self._ddr,
                 self.store,

@@ -7,6 +7,8 @@ hash of what they were made from, so running a step again costs seconds.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ from routerretriever.cluster import connect, publish_seconds
 from routerretriever.config import BASE, Recipe, RecipeError, RoutingSettings, content_hash
 from routerretriever.console import StepClock, log
 from routerretriever.corpus import Corpus, SearchIndex, build_corpora, open_index
+from routerretriever.counting import figures
 from routerretriever.datasets import Collection, DatasetError, open_collection
 from routerretriever.evaluation import (
     RIVALS,
@@ -88,6 +91,7 @@ class Pipeline:
         """
         self.recipe = recipe
         self.clock = StepClock()
+        self._published: dict[str, float] = {}
         self._texts: dict[tuple[str, str], dict[str, str]] = {}
         self._early_features: dict[tuple[str, str, Features], Vectors] = {}
         self.store = ArtifactStore.open(recipe.storage)
@@ -98,6 +102,15 @@ class Pipeline:
                     f"domains.{name}: {self.collections[name].folder} has no train split; "
                     "add qrels/train.tsv or set expert: false"
                 )
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Time a step; one that is shown only at the end of a run may not be shown at all before Ray ends."""
+        with self.clock.step(name):
+            yield
+        now, before = dict(self.clock.seconds), self._published
+        publish_seconds(self.recipe.name, {step: now[step] - before.get(step, 0.0) for step in now})
+        self._published.update(now)
 
     @property
     def expert_collections(self) -> list[Collection]:
@@ -115,7 +128,7 @@ class Pipeline:
         """Encode the documents of all collections."""
         connect()
         recipe = self.recipe
-        with self.clock.step("encode"):
+        with self._step("encode"):
             return build_corpora(list(self.collections.values()), recipe.encoder, recipe.corpus, self.store)
 
     @cached_property
@@ -123,7 +136,7 @@ class Pipeline:
         """Train the experts."""
         _ = self.corpora
         recipe = self.recipe
-        with self.clock.step("train"):
+        with self._step("train"):
             return train_experts(self.expert_collections, recipe.encoder, recipe.training, self.store)
 
     @cached_property
@@ -134,7 +147,10 @@ class Pipeline:
         joint = {name: model for name, model in recipe.single_models.items() if model.kind == "joint"}
         made: dict[str, Expert] = {}
         if joint:
-            made = train_joint(joint, self.expert_collections, recipe.encoder, recipe.training, self.store)
+            with self._step("train"):
+                made = train_joint(
+                    joint, self.expert_collections, recipe.encoder, recipe.training, self.store
+                )
         for name in recipe.single_models.keys() - joint.keys():
             made[name] = average_experts(name, self.experts, self.store)
         return {name: made[name] for name in recipe.single_models}
@@ -149,12 +165,12 @@ class Pipeline:
 
         _ = self.corpora
         collections = [self.collections[name] for name in recipe.ddr.general.domains or recipe.expert_domains]
-        with self.clock.step("train"):
+        with self._step("train"):
             general = train_general_prefix(
                 collections, recipe.encoder, recipe.training, recipe.ddr, self.store
             )
         made = DdrPipeline(recipe, general)
-        made.clock = self.clock
+        made.clock, made._published = self.clock, self._published  # its work is part of this run's steps
         return made
 
     @cached_property
@@ -176,7 +192,7 @@ class Pipeline:
     @cached_property
     def router(self) -> Router:
         """Build the pilot library, or whatever the recipe's router learns, and the router."""
-        with self.clock.step("route"):
+        with self._step("route"):
             return self.fit(self.recipe.routing)
 
     def fit(self, settings: RoutingSettings) -> Router:
@@ -226,7 +242,7 @@ class Pipeline:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Evaluate base, experts, router and oracles on every test split, and write the reports."""
-        with self.clock.step("evaluate"):
+        with self._step("evaluate"):
             return self._evaluate()
 
     def _evaluate(self) -> Evaluation:
@@ -322,7 +338,8 @@ class Pipeline:
             raise RecipeError(f"copies: {copies} is too few; an oracle needs 2 or more to choose from")
         recipe = self.recipe
         _ = self.corpora
-        trained = train_copies(collection, recipe.encoder, recipe.training, copies, self.store)
+        with self._step("train"):
+            trained = train_copies(collection, recipe.encoder, recipe.training, copies, self.store)
         floor = noise_floor(
             self._scores([collection], "test", trained)[domain],
             self._scores([collection], "test", self.experts)[domain],
@@ -346,7 +363,10 @@ class Pipeline:
                 f"tried; give numbers from 1 to {queries - 1}"
             )
         _ = self.corpora
-        trained = train_samples(collection, recipe.encoder, recipe.training, sorted(set(sizes)), self.store)
+        with self._step("train"):
+            trained = train_samples(
+                collection, recipe.encoder, recipe.training, sorted(set(sizes)), self.store
+            )
         experts = {expert.domain: expert for expert in trained.values()}
         curve = learning_curve(
             self._scores([collection], "test", experts)[domain],
@@ -424,7 +444,6 @@ class Pipeline:
             assert self.ddr is not None
             deployed, way = self.ddr, self.ddr.deployed_as
         experts, evaluation, router = deployed.experts, self.evaluation, deployed.router
-        publish_seconds(self.recipe.name, self.clock.seconds)
         registry = Registry(self.recipe, self.store)
         version, versions = registry.register_bundle(
             deployed.recipe,
@@ -435,7 +454,7 @@ class Pipeline:
             deployed._service_facts(),
             self.store,
             release,
-            self.clock.seconds,
+            figures(self.clock.seconds, self.clock.counts),
         )
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, registry.tracking_uri)
         return Registered(registry.bundle_uri, version, versions, registry.tracking_uri)
@@ -479,7 +498,7 @@ class Pipeline:
     ) -> ScoreTable:
         _ = self.corpora
         recipe = self.recipe
-        with self.clock.step("score"):
+        with self._step("score"):
             return build_scores(
                 collections,
                 split,

@@ -41,6 +41,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from routerretriever.config import content_hash
 from routerretriever.console import log
+from routerretriever.counting import STORAGE_RETRIES, count
 
 MANIFEST = "artifact.json"
 _NOTES = "notes"
@@ -89,6 +90,7 @@ def _patiently(
     @wraps(method)
     def call(store: ArtifactStore, *args: P.args, **kwargs: P.kwargs) -> T:
         def tell(state: RetryCallState) -> None:
+            count(STORAGE_RETRIES)
             if state.outcome is not None and state.attempt_number == 1:
                 log.warning("%s: %s; trying again", store.uri, state.outcome.exception())
 
@@ -187,6 +189,13 @@ class ArtifactStore:
         """Whether one file of an unfinished artifact is there."""
         filesystem, root = self._filesystem()
         return bool(filesystem.exists(f"{root}/hashes/{key}/{name}"))
+
+    @_patiently
+    def names(self, key: str) -> list[str]:
+        """Names of the files of an unfinished artifact, without a look into them."""
+        filesystem, root = self._filesystem()
+        folder = f"{root}/hashes/{key}/"
+        return sorted(path.split(folder, 1)[1] for path in filesystem.find(folder))
 
     def unfinished(self, key: str) -> list[str]:
         """Names of the files that an interrupted run has left at ``key``."""
@@ -338,6 +347,11 @@ class ArtifactStore:
         self._remove(f"{key}/{MANIFEST}")
         self._remove(key)
         self._remove(f"hashes/{key}")
+
+    def remove_file(self, key: str, name: str) -> None:
+        """Remove one file of an unfinished artifact, its hash first: without that it is not there."""
+        self._remove(f"hashes/{key}/{name}")
+        self._remove(f"{key}/{name}")
 
     @contextmanager
     def claim(self, keys: Sequence[str], others: dict[str, tuple[bytes, float]]) -> Iterator[list[str]]:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import ray
 from conftest import WORDS, tiny_recipe, write_collection
+from routerretriever.cluster import ShardWorker, run_shards
 from routerretriever.config import BASE, Recipe
 from routerretriever.console import log
+from routerretriever.counting import DOCUMENTS_ENCODED, WORKERS_REPLACED, count, take
 from routerretriever.pipeline import Pipeline
 from ruamel.yaml import YAML
 
@@ -57,6 +59,24 @@ def start_job(module: str, recipe: Path, output: Path) -> subprocess.Popen[bytes
             stdout=file,
             stderr=subprocess.STDOUT,
         )
+
+
+def test_a_lost_worker_is_replaced_and_counted_and_no_shard_is_missing(one_node, tmp_path):
+    class Worker(ShardWorker):
+        def work(self, row: dict[str, int]) -> None:
+            if row["shard"] == 2 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os._exit(1)
+            count(DOCUMENTS_ENCODED, 10)
+
+    take()
+    rows = list(run_shards([{"shard": shard} for shard in range(5)], Worker, {}, 1, 1, 0))
+    assert sorted(row["shard"] for row in rows) == list(range(5))
+    assert {frozenset(row) for row in rows} == {frozenset({"shard"})}
+    counts = take()
+    assert counts[WORKERS_REPLACED] == 1
+    # What a worker had counted and not yet handed over goes with it.
+    assert 40 <= counts[DOCUMENTS_ENCODED] <= 50
 
 
 def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, one_node, messages, tmp_path):

@@ -21,6 +21,7 @@ from routerretriever.changes import add_domain, remove_domain
 from routerretriever.cli import main
 from routerretriever.config import BASE, RecipeError, load_recipe
 from routerretriever.corpus import open_index
+from routerretriever.counting import TRAINING_STEPS, WORKERS_REPLACED
 from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
 from routerretriever.measures import measure
 from routerretriever.pipeline import Pipeline
@@ -50,6 +51,21 @@ def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
     assert again.evaluation.ndcg_at_10 == pipeline.evaluation.ndcg_at_10
     assert {kind: files_below(storage / kind) for kind in kinds} == before
     assert not list((storage / "training").glob("*"))
+
+
+def test_mlflow_keeps_what_the_run_took_and_counted(done):
+    pipeline, registered, _ = done
+    client = mlflow.MlflowClient(registered.tracking_uri)
+    version = client.get_model_version("routerretriever", str(registered.version))
+    kept = client.get_run(version.run_id).data.metrics
+    documents = sum(len(corpus) for corpus in pipeline.corpora.values())
+    assert kept["counts/documents_encoded"] == documents
+    assert kept["throughput/documents_per_second"] == pytest.approx(documents / kept["seconds/encode"])
+    trained = (*pipeline.experts.values(), pipeline.single_models["joint"])
+    assert kept["counts/training_steps"] == sum(expert.card["steps"] for expert in trained)
+    assert kept["throughput/training_steps_per_second"] > 0
+    assert kept["counts/queries_scored"] > 0
+    assert (kept["counts/storage_retries"], kept["counts/workers_replaced"]) == (0, 0)
 
 
 def test_the_evaluation_is_consistent(done):
@@ -390,11 +406,14 @@ def test_a_killed_worker_is_replaced_and_ends_where_an_undisturbed_one_does(done
     killed: list[int] = []
     killer = threading.Thread(target=kill_trainer_after_a_checkpoint, args=(tmp_path / "training", killed))
     killer.start()
+    counted = disturbed.clock.counts
     try:
         expert = disturbed.experts["fruit"]
     finally:
         killer.join()
     assert len(killed) == 1
+    assert counted[WORKERS_REPLACED] == 1
+    assert counted[TRAINING_STEPS] >= expert.card["steps"]  # some were taken twice
     assert undisturbed.card["resumed_at"] == []
     (resumed_at,) = expert.card["resumed_at"]
     assert 2 <= resumed_at < 30

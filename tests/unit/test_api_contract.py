@@ -12,7 +12,7 @@ service = StandIn()
 async def _state():
     return {
         "version": 7, "encoder": "fake", "placement": "packed", "challenger": None, "challenger_share": 0,
-        "routed_queries": 0, "drift": None, "refused": {},
+        "shadow_share": 0, "routed_queries": 0, "drift": None, "refused": {},
     }  # fmt: skip
 
 

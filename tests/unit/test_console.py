@@ -1,6 +1,15 @@
 import logging
 
 from routerretriever import console
+from routerretriever.counting import (
+    DOCUMENTS_ENCODED,
+    QUERIES_SCORED,
+    STORAGE_RETRIES,
+    carry,
+    count,
+    figures,
+    take,
+)
 
 
 def test_a_steps_time_leaves_out_the_steps_that_it_waited_for(monkeypatch):
@@ -17,6 +26,25 @@ def test_a_steps_time_leaves_out_the_steps_that_it_waited_for(monkeypatch):
         with clock.step("score"):
             now[0] += 20
     assert clock.seconds == {"encode": 100, "score": 30, "evaluate": 3}
+
+
+def test_what_steps_counted_here_and_elsewhere_becomes_the_runs_figures():
+    take()
+    clock = console.StepClock()
+    with clock.step("score"):
+        with clock.step("encode"):
+            carry({DOCUMENTS_ENCODED: 60})
+            count(DOCUMENTS_ENCODED, 40)
+        count(STORAGE_RETRIES)
+    assert take() == {}
+    kept = figures({"encode": 4.0, "score": 2.0}, clock.counts)
+    assert kept["seconds/encode"] == 4
+    assert kept["counts/documents_encoded"] == 100
+    assert kept["throughput/documents_per_second"] == 25
+    assert kept["counts/storage_retries"] == 1
+    # No query was scored: all were there already, which is no throughput of 0.
+    assert kept[f"counts/{QUERIES_SCORED.removeprefix('routerretriever_')}"] == 0
+    assert "throughput/queries_per_second" not in kept
 
 
 def test_plain_log_lines_carry_the_runs_id(capsys):

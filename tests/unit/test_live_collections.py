@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from routerretriever.config import IndexSettings
-from routerretriever.corpus import LiveCollection, last_change, write_change, write_deletion
+from routerretriever.corpus import LiveCollection, fold, last_change, write_change, write_deletion
 from routerretriever.corpus.artifact import documents_file, embeddings_file
 from routerretriever.datasets import Document
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, StorageError
 
 DIMENSION = 8
 CORPUS, CHANGES = "corpora/tiny", "changes/tiny"
@@ -105,6 +105,145 @@ def test_deleted_documents_are_hidden_in_approximate_indexes_too(tmp_path, kind)
     left = {document_id: value for document_id, value in held.items() if document_id not in gone}
     assert not {hit.document.id for hit in found} & set(gone)
     assert len({hit.document.id for hit in found} & set(expected(left, query, 20))) >= 18
+
+
+class Crash(BaseException):
+    """A process that ends here."""
+
+
+def crash_at(store_, step, monkeypatch):
+    """The fold ends before the step-th thing that it does to storage; gives whether it came so far."""
+    done = 0
+
+    def dying(method):
+        def call(*args):
+            nonlocal done
+            done += 1
+            if done > step:
+                raise Crash
+            return method(*args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("_write", "_remove"):
+            patch.setattr(ArtifactStore, name, dying(getattr(ArtifactStore, name)))
+        try:
+            fold(store_, CHANGES)
+        except Crash:
+            return True
+    return False
+
+
+ACTION = st.one_of(
+    CHANGE,
+    st.tuples(st.just("fold"), st.none()),
+    st.tuples(st.just("crash"), st.integers(0, 12)),
+    st.tuples(st.just("refresh"), st.integers(0, 2)),
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(ACTION, max_size=20))
+def test_whatever_is_changed_folded_and_broken_off_readers_hold_what_a_dict_would(
+    tmp_path_factory, monkeypatch, actions
+):
+    store, corpus = make_corpus(tmp_path_factory.mktemp("store"), shards=(3, 3))
+    held = {document_id: document for document_id, (document, _) in corpus.items()}
+    # They look when they are told to, so that they hold older numbers than what has been folded.
+    readers = [LiveCollection(store, CORPUS, CHANGES, IndexSettings()) for _ in range(3)]
+    seen = [dict(held) for _ in readers]
+    number = 0
+    for kind, what in actions:
+        if kind == "fold":
+            fold(store, CHANGES)
+        elif kind == "crash":
+            crash_at(store, what, monkeypatch)
+        elif kind == "refresh":
+            readers[what].refresh()
+            seen[what] = dict(held)
+        else:
+            number += 1
+            ids = [f"d{row}" for row in what]
+            if kind == "delete":
+                write_deletion(store, CHANGES, number, ids)
+                for document_id in ids:
+                    held.pop(document_id, None)
+            else:
+                documents = [Document(document_id, "", f"changed {number}") for document_id in ids]
+                write_change(store, CHANGES, number, documents, unit(number, len(ids)))
+                held.update(zip(ids, documents, strict=True))
+        assert last_change(store, CHANGES) == number
+        for reader, expected_ in zip(readers, seen, strict=True):
+            assert contents(reader) == expected_
+    fresh = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    for reader in (*readers, fresh):
+        reader.refresh()
+        assert (reader.change, contents(reader)) == (number, held)
+
+
+def contents(reader):
+    (found,) = reader.search(unit(99, 1), [1000])
+    assert len(found) == len(reader)
+    return {hit.document.id: hit.document for hit in found}
+
+
+def test_files_do_not_become_ever_more_and_those_of_one_fold_before_stay(tmp_path):
+    store, _ = make_corpus(tmp_path)
+    behind = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    for number in range(1, 101):
+        write_change(store, CHANGES, number, [Document(f"d{number % 7}", "", str(number))], unit(number, 1))
+        if number % 10 == 0:
+            fold(store, CHANGES)
+            assert store.names(CHANGES)[0] == f"{max(0, number - 10) + 1:010d}.parquet"
+            assert len(store.names(CHANGES)) <= 10 + 2
+    assert len(list((tmp_path / CHANGES).iterdir())) == len(store.names(CHANGES))
+    fold(store, CHANGES)
+    assert last_change(store, CHANGES) == 100
+    behind.refresh()
+    assert behind.document("d2").text == "100"
+
+
+def test_a_reader_that_finds_a_file_folded_away_under_its_hands_looks_again(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path)
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    for number in (1, 2):
+        write_deletion(store, CHANGES, number, [f"d{number}"])
+    names = ArtifactStore.names
+
+    def late(self, key):
+        listed = names(self, key)
+        monkeypatch.setattr(ArtifactStore, "names", names)
+        for number in (3, 4):
+            fold(store, CHANGES)
+            write_deletion(store, CHANGES, number, [f"d{number}"])
+        fold(store, CHANGES)
+        assert f"{1:010d}.parquet" not in names(self, key)
+        return listed
+
+    monkeypatch.setattr(ArtifactStore, "names", late)
+    reader.refresh()
+    assert (reader.change, len(reader)) == (4, 16)
+
+
+def test_a_change_that_is_gone_or_altered_is_told_and_one_that_a_fold_holds_is_not_missed(tmp_path):
+    store, _ = make_corpus(tmp_path)
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    for number in (1, 2, 3):
+        write_deletion(store, CHANGES, number, [f"d{number}"])
+    fold(store, CHANGES)
+    (tmp_path / CHANGES / f"{2:010d}.parquet").write_bytes(b"other")
+    reader.refresh()
+    assert (reader.change, len(reader)) == (3, 17)
+    for number in (4, 5):
+        write_deletion(store, CHANGES, number, [f"d{number}"])
+    (tmp_path / CHANGES / f"{5:010d}.parquet").unlink()
+    with pytest.raises(StorageError, match=r"0000000005\.parquet: missing or altered"):
+        reader.refresh()
+    assert (reader.change, len(reader)) == (4, 16)
+    with pytest.raises(StorageError):
+        fold(store, CHANGES)
+    assert store.names(CHANGES)[0] == f"{1:010d}.parquet"
 
 
 def test_the_latest_change_is_found_however_many_there_are(tmp_path):

@@ -141,7 +141,7 @@ def test_packed_prefixes_give_each_row_its_own(encoder, tmp_path):
         with_prefix(encoder, name)
     packed = pack_experts(load_encoder(FAKE), saved(encoder, tmp_path, "one", "two", "three"))
     experts = ["two", BASE, "three"]
-    mixed = packed.embed(encoder.tokenize_queries(TEXTS), experts)
+    mixed = packed.embed(encoder.tokenize_queries(TEXTS), np.eye(3, dtype=np.float32), experts)
     alone = [encoder.encode_queries([text], name)[0] for text, name in zip(TEXTS, experts, strict=True)]
     np.testing.assert_allclose(mixed, np.stack(alone), atol=1e-5)
     assert packed.megabytes > 0
@@ -159,7 +159,9 @@ def test_views_of_one_prefix_are_run_together(encoder, tmp_path):
     packed = pack_experts(load_encoder(FAKE), dict.fromkeys(views, folder))
     for text in TEXTS:
         names = [*views, BASE]
-        together = packed.embed(encoder.tokenize_queries([text] * len(names)), names)
+        together = packed.embed(
+            encoder.tokenize_queries([text] * len(names)), np.eye(len(names), dtype=np.float32), names
+        )
         alone = np.concatenate([single.encode_queries([text], name) for name in names])
         np.testing.assert_allclose(together, alone, atol=1e-5)
         assert len({vector.tobytes() for vector in together.round(4)}) == len(names)

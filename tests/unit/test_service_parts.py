@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -31,7 +33,15 @@ from routerretriever.serving.engine import Embedded, UnknownName
 from routerretriever.serving.index import Place
 from routerretriever.serving.metrics import Metrics
 from routerretriever.serving.releases import Release, Releases, Vetted, _Candidate
-from routerretriever.serving.schemas import ChangeResponse, Neighbour, Route
+from routerretriever.serving.schemas import (
+    ChangeResponse,
+    Hit,
+    Neighbour,
+    Route,
+    SearchRequest,
+    SearchResponse,
+)
+from routerretriever.serving.shadow import Shadows
 
 JSON = {"content-type": "application/json"}
 SECRET = "a secret that nobody knows"
@@ -74,6 +84,9 @@ class StandIn:
             raise UnknownName("collection", collection, self.collections)
         (embedded,) = await self.embed([query], model)
         return collection, embedded, [Found(0.5, one) for one in self.stored.values()][:top_k]
+
+    async def shadow(self, asked, answer, seconds):
+        pass
 
     async def upsert(self, collection, documents):
         self.stored.update({document.id: document for document in documents})
@@ -445,6 +458,100 @@ def test_stages_are_spans_where_somebody_listens():
     with Metrics().stage("search"):
         pass
     assert [span.name for span in exporter.get_finished_spans()] == ["search"]
+
+
+class Counted:
+    """Stands in for a metric: adds up by the value of its one tag."""
+
+    def __init__(self):
+        self.by_tag = Counter()
+
+    def inc(self, amount, tags):
+        (value,) = tags.values()
+        self.by_tag[value] += amount
+
+    def observe(self, amount, tags):
+        self.inc(1, tags)
+
+
+class Challenger:
+    """Another bundle: finds what it is told to, when it is told to."""
+
+    version = 8
+
+    def __init__(self, *ids, expert="fruit"):
+        self.found = expert, list(ids)
+        self.go_on = asyncio.Event()
+
+    async def shadow_search(self, query, collection, top_k, model):
+        await self.go_on.wait()
+        if not self.found[1]:
+            raise UnknownName("collection", collection, ["metal"])
+        return self.found
+
+
+def shadowed(challengers, share=1.0, busy=False, seconds=5.0):
+    """What is counted when the same search is offered to each challenger, before the first one is done."""
+    metrics = SimpleNamespace(shadows=Counted(), shadow_documents=Counted(), shadow_seconds=Counted())
+    asked = SearchRequest(query="a fig?", collection="fruit", top_k=3)
+    hits = [Hit(id=document_id, score=1.0, title="", text="") for document_id in ("d1", "d2", "d3")]
+    answer = SearchResponse(collection="fruit", expert="fruit", weights={"fruit": 1.0}, results=hits)
+
+    async def main():
+        shadows = Shadows(share, seconds, metrics)
+        for challenger in challengers:
+            shadows.offer(challenger, busy, asked, answer, 0.1)
+        for challenger in challengers:
+            challenger.go_on.set()
+        while shadows._running:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    return metrics
+
+
+def test_a_shadow_says_how_far_two_bundles_agree():
+    metrics = shadowed([Challenger("d3", "d9", "d1"), Challenger("d1", expert="metal")])
+    assert metrics.shadows.by_tag == {"same expert": 1, "other expert": 1}
+    assert metrics.shadow_documents.by_tag == {"both": 3, "one": 3}
+    assert metrics.shadow_seconds.by_tag == {"sent": 2, "shadow": 2}
+
+
+def test_shadows_are_dropped_before_anything_has_to_wait_and_may_fail():
+    one = "d1"
+    assert shadowed([Challenger(one)], busy=True).shadows.by_tag == {"dropped": 1}
+    assert shadowed([Challenger(one) for _ in range(5)]).shadows.by_tag == {"same expert": 2, "dropped": 3}
+    assert shadowed([Challenger()]).shadows.by_tag == {"failed": 1}
+    assert shadowed([Challenger(one)] * 5, share=0.0).shadows.by_tag == {}
+
+    class Stuck(Challenger):
+        async def shadow_search(self, *_):
+            await asyncio.Event().wait()
+
+    assert shadowed([Stuck()], seconds=0.05).shadows.by_tag == {"failed": 1}
+
+
+def test_a_search_is_shadowed_once_its_answer_has_gone_out():
+    sent, offered = [], []
+
+    class Shadowed(StandIn):
+        async def shadow(self, asked, answer, seconds):
+            assert sent[-1]["type"] == "http.response.body"
+            assert not sent[-1].get("more_body")
+            offered.append((asked.query, [hit.id for hit in answer.results]))
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"query": "fig", "collection": "fruit"}'}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/search", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+    }  # fmt: skip
+    asyncio.run(application(Shadowed())(scope, receive, send))
+    assert offered == [("fig", ["d1"])]
 
 
 class FakeIndex:

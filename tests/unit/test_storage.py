@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from routerretriever import storage
+from routerretriever.counting import STORAGE_RETRIES, take
 from routerretriever.measures import mean_ndcg, measure
 from routerretriever.storage import (
     ArtifactDamaged,
@@ -60,6 +61,12 @@ def test_an_artifact_is_there_once_it_is_committed(store):
     assert store.has(KEY, "sub/file.txt")
     assert not store.exists(KEY)
     assert store.local_file(KEY, "sub/file.txt").read_text() == "hello"
+    assert store.names("kind/other") == []
+    store.put(KEY, "other", write("more"))
+    assert store.names(KEY) == ["other", "sub/file.txt"]
+    store.remove_file(KEY, "other")
+    store.remove_file(KEY, "other")  # as a second run may
+    assert store.names(KEY) == ["sub/file.txt"]
     with pytest.raises(ArtifactMissing, match=KEY):
         store.fetch(KEY)
     store.commit(KEY, {"kind": "test", "name": "ünï"})
@@ -162,7 +169,9 @@ def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypat
             raise OSError(failures.pop(), "for a while")
         path.write_text("hello")
 
+    take()
     store.put("a", "file", flicker)
+    assert take() == {STORAGE_RETRIES: 2}
     store.commit("a", {})
     assert (store.fetch("a") / "file").read_text() == "hello"
     assert len(told) == 1

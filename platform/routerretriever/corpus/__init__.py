@@ -11,6 +11,7 @@ from routerretriever.corpus.changes import (
     Found,
     LiveCollection,
     changes_key,
+    fold,
     last_change,
     write_change,
     write_deletion,
@@ -19,5 +20,5 @@ from routerretriever.corpus.index import SearchIndex, open_index
 
 __all__ = [
     "Corpus", "Found", "LiveCollection", "SearchIndex", "build_corpora", "changes_key", "corpus_key",
-    "last_change", "open_corpus", "open_index", "write_change", "write_deletion",
+    "fold", "last_change", "open_corpus", "open_index", "write_change", "write_deletion",
 ]  # fmt: skip

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-from routerretriever.cluster import run_shards
+from routerretriever.cluster import ShardWorker, run_shards
 from routerretriever.config import CorpusSettings, EncoderSettings
 from routerretriever.console import log, track
 from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
+from routerretriever.counting import DOCUMENTS_ENCODED, count
 from routerretriever.datasets import Collection, DatasetError, Document
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.storage import ArtifactStore, make_missing
@@ -110,7 +111,7 @@ def _shards(collection: Collection, size: int) -> Iterator[list[Document]]:
         yield shard
 
 
-class _ShardEncoder:
+class _ShardEncoder(ShardWorker):
     """A Ray Data actor: documents of a shard in, embeddings of the shard in storage."""
 
     def __init__(self, encoder: EncoderSettings, store: ArtifactStore) -> None:
@@ -119,7 +120,8 @@ class _ShardEncoder:
         self._encoder = load_encoder(encoder)
         self._store = store
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def work(self, row: dict[str, Any]) -> None:
+        """Encode one shard."""
         key, shard = row["key"], int(row["shard"])
         table = parquet.read_table(self._store.local_file(key, documents_file(shard)))
         texts = [
@@ -128,7 +130,7 @@ class _ShardEncoder:
         ]
         vectors = self._encoder.encode_documents(texts)
         self._store.put(key, embeddings_file(shard), lambda path: _save(vectors, path))
-        return row
+        count(DOCUMENTS_ENCODED, len(texts))
 
 
 def _save(vectors: Any, path: Any) -> None:

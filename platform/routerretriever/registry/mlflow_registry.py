@@ -122,6 +122,7 @@ class Registry:
                     "best_dev_ndcg_at_10": card["dev_ndcg_at_10"],
                     "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"],
                     "train_seconds": card["seconds"],
+                    "train_steps_per_second": card["steps"] / max(card["seconds"], 1e-9),
                 }
             )
             mlflow.log_artifacts(str(expert.folder(store)), "expert")
@@ -144,7 +145,7 @@ class Registry:
         facts: ServiceFacts,
         store: ArtifactStore,
         release: bool = True,
-        seconds: Mapping[str, float] | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> tuple[int, dict[str, int]]:
         """Register the experts that are new and a bundle that pins all of them.
 
@@ -157,7 +158,7 @@ class Registry:
             facts: what a service is to know.
             store: where the experts lie.
             release: whether the alias moves to the new version.
-            seconds: how long the steps took that led here.
+            figures: what else to keep among the run's metrics, as how long the steps took that led here.
 
         Returns:
             The bundle's version number, and each expert's.
@@ -165,7 +166,7 @@ class Registry:
         with self._reached():
             versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
             version = self._register_bundle(
-                recipe, router, experts, versions, evaluation, way, facts, store, seconds or {}
+                recipe, router, experts, versions, evaluation, way, facts, store, figures or {}
             )
             if release:
                 self.release(version)
@@ -181,7 +182,7 @@ class Registry:
         way: str,
         facts: ServiceFacts,
         store: ArtifactStore,
-        seconds: Mapping[str, float],
+        figures: Mapping[str, float],
     ) -> int:
         self._ensure_model(self._name)
         with (
@@ -198,7 +199,7 @@ class Registry:
                     for dataset, value in figures.items()
                 }
             )
-            mlflow.log_metrics({f"seconds/{step}": value for step, value in seconds.items()})
+            mlflow.log_metrics(dict(figures))
             mlflow.set_tag("run", RUN_ID)
             mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
             write_reports(evaluation, Path(scratch) / "evaluation")

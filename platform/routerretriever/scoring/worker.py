@@ -11,8 +11,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
+from routerretriever.cluster import ShardWorker
 from routerretriever.config import BASE, EncoderSettings, IndexSettings
 from routerretriever.corpus import SearchIndex, open_corpus, open_index
+from routerretriever.counting import QUERIES_SCORED, count
 from routerretriever.datasets import Judgements, load_judgements
 from routerretriever.measures import Measured, measure
 from routerretriever.storage import ArtifactStore
@@ -22,7 +24,7 @@ MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
 """Columns of the score table, named as the fields of ``Measured``."""
 
 
-class ChunkScorer:
+class ChunkScorer(ShardWorker):
     """Encodes a chunk of queries as one expert, searches the full corpus, writes a Parquet part."""
 
     def __init__(
@@ -37,8 +39,8 @@ class ChunkScorer:
         # Shards come sorted by collection, so two at hand are enough, however many there are.
         self._open = lru_cache(maxsize=2)(self._open_collection)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score queries ``start`` to ``stop`` of a split and return the row."""
+    def work(self, row: dict[str, Any]) -> None:
+        """Score queries ``start`` to ``stop`` of a split."""
         judgements, index = self._open(row["judgements"], row["corpus"])
         ids = list(judgements.queries)[int(row["start"]) : int(row["stop"])]
         chunk = judgements.subset(ids)
@@ -55,14 +57,14 @@ class ChunkScorer:
             }
         )
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
-        return row
+        count(QUERIES_SCORED, len(ids))
 
     def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
         corpus = open_corpus(self._store, corpus_key)
         return load_judgements(self._store, judgements_key), open_index(corpus, self._index, self._store)
 
 
-class MixtureEncoder:
+class MixtureEncoder(ShardWorker):
     """Encodes a chunk of queries, each by its own mixture of experts' adapters, and writes a Parquet part."""
 
     def __init__(self, encoder: EncoderSettings, experts: dict[str, str], store: ArtifactStore) -> None:
@@ -73,8 +75,8 @@ class MixtureEncoder:
         self._packed = pack_experts(self._encoder, {name: store.fetch(key) for name, key in experts.items()})
         self._store = store
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Encode the queries from ``start``, one for each row of ``weights``, and return the row's place."""
+    def work(self, row: dict[str, Any]) -> None:
+        """Encode the queries from ``start``, one for each row of ``weights``."""
         experts = row["columns"].split(",")
         weights = np.frombuffer(row["weights"], dtype=np.float32).reshape(-1, len(experts))
         queries = load_judgements(self._store, row["judgements"]).queries
@@ -83,7 +85,6 @@ class MixtureEncoder:
         vectors = self._packed.embed(rows, weights, experts)
         table = arrow.table({"query_id": ids, "embedding": _embedding_column(vectors)})
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
-        return {"key": row["key"], "part": row["part"]}
 
 
 def _embedding_column(vectors: Vectors) -> arrow.FixedSizeListArray:

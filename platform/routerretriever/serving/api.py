@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 import routerretriever
@@ -91,9 +93,9 @@ def build_api(
     async def search(body: SearchRequest, request: Request) -> SearchResponse:
         """Route one query, embed it by the chosen expert or mixture, and search a collection."""
         _check_length("query", body.query, limits.text_length)
-        collection, embedded, found = await pick(request).search(
-            body.query, body.collection, body.top_k, body.model
-        )
+        chosen, start = pick(request), time.perf_counter()
+        collection, embedded, found = await chosen.search(body.query, body.collection, body.top_k, body.model)
+        seconds = time.perf_counter() - start
         weights = embedded.weights
         response = SearchResponse(
             collection=collection,
@@ -104,7 +106,9 @@ def build_api(
                 for hit in found
             ],
         )
-        return _ready(response)
+        sent = _ready(response)
+        sent.background = BackgroundTask(chosen.shadow, body, response, seconds)
+        return sent
 
     @api.post("/v1/embeddings")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:

@@ -56,6 +56,6 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
         )
         for part in range(serving.index_parts)
     ]
-    writer = sized(Writer, "writer", _KEEPER).bind(store)
+    writer = sized(Writer, "writer", _KEEPER).bind(store, serving.fold_changes)
     releases = sized(Releases, "releases", _KEEPER).bind(recipe, store, indexes)
     return sized(Router, "router", serving.router).bind(recipe, tokens, store, releases, indexes, writer)

@@ -101,6 +101,11 @@ class Engine:
         self._metrics.waiting.set(self._batcher.waiting)
         return embedded
 
+    @property
+    def waiting(self) -> int:
+        """Queries that wait for a pass."""
+        return self._batcher.waiting
+
     def take_routed(self) -> dict[str, float]:
         """Sum of the weights of each expert over the queries routed since this was last asked."""
         taken_T = self._routed_T.copy()

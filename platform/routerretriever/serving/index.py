@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from routerretriever.corpus import (
     Found,
     LiveCollection,
     changes_key,
+    fold,
     last_change,
     write_change,
     write_deletion,
@@ -24,6 +26,8 @@ from routerretriever.datasets import Document
 from routerretriever.registry.bundle import Vectors
 from routerretriever.serving.calls import OneThread, ask
 from routerretriever.storage import ArtifactStore
+
+log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,16 @@ async def search_parts(
 class Writer:
     """Gives changes their numbers and writes them. There is one of it, as numbers come from one hand."""
 
-    def __init__(self, store: ArtifactStore) -> None:
+    def __init__(self, store: ArtifactStore, fold_changes: int) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: where changes lie.
+            fold_changes: a collection's changes are folded whenever so many have been made.
+        """
         self._store = store
+        self._fold_changes = fold_changes
+        self._folding: set[asyncio.Task[None]] = set()
         self._last: dict[str, int] = {}
         self._turn = asyncio.Lock()
 
@@ -133,4 +145,15 @@ class Writer:
             number = self._last[place.changes] + 1
             await asyncio.to_thread(write, self._store, place.changes, number, *content)
             self._last[place.changes] = number
-            return number
+        if number % self._fold_changes == 0:
+            task = asyncio.create_task(self._fold(place))
+            self._folding.add(task)
+            task.add_done_callback(self._folding.discard)
+        return number
+
+    async def _fold(self, place: Place) -> None:
+        """Beside further changes, which do not wait for it."""
+        try:
+            await asyncio.to_thread(fold, self._store, place.changes)
+        except Exception:
+            log.exception("the changes of %s were not folded; the next fold does it", place.changes)

@@ -57,6 +57,20 @@ class Metrics:
         self.releases = Counter(
             "routerretriever_releases", "Bundles that were let in or refused.", ("outcome",)
         )
+        self.shadows = Counter(
+            "routerretriever_shadows", "Searches that the challenger was to answer too.", ("outcome",)
+        )
+        self.shadow_documents = Counter(
+            "routerretriever_shadow_documents",
+            "Documents of shadowed searches' answers that the challenger found too, or not.",
+            ("found_by",),
+        )
+        self.shadow_seconds = Histogram(
+            "routerretriever_shadow_seconds",
+            "Time of shadowed searches: of the answer that was sent, and of its shadow.",
+            _SECONDS,
+            ("answer",),
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -137,6 +137,7 @@ class Releases:
             "placement": self._recipe.serving.placement,
             "challenger": self._challenger.release.version if self._challenger else None,
             "challenger_share": self._settings.challenger_share,
+            "shadow_share": self._settings.shadow_share,
             "routed_queries": round(current.weights.total()),
             "drift": self._drift(),
             "refused": self._refused,
@@ -178,7 +179,7 @@ class Releases:
     async def _look(self) -> None:
         released = await asyncio.to_thread(self._registry.released)
         challenger = None
-        if self._settings.challenger_share:
+        if self._settings.challenger_share or self._settings.shadow_share:
             challenger = await asyncio.to_thread(self._registry.challenger)
         # One that was refused is not looked at again until its alias has moved.
         self._refused = {

@@ -30,8 +30,11 @@ from routerretriever.serving.schemas import (
     ExpertState,
     Neighbour,
     Route,
+    SearchRequest,
+    SearchResponse,
     ServiceState,
 )
+from routerretriever.serving.shadow import Shadows
 from routerretriever.storage import ArtifactStore
 
 if TYPE_CHECKING:
@@ -96,6 +99,21 @@ class Service:
         (embedded,) = await self._engine.embed([query], model)
         (found,) = await self._router.searches.submit([(place, embedded.vector, top_k)])
         return name, embedded, found
+
+    async def shadow(self, asked: SearchRequest, answer: SearchResponse, seconds: float) -> None:
+        """Perhaps have the challenger do a search that has been answered here; returns at once."""
+        challenger = self._router.challenger()
+        if challenger is not None and challenger.version != self.version:
+            self._router.shadows.offer(challenger, self._router.busy, asked, answer, seconds)
+
+    async def shadow_search(
+        self, query: str, collection: str, top_k: int, model: str
+    ) -> tuple[str, list[str]]:
+        """The first expert and the documents' ids; not by way of the queue that users' searches wait in."""
+        _, place = self.place(collection)
+        (embedded,) = await self._engine.embed([query], model)
+        (found,) = await search_parts(self._router.indexes, place, embedded.vector[None], [top_k])
+        return max(embedded.weights, key=embedded.weights.__getitem__), [hit.document.id for hit in found]
 
     async def upsert(self, collection: str, documents: list[Document]) -> ChangeResponse:
         """Add or replace documents of a collection."""
@@ -168,6 +186,9 @@ class RouterBase:
         self.searches: Batcher[tuple[Place, Vectors, int], list[Found]] = Batcher(
             self._search, sizes.max_batch_size, sizes.max_queue, passes=2
         )
+        self.shadows = Shadows(
+            recipe.serving.releases.shadow_share, recipe.serving.limits.seconds, self.metrics
+        )
         self._encoder: Encoder | None = None
         self._engines: dict[int, Engine] = {}
         await self._obey(await ask(releases.orders))
@@ -175,10 +196,21 @@ class RouterBase:
 
     def service(self) -> Service:
         """The release that the next request is answered by: the current one, or the challenger."""
-        release = self._orders.current
-        challenger = self._orders.challenger
+        challenger = self.challenger()
         if challenger is not None and random.random() < self.recipe.serving.releases.challenger_share:
-            release = challenger
+            return challenger
+        return self._service(self._orders.current)
+
+    def challenger(self) -> Service | None:
+        """The release that is tried beside the current one."""
+        return self._service(self._orders.challenger) if self._orders.challenger else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits for its turn."""
+        return bool(self.searches.waiting or any(engine.waiting for engine in self._engines.values()))
+
+    def _service(self, release: Release) -> Service:
         return Service(self, self._engines[release.version], release)
 
     async def _follow(self) -> None:

@@ -186,6 +186,7 @@ class ServiceState(BaseModel):
     placement: str
     challenger: int | None
     challenger_share: float
+    shadow_share: float
     routed_queries: int
     """Queries that the live shares are made of, over all replicas."""
     drift: float | None

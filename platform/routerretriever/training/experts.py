@@ -20,6 +20,7 @@ from routerretriever.cluster import on_drivers_node, room_for
 from routerretriever.config import DdrSettings, EncoderSettings, JointSettings, TrainingSettings, content_hash
 from routerretriever.console import bars, is_quiet, log
 from routerretriever.corpus import corpus_key
+from routerretriever.counting import carry
 from routerretriever.datasets import Collection, store_judgements
 from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PrefixShape, View, encoder_fingerprint
 from routerretriever.storage import ArtifactMissing, ArtifactStore, make_missing
@@ -386,7 +387,7 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
                 job = waiting.pop(0)
                 running[task.remote(job, store, board)] = job
             finished, _ = ray.wait(list(running), timeout=0.5)
-            for name, (step, total, best, done) in _read(board).items():
+            for name, (step, total, best, done) in _ask(board.read).items():
                 note = f"dev {best:.3f}"
                 progress.update(rows[name], completed=total if done else step, total=total, note=note)
                 if is_quiet() and step > told.get(name, 0):
@@ -405,6 +406,7 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
                         job.name, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
                         card["best_step"],
                     )  # fmt: skip
+    carry(_ask(board.counted))
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise TrainingFailed(
@@ -413,14 +415,14 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
         )
 
 
-def _read(board: Any) -> dict[str, tuple[int, int, float, bool]]:
+def _ask(board_method: Any) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayActorError
 
     try:
-        notes: dict[str, tuple[int, int, float, bool]] = ray.get(board.read.remote())
+        notes: dict[str, Any] = ray.get(board_method.remote())
     except RayActorError:
-        return {}  # only bars and log lines hang on it
+        return {}  # only bars, log lines and counts hang on it
     return notes
 
 

@@ -22,6 +22,7 @@ from ray.train import Checkpoint
 from ray.train.torch import prepare_model
 
 from routerretriever.config import BASE, PrefixSettings, TrainingSettings
+from routerretriever.counting import TRAINING_STEPS, WORKERS_REPLACED, count, take
 from routerretriever.encoder import Encoder, load_encoder
 from routerretriever.training.job import TrainingJob
 from routerretriever.training.lessons import ADAPTER, Lesson, open_lesson
@@ -79,6 +80,8 @@ def train_worker(config: dict[str, Any]) -> None:
                 progress.base_dev = _dev_ndcg(encoder, lessons, BASE)  # a LoRA begins as the base
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
+    if rank == 0:
+        board.update.remote(job.name, progress.step, total_steps, progress.best_dev, False)
 
     autocast = (
         torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
@@ -232,15 +235,23 @@ def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scal
 
 @ray.remote
 class Board:
-    """Where running trainers note how far they are, for the progress bars."""
+    """Where running trainers note how far they are: at the start, and at every look at dev."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[int, int, float, bool]] = {}
 
     def update(self, domain: str, step: int, total: int, best_dev: float, done: bool) -> None:
         """Note a domain's step and its best dev nDCG@10 so far."""
+        if domain in self._rows:
+            steps = step - self._rows[domain][0]
+            # Only a worker that has just started comes with a step that was there before.
+            count(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
         self._rows[domain] = (step, total, best_dev, done)
 
     def read(self) -> dict[str, tuple[int, int, float, bool]]:
         """All notes, by domain."""
         return self._rows
+
+    def counted(self) -> dict[str, int]:
+        """What was counted here since this was last asked."""
+        return take()

@@ -1,0 +1,209 @@
+"""The page to try the service on, in a real browser: by keyboard alone, and on a telephone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from routerretriever.datasets import Document
+from routerretriever.serving.run import free_port
+from routerretriever.serving.schemas import ExpertState, ServiceState
+from test_service_parts import StandIn, application
+from websockets.sync.client import ClientConnection, connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+LONG = "Donaudampfschifffahrtsgesellschaftskapitänsmütze" * 3
+
+
+class Shown(StandIn):
+    """A service whose answers are as unwieldy as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, str, str]] = []
+        self.stored = {
+            f"d{row}": Document(f"d{row}-{LONG}", f"A title, {row}", f"{LONG} and text. " * 20)
+            for row in range(5)
+        }
+
+    async def search(self, query: str, collection: str, top_k: int, model: str) -> Any:
+        self.asked.append((query, collection, model))
+        return await super().search(query, collection, top_k, model)
+
+    async def state(self) -> ServiceState:
+        return ServiceState(
+            version=7, encoder="fake", placement="packed", challenger=8, challenger_share=0.1,
+            shadow_share=0, routed_queries=3, drift=0.25, refused={},
+        )  # fmt: skip
+
+    async def experts(self) -> list[ExpertState]:
+        common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": 0.6}
+        return [ExpertState(name=name, **common) for name in ("fruit", f"metal-{LONG}")]
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, Shown]]:
+    shown, port = Shown(), free_port()
+    server = uvicorn.Server(uvicorn.Config(application(shown), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/", shown
+    server.should_exit = True
+    thread.join()
+
+
+class Browser:
+    """A page in headless Chromium, driven over its debugging protocol."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._numbers = count(1)
+
+    def do(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and wait for its result."""
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=30))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        result = self.do("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Return when an expression is true in the page."""
+        deadline = time.monotonic() + 30
+        while not self.run(condition):
+            assert time.monotonic() < deadline, condition
+            time.sleep(0.05)
+
+    def open(self, url: str, width: int, height: int) -> None:
+        """Show a page in a window of this size, and wait until it has heard from the service."""
+        self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                mobile=width < 500)  # fmt: skip
+        self.do("Page.navigate", url=url)
+        self.wait("document.querySelectorAll('#collection option').length > 0")
+
+    def press(self, key: str, shift: bool = False) -> None:
+        """Press a key as a person does."""
+        code = {"Tab": 9, "Enter": 13, "ArrowDown": 40}[key]
+        text = {"text": "\r"} if key == "Enter" else {}
+        common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        self.do("Input.dispatchKeyEvent", type="keyDown", **common, **text)
+        self.do("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def screenshot(self, path: Path) -> None:
+        """Keep what is to be seen."""
+        path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot")["data"]))
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    assert CHROMIUM
+    options = ["headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "remote-debugging-port=0",
+               f"user-data-dir={tmp_path / 'chromium'}"]  # fmt: skip
+    command = [CHROMIUM, *(f"--{option}" for option in options), "about:blank"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            port_file, deadline = tmp_path / "chromium" / "DevToolsActivePort", time.monotonic() + 60
+            while not (port_file.exists() and port_file.read_text()):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            port = port_file.read_text().splitlines()[0]
+            pages = httpx.get(f"http://127.0.0.1:{port}/json/list").json()
+            (page,) = (one for one in pages if one["type"] == "page")
+            with connect(page["webSocketDebuggerUrl"], max_size=None) as socket:
+                yield Browser(socket)
+        finally:
+            process.terminate()
+
+
+RESULTS = "!document.getElementById('results').hidden"
+FOCUS = """(() => {
+  const at = document.activeElement, style = getComputedStyle(at), list = at.closest("ol");
+  const text = at.querySelector(".text");
+  return {
+    where: list ? list.id : at.id,
+    outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth),
+    cut: text !== null && text.scrollHeight > text.clientHeight,
+  };
+})()"""
+
+
+def test_it_can_be_used_by_keyboard_alone(service, browser):
+    url, shown = service
+    browser.open(url, 1280, 900)
+    assert browser.run(FOCUS)["where"] == "query"
+    browser.do("Input.insertText", text="a fig?")
+    places = []
+
+    def tab(times: int = 1, shift: bool = False) -> str:
+        for _ in range(times):
+            browser.press("Tab", shift)
+            found = browser.run(FOCUS)
+            assert found["outline"] >= 2, found
+            assert not found["cut"], "what has the focus shows its whole text"
+            places.append(found["where"])
+        return places[-1]
+
+    assert tab() == "collection"
+    browser.press("ArrowDown")
+    assert tab() == "go"
+    browser.press("Enter")
+    browser.wait(RESULTS)
+    assert sorted(shown.asked) == [("a fig?", "metal", "base"), ("a fig?", "metal", "router")]
+    assert browser.run(FOCUS)["where"] == "go"
+    tab(10)
+    assert places[-10:] == ["routed"] * 5 + ["base"] * 5
+    assert tab(12, shift=True) == "query"
+    browser.press("Enter")
+    browser.wait(f"{RESULTS} && document.getElementById('ask').ariaBusy === 'false'")
+    assert len(shown.asked) == 4
+
+
+def test_everything_that_can_be_used_or_read_has_a_name(service, browser):
+    url, _ = service
+    browser.open(f"{url}?q=a+fig&in=fruit", 1280, 900)
+    browser.wait(RESULTS)
+    named = {}
+    for node in browser.do("Accessibility.getFullAXTree")["nodes"]:
+        if not node["ignored"]:
+            named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    assert named["textbox"] == ["Query"]
+    assert named["combobox"] == ["Collection"]
+    assert named["button"] == ["Search"]
+    assert named["search"] == ["Documents"]
+    assert named["list"] == named["article"] == ["Routed", "Base encoder alone"]
+    assert named["region"] == ["Who answered", "Experts"]
+    assert named["image"][:2] == ["fruit: 100 %", "fruit v3: 60 %, expected 40 %"]
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_nothing_sticks_out_on_a_telephone(service, browser, width, tmp_path):
+    url, _ = service
+    browser.open(f"{url}?q=a+fig&in=fruit", width, 700)
+    browser.wait(RESULTS)
+    browser.screenshot(tmp_path / "telephone.png")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    right = "[...document.querySelectorAll('main *')].map((one) => one.getBoundingClientRect().right)"
+    assert browser.run(f"Math.max(...{right})") <= width
