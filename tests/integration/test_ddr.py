@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import numpy as np
 import pytest
 from conftest import WORDS, tiny_recipe, write_collection
@@ -118,10 +119,11 @@ def test_the_bundle_embeds_as_the_model_that_was_evaluated(trained, model):
 def test_it_is_served_as_any_bundle_is(trained, model):
     pipeline, registered = trained
     with served(pipeline) as url, Client(url) as client:
-        assert {BASE, "ddr-prior", "fruit", "metal", "sport"} <= set(client.models())
+        offered = {one["id"] for one in httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]}
+        assert offered == {"router", BASE, "documents", "ddr-prior", "fruit", "metal", "sport"}
         np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
         answer = client.search(QUERIES[0], "fruit", top_k=3, model="fruit")
         assert answer.expert == "fruit"
         assert len(answer.results) == 3
         assert client.search(QUERIES[0], "sport").expert == "ddr-prior"
-        assert client.service()["version"] == registered.version
+        assert client.service().version == registered.version
