@@ -225,8 +225,9 @@ class GeneralPrefixSettings(Settings):
     than one of an expert, and batches are small.
     """
 
-    domains: tuple[DomainName, ...] | None = None
-    """Domains it is trained on, in turns; by default all that have an expert."""
+    domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
+    """Domains it is trained on, in turns; at best one whose queries are about everything. A change of these
+    makes another prefix, and all documents are encoded anew."""
     learning_rate: PositiveFloat = 7e-3
     batch_size: PositiveInt = 8
     hard_negatives: PositiveInt = 5
@@ -243,8 +244,8 @@ class DdrSettings(Settings):
     It is trained as the experts are, where nothing else is said, and evaluated beside them.
     """
 
+    general: GeneralPrefixSettings
     prefix: PrefixSettings = PrefixSettings()
-    general: GeneralPrefixSettings = GeneralPrefixSettings()
     labels: dict[DomainName, Annotated[tuple[DomainName, ...], Field(min_length=1)]] = {}
     """What each collection is about; there is a module for every label of a domain that is trained on. A
     domain that is not named has its own name as its label, a zero-shot collection any label."""
@@ -256,10 +257,6 @@ class DdrSettings(Settings):
     learning_rate: PositiveFloat = 5e-3
     max_steps: PositiveInt | None = None
     """Replaces ``training.max_steps``, which is meant for one domain."""
-
-    def mentioned(self) -> dict[str, tuple[str, ...]]:
-        """The collections that are named, by field."""
-        return {"ddr.labels": tuple(self.labels), "ddr.general.domains": self.general.domains or ()}
 
 
 class ScoringSettings(Settings):
@@ -488,12 +485,18 @@ class Recipe(Settings):
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
         if self.deploy == "ddr" and self.ddr is None:
-            raise ValueError("deploy: 'ddr' needs settings under ddr; `ddr: {}` takes the defaults")
+            raise ValueError("deploy: 'ddr' needs settings under ddr")
         if self.deploy == "ddr" and self.serving.placement != "packed":
             raise ValueError("deploy: 'ddr' is one model; set serving.placement to 'packed'")
-        for field, names in (self.ddr.mentioned() if self.ddr else {}).items():
-            if unknown := sorted(set(names) - self.domains.keys()):
-                raise ValueError(f"{field}: no domain {unknown[0]!r}; there are {sorted(self.domains)}")
+        if self.ddr is not None:
+            for field, names, there in (
+                ("labels", self.ddr.labels, list(self.domains)),
+                ("general.domains", self.ddr.general.domains, self.expert_domains),
+            ):
+                if unknown := sorted(set(names) - set(there)):
+                    raise ValueError(
+                        f"ddr.{field}: no such domain as {unknown[0]!r}; there are {sorted(there)}"
+                    )
         if self.training.prefix is not None and self.routing.mix == "adapters":
             raise ValueError(
                 "training.prefix: prefixes do not add up as LoRAs do; set routing.mix to 'vectors'"

@@ -59,20 +59,27 @@ class DdrPipeline(Pipeline):
                         f"there are {', '.join(self.modules)}"
                     )
 
+    @property
+    def allowed(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The modules that each domain's train queries may use, by model."""
+        names = self.recipe.expert_domains
+        return {ALL: dict.fromkeys(names, self.modules), PRIOR: {name: self._labels(name) for name in names}}
+
     @cached_property
     def models(self) -> dict[str, Expert]:
         """Train domain prefixes with all of them allowed, and with those of a domain's labels only."""
         _ = self.corpora
         recipe = self.recipe
-        allowed = {
-            ALL: dict.fromkeys(recipe.expert_domains, self.modules),
-            PRIOR: {name: self._labels(name) for name in recipe.expert_domains},
-        }
         with self._step("train"):
             trained = train_ddr(
-                allowed, self.modules, self.expert_collections, recipe.encoder, recipe.training, self._ddr,
+                self.allowed,
+                self.modules,
+                self.expert_collections,
+                recipe.encoder,
+                recipe.training,
+                self._ddr,
                 self.store,
-            )  # fmt: skip
+            )
         return {name: name_views(model, self._views(name), self.store) for name, model in trained.items()}
 
     @cached_property

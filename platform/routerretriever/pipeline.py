@@ -164,7 +164,7 @@ class Pipeline:
         from routerretriever.ddr import DdrPipeline
 
         _ = self.corpora
-        collections = [self.collections[name] for name in recipe.ddr.general.domains or recipe.expert_domains]
+        collections = [self.collections[name] for name in recipe.ddr.general.domains]
         with self._step("train"):
             general = train_general_prefix(
                 collections, recipe.encoder, recipe.training, recipe.ddr, self.store

@@ -5,18 +5,27 @@ Reads collections and storage; starts no Ray, loads no model, writes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
 from routerretriever.config import BASE, Recipe
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection
+from routerretriever.ddr import DdrPipeline
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.pipeline import Pipeline
 from routerretriever.scoring import score_key
 from routerretriever.storage import ArtifactStore
-from routerretriever.training.experts import average_key, checkpoints_key, expert_key, joint_key
+from routerretriever.training import open_expert
+from routerretriever.training.experts import (
+    average_key,
+    checkpoints_key,
+    ddr_key,
+    expert_key,
+    general_prefix_key,
+    joint_key,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ def plan_run(pipeline: Pipeline) -> list[PlannedStep]:
         _encoding(collections, recipe, store),
         _training("train experts", experts, pipeline),
         _training("train baselines", singles, pipeline),
+        *_ddr(pipeline),
         _scoring(pipeline.expert_collections, pipeline.source_split, experts, recipe, store),
         _scoring(tested, "test", {**experts, **singles}, recipe, store),
         PlannedStep("route", f"fit router {recipe.routing.router}", "", "the driver"),
@@ -104,6 +114,40 @@ def _training(step: str, keys: dict[str, str], pipeline: Pipeline) -> PlannedSte
         ", ".join(there),
         f"{workers}, a worker {_amount(training.cpus_per_worker, training.gpus_per_worker)}",
     )
+
+
+def _ddr(pipeline: Pipeline) -> list[PlannedStep]:
+    recipe, store = pipeline.recipe, pipeline.store
+    ddr = recipe.ddr
+    if ddr is None:
+        return []
+    domains = [pipeline.collections[name] for name in ddr.general.domains]
+    key = general_prefix_key(domains, recipe.encoder, recipe.training, ddr)
+    asks_for = _amount(recipe.training.cpus_per_worker, recipe.training.gpus_per_worker)
+    prefix = f"at most {ddr.general.max_steps} steps on {', '.join(ddr.general.domains)}"
+    if not store.exists(key):
+        later = "all documents again, with the prefix; then domain prefixes and routers"
+        return [PlannedStep("train general prefix", f"{prefix}\n{later}", "", asks_for)]
+    inner = DdrPipeline(recipe, open_expert(store, key))
+    again = _encoding(list(inner.collections.values()), inner.recipe, store)
+    collections, encoder = inner.expert_collections, inner.recipe.encoder
+    keys = {
+        name: ddr_key(name, labels, inner.modules, collections, encoder, recipe.training, ddr)
+        for name, labels in inner.allowed.items()
+    }
+    missing = [name for name, own in keys.items() if not store.exists(own)]
+    return [
+        PlannedStep("train general prefix", "", "general-prefix", asks_for),
+        replace(again, step="encode documents with it"),
+        PlannedStep(
+            "train domain prefixes",
+            "\n".join(
+                f"{name}: {len(inner.modules)} modules, {len(collections)} domains" for name in missing
+            ),
+            ", ".join(name for name in keys if name not in missing),
+            asks_for,
+        ),
+    ]
 
 
 def _scoring(

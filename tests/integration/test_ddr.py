@@ -38,7 +38,8 @@ def trained(cluster, tmp_path_factory):
         training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,
                   "prefix": {"length": 4}},
         ddr={"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 4,
-             "general": {"max_steps": 4, "evaluate_every": 2, "batch_size": 4, "dev_documents": 12}},
+             "general": {"domains": ["fruit", "metal"], "max_steps": 4, "evaluate_every": 2, "batch_size": 4,
+                         "dev_documents": 12}},
         routing={"mix": "vectors"},
         deploy="ddr",
     )  # fmt: skip
