@@ -24,6 +24,25 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
         ({"serving": {"placement": "per_expert"}}, "(?s)serving.placement.*set routing.mix to 'vectors'"),
         ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
+        ({"training": {"prefix": {"length": 0}}}, "training.prefix.length"),
+        ({"training": {"prefix": {}}}, "(?s)training.prefix.*set routing.mix to 'vectors'"),
+        ({"deploy": "ddr"}, "needs settings under ddr"),
+        ({"ddr": {}}, "ddr.general: missing"),
+        ({"ddr": {"general": {"domains": ["b"]}}}, "ddr.general.domains: no such domain as 'b'"),
+        (
+            {"ddr": {"general": {"domains": ["a"]}, "labels": {"b": ["x"]}}},
+            "ddr.labels: no such domain as 'b'",
+        ),
+        ({"ddr": {"general": {"domains": ["a"]}, "labels": {"a": []}}}, "ddr.labels.a"),
+        (
+            {
+                "ddr": {"general": {"domains": ["a"]}},
+                "deploy": "ddr",
+                "routing": {"mix": "vectors"},
+                "serving": {"placement": "per_expert"},
+            },
+            "set serving.placement to 'packed'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(change, named):

@@ -1,10 +1,12 @@
 import pytest
 from conftest import tiny_recipe
+from routerretriever.config import RecipeError
 from routerretriever.corpus import corpus_key
+from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from routerretriever.pipeline import Pipeline
 from routerretriever.plan import plan_run, plan_table
 from routerretriever.training import expert_key
-from routerretriever.training.experts import checkpoints_key
+from routerretriever.training.experts import checkpoints_key, general_prefix_key
 
 
 def planned(pipeline):
@@ -28,6 +30,30 @@ def test_a_plan_counts_what_is_to_be_done_and_does_nothing(tiny_data, monkeypatc
     assert steps["score test"].there == "0 of 15 partitions"
     assert plan_table(list(steps.values())).row_count == len(steps)
     assert not list((tiny_data / "storage").iterdir())
+
+
+def test_a_plan_names_what_only_a_general_prefix_will_show(tiny_data):
+    recipe = tiny_recipe(
+        tiny_data, ddr={"general": {"domains": ["metal"]}, "labels": {"fruit": ["food"], "sport": ["play"]}}
+    )
+    pipeline = Pipeline(recipe)
+    step = planned(pipeline)["train general prefix"]
+    assert "at most 200 steps on metal\nall documents again" in step.to_do
+    key = general_prefix_key([pipeline.collections["metal"]], recipe.encoder, recipe.training, recipe.ddr)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        pipeline.store.put(key, name, lambda path: path.write_text("{}"))
+    pipeline.store.commit(key, {"domain": "general-prefix"})
+    with pytest.raises(
+        RecipeError, match=r"ddr\.labels\.sport: no domain that is trained on has the label 'play'"
+    ):
+        planned(pipeline)
+    labelled = recipe.model_copy(
+        update={"ddr": recipe.ddr.model_copy(update={"labels": {"fruit": ("food",)}})}
+    )
+    steps = planned(Pipeline(labelled))
+    assert steps["train general prefix"].there == "general-prefix"
+    assert "84 documents in all" in steps["encode documents with it"].to_do
+    assert "ddr-prior: 2 modules, 2 domains" in steps["train domain prefixes"].to_do
 
 
 def test_a_plan_leaves_out_what_is_there_and_tells_what_goes_on(tiny_data):
