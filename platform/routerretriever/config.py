@@ -402,7 +402,7 @@ class LimitSettings(Settings):
 class ReleaseSettings(Settings):
     """How a running service takes over a release, and what it asks of it first."""
 
-    poll_seconds: PositiveFloat = 2.0
+    poll_seconds: PositiveFloat = 5.0
     """How often the registry is asked which version is released."""
     canary_queries: PositiveInt = 20
     """Dev queries of each collection that a bundle carries, to be asked before it is let in."""
