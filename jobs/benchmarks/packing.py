@@ -26,8 +26,7 @@ from jobs.benchmarks.measure import report
 from jobs.benchmarks.serving import dev_queries
 
 if TYPE_CHECKING:
-    from routerretriever.encoder import PackedExperts
-    from routerretriever.routing.protocol import Vectors
+    pass
 
 
 def main(
@@ -59,7 +58,7 @@ def main(
         one = np.eye(count, dtype=np.float32)[np.arange(len(rows)) % count]
         # Two of them a query is somewhat more than the default router mixes.
         for label, weights in (("", one), (", two a query", 0.7 * one + 0.3 * np.roll(one, 1, axis=1))):
-            ways[f"{count} packed{label}"] = partial(_run, pack, rows, weights, names)
+            ways[f"{count} packed{label}"] = partial(pack.embed, rows, weights, names)
             megabytes[f"{count} packed{label}"] = pack.megabytes
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(passes + 3):
@@ -86,11 +85,6 @@ def main(
         {"recipe": pipeline.recipe.model_dump(mode="json"), "seconds": seconds, "megabytes": megabytes,
          BASE: base_megabytes},
     )  # fmt: skip
-
-
-def _run(pack: PackedExperts, rows: list[list[int]], weights: Vectors, experts: list[str]) -> None:
-    pack.embed(rows, weights, experts)
-    pack.close()  # the next pass is another's
 
 
 if __name__ == "__main__":

@@ -142,8 +142,6 @@ def test_packed_experts_answer_as_each_would_alone(trained):
     assert np.abs(expected["one"] - expected["two"]).max() > 0.01
     twos = np.ones((4, 1), dtype=np.float32)
     np.testing.assert_allclose(older.embed(rows, twos, ["two"]), expected["two"], atol=1e-5)
-    packed.close()
-    np.testing.assert_allclose(older.embed(rows, twos, ["two"]), expected["two"], atol=1e-5)
     np.testing.assert_allclose(base.encode_documents(TEXTS), expected[BASE], atol=1e-6)
     with pytest.raises(KeyError):
         older.embed(rows, twos, ["one"])

@@ -10,8 +10,9 @@ Shapes: B texts, L tokens, d dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ from routerretriever.encoder.source import (
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
+Add = Callable[[Tensor, Tensor], None]
+"""Changes a layer's output, its first argument, in place; the second is the layer's input."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_PADDING = 64
@@ -159,11 +162,28 @@ class Encoder:
         def early(input_ids: Tensor, attention_mask: Tensor, _: list[int]) -> Tensor:
             if self._tower.prefixes is not None:
                 self._tower.prefixes.padding_BL = attention_mask
-            hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
+            if features == 0 and self._embeddings is not None:
+                hidden = self._embeddings(input_ids)
+            else:
+                hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
             return F.normalize(_mean_over_tokens(hidden, attention_mask), dim=-1)
 
         with self._active(BASE):
-            return self.embed_tokens(rows, early)
+            return self.embed_tokens(rows, early, padding_is_free=features == 0)
+
+    @cached_property
+    def _embeddings(self) -> nn.Module | None:
+        """What makes the states that enter the first layer, if it can be called by itself; else None."""
+        module = getattr(self._model, "embeddings", None)
+        if not isinstance(module, nn.Module):
+            return None
+        ids = torch.tensor([self.tokenize_queries([""])[0]], device=self.device)
+        try:
+            alone = module(ids)
+        except TypeError:
+            return None  # it wants more than token ids
+        expected = _hidden_entering(self._layers[0], self._model, ids, torch.ones_like(ids))
+        return module if alone.shape == expected.shape and torch.equal(alone, expected) else None
 
     def add_adapter(
         self,
@@ -276,6 +296,7 @@ class Encoder:
         else:
             self._tower.model = get_peft_model(self._tower.model, config, adapter_name=name)
         self._tower.model.set_adapter(name)
+        self._tower.eval()  # or what PEFT put in would drop out
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load a saved adapter for inference under a name; a loaded one of that name is replaced.
@@ -327,6 +348,22 @@ class Encoder:
         """The module to train: tokens in, pooled vectors out, gradients through the active adapter only."""
         return self._tower
 
+    @cached_property
+    def _linears(self) -> dict[str, _OpenLinear]:
+        modules = self._model.named_modules()
+        return {name: _OpenLinear(module) for name, module in modules if isinstance(module, nn.Linear)}
+
+    @contextmanager
+    def adding(self, to: Mapping[str, Add]) -> Iterator[None]:
+        """Within, each linear layer that is named has something added to its output."""
+        for name, add in to.items():
+            self._linears[name].add = add
+        try:
+            yield
+        finally:
+            for name in to:
+                self._linears[name].add = None
+
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""
         return self._tokenize(self._prompted(texts), max_length or self.settings.query_max_length)
@@ -338,13 +375,11 @@ class Encoder:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self._tokenizer.pad_token_id or 0, dtype=torch.long)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            mask[row, : len(tokens)] = 1
-        return ids.to(self.device), mask.to(self.device)
+        lengths = np.array([len(row) for row in rows])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids[mask] = np.concatenate(rows)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).long().to(self.device)
 
     def _prompted(self, texts: Sequence[str]) -> list[str]:
         return [self.settings.query_prompt + text for text in texts]
@@ -366,6 +401,7 @@ class Encoder:
         self,
         rows: Sequence[Sequence[int]],
         embed: Callable[[Tensor, Tensor, list[int]], Tensor] | None = None,
+        padding_is_free: bool = False,
     ) -> Vectors:
         """Run tokenised texts through the tower in batches of like length: [B, d] float32.
 
@@ -373,21 +409,23 @@ class Encoder:
             rows: token ids of each text.
             embed: replaces the tower: gets token ids [b, L], mask [b, L] and the batch's positions in
                 ``rows``, and returns vectors [b, d].
+            padding_is_free: no transformer layer is run, so texts of any length go together.
         """
         vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
-        self._tower.eval()
+        if self._tower.training:  # asked first, since telling every module takes a millisecond
+            self._tower.eval()
+        limit = _CPU_PADDING if self.device.type == "cpu" and not padding_is_free else math.inf
         with torch.inference_mode():
-            for batch in self._batches(rows):
+            for batch in self._batches(rows, limit):
                 ids, mask = self.pad([rows[row] for row in batch])
                 made = self._tower(ids, mask) if embed is None else embed(ids, mask, batch)
                 vectors[batch] = made.float().cpu().numpy()
         return vectors
 
-    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    def _batches(self, rows: Sequence[Sequence[int]], most_padding: float) -> Iterator[list[int]]:
         """Positions of texts to be run together, of like length."""
         # Longest first: a batch that does not fit in memory fails at the start, not after an hour.
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-        most_padding = _CPU_PADDING if self.device.type == "cpu" else math.inf
         batch: list[int] = []
         padding = 0
         for row in order:
@@ -431,6 +469,24 @@ class Encoder:
     def _require(self, adapter: str) -> None:
         if adapter not in self.adapters:
             raise EncoderError(f"no adapter {adapter!r} is loaded; there are {self.adapters or 'none'}")
+
+
+class _OpenLinear:
+    """Runs a linear layer in its stead, and lets something be added to its output.
+
+    A hook would do, but calling hooks takes longer than what a LoRA adds.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.add: Add | None = None
+        self._linear = linear
+        linear.__dict__["forward"] = self._forward
+
+    def _forward(self, values: Tensor) -> Tensor:
+        output = F.linear(values, self._linear.weight, self._linear.bias)
+        if self.add is not None:
+            self.add(output, values)
+        return output
 
 
 class Tower(nn.Module):

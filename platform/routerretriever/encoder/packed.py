@@ -5,8 +5,8 @@ A LoRA update is linear, so a mixture is applied inside each adapted layer, whic
 has all its weight there. Weight on the bare base adds nothing and leaves the others less. Nothing in the base
 is changed, so it goes on embedding documents, and the experts of two releases can share it.
 
-Shapes: B rows, L tokens, E experts, T of them named by a caller, r rank, i and o the widths into and out of a
-layer. G is 1 where all rows go through the same K experts in one product, else B, each row through its own K.
+Shapes: B rows, L tokens, N tokens of all rows, E experts, T named by a caller, K in use, r rank
+and R = K r, i and o the widths into and out of a layer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -52,24 +53,65 @@ class _Adapter:
 class _Mixture:
     """The experts of the batch that is being run."""
 
-    experts_GK: Tensor
-    scale_GRN: Tensor
-    """Their weights, each r times, for every token of the G; or alike for all tokens, with N = 1."""
+    shared: tuple[int, ...] | None
+    """All rows go through these, in one product; None: each row goes through its own."""
+    experts_BK: Tensor
+    """Each row's experts, or the shared ones in a single row."""
+    scale: Tensor
+    """Their weights, each r times: [N, R] for all tokens of the batch if they are shared, else [B, R, 1]."""
 
     @classmethod
-    def of(cls, weights_BE: Tensor, length: int, rank: int, like: Tensor) -> _Mixture | None:
+    def of(cls, weights_BE: NDArray[np.float32], length: int, rank: int, like: Tensor) -> _Mixture | None:
         """The mixture of rows of so many tokens, where ``like`` is; None if they are all the bare base's."""
-        used_U = weights_BE.any(dim=0).nonzero()[:, 0]
-        most = int((weights_BE > 0).sum(dim=1).max())
+        used_BE = weights_BE > 0
+        most = int(used_BE.sum(axis=1).max())
         if not most:
             return None
+        used_U = np.flatnonzero(used_BE.any(axis=0))
         if len(used_U) <= _SPARE * most:
-            experts_GK = used_U[None]
-            scale_GKN = weights_BE[:, used_U].T.repeat_interleave(length, dim=1)[None]
+            shared, experts_BK = tuple(used_U.tolist()), used_U[None]
+            scale = weights_BE[:, used_U].repeat(length, axis=0).repeat(rank, axis=1)
         else:
-            weights_BK, experts_GK = weights_BE.topk(most, dim=1)
-            scale_GKN = weights_BK[:, :, None]
-        return cls(experts_GK.to(like.device), scale_GKN.to(like).repeat_interleave(rank, dim=1))
+            shared, experts_BK = None, np.argsort(-weights_BE, axis=1, kind="stable")[:, :most]
+            scale = np.take_along_axis(weights_BE, experts_BK, axis=1).repeat(rank, axis=1)[:, :, None]
+        return cls(shared, torch.from_numpy(experts_BK).to(like.device), torch.from_numpy(scale).to(like))
+
+
+class _Stack:
+    """All experts' matrices of one layer."""
+
+    def __init__(self, down_Eri: Tensor, up_Ero: Tensor) -> None:
+        self._down_Eri = down_Eri
+        self._up_Ero = up_Ero
+        # One expert alone, and all of them together, need no copy.
+        self._cuts: dict[tuple[int, ...], tuple[Tensor, Tensor]]
+        self._cuts = {(expert,): (down_Eri[expert], up_Ero[expert]) for expert in range(len(down_Eri))}
+        self._cuts[tuple(range(len(down_Eri)))] = (down_Eri.flatten(0, 1), up_Ero.flatten(0, 1))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(matrix.numel() * matrix.element_size() for matrix in (self._down_Eri, self._up_Ero))
+
+    def add(self, mixture: _Mixture, output_BLo: Tensor, input_BLi: Tensor) -> None:
+        """Add to a layer's output what the experts make of its input.
+
+        In place, since nobody else has seen the output yet: a copy would cost a twentieth of the pass.
+        """
+        if mixture.shared is not None:
+            down_Ri, up_Ro = self._cuts.get(mixture.shared) or (
+                # index_select copies whole matrices, several times faster than indexing by a tensor does.
+                self._down_Eri.index_select(0, mixture.experts_BK[0]).flatten(0, 1),
+                self._up_Ero.index_select(0, mixture.experts_BK[0]).flatten(0, 1),
+            )
+            low_NR = torch.mm(input_BLi.flatten(0, 1), down_Ri.T).mul_(mixture.scale)
+            output_BLo.view(-1, up_Ro.shape[1]).addmm_(low_NR, up_Ro)
+            return
+        rows, every = len(output_BLo), mixture.experts_BK.flatten()
+        down_BRi = self._down_Eri.index_select(0, every).view(rows, -1, self._down_Eri.shape[2])
+        up_BRo = self._up_Ero.index_select(0, every).view(rows, -1, self._up_Ero.shape[2])
+        low_BRL = torch.bmm(down_BRi, input_BLi.mT).mul_(mixture.scale)
+        output_BLo.baddbmm_(low_BRL.mT, up_BRo)
 
 
 def pack_experts(encoder: Encoder, folders: Mapping[str, Path]) -> PackedExperts | PackedPrefixes:
@@ -98,20 +140,16 @@ class PackedExperts:
         assert not encoder.adapters
         self._encoder = encoder
         self._numbers = {name: number for number, name in enumerate(folders)}
-        self._mixture: _Mixture | None = None
         linears = _linear_layers(encoder)
         adapters = [_read(name, folder, linears) for name, folder in folders.items()]
         layers = sorted({layer for adapter in adapters for layer in adapter.down})
         self._rank = max((adapter.rank for adapter in adapters), default=0)
         self._stacks = {layer: _stack(adapters, layer, linears[layer], self._rank) for layer in layers}
-        self._layers = {layer: linears[layer] for layer in layers}
-        self._hooks: list[Any] = []
 
     @property
     def megabytes(self) -> float:
         """Memory of all experts' weights, in MB (10^6 bytes)."""
-        pairs = self._stacks.values()
-        return sum(matrix.numel() * matrix.element_size() for pair in pairs for matrix in pair) / 1e6
+        return sum(stack.bytes for stack in self._stacks.values()) / 1e6
 
     def embed(self, rows: Sequence[Sequence[int]], weights_BT: Vectors, experts: Sequence[str]) -> Vectors:
         """Vectors [B, d] float32 of tokenised queries, each by its own mixture.
@@ -124,52 +162,22 @@ class PackedExperts:
         Raises:
             KeyError: no such expert.
         """
-        if not self._hooks:
-            # Not before: another thread may be in the base while this pack is being read.
-            self._hooks = [
-                linear.register_forward_hook(self._hook(layer)) for layer, linear in self._layers.items()
-            ]
         like = next(self._encoder.tower.parameters())
-        own_BE = np.zeros((len(rows), len(self._numbers)), dtype=np.float32)
+        weights_BE = np.zeros((len(rows), len(self._numbers)), dtype=np.float32)
         for column, name in enumerate(experts):
             if name != BASE:
-                own_BE[:, self._numbers[name]] = weights_BT[:, column]
-        weights_BE = torch.from_numpy(own_BE)
+                weights_BE[:, self._numbers[name]] = weights_BT[:, column]
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
-            self._mixture = _Mixture.of(weights_BE[batch], input_ids.shape[1], self._rank, like)
-            try:
+            mixture = _Mixture.of(weights_BE[batch], input_ids.shape[1], self._rank, like)
+            adding = (
+                {} if mixture is None else {name: partial(s.add, mixture) for name, s in self._stacks.items()}
+            )
+            with self._encoder.adding(adding):
                 vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
-            finally:
-                self._mixture = None
             return vectors
 
         return self._encoder.embed_tokens(rows, mixed)
-
-    def close(self) -> None:
-        """Let go of the base, until these experts are next run."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def _hook(self, layer: str) -> Any:
-        down_Eri, up_Ero = self._stacks[layer]
-
-        def add_experts(_: nn.Module, args: tuple[Any, ...], output_BLo: Tensor) -> Tensor | None:
-            if self._mixture is None:
-                return None
-            experts_GK = self._mixture.experts_GK
-            groups = len(experts_GK)
-            # index_select copies whole matrices, several times faster than indexing by a tensor does.
-            down_GRi = down_Eri.index_select(0, experts_GK.flatten()).view(groups, -1, down_Eri.shape[2])
-            up_GRo = up_Ero.index_select(0, experts_GK.flatten()).view(groups, -1, up_Ero.shape[2])
-            low_GRN = torch.bmm(down_GRi, args[0].reshape(groups, -1, down_Eri.shape[2]).mT)
-            low_GRN *= self._mixture.scale_GRN
-            # In place: nobody else has seen the output yet. A copy would cost a twentieth of the pass.
-            output_BLo.view(groups, -1, up_Ero.shape[2]).baddbmm_(low_GRN.mT, up_GRo)
-            return output_BLo
-
-        return add_experts
 
 
 class PackedPrefixes:
@@ -225,9 +233,6 @@ class PackedPrefixes:
 
         return self._encoder.embed_tokens(rows, mixed)
 
-    def close(self) -> None:
-        """Let go of the base: nothing is left in it."""
-
 
 def merge_expert(encoder: Encoder, name: str, folder: Path) -> None:
     """Make one expert part of the base for good: this encoder's queries are then that expert's.
@@ -253,7 +258,7 @@ def _linear_layers(encoder: Encoder) -> dict[str, nn.Linear]:
     return {name: module for name, module in modules if isinstance(module, nn.Linear)}
 
 
-def _stack(adapters: Sequence[_Adapter], layer: str, linear: nn.Linear, rank: int) -> tuple[Tensor, Tensor]:
+def _stack(adapters: Sequence[_Adapter], layer: str, linear: nn.Linear, rank: int) -> _Stack:
     """All experts' matrices [E, r, i] and [E, r, o] of one layer, with zeros where an expert has none."""
     down = linear.weight.new_zeros(len(adapters), rank, linear.in_features)
     up = linear.weight.new_zeros(len(adapters), rank, linear.out_features)
@@ -262,7 +267,7 @@ def _stack(adapters: Sequence[_Adapter], layer: str, linear: nn.Linear, rank: in
             own = adapter.down[layer].shape[1]
             down[number, :own] = adapter.down[layer].T
             up[number, :own] = adapter.up[layer]
-    return down, up
+    return _Stack(down, up)
 
 
 def _read(name: str, folder: Path, linears: Mapping[str, nn.Linear]) -> _Adapter:

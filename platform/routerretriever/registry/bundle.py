@@ -212,10 +212,6 @@ class RouterRetriever:
             return np.zeros((0, self.encoder.dimension), dtype=np.float32)
         return self.embed(rows, self.route(rows), self.router.experts)
 
-    def close(self) -> None:
-        """Let go of the base encoder, for another bundle to use."""
-        self._packed.close()
-
     def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> Vectors:
         """Embed documents (``title``, ``text``) with the bare base: [N, d] float32."""
         documents = (Document("", document.get("title") or "", document["text"]) for document in corpus)

@@ -112,11 +112,10 @@ class Engine:
         self._routed_T -= taken_T
         return dict(zip(self.bundle.router.experts, taken_T.tolist(), strict=True))
 
-    async def retire(self) -> None:
-        """Let go of the base when the last query is answered."""
+    async def drained(self) -> None:
+        """Return when the last query is answered; until then it needs its experts."""
         while not self._batcher.idle:
             await asyncio.sleep(0.1)
-        await self._thread.run(self.bundle.close)
 
     async def explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
         """Weights of all experts for each query, and the reasons."""

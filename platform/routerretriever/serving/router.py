@@ -230,7 +230,7 @@ class RouterBase:
                 self._engines[version] = await self._load(release)
         self._orders = orders
         for version in self._engines.keys() - wanted.keys():
-            await self._engines.pop(version).retire()
+            await self._engines.pop(version).drained()
 
     async def _load(self, release: Release) -> Engine:
         packed = self.recipe.serving.placement == "packed"
