@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,10 @@ def head(tmp_path, short_folder):
     """The dashboard address of a cluster of its own, and the environment to reach it."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
-    gcs, dashboard = free_port(), free_port()
+    gcs, dashboard, agent = free_port(), free_port(), free_port()
     start = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
-    start += ["--num-cpus=2", f"--temp-dir={short_folder}"]
+    # The agent's usual port is that of the cluster that other tests share.
+    start += [f"--dashboard-agent-listen-port={agent}", "--num-cpus=2", f"--temp-dir={short_folder}"]
     log = (tmp_path / "head.log").open("wb")
     # A process group of its own, so that this cluster can be ended without ending others on the machine.
     process = subprocess.Popen(
@@ -61,7 +63,11 @@ def test_a_submitted_job_evaluates_a_recipe(head, tmp_path):
     with recipe.open("w") as file:
         YAML().dump(tiny_recipe(tmp_path).model_dump(mode="json"), file)
     submit = [RAY, "job", "submit", "--working-dir", ROOT, "--", "python", "-m", "jobs.evaluate", recipe]
-    done = subprocess.run(submit, env=head, capture_output=True, text=True, timeout=500, check=False)
+    for _ in range(60):
+        done = subprocess.run(submit, env=head, capture_output=True, text=True, timeout=500, check=False)
+        if "No available agent" not in done.stderr:
+            break  # the dashboard answers before the agent is there that starts jobs
+        time.sleep(1)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads((tmp_path / "storage" / "reports" / "tiny" / "evaluation.json").read_text())
     assert set(figures["ndcg_at_10"]["RouterRetriever"]) == set(WORDS)
