@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from routerretriever.console import RUN_ID, log
+from routerretriever.config import PoolSettings
+from routerretriever.console import RUN_ID, log, track
 from routerretriever.counting import WORKERS_REPLACED, carry, count, take
 
 _COUNTS = "counts"
@@ -156,11 +156,11 @@ class ShardWorker:
     """What ``run_shards`` maps rows through; a kind of work gives it a ``work``."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do a row's work; the row goes back with what was counted in this process meanwhile."""
+        """Do a row's work; what was counted in this process meanwhile goes back."""
         _count_if_replacement()
         self.work(row)
         # As text: Arrow would want the same names in all rows.
-        return {**row, _COUNTS: json.dumps(take())}
+        return {_COUNTS: json.dumps(take())}
 
     def work(self, row: dict[str, Any]) -> None:
         """Do one row's work; it may be done again."""
@@ -180,20 +180,18 @@ def run_shards(
     shards: list[dict[str, Any]],
     worker: type[ShardWorker],
     constructor: dict[str, Any],
-    workers: int | None,
-    cpus: float,
-    gpus: float,
-) -> Iterator[dict[str, Any]]:
-    """Map shards through a pool of Ray Data actors; results come back as they are done, in any order.
+    pool: PoolSettings,
+    description: str,
+) -> None:
+    """Have every shard worked on by a pool of Ray Data actors, behind a progress bar.
 
     Args:
         shards: one flat row of plain values each. A manifest of shards, one block apiece, keeps every actor
             busy, where reading the data itself through Ray Data made blocks too few to share out.
         worker: its instances do the work of one row after the other.
         constructor: keyword arguments of the class.
-        workers: size of the pool; by default as many as the cluster holds, never more than there are shards.
-        cpus: CPUs of each actor.
-        gpus: GPUs of each actor, fractions allowed.
+        pool: how many instances there are, and what each of them gets.
+        description: what the bar says.
 
     Raises:
         WorkerFailed: a worker stopped with an error of this project.
@@ -208,19 +206,18 @@ def run_shards(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    room = room_for(cpus, gpus)
-    size = min(workers or room, room, len(shards))
+    room = room_for(pool.cpus_per_worker, pool.gpus_per_worker)
+    size = min(pool.workers or room, room, len(shards))
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         worker,
         fn_constructor_kwargs=constructor,
         compute=ActorPoolStrategy(size=size),
-        num_cpus=cpus,
-        num_gpus=gpus or None,
+        num_cpus=pool.cpus_per_worker,
+        num_gpus=pool.gpus_per_worker or None,
     )
     try:
-        for row in dataset.iter_rows():
-            carry(json.loads(row.pop(_COUNTS)))
-            yield row
+        for done in track(dataset.iter_rows(), description, len(shards)):
+            carry(json.loads(done[_COUNTS]))
     except RayTaskError as error:
         # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
         told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)

@@ -98,14 +98,19 @@ class IndexSettings(Settings):
     hnsw_ef_search: PositiveInt = 128
 
 
-class CorpusSettings(Settings):
+class PoolSettings(Settings):
+    """A pool of Ray Data actors."""
+
+    workers: PositiveInt | None = None
+    """Actors; by default as many as the cluster has room for, never more than there is work for."""
+    cpus_per_worker: ResourceAmount = 1.0
+    gpus_per_worker: ResourceAmount = 0.0
+
+
+class CorpusSettings(PoolSettings):
     """How documents are turned into the corpus artifact by Ray Data."""
 
     shard_size: PositiveInt = 2048
-    workers: PositiveInt | None = None
-    """Encoder actors; by default as many as the cluster has room for."""
-    cpus_per_worker: ResourceAmount = 1.0
-    gpus_per_worker: ResourceAmount = 0.0
     index: IndexSettings = IndexSettings()
 
 
@@ -259,7 +264,7 @@ class DdrSettings(Settings):
     """Replaces ``training.max_steps``, which is meant for one domain."""
 
 
-class ScoringSettings(Settings):
+class ScoringSettings(PoolSettings):
     """Which queries are scored with every expert, and how.
 
     ``source``: ``train`` (the paper's), ``dev``, or ``held_out`` (train queries that no expert saw; needs
@@ -270,9 +275,6 @@ class ScoringSettings(Settings):
     depth: Annotated[int, Field(ge=10, le=10_000)] = 100
     """Documents retrieved per query; the rank of the first relevant one is known up to here."""
     chunk_size: PositiveInt = 1024
-    workers: PositiveInt | None = None
-    cpus_per_worker: ResourceAmount = 1.0
-    gpus_per_worker: ResourceAmount = 0.0
 
 
 class GateSettings(Settings):
@@ -364,6 +366,7 @@ class ReplicaSettings(Settings):
     """Resources and autoscaling bounds of one Ray Serve deployment."""
 
     cpus: ResourceAmount = 0.5
+    """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
     min_replicas: NonNegativeInt = 1
     """0 lets the deployment vanish when nobody asks; the next query waits for it to start."""

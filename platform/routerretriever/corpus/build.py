@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 
 from routerretriever.cluster import ShardWorker, run_shards
 from routerretriever.config import CorpusSettings, EncoderSettings
-from routerretriever.console import log, track
+from routerretriever.console import log
 from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
 from routerretriever.counting import DOCUMENTS_ENCODED, count
 from routerretriever.datasets import Collection, DatasetError, Document
@@ -53,16 +53,7 @@ def _build(
         for shard in range(len(shards))
         if not store.has(keys[name], embeddings_file(shard))
     ]
-    done = run_shards(
-        todo,
-        _ShardEncoder,
-        {"encoder": encoder, "store": store},
-        settings.workers,
-        settings.cpus_per_worker,
-        settings.gpus_per_worker,
-    )
-    for _ in track(done, "encoding documents", len(todo)) if todo else ():
-        pass
+    run_shards(todo, _ShardEncoder, {"encoder": encoder, "store": store}, settings, "encoding documents")
     for collection in missing:
         key, shards = keys[collection.name], sizes[collection.name]
         manifest = {

@@ -33,7 +33,7 @@ def __getattr__(name: str) -> object:
         from routerretriever.encoder import encoder
 
         return getattr(encoder, name)
-    if name in ("PackedExperts", "merge_expert", "pack_experts", "pack_experts"):
+    if name in ("PackedExperts", "merge_expert", "pack_experts"):
         from routerretriever.encoder import packed
 
         return getattr(packed, name)

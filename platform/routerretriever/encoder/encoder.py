@@ -349,20 +349,25 @@ class Encoder:
         return self._tower
 
     @cached_property
-    def _linears(self) -> dict[str, _OpenLinear]:
+    def linear_layers(self) -> dict[str, nn.Linear]:
+        """The base's linear layers by their names, which saved LoRAs use too."""
         modules = self._model.named_modules()
-        return {name: _OpenLinear(module) for name, module in modules if isinstance(module, nn.Linear)}
+        return {name: module for name, module in modules if isinstance(module, nn.Linear)}
+
+    @cached_property
+    def _open_linears(self) -> dict[str, _OpenLinear]:
+        return {name: _OpenLinear(module) for name, module in self.linear_layers.items()}
 
     @contextmanager
     def adding(self, to: Mapping[str, Add]) -> Iterator[None]:
         """Within, each linear layer that is named has something added to its output."""
         for name, add in to.items():
-            self._linears[name].add = add
+            self._open_linears[name].add = add
         try:
             yield
         finally:
             for name in to:
-                self._linears[name].add = None
+                self._open_linears[name].add = None
 
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""

@@ -11,7 +11,6 @@ and R = K r, i and o the widths into and out of a layer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from routerretriever.config import BASE
 from routerretriever.encoder.encoder import Encoder, Vectors
 from routerretriever.encoder.prefix import UNIFORM, Mixture, Prefixes, PrefixShape, View
-from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EncoderError
+from routerretriever.encoder.source import ADAPTER_WEIGHTS, EncoderError, adapter_config
 
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
@@ -140,7 +139,7 @@ class PackedExperts:
         assert not encoder.adapters
         self._encoder = encoder
         self._numbers = {name: number for number, name in enumerate(folders)}
-        linears = _linear_layers(encoder)
+        linears = encoder.linear_layers
         adapters = [_read(name, folder, linears) for name, folder in folders.items()]
         layers = sorted({layer for adapter in adapters for layer in adapter.down})
         self._rank = max((adapter.rank for adapter in adapters), default=0)
@@ -199,11 +198,13 @@ class PackedPrefixes:
         first = next(iter(loaded.values()))
         if len(loaded) == 1:
             self._prefixes = first
-            self._views = {name: first.shape.view(name) for name in folders}
+            views = {name: first.shape.view(name) for name in folders}
         else:
             self._prefixes = Prefixes.stacked(dict(zip(folders, loaded.values(), strict=True)))
-            self._views = {name: View((name,), UNIFORM) for name in folders}
+            views = {name: View((name,), UNIFORM) for name in folders}
         self._prefixes.to(encoder.device)
+        views[BASE] = View((), UNIFORM)
+        self._mixtures = {name: self._prefixes.mixture(view) for name, view in views.items()}
 
     @property
     def megabytes(self) -> float:
@@ -215,10 +216,7 @@ class PackedPrefixes:
 
         Arguments and errors are those of ``PackedExperts.embed``.
         """
-        own = [
-            self._prefixes.mixture(View((), UNIFORM) if name == BASE else self._views[name])
-            for name in experts
-        ]
+        own = [self._mixtures[name] for name in experts]
         columns_B = weights_BT.argmax(axis=1)
         assert (weights_BT[np.arange(len(rows)), columns_B] == 1).all()
         mixture = Mixture(
@@ -245,17 +243,12 @@ def merge_expert(encoder: Encoder, name: str, folder: Path) -> None:
     if PrefixShape.read(name, folder) is not None:
         encoder.run_with(encoder.read_prefixes(name, folder))
         return
-    linears = _linear_layers(encoder)
+    linears = encoder.linear_layers
     adapter = _read(name, folder, linears)
     for layer, down_ir in adapter.down.items():
         weight_oi = linears[layer].weight
         merged_oi = weight_oi.float() + (down_ir.float() @ adapter.up[layer].float()).T.to(weight_oi.device)
         weight_oi.copy_(merged_oi.to(weight_oi.dtype))
-
-
-def _linear_layers(encoder: Encoder) -> dict[str, nn.Linear]:
-    modules = encoder.tower.model.named_modules()
-    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
 
 
 def _stack(adapters: Sequence[_Adapter], layer: str, linear: nn.Linear, rank: int) -> _Stack:
@@ -271,10 +264,7 @@ def _stack(adapters: Sequence[_Adapter], layer: str, linear: nn.Linear, rank: in
 
 
 def _read(name: str, folder: Path, linears: Mapping[str, nn.Linear]) -> _Adapter:
-    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / file).is_file():
-            raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = adapter_config(name, folder)
     unknown = [key for key in _UNKNOWN_KINDS if config.get(key)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unknown:
         what = ", ".join(unknown) or "peft_type, bias"

@@ -27,7 +27,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EncoderError
+from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EncoderError, adapter_config
 
 _ATTENTION = "with_prefix"
 _OWNER = "_prefix_attention"
@@ -67,10 +67,7 @@ class PrefixShape:
         Raises:
             EncoderError: files are missing.
         """
-        for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            if not (folder / file).is_file():
-                raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
-        stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        stored = adapter_config(name, folder)
         if stored.pop("kind", None) != "prefix":
             return None
         views = {key: View(tuple(view["modules"]), view["top_k"]) for key, view in stored["views"].items()}
@@ -215,8 +212,6 @@ class PrefixAttention(nn.Module):
         """Mask of the batch that is being run."""
         self.current: tuple[Tensor, Tensor | None] | None = None
         """Keys and values [B, 2, P, d] of the layer that is being run; rows with a prefix (None: all)."""
-        self.weights: dict[int, Tensor] | None = None
-        """If a dict, the weights [B, N] of each layer are put into it."""
         self.active: Prefixes | None = None
         """What the tower is run with."""
         self._mixture: Mixture | None = None
@@ -288,8 +283,6 @@ class PrefixAttention(nn.Module):
         if own is None:
             return None if general is None else (general[0].expand(rows, -1, -1, -1), None)
         prefix, weights_BN = own
-        if self.weights is not None:
-            self.weights[number] = weights_BN
         if general is not None:
             return (prefix + general[0]).expand(rows, -1, -1, -1), None
         return prefix.expand(rows, -1, -1, -1), (weights_BN.sum(dim=1) > 0).expand(rows)

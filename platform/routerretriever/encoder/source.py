@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from routerretriever.config import EncoderSettings, content_hash
 
@@ -63,6 +65,19 @@ def _download(name: str, revision: str | None) -> Path:
             "check the name and the connection, or give a folder with the model's files"
         ) from None
     return folder
+
+
+def adapter_config(name: str, folder: Path) -> dict[str, Any]:
+    """The settings of a saved adapter.
+
+    Raises:
+        EncoderError: files are missing.
+    """
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / file).is_file():
+            raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return config
 
 
 def general_prefix_folder(location: str) -> Path:

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
-from routerretriever.cluster import run_shards
 from routerretriever.config import BASE, EncoderSettings, ScoringSettings, content_hash
-from routerretriever.console import track
 from routerretriever.datasets import Collection, store_judgements
 from routerretriever.encoder import encoder_fingerprint
-from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of
-from routerretriever.storage import ArtifactStore, make_missing
+from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of, make_parts
+from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 
@@ -62,22 +60,15 @@ def encode_mixtures(
             for part, start in enumerate(range(0, len(own), settings.chunk_size))
         ]  # fmt: skip
 
-    def encode(missing: list[str]) -> None:
-        todo = [row for key in missing for row in parts[key] if not store.has(key, row["part"])]
-        done = run_shards(
-            todo,
-            MixtureEncoder,
-            {"encoder": encoder, "experts": {n: e.key for n, e in mixed.items()}, "store": store},
-            settings.workers,
-            settings.cpus_per_worker,
-            settings.gpus_per_worker,
-        )
-        for _ in track(done, f"encoding {split} queries by the router", len(todo)) if todo else ():
-            pass
-        for key in missing:
-            store.commit(key, {"kind": "mixtures", "split": split, "experts": list(columns)})
-
-    make_missing(store, list(parts), encode)
+    make_parts(
+        parts,
+        {key: {"kind": "mixtures", "split": split, "experts": list(columns)} for key in parts},
+        MixtureEncoder,
+        {"encoder": encoder, "experts": {n: e.key for n, e in mixed.items()}, "store": store},
+        settings,
+        store,
+        f"encoding {split} queries by the router",
+    )
     return {
         name: embedding_of(parquet.read_table(sorted(store.fetch(key).glob("part-*.parquet"))))
         for name, key in keys.items()

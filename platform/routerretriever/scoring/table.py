@@ -15,15 +15,13 @@ import numpy as np
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.cluster import run_shards
 from routerretriever.config import BASE, EncoderSettings, IndexSettings, ScoringSettings, content_hash
-from routerretriever.console import track
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection, judgements_key, store_judgements
 from routerretriever.encoder import encoder_fingerprint
 from routerretriever.measures import Measured
-from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of
-from routerretriever.storage import ArtifactStore, make_missing
+from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of, make_parts
+from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert
 
 Vectors = NDArray[np.float32]
@@ -124,22 +122,15 @@ def build_scores(
                 for part, start in enumerate(range(0, queries, settings.chunk_size))
             ]  # fmt: skip
 
-    def score(missing: list[str]) -> None:
-        todo = [row for key in missing for row in parts[key] if not store.has(key, row["part"])]
-        done = run_shards(
-            todo,
-            ChunkScorer,
-            {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
-            settings.workers,
-            settings.cpus_per_worker,
-            settings.gpus_per_worker,
-        )
-        for _ in track(done, f"scoring {split} queries", len(todo)) if todo else ():
-            pass
-        for key in missing:
-            store.commit(key, manifests[key])
-
-    make_missing(store, list(parts), score)
+    make_parts(
+        parts,
+        manifests,
+        ChunkScorer,
+        {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
+        settings,
+        store,
+        f"scoring {split} queries",
+    )
     return {
         collection.name: _read(
             store,

@@ -1,8 +1,9 @@
-"""The Ray Data actors that score a chunk of queries with one expert, or encode it by mixtures of them."""
+"""Chunks of queries, each a Parquet file: scored with one expert, or encoded by mixtures of them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,17 +12,47 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.cluster import ShardWorker
-from routerretriever.config import BASE, EncoderSettings, IndexSettings
+from routerretriever.cluster import ShardWorker, run_shards
+from routerretriever.config import BASE, EncoderSettings, IndexSettings, ScoringSettings
 from routerretriever.corpus import SearchIndex, open_corpus, open_index
 from routerretriever.counting import QUERIES_SCORED, count
 from routerretriever.datasets import Judgements, load_judgements
 from routerretriever.measures import Measured, measure
-from routerretriever.storage import ArtifactStore
+from routerretriever.storage import ArtifactStore, make_missing
 
 Vectors = NDArray[np.float32]
 MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
 """Columns of the score table, named as the fields of ``Measured``."""
+
+
+def make_parts(
+    parts: Mapping[str, list[dict[str, Any]]],
+    manifests: Mapping[str, dict[str, Any]],
+    worker: type[ShardWorker],
+    constructor: dict[str, Any],
+    settings: ScoringSettings,
+    store: ArtifactStore,
+    description: str,
+) -> None:
+    """Have the artifacts made that storage lacks; parts that an interrupted run has left are kept.
+
+    Args:
+        parts: the worker's rows for each artifact, with its ``key`` and their file's name as ``part``.
+        manifests: what each artifact is committed with.
+        worker: makes a part.
+        constructor: keyword arguments of the class.
+        settings: how the work is shared out.
+        store: where the artifacts lie.
+        description: what the progress bar says.
+    """
+
+    def make(missing: list[str]) -> None:
+        todo = [row for key in missing for row in parts[key] if not store.has(key, row["part"])]
+        run_shards(todo, worker, constructor, settings, description)
+        for key in missing:
+            store.commit(key, manifests[key])
+
+    make_missing(store, list(parts), make)
 
 
 class ChunkScorer(ShardWorker):
