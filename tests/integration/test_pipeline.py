@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,13 +20,13 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from routerretriever import RouterRetriever
 from routerretriever.changes import add_domain, remove_domain
 from routerretriever.cli import main
-from routerretriever.config import BASE, RecipeError, load_recipe
+from routerretriever.config import BASE, RecipeError, load_recipe, parse_recipe
 from routerretriever.corpus import open_index
 from routerretriever.counting import TRAINING_STEPS, WORKERS_REPLACED
 from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
 from routerretriever.measures import measure
 from routerretriever.pipeline import Pipeline
-from routerretriever.registry import BundleError
+from routerretriever.registry import BundleError, Registry
 from routerretriever.registry.bundle import read_manifest
 from routerretriever.registry.mlflow_registry import fetch_bundle
 from routerretriever.reproduction import reproduce
@@ -361,6 +362,25 @@ def test_adding_and_removing_an_expert_touches_nobody_else(done, tmp_path):
     assert RouterRetriever.load(removed.uri, removed.tracking_uri).experts == ["fruit", "sport"]
     with pytest.raises(RecipeError, match="no such expert"):
         remove_domain(path, "metal")
+
+
+def test_experts_without_a_test_set_are_registered_and_shown_on_the_others(done, tmp_path):
+    pipeline, _, root = done
+    shutil.copytree(root / "data", tmp_path / "data")
+    for name in ("fruit", "metal"):
+        (tmp_path / "data" / name / "qrels" / "test.tsv").unlink()
+    values = pipeline.recipe.model_dump(mode="json") | {
+        "data_root": str(tmp_path / "data"),
+        "single_models": {},
+    }
+    zero_shot = Pipeline(parse_recipe(values | {"registry": {"name": "zero-shot"}}))
+    registered = zero_shot.register()
+    assert zero_shot.evaluation.datasets == ["sport"]
+    (bundle,) = Registry(zero_shot.recipe, zero_shot.store).bundles()
+    assert (bundle.version, bundle.ndcg_at_10) == (registered.version, "")
+    page = (zero_shot.report_folder / "evaluation.html").read_text()
+    assert "sport" in page
+    assert ">nan" not in page
 
 
 def test_a_change_that_would_retrain_others_is_refused_and_leaves_the_recipe(done, tmp_path):

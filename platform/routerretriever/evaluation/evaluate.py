@@ -113,14 +113,17 @@ class Evaluation:
 
         ``OWN_EXPERT`` is a way too: each set's own expert, over the sets that have one.
         """
-        chosen = self.zero_shot if zero_shot else self.with_expert
         if way == OWN_EXPERT and zero_shot:
             return None
-        values = [
-            float(getattr(self.measured[name if way == OWN_EXPERT else way][name], measure_name).mean())
-            for name in chosen
-        ]
-        return float(np.mean(values)) if values else None
+        chosen = self.zero_shot if zero_shot else self.with_expert
+        tables = {name: self.measured[name if way == OWN_EXPERT else way][name] for name in chosen}
+        figures = {name: float(getattr(table, measure_name).mean()) for name, table in tables.items()}
+        return self.average(figures, zero_shot)
+
+    def average(self, figures: Mapping[str, float], zero_shot: bool = False) -> float | None:
+        """Mean of figures of datasets over those with an expert, or the zero-shot ones; None without any."""
+        chosen = self.zero_shot if zero_shot else self.with_expert
+        return float(np.mean([figures[name] for name in chosen])) if chosen else None
 
     def regret(self, way: str) -> dict[str, float]:
         """Dataset -> nDCG@10 that InstanceOracle is above this way."""

@@ -135,11 +135,10 @@ def _heat_maps(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _other_measures(evaluation: Evaluation) -> list[dict[str, Any]]:
     rows = []
     for way in evaluation.measured:
-        regret = evaluation.regret(way)
         cells = [percent(evaluation.mean(way, measure_name=name)) for name in MEASURES]
-        cells.append(percent(float(np.mean([regret[name] for name in evaluation.with_expert]))))
-        run = evaluation.encodings.get(way)
-        cells.append(f"{np.mean([run[name] for name in evaluation.with_expert]):.2f}" if run else "–")
+        cells.append(percent(evaluation.average(evaluation.regret(way))))
+        encodings = evaluation.average(evaluation.encodings[way]) if way in evaluation.encodings else None
+        cells.append("–" if encodings is None else f"{encodings:.2f}")
         rows.append({"way": way, "ours": way == ROUTED, "cells": cells})
     return rows
 

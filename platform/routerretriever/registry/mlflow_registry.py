@@ -194,9 +194,9 @@ class Registry:
             write_bundle(folder, recipe, router, experts, versions, as_dict(evaluation), facts, store)
             mlflow.log_metrics(
                 {
-                    f"ndcg_at_10/{way}/{dataset}": value
-                    for way, figures in evaluation.ndcg_at_10.items()
-                    for dataset, value in figures.items()
+                    f"ndcg_at_10/{each}/{dataset}": value
+                    for each, means in evaluation.ndcg_at_10.items()
+                    for dataset, value in means.items()
                 }
             )
             mlflow.log_metrics(dict(figures))
@@ -210,13 +210,18 @@ class Registry:
                 artifacts={"bundle": str(folder)},
                 pip_requirements=[f"routerretriever=={routerretriever.__version__}"],
             )
+            mean = evaluation.mean(way)
             # Not through log_model, which prints about it.
             created = self._client.create_model_version(
                 self._name,
                 source=logged.model_uri,
                 run_id=run.info.run_id,
                 model_id=logged.model_id,
-                tags={"experts": ", ".join(experts), "ndcg_at_10": f"{evaluation.mean(way):.4f}"},
+                tags={
+                    "experts": ", ".join(experts),
+                    # No domain with an expert may have a test split.
+                    **({} if mean is None else {"ndcg_at_10": f"{mean:.4f}"}),
+                },
             )
         return int(created.version)
 
