@@ -19,7 +19,7 @@ from routerretriever.console import figures_table, log, show
 from routerretriever.pipeline import Pipeline
 
 RESULTS = Path("runs/benchmarks")
-_SAMPLING_SECONDS = 0.5
+_SAMPLING_SECONDS = 2.0
 
 
 @dataclass

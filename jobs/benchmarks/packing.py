@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -24,9 +24,6 @@ from routerretriever.pipeline import Pipeline
 
 from jobs.benchmarks.measure import report
 from jobs.benchmarks.serving import dev_queries
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(
