@@ -30,6 +30,8 @@ class Cost:
     seconds: float = 0.0
     peak_mib: float = 0.0
     """Largest sum of proportional set sizes of this process and all below it (Ray's among them)."""
+    largest_mib: float = 0.0
+    """The largest of any of them alone."""
     processes: int = 0
     """Largest number of processes below this one."""
 
@@ -40,12 +42,15 @@ def measured(step: str) -> Iterator[Cost]:
     cost, done = Cost(step), threading.Event()
 
     def sample() -> None:
-        while not done.wait(_SAMPLING_SECONDS):
-            cost.peak_mib = max(cost.peak_mib, tree_memory_mib())
-            cost.processes = max(cost.processes, len(psutil.Process().children(recursive=True)))
+        while True:
+            each = memories_mib()
+            cost.peak_mib = max(cost.peak_mib, sum(each))
+            cost.largest_mib = max(cost.largest_mib, *each)
+            cost.processes = max(cost.processes, len(each) - 1)
+            if done.wait(_SAMPLING_SECONDS):
+                return
 
     sampler = threading.Thread(target=sample, daemon=True)
-    cost.peak_mib = tree_memory_mib()
     sampler.start()
     start = time.monotonic()
     try:
@@ -56,17 +61,17 @@ def measured(step: str) -> Iterator[Cost]:
         sampler.join()
 
 
-def tree_memory_mib() -> float:
-    """Memory of this process and its descendants; pages that they share are counted once."""
-    total = 0
+def memories_mib() -> list[float]:
+    """Memory of this process and each of its descendants; pages that they share are shared out."""
+    each = []
     root = psutil.Process()
     for process in (root, *root.children(recursive=True)):
         try:
             memory = process.memory_full_info()
-            total += getattr(memory, "pss", memory.uss)
         except psutil.Error:  # it ended meanwhile
             continue
-    return total / 2**20
+        each.append(getattr(memory, "pss", memory.uss) / 2**20)
+    return each
 
 
 def run_steps(recipe: Recipe) -> list[Cost]:

@@ -22,7 +22,7 @@ from routerretriever.console import log, set_up
 from routerretriever.pipeline import Pipeline
 
 from jobs.benchmarks.load import Load, background_load
-from jobs.benchmarks.measure import report, tree_memory_mib
+from jobs.benchmarks.measure import memories_mib, report
 from jobs.benchmarks.serving import dev_queries
 
 _AFTER_SECONDS = 15.0
@@ -68,10 +68,10 @@ def main(
             figures.append({"event": event, **load.figures()})
             log.info("%s: %s", event, rows[-1])
         if soak_minutes:
-            before = tree_memory_mib()
+            before = sum(memories_mib())
             with background_load(f"{url}/v1/search", bodies, clients) as load:
                 time.sleep(60 * soak_minutes)
-            after = tree_memory_mib()
+            after = sum(memories_mib())
             rows.append([f"soak, {before:.0f} to {after:.0f} MiB", *_summary(load)])
             figures.append({"event": "soak", "mib": [before, after], **load.figures()})
     report(

@@ -148,7 +148,7 @@ def test_a_projection_keeps_apart_what_lies_apart():
     assert np.linalg.norm(b[0] - middle_a) < np.linalg.norm(b[0] - middle_b)
 
 
-@given(st.floats(0, 100), st.floats(0, 100))
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
 def test_a_plots_grid_holds_its_values(one, other):
     low, high = sorted((one, other))
     marks = grid(low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ def _lines(plot: Lines) -> dict[str, Any]:
 
 def grid(low: float, high: float) -> list[float]:
     """Round values, at most a handful and at least two, between which everything lies."""
-    for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20):
+    for step in (digit * 10.0**power for power in itertools.count(-1) for digit in (1, 2, 5)):
         first, last = np.floor(low / step), np.ceil(high / step)
         if last - first < _GRID_LINES:
             break
