@@ -85,6 +85,7 @@ def run_steps(recipe: Recipe) -> list[Cost]:
         "train experts": lambda: pipeline.experts,
         "score queries": lambda: pipeline.scores,
         "fit the router": lambda: pipeline.router,
+        "train single models": lambda: pipeline.single_models,
         "evaluate": lambda: pipeline.evaluation,
         "register": pipeline.register,
     }
