@@ -31,7 +31,7 @@ from routerretriever.evaluation.figures import Lines, Section, write_sections
 from routerretriever.pipeline import Pipeline
 
 from jobs.benchmarks.faults import head, kill
-from jobs.benchmarks.measure import RESULTS, Cost, measured, report
+from jobs.benchmarks.measure import Cost, measured, report
 
 app = typer.Typer(help="How time and memory grow.", no_args_is_help=True)
 
@@ -188,10 +188,9 @@ def _await_machines(count: int) -> None:
 def _publish(
     name: str, title: str, header: list[str], rows: list[list[str]], curve: Lines, figures: dict[str, object]
 ) -> None:
-    report(name, title, header, rows, figures)
+    path = report(name, title, header, rows, figures).with_suffix(".html")
     note = "One run each. The plot draws its steps equally far apart."
-    log.info("wrote %s", write_sections(title, [Section(title, note, header, rows, [curve])],
-                                        RESULTS / f"{name}.html"))  # fmt: skip
+    log.info("wrote %s", write_sections(title, [Section(title, note, header, rows, [curve])], path))
 
 
 def _cells(cost: Cost) -> list[str]:

@@ -369,11 +369,13 @@ def test_experts_without_a_test_set_are_registered_and_shown_on_the_others(done,
     shutil.copytree(root / "data", tmp_path / "data")
     for name in ("fruit", "metal"):
         (tmp_path / "data" / name / "qrels" / "test.tsv").unlink()
-    values = pipeline.recipe.model_dump(mode="json") | {
+    changes = {
+        "name": "zero-shot",  # its reports are its own
         "data_root": str(tmp_path / "data"),
         "single_models": {},
+        "registry": {"name": "zero-shot"},
     }
-    zero_shot = Pipeline(parse_recipe(values | {"registry": {"name": "zero-shot"}}))
+    zero_shot = Pipeline(parse_recipe(pipeline.recipe.model_dump(mode="json") | changes))
     registered = zero_shot.register()
     assert zero_shot.evaluation.datasets == ["sport"]
     (bundle,) = Registry(zero_shot.recipe, zero_shot.store).bundles()
