@@ -86,6 +86,7 @@ def run_steps(recipe: Recipe) -> list[Cost]:
         "score queries": lambda: pipeline.scores,
         "fit the router": lambda: pipeline.router,
         "train single models": lambda: pipeline.single_models,
+        **_ddr_steps(pipeline),
         "evaluate": lambda: pipeline.evaluation,
         "register": pipeline.register,
     }
@@ -96,6 +97,16 @@ def run_steps(recipe: Recipe) -> list[Cost]:
         log.info("%s: %.1f s, peak %.0f MiB", step, cost.seconds, cost.peak_mib)
         costs.append(cost)
     return costs
+
+
+def _ddr_steps(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
+    if pipeline.recipe.ddr is None:
+        return {}
+    return {
+        "DDR: train the general prefix": lambda: pipeline.ddr,
+        "DDR: encode documents with it": lambda: pipeline.ddr and pipeline.ddr.corpora,
+        "DDR: train domain prefixes": lambda: pipeline.ddr and pipeline.ddr.models,
+    }
 
 
 def hardware() -> str:

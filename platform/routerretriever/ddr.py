@@ -2,7 +2,8 @@
 
 Queries and documents share a *general* prefix. To a query's is added a mixture of domain prefixes, weighed by
 a router in each layer, so that one pass both routes and encodes. For all other steps the general prefix is
-part of the base encoder: documents are encoded once more, with it, and everything else is as for experts.
+part of the base encoder: documents are encoded once more, with it, and everything else is as for experts. It
+may be left out, and the base is then the experts' own.
 
 Adding or removing a domain trains the domain prefixes and routers of all domains anew, since they are weighed
 against each other; the general prefix and the encoded documents of the other domains are kept.
@@ -36,8 +37,8 @@ _UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, gate=None)
 class DdrPipeline(Pipeline):
     """The steps of a recipe with prefixes and their own routers in place of experts and a router."""
 
-    def __init__(self, recipe: Recipe, general: Expert) -> None:
-        """Put a trained general prefix under a recipe's encoder.
+    def __init__(self, recipe: Recipe, general: Expert | None) -> None:
+        """Put a trained general prefix, if there is one, under a recipe's encoder.
 
         Raises:
             RecipeError: a label is not that of any domain that is trained on.
@@ -45,8 +46,10 @@ class DdrPipeline(Pipeline):
         assert recipe.ddr is not None
         self._ddr: DdrSettings = recipe.ddr
         self.general = general
-        location = ArtifactStore.open(recipe.storage).location(general.key)
-        encoder = recipe.encoder.model_copy(update={"general_prefix": location})
+        encoder = recipe.encoder
+        if general is not None:
+            location = ArtifactStore.open(recipe.storage).location(general.key)
+            encoder = encoder.model_copy(update={"general_prefix": location})
         super().__init__(recipe.model_copy(update={"encoder": encoder, "routing": _UNUSED_ROUTER}))
         self.modules = tuple(
             dict.fromkeys(label for name in recipe.expert_domains for label in self._labels(name))
@@ -104,9 +107,10 @@ class DdrPipeline(Pipeline):
 
     def measured(self, tested: list[Collection]) -> dict[str, dict[str, Measured]]:
         """The general prefix alone, and every way to use domain prefixes: way -> test set -> [Q]."""
+        shared = {} if self.general is None else {GENERAL_PREFIX: BASE}
         ways = {
-            each.name: {GENERAL_PREFIX: BASE, DDR: ALL, DDR_TOP_K: TOP_K, DDR_PRIOR: each.name,
-                        DDR_UNROUTED: _UNROUTED.format(each.name)}
+            each.name: shared | {DDR: ALL, DDR_TOP_K: TOP_K, DDR_PRIOR: each.name,
+                                 DDR_UNROUTED: _UNROUTED.format(each.name)}
             for each in tested
         }  # fmt: skip
         views = {name: [view for view in own.values() if view != BASE] for name, own in ways.items()}

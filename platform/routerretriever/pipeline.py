@@ -157,18 +157,25 @@ class Pipeline:
 
     @cached_property
     def ddr(self) -> DdrPipeline | None:
-        """Train the general prefix of Dynamic Dense Retrieval, if the recipe asks for it."""
+        """Dynamic Dense Retrieval with its general prefix, if the recipe asks for them."""
         recipe = self.recipe
         if recipe.ddr is None:
             return None
         from routerretriever.ddr import DdrPipeline
 
-        _ = self.corpora
-        collections = [self.collections[name] for name in recipe.ddr.general.domains]
-        with self._step("train"):
-            general = train_general_prefix(
-                collections, recipe.encoder, recipe.training, recipe.ddr, self.store
-            )
+        general = None
+        if recipe.ddr.general is not None:
+            _ = self.corpora
+            collections = [self.collections[name] for name in recipe.ddr.general.domains]
+            with self._step("train"):
+                general = train_general_prefix(
+                    collections,
+                    recipe.encoder,
+                    recipe.training,
+                    recipe.ddr.general,
+                    recipe.ddr.prefix,
+                    self.store,
+                )
         made = DdrPipeline(recipe, general)
         made.clock, made._published = self.clock, self._published  # its work is part of this run's steps
         return made

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from routerretriever.config import BASE, Recipe
+from routerretriever.config import BASE, DdrSettings, Recipe
 from routerretriever.corpus import corpus_key
 from routerretriever.datasets import Collection
 from routerretriever.ddr import DdrPipeline
@@ -121,33 +121,38 @@ def _ddr(pipeline: Pipeline) -> list[PlannedStep]:
     ddr = recipe.ddr
     if ddr is None:
         return []
-    domains = [pipeline.collections[name] for name in ddr.general.domains]
-    key = general_prefix_key(domains, recipe.encoder, recipe.training, ddr)
     asks_for = _amount(recipe.training.cpus_per_worker, recipe.training.gpus_per_worker)
+    if ddr.general is None:
+        return [_domain_prefixes(DdrPipeline(recipe, None), ddr, asks_for)]
+    domains = [pipeline.collections[name] for name in ddr.general.domains]
+    key = general_prefix_key(domains, recipe.encoder, recipe.training, ddr.general, ddr.prefix)
     prefix = f"at most {ddr.general.max_steps} steps on {', '.join(ddr.general.domains)}"
     if not store.exists(key):
         later = "all documents again, with the prefix; then domain prefixes and routers"
         return [PlannedStep("train general prefix", f"{prefix}\n{later}", "", asks_for)]
     inner = DdrPipeline(recipe, open_expert(store, key))
     again = _encoding(list(inner.collections.values()), inner.recipe, store)
-    collections, encoder = inner.expert_collections, inner.recipe.encoder
-    keys = {
-        name: ddr_key(name, labels, inner.modules, collections, encoder, recipe.training, ddr)
-        for name, labels in inner.allowed.items()
-    }
-    missing = [name for name, own in keys.items() if not store.exists(own)]
     return [
         PlannedStep("train general prefix", "", "general-prefix", asks_for),
         replace(again, step="encode documents with it"),
-        PlannedStep(
-            "train domain prefixes",
-            "\n".join(
-                f"{name}: {len(inner.modules)} modules, {len(collections)} domains" for name in missing
-            ),
-            ", ".join(name for name in keys if name not in missing),
-            asks_for,
-        ),
+        _domain_prefixes(inner, ddr, asks_for),
     ]
+
+
+def _domain_prefixes(inner: DdrPipeline, ddr: DdrSettings, asks_for: str) -> PlannedStep:
+    recipe = inner.recipe
+    collections = inner.expert_collections
+    keys = {
+        name: ddr_key(name, labels, inner.modules, collections, recipe.encoder, recipe.training, ddr)
+        for name, labels in inner.allowed.items()
+    }
+    missing = [name for name, own in keys.items() if not inner.store.exists(own)]
+    return PlannedStep(
+        "train domain prefixes",
+        "\n".join(f"{name}: {len(inner.modules)} modules, {len(collections)} domains" for name in missing),
+        ", ".join(name for name in keys if name not in missing),
+        asks_for,
+    )
 
 
 def _scoring(

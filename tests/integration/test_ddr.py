@@ -99,6 +99,20 @@ def test_the_evaluation_shows_it_beside_the_experts(trained):
     }
 
 
+def test_without_a_general_prefix_the_base_is_the_experts_own(trained):
+    pipeline, _ = trained
+    settings = pipeline.recipe.ddr.model_copy(update={"general": None})
+    bare = Pipeline(pipeline.recipe.model_copy(update={"ddr": settings}))
+    assert bare.ddr.corpora["fruit"].key == pipeline.corpora["fruit"].key
+    ways = bare.ddr.measured([bare.collections["sport"]])
+    assert ways.keys() == {DDR, DDR_TOP_K, DDR_PRIOR, DDR_UNROUTED}
+    for name, model in bare.ddr.models.items():
+        assert model.card["base_dev_ndcg_at_10"] == pytest.approx(
+            np.mean([one.card["base_dev_ndcg_at_10"] for one in pipeline.experts.values()])
+        )
+        assert model.key != pipeline.ddr.models[name].key
+
+
 def test_the_bundle_embeds_as_the_model_that_was_evaluated(trained, model):
     pipeline, _ = trained
     assert model.experts == ["ddr-prior", "fruit", "metal", "sport"]

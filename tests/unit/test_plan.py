@@ -39,7 +39,13 @@ def test_a_plan_names_what_only_a_general_prefix_will_show(tiny_data):
     pipeline = Pipeline(recipe)
     step = planned(pipeline)["train general prefix"]
     assert "at most 200 steps on metal\nall documents again" in step.to_do
-    key = general_prefix_key([pipeline.collections["metal"]], recipe.encoder, recipe.training, recipe.ddr)
+    key = general_prefix_key(
+        [pipeline.collections["metal"]],
+        recipe.encoder,
+        recipe.training,
+        recipe.ddr.general,
+        recipe.ddr.prefix,
+    )
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         pipeline.store.put(key, name, lambda path: path.write_text("{}"))
     pipeline.store.commit(key, {"domain": "general-prefix"})
@@ -54,6 +60,9 @@ def test_a_plan_names_what_only_a_general_prefix_will_show(tiny_data):
     assert steps["train general prefix"].there == "general-prefix"
     assert "84 documents in all" in steps["encode documents with it"].to_do
     assert "ddr-prior: 2 modules, 2 domains" in steps["train domain prefixes"].to_do
+    without = planned(Pipeline(tiny_recipe(tiny_data, ddr={})))
+    assert "train general prefix" not in without
+    assert without["train domain prefixes"].to_do == steps["train domain prefixes"].to_do
 
 
 def test_a_plan_leaves_out_what_is_there_and_tells_what_goes_on(tiny_data):

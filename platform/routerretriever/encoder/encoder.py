@@ -39,6 +39,7 @@ Vectors = NDArray[np.float32]
 Add = Callable[[Tensor, Tensor], None]
 """Changes a layer's output, its first argument, in place; the second is the layer's input."""
 
+_PREFIX_SPREAD = 0.02
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_PADDING = 64
 """Padding tokens in a batch above which another pass is cheaper, on a CPU: queries of 9 to 63 tokens, 32 at a
@@ -194,7 +195,7 @@ class Encoder:
         """Add a fresh, trainable adapter, which the tower runs with from now on.
 
         A LoRA starts as the base: its B matrices are zero. So does a prefix that is added to a general one.
-        A prefix by itself starts with the keys and values that the base gives to a text's closing token.
+        A prefix by itself starts near it, with keys and values close to zero.
 
         Args:
             name: what it is called.
@@ -216,11 +217,9 @@ class Encoder:
         self._require_fit(name, shape)
         made = Prefixes(shape).to(self.device)
         if attention.general is None:
-            # What closes a text is where attention goes that has nowhere else to go, so it disturbs least.
-            closing = self.tokenize_queries([""])[0][-1]
-            for module in range(len(shape.modules)):
-                states = attention.activations(self._model, [closing] * settings.length)
-                made.keys_and_values.data[:, module] = torch.stack([states[layer] for layer in layers])
+            # Keys that nothing asks for and values that add nothing disturb least; were they all alike, they
+            # would stay so.
+            made.keys_and_values.data.normal_(std=_PREFIX_SPREAD)
         attention.adapters[name] = made
         attention.use(made)
 

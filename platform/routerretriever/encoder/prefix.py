@@ -215,7 +215,8 @@ class PrefixAttention(nn.Module):
         self.active: Prefixes | None = None
         """What the tower is run with."""
         self._mixture: Mixture | None = None
-        self._seen: list[tuple[Tensor, Tensor]] | None = None
+        self.calls = 0
+        """Attentions that were computed here."""
         AttentionInterface.register(_ATTENTION, _attend)
         AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
         for number, layer in enumerate(layers):
@@ -225,22 +226,19 @@ class PrefixAttention(nn.Module):
             layer.register_forward_pre_hook(self._entering(number), with_kwargs=True)
             layer.register_forward_hook(self._leaving)
         model.set_attn_implementation(_ATTENTION)
-        if len(self.activations(model, [0])) != len(layers):
+        if self._calls_of_a_pass(model) != len(layers):
             raise EncoderError(
                 f"training.prefix: {type(model).__name__} computes its attention in a way of its own, which "
                 "takes no prefix; use a LoRA, or another encoder"
             )
 
-    def activations(self, model: Any, tokens: Sequence[int]) -> list[Tensor]:
-        """Keys and values [2, L, d] that a text has in each layer."""
-        self._seen = []
-        device = next(model.parameters()).device
-        with torch.no_grad(), self.using(None):
-            ids = torch.tensor([tokens], device=device)
-            self.padding_BL = torch.ones_like(ids)
+    def _calls_of_a_pass(self, model: Any) -> int:
+        self.calls = 0
+        ids = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+        self.padding_BL = torch.ones_like(ids)
+        with torch.no_grad():
             model(input_ids=ids, attention_mask=self.padding_BL)
-        seen, self._seen = self._seen, None
-        return [torch.stack([_merge_heads(key)[0], _merge_heads(value)[0]]) for key, value in seen]
+        return self.calls
 
     def use(self, prefixes: Prefixes | None, mixture: Mixture | None = None) -> None:
         """What queries are run with from now on; by default with every module."""
@@ -293,8 +291,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention [B, heads, L, d/heads] with the prefix of the layer that is being run."""
     owner: PrefixAttention = module.__dict__[_OWNER]
-    if owner._seen is not None:
-        owner._seen.append((key, value))
+    owner.calls += 1
     if owner.current is not None:
         prefix_B2Pd, present_B = owner.current
         heads = key.shape[1]
@@ -320,7 +317,3 @@ def _widened(mask: Tensor | None, present_B: Tensor | None, query: Tensor, lengt
 def _split_heads(states_BPd: Tensor, heads: int) -> Tensor:
     rows, length, width = states_BPd.shape
     return states_BPd.view(rows, length, heads, width // heads).transpose(1, 2)
-
-
-def _merge_heads(states: Tensor) -> Tensor:
-    return states.transpose(1, 2).flatten(2)

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from routerretriever.cluster import on_drivers_node, room_for
-from routerretriever.config import DdrSettings, EncoderSettings, JointSettings, TrainingSettings, content_hash
+from routerretriever.config import (
+    DdrSettings,
+    EncoderSettings,
+    GeneralPrefixSettings,
+    JointSettings,
+    PrefixSettings,
+    TrainingSettings,
+    content_hash,
+)
 from routerretriever.console import bars, is_quiet, log
 from routerretriever.corpus import corpus_key
 from routerretriever.counting import carry
@@ -198,19 +206,25 @@ def train_samples(
 
 
 def general_prefix_key(
-    collections: list[Collection], encoder: EncoderSettings, training: TrainingSettings, ddr: DdrSettings
+    collections: list[Collection],
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    general: GeneralPrefixSettings,
+    prefix: PrefixSettings,
 ) -> str:
     """Where a general prefix lies: a hash of all that it is made from."""
-    own = _general_training(training, ddr)
+    own = _general_training(training, general, prefix)
     parts = [expert_key(collection, encoder, own) for collection in collections]
-    return f"experts/general-prefix-{content_hash(parts, ddr.general.dev_documents)}"
+    return f"experts/general-prefix-{content_hash(parts, general.dev_documents)}"
 
 
-def _general_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettings:
-    own = ddr.general.model_dump(
+def _general_training(
+    training: TrainingSettings, general: GeneralPrefixSettings, prefix: PrefixSettings
+) -> TrainingSettings:
+    own = general.model_dump(
         include={"learning_rate", "batch_size", "hard_negatives", "max_steps", "evaluate_every"}
     )
-    fixed = {"objective": "sampled", "random_negatives": 0, "prefix": ddr.prefix}
+    fixed = {"objective": "sampled", "random_negatives": 0, "prefix": prefix}
     return training.model_copy(update=own | fixed)
 
 
@@ -218,7 +232,8 @@ def train_general_prefix(
     collections: list[Collection],
     encoder: EncoderSettings,
     training: TrainingSettings,
-    ddr: DdrSettings,
+    general: GeneralPrefixSettings,
+    prefix: PrefixSettings,
     store: ArtifactStore,
 ) -> Expert:
     """Train the prefix that queries and documents share: the first phase of Dynamic Dense Retrieval.
@@ -228,11 +243,10 @@ def train_general_prefix(
     Raises:
         TrainingFailed: it failed.
     """
-    key = general_prefix_key(collections, encoder, training, ddr)
+    key = general_prefix_key(collections, encoder, training, general, prefix)
     parts = tuple(_part(collection, encoder, store) for collection in collections)
-    job = TrainingJob(
-        "general-prefix", key, encoder, _general_training(training, ddr), parts, general=ddr.general
-    )
+    own = _general_training(training, general, prefix)
+    job = TrainingJob("general-prefix", key, encoder, own, parts, general=general)
     return _train_missing([job], store)[job.name]
 
 
@@ -278,6 +292,7 @@ def ddr_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettin
             "prefix": ddr.prefix,
             "learning_rate": ddr.learning_rate,
             "max_steps": ddr.max_steps or training.max_steps,
+            "evaluate_every": ddr.evaluate_every or training.evaluate_every,
         }
     )
 
