@@ -230,9 +230,9 @@ class GeneralPrefixSettings(Settings):
     than one of an expert, and batches are small.
     """
 
-    domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
-    """Domains it is trained on, in turns; at best one whose queries are about everything. A change of these
-    makes another prefix, and all documents are encoded anew."""
+    domains: Annotated[tuple[DomainName, ...], Field(min_length=1)] | None = None
+    """Domains it is trained on, in turns; by default all that have an expert. A change of these makes another
+    prefix, and all documents are encoded anew."""
     learning_rate: PositiveFloat = 7e-3
     batch_size: PositiveInt = 8
     hard_negatives: PositiveInt = 5
@@ -496,10 +496,9 @@ class Recipe(Settings):
         if self.deploy == "ddr" and self.serving.placement != "packed":
             raise ValueError("deploy: 'ddr' is one model; set serving.placement to 'packed'")
         if self.ddr is not None:
-            general = () if self.ddr.general is None else self.ddr.general.domains
             for field, names, there in (
                 ("labels", self.ddr.labels, list(self.domains)),
-                ("general.domains", general, self.expert_domains),
+                ("general.domains", self.general_domains, self.expert_domains),
             ):
                 if unknown := sorted(set(names) - set(there)):
                     raise ValueError(
@@ -518,6 +517,13 @@ class Recipe(Settings):
             if name not in self.domains:
                 raise ValueError(f"serving.collections: no domain {name!r}; there are {sorted(self.domains)}")
         return self
+
+    @property
+    def general_domains(self) -> list[str]:
+        """Names of the domains that a general prefix is trained on; none if there is to be none."""
+        if self.ddr is None or self.ddr.general is None:
+            return []
+        return list(self.ddr.general.domains or self.expert_domains)
 
     @property
     def expert_domains(self) -> list[str]:

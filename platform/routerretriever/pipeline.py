@@ -166,7 +166,7 @@ class Pipeline:
         general = None
         if recipe.ddr.general is not None:
             _ = self.corpora
-            collections = [self.collections[name] for name in recipe.ddr.general.domains]
+            collections = [self.collections[name] for name in recipe.general_domains]
             with self._step("train"):
                 general = train_general_prefix(
                     collections,

@@ -124,9 +124,9 @@ def _ddr(pipeline: Pipeline) -> list[PlannedStep]:
     asks_for = _amount(recipe.training.cpus_per_worker, recipe.training.gpus_per_worker)
     if ddr.general is None:
         return [_domain_prefixes(DdrPipeline(recipe, None), ddr, asks_for)]
-    domains = [pipeline.collections[name] for name in ddr.general.domains]
+    domains = [pipeline.collections[name] for name in recipe.general_domains]
     key = general_prefix_key(domains, recipe.encoder, recipe.training, ddr.general, ddr.prefix)
-    prefix = f"at most {ddr.general.max_steps} steps on {', '.join(ddr.general.domains)}"
+    prefix = f"at most {ddr.general.max_steps} steps on {', '.join(recipe.general_domains)}"
     if not store.exists(key):
         later = "all documents again, with the prefix; then domain prefixes and routers"
         return [PlannedStep("train general prefix", f"{prefix}\n{later}", "", asks_for)]

@@ -27,7 +27,7 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"training": {"prefix": {"length": 0}}}, "training.prefix.length"),
         ({"training": {"prefix": {}}}, "(?s)training.prefix.*set routing.mix to 'vectors'"),
         ({"deploy": "ddr"}, "needs settings under ddr"),
-        ({"ddr": {"general": {}}}, "ddr.general.domains: missing"),
+        ({"ddr": {"general": {"domains": []}}}, "ddr.general.domains"),
         ({"ddr": {"general": {"domains": ["b"]}}}, "ddr.general.domains: no such domain as 'b'"),
         (
             {"ddr": {"general": {"domains": ["a"]}, "labels": {"b": ["x"]}}},

@@ -396,15 +396,17 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     failures: dict[str, str] = {}
     told: dict[str, int] = {}
     with bars() as progress:
-        rows = {job.name: progress.add_task(f"training {job.name}", total=None) for job in jobs}
+        rows = {job.name: progress.add_task(f"training {job.name}", total=None, start=False) for job in jobs}
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
+                progress.start_task(rows[job.name])
                 running[task.remote(job, store, board)] = job
             finished, _ = ray.wait(list(running), timeout=0.5)
             for name, (step, total, best, done) in _ask(board.read).items():
                 note = f"dev {best:.3f}"
-                progress.update(rows[name], completed=total if done else step, total=total, note=note)
+                # One that patience has ended is complete.
+                progress.update(rows[name], completed=step, total=step if done else total, note=note)
                 if is_quiet() and step > told.get(name, 0):
                     log.info("expert %s: step %d of %d, best %s", name, step, total, note)
                     told[name] = step
