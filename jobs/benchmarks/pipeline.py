@@ -24,6 +24,8 @@ def main(
     ] = None,
 ) -> None:
     """Run the recipe and show what each step took."""
+    if any(override.startswith("storage=") for override in overrides or ()):
+        raise typer.BadParameter("the recipe's storage is not used here; name another with --storage")
     set_up(quiet=True)
     with tempfile.TemporaryDirectory() as scratch:
         settings = load_recipe(recipe, overrides)

@@ -73,6 +73,16 @@ def test_a_prefix_changes_queries_and_nothing_else(encoder):
     np.testing.assert_array_equal(encoder.encode_documents(TEXTS), documents)
 
 
+def test_a_fresh_prefix_is_near_the_base_and_its_tokens_differ(encoder):
+    torch.manual_seed(0)
+    encoder.add_adapter("fresh", SETTINGS)
+    long = TEXTS[2:]  # of a short one, even keys that nothing asks for take much attention
+    assert (encoder.encode_queries(long, "fresh") @ encoder.encode_queries(long).T).item() > 0.95
+    tokens = encoder.tower.prefixes.adapters["fresh"].keys_and_values[0, 0, 0]
+    # Alike, they would get the same gradients and stay alike.
+    assert len(torch.unique(tokens, dim=0)) == SETTINGS.length
+
+
 def test_padding_does_not_change_a_prefixed_vector(encoder):
     with_prefix(encoder, "one")
     with_prefix(encoder, "many", "p", "q", "r")
