@@ -232,7 +232,7 @@ class GeneralPrefixSettings(Settings):
 
     domains: Annotated[tuple[DomainName, ...], Field(min_length=1)] | None = None
     """Domains it is trained on, in turns; by default all that have an expert. A change of these makes another
-    prefix, and all documents are encoded anew."""
+    prefix, and all documents are encoded anew: name them if domains will be added."""
     learning_rate: PositiveFloat = 7e-3
     batch_size: PositiveInt = 8
     hard_negatives: PositiveInt = 5
