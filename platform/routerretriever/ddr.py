@@ -6,7 +6,8 @@ part of the base encoder: documents are encoded once more, with it, and everythi
 may be left out, and the base is then the experts' own.
 
 Adding or removing a domain trains the domain prefixes and routers of all domains anew, since they are weighed
-against each other; the general prefix and the encoded documents of the other domains are kept.
+against each other; the general prefix and the encoded documents of the other domains are kept, provided that
+``general.domains`` names what the general prefix was trained on (by default it is all of them).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def trained(cluster, tmp_path_factory):
         training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,
                   "prefix": {"length": 4}},
         ddr={"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 12,
-             "learning_rate": 0.005,
+             "learning_rate": 0.002,
              "general": {"domains": ["fruit", "metal"], "max_steps": 4, "evaluate_every": 2, "batch_size": 4,
                          "dev_documents": 12}},
         routing={"mix": "vectors"},
@@ -77,12 +77,13 @@ def test_documents_are_encoded_with_the_general_prefix_once(trained):
     assert weights["keys_and_values"].shape == (2, 1, 2, 4, 32)
 
 
-def test_there_is_a_module_for_every_label(trained):
+def test_there_is_a_module_for_every_label_and_each_was_trained(trained):
     pipeline, _ = trained
     assert pipeline.ddr.modules == ("food", "matter")
     for expert in pipeline.ddr.models.values():
         weights = load_file(expert.folder(pipeline.store) / ADAPTER_WEIGHTS)
         assert weights["keys_and_values"].shape == (2, 2, 2, 4, 32)
+        assert np.abs(weights["keys_and_values"]).max(axis=(0, 2, 3, 4)).min() > 0  # where they began
         assert weights["router"].shape == (2, 2, 32)
 
 
