@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+_REFUSED_SECONDS = 0.1
+"""Without a pause, clients that nobody listens to would take the machine from whoever is to come back."""
+
 
 @dataclass
 class Load:
@@ -56,11 +59,15 @@ def run_load(url: str, bodies: Sequence[dict[str, Any]], clients: int, seconds: 
 
 
 @contextmanager
-def background_load(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> Iterator[Load]:
-    """Ask a URL while the block runs; the load is filled in when it ends."""
+def background_load(
+    url: str, bodies: Sequence[dict[str, Any]], clients: int, per_second: float | None = None
+) -> Iterator[Load]:
+    """Ask a URL while the block runs, as fast as it answers or so often; the load is filled in at the end."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_child, args=(there, url, list(bodies), clients), daemon=True)
+    process = context.Process(
+        target=_child, args=(there, url, list(bodies), clients, per_second), daemon=True
+    )
     process.start()
     here.recv()
     load = Load()
@@ -72,11 +79,15 @@ def background_load(url: str, bodies: Sequence[dict[str, Any]], clients: int) ->
         process.join()
 
 
-def _child(connection: Connection, url: str, bodies: list[dict[str, Any]], clients: int) -> None:
-    asyncio.run(_ask(connection, url, bodies, clients))
+def _child(
+    connection: Connection, url: str, bodies: list[dict[str, Any]], clients: int, per_second: float | None
+) -> None:
+    asyncio.run(_ask(connection, url, bodies, clients, per_second))
 
 
-async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], clients: int) -> None:
+async def _ask(
+    connection: Connection, url: str, bodies: list[dict[str, Any]], clients: int, per_second: float | None
+) -> None:
     import aiohttp
 
     milliseconds: list[float] = []
@@ -86,8 +97,12 @@ async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], c
 
     async def client(http: aiohttp.ClientSession, number: int) -> None:
         turn = number * len(bodies) // clients
+        due = time.perf_counter()
         while not stop.is_set():
             turn += 1
+            if per_second is not None:
+                due += clients / per_second
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
             start = time.perf_counter()
             try:
                 async with http.post(url, json=bodies[turn % len(bodies)]) as response:
@@ -95,6 +110,9 @@ async def _ask(connection: Connection, url: str, bodies: list[dict[str, Any]], c
                     status = response.status
             except (aiohttp.ClientError, TimeoutError) as error:
                 failures.append(type(error).__name__)
+                await asyncio.sleep(
+                    _REFUSED_SECONDS
+                )  # or the clients would take the machine from who recovers
                 continue
             if status == 200:
                 now = time.perf_counter()

@@ -61,12 +61,17 @@ def measured(step: str) -> Iterator[Cost]:
         sampler.join()
 
 
-def memories_mib() -> list[float]:
-    """Memory of this process and each of its descendants; pages that they share are shared out."""
+def memories_mib(name: str = "") -> list[float]:
+    """Memory of this process and each of its descendants, or of those whose name begins so.
+
+    Pages that several share are shared out.
+    """
     each = []
     root = psutil.Process()
     for process in (root, *root.children(recursive=True)):
         try:
+            if not process.name().startswith(name):
+                continue
             memory = process.memory_full_info()
         except psutil.Error:  # it ended meanwhile
             continue

@@ -2,9 +2,12 @@
 
 python -m jobs.benchmarks.search
 python -m jobs.benchmarks.search --sizes 1000000 --kinds exact --kinds ivf
+python -m jobs.benchmarks.search --recipe jobs/recipes/sample.yaml
 
 Vectors are made: points around 1,000 random centres, at unit length, which is kinder to approximate indexes
 than uniform noise and harder than most text. Queries are perturbed points. One thread, one query at a time.
+With a recipe, which must have been run, its service searches them too: a client that sends the recipe's dev
+queries over HTTP, one at a time, to be routed, embedded and searched for.
 """
 
 from __future__ import annotations
@@ -16,16 +19,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import typer
 from numpy.typing import NDArray
-from routerretriever.config import IndexSettings
+from routerretriever.config import IndexSettings, Recipe, load_recipe
 from routerretriever.console import log, set_up
-from routerretriever.corpus import Corpus, open_index
-from routerretriever.corpus.artifact import embeddings_file
+from routerretriever.corpus import Corpus, open_corpus, open_index
+from routerretriever.corpus.artifact import documents_file, embeddings_file
+from routerretriever.evaluation.evaluate import ROUTED
+from routerretriever.pipeline import Pipeline
+from routerretriever.registry import Registry
+from routerretriever.registry.bundle import ServiceFacts
 from routerretriever.storage import ArtifactStore
 
+from jobs.benchmarks.load import Load, run_load
 from jobs.benchmarks.measure import report
+from jobs.benchmarks.serving import dev_queries
 
+_CORPUS = "corpora/made"
+_COLLECTION = "made"
+_SERVED_SECONDS = 15.0
 _SHARD = 50_000
 _CENTRES = 1000
 _QUERIES = 200
@@ -38,9 +52,15 @@ def main(
     sizes: Annotated[list[int] | None, typer.Option(help="Vectors in the index.")] = None,
     kinds: Annotated[list[str] | None, typer.Option(help="exact comes first, for recall.")] = None,
     dimension: Annotated[int, typer.Option(help="Width of the vectors.")] = 384,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Search over HTTP too, with this recipe's service.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
 ) -> None:
     """Build and search each kind of index at each size."""
     set_up(quiet=True)
+    pipeline = None if recipe is None else Pipeline(load_recipe(recipe, overrides))
+    service = None if pipeline is None else _registered(pipeline)
     rows, figures = [], []
     for size in sizes or [10_000, 100_000, 1_000_000]:
         with tempfile.TemporaryDirectory() as folder:
@@ -53,49 +73,78 @@ def main(
                 index = open_index(corpus, settings, store)
                 building = time.perf_counter() - start
                 found, milliseconds = _searched(index, queries)
+                del index
                 exact = found if exact is None else exact
                 recall = np.mean(
                     [len(np.intersect1d(*pair)) / _DEPTH for pair in zip(found, exact, strict=True)]
                 )
                 p50, p95 = np.quantile(milliseconds, [0.5, 0.95])
-                figures.append(
-                    {
-                        "vectors": size,
-                        "kind": kind,
-                        "build_s": building,
-                        "p50_ms": p50,
-                        "p95_ms": p95,
-                        "recall": recall,
-                    }
-                )
-                rows.append(
-                    [f"{size:,}", kind, f"{building:.1f}", f"{p50:.2f}", f"{p95:.2f}", f"{recall:.3f}"]
-                )
-                log.info("%s", rows[-1])
+                row = [f"{size:,}", kind, f"{building:.1f}", f"{p50:.2f}", f"{p95:.2f}", f"{recall:.3f}"]
+                measured = {"vectors": size, "kind": kind, "build_s": building, "p50_ms": p50, "p95_ms": p95,
+                            "recall": recall}  # fmt: skip
+                if pipeline is not None and service is not None:
+                    load = _served(service, dev_queries(pipeline), folder, settings)
+                    row += [
+                        f"{load.quantile(0.5):.1f}",
+                        f"{load.quantile(0.95):.1f}",
+                        str(len(load.failures)),
+                    ]
+                    measured["http"] = load.figures()
+                rows.append(row)
+                figures.append(measured)
+                log.info("%s", row)
+    over_http = [] if recipe is None else ["HTTP p50 ms", "HTTP p95 ms", "failed"]
     report(
         "search",
         f"{dimension} dimensions, the best {_DEPTH}",
-        ["vectors", "index", "build s", "p50 ms", "p95 ms", "recall"],
+        ["vectors", "index", "build s", "p50 ms", "p95 ms", "recall", *over_http],
         rows,
         {"dimension": dimension, "measured": figures},
     )
 
 
+def _registered(pipeline: Pipeline) -> Recipe:
+    """A recipe whose released bundle is the pipeline's own, but searches what is made here."""
+    own = pipeline.recipe
+    name = f"{own.registry.name}-search"
+    recipe = own.model_copy(update={"registry": own.registry.model_copy(update={"name": name})})
+    registry = Registry(recipe, pipeline.store)
+    facts = ServiceFacts({_COLLECTION: _CORPUS}, {}, {})
+    registry.register_bundle(
+        recipe, pipeline.router, pipeline.experts, pipeline.evaluation, ROUTED, facts, pipeline.store
+    )
+    uri = recipe.registry.model_copy(update={"tracking_uri": registry.tracking_uri})
+    return recipe.model_copy(update={"registry": uri})
+
+
+def _served(recipe: Recipe, queries: list[str], storage: str, index: IndexSettings) -> Load:
+    """Searches over HTTP of what lies in a storage folder."""
+    from routerretriever.serving import served
+
+    corpus = recipe.corpus.model_copy(update={"index": index})
+    with served(Pipeline(recipe.model_copy(update={"storage": storage, "corpus": corpus}))) as url:
+        bodies = [{"query": query, "collection": _COLLECTION, "top_k": _DEPTH} for query in queries]
+        run_load(f"{url}/v1/search", bodies, 1, 2.0)
+        return run_load(f"{url}/v1/search", bodies, 1, _SERVED_SECONDS)
+
+
 def _made(store: ArtifactStore, size: int, dimension: int) -> tuple[Corpus, Vectors]:
-    """A corpus without documents, and queries near some of its vectors."""
+    """A corpus, and queries near some of its vectors."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(_CENTRES, dimension)).astype(np.float32)
     shards: list[int] = []
-    queries, key = [], "corpora/made"
+    queries = []
     for start in range(0, size, _SHARD):
         count = min(_SHARD, size - start)
         vectors = _around(centres[random.integers(_CENTRES, size=count)], random)
-        store.put(key, embeddings_file(len(shards)), partial(_save, vectors))
+        texts = [f"document {row}" for row in range(start, start + count)]
+        documents = arrow.table({"id": texts, "title": texts, "text": texts})
+        store.put(_CORPUS, documents_file(len(shards)), partial(parquet.write_table, documents))
+        store.put(_CORPUS, embeddings_file(len(shards)), partial(_save, vectors))
         shards.append(count)
         queries.append(vectors[: _QUERIES * count // size + 1])
-    corpus = Corpus(key, Path(store.uri) / key, tuple(shards), dimension)
-    vars(corpus)["ids"] = [str(row) for row in range(size)]  # there are no documents to read them from
-    return corpus, _around(np.concatenate(queries)[:_QUERIES], random, 0.5)
+    store.commit(_CORPUS, {"kind": "corpus", "dimension": dimension, "shards": shards})
+    return open_corpus(store, _CORPUS), _around(np.concatenate(queries)[:_QUERIES], random, 0.5)
 
 
 def _around(points: Vectors, random: np.random.Generator, spread: float = 1.0) -> Vectors:

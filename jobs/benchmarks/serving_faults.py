@@ -2,8 +2,12 @@
 
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --soak-minutes 5
+python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --set routing.mix=vectors \
+    --set serving.placement=per_expert --set serving.expert.min_replicas=0 \
+    --set serving.expert.downscale_delay_seconds=5
 
 The recipe must have been run. Parts are killed with SIGKILL. "Gap" is the longest time without a good answer.
+Experts that may have no replicas are left alone until they have none, and then woken by one query each.
 """
 
 from __future__ import annotations
@@ -21,21 +25,22 @@ from routerretriever.config import load_recipe
 from routerretriever.console import log, set_up
 from routerretriever.pipeline import Pipeline
 
-from jobs.benchmarks.load import Load, background_load
+from jobs.benchmarks.load import Load, background_load, run_load
 from jobs.benchmarks.measure import memories_mib, report
 from jobs.benchmarks.serving import dev_queries
 
 _AFTER_SECONDS = 15.0
 _PATIENCE_SECONDS = 120.0
+_SATURATING_CLIENTS = 16
+_SOAK_SHARE = 0.8
+"""Of what the service answers when it is saturated."""
 
 
 def main(
     recipe: Path,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     clients: Annotated[int, typer.Option(help="Clients that ask at the same time.")] = 4,
-    soak_minutes: Annotated[
-        float, typer.Option(help="Length of the soak at the end; 0 leaves it out.")
-    ] = 0.0,
+    soak_minutes: Annotated[int, typer.Option(help="Length of the soak at the end; 0 leaves it out.")] = 0,
 ) -> None:
     """Cause each event under load."""
     from routerretriever.registry import Registry
@@ -64,16 +69,26 @@ def main(
                 time.sleep(3)
                 cause()
                 time.sleep(_AFTER_SECONDS)
+                _await_answers(url)
             rows.append([event, *_summary(load)])
             figures.append({"event": event, **load.figures()})
             log.info("%s: %s", event, rows[-1])
+        serving = pipeline.recipe.serving
+        if serving.placement == "per_expert" and not serving.expert.min_replicas:
+            load = _wake(url, pipeline.recipe.expert_domains)
+            rows.append(["experts woken from zero replicas", *_summary(load)])
+            figures.append({"event": "experts woken from zero replicas", **load.figures()})
         if soak_minutes:
-            before = sum(memories_mib())
-            with background_load(f"{url}/v1/search", bodies, clients) as load:
-                time.sleep(60 * soak_minutes)
-            after = sum(memories_mib())
-            rows.append([f"soak, {before:.0f} to {after:.0f} MiB", *_summary(load)])
-            figures.append({"event": "soak", "mib": [before, after], **load.figures()})
+            saturated = run_load(f"{url}/v1/search", bodies, _SATURATING_CLIENTS, _AFTER_SECONDS).per_second
+            rate, memory = _SOAK_SHARE * saturated, []
+            with background_load(f"{url}/v1/search", bodies, _SATURATING_CLIENTS, rate) as load:
+                for _ in range(soak_minutes):
+                    time.sleep(60)
+                    memory.append(sum(memories_mib("ray::ServeReplica")))
+                    log.info("soak: replicas have %.0f MiB", memory[-1])
+            event = f"soak, {rate:.0f} of {saturated:.0f} a second, {memory[0]:.0f} to {memory[-1]:.0f} MiB"
+            rows.append([event, *_summary(load)])
+            figures.append({"event": event, "replicas_mib_by_minute": memory, **load.figures()})
     report(
         f"serving-faults-{pipeline.recipe.name}",
         f"recipe {pipeline.recipe.name}: {clients} clients search all the while",
@@ -91,6 +106,53 @@ def _release(url: str, move: Callable[[], object], version: int | None) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"version {version} was not taken over")
         time.sleep(0.5)
+
+
+def _await_answers(url: str) -> None:
+    """Wait until requests are answered again, and a little longer, so that the load sees it."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not _answers(url):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{url} did not answer for {_PATIENCE_SECONDS:.0f} s")
+        time.sleep(0.5)
+    time.sleep(2)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _wake(url: str, experts: list[str]) -> Load:
+    """Ask every expert once, when it has no replica any more."""
+    from ray import serve
+
+    load = Load()
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while any(
+        deployment.replica_states
+        for name, application in serve.status().applications.items()
+        if name.startswith("expert-")
+        for deployment in application.deployments.values()
+    ):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"experts were still there after {_PATIENCE_SECONDS:.0f} s without a query")
+        time.sleep(1)
+    for expert in experts:
+        start = time.monotonic()
+        answer = httpx.post(
+            f"{url}/v1/embeddings", json={"model": expert, "input": "x"}, timeout=_PATIENCE_SECONDS
+        )
+        seconds = time.monotonic() - start
+        load.seconds += seconds
+        load.longest_gap = max(load.longest_gap, seconds)
+        if answer.is_success:
+            load.milliseconds.append(1000 * seconds)
+        else:
+            load.failures.append(str(answer.status_code))
+    return load
 
 
 def _kill(name: str) -> None:
