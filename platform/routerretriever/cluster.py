@@ -84,6 +84,8 @@ def worker_environment() -> dict[str, str]:
         # at once of a replica that goes; half a minute is meant for balancers outside, which do not.
         defaults["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         defaults["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "2"
+        # One that died is replaced when three looks in a row have missed it; ten seconds apart, by default.
+        defaults["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return {name: os.environ[name] for name in (*defaults, "HF_HUB_OFFLINE") if name in os.environ}
