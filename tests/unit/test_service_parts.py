@@ -42,6 +42,7 @@ from routerretriever.serving.schemas import (
     SearchResponse,
 )
 from routerretriever.serving.shadow import Shadows
+from routerretriever.storage import ArtifactMissing
 
 JSON = {"content-type": "application/json"}
 SECRET = "a secret that nobody knows"
@@ -561,6 +562,8 @@ class FakeIndex:
         self.search = self
 
     async def remote(self, place, queries, depths):
+        if place.corpus == "lost":
+            raise ArtifactMissing("corpora/lost: not here")
         return [[Found(1.0, Document(f"d{int(query[0])}", "", ""))] for query in queries]
 
 
@@ -572,7 +575,7 @@ def candidate(version, fingerprint, right):
         for name, share in right.items()
     }
     places = {name: Place(name, "") for name in right}
-    return _Candidate(Release(version, "", places, {}), Vetted("", manifest, canary))
+    return _Candidate(Release(version, "", places, {}), Vetted("", manifest, canary, 1))
 
 
 @pytest.mark.parametrize(
@@ -592,3 +595,12 @@ def test_a_bundle_of_another_base_or_with_worse_canaries_is_refused(fingerprint,
     present = candidate(1, "one", {"fruit": 1.0, "metal": 0.5})
     found = asyncio.run(keeper._objection(candidate(2, fingerprint, right), present))
     assert found is None if objection is None else re.search(objection, found)
+
+
+def test_a_bundle_with_a_collection_that_is_not_there_is_refused():
+    """Also if no canary query is asked of it, as of one without an expert."""
+    keeper = object.__new__(Releases.func_or_class)
+    keeper._indexes = [FakeIndex()]
+    incomplete = candidate(1, "one", {"fruit": 1.0})
+    incomplete.release.places["zero-shot"] = Place("lost", "")
+    assert asyncio.run(keeper._objection(incomplete, None)) == "corpora/lost: not here"

@@ -55,7 +55,7 @@ class Index:
         part: int,
         parts: int,
     ) -> None:
-        """Nothing is opened yet: the keeper of releases asks its canary queries before anybody else does.
+        """Nothing is opened yet: the keeper of releases searches every collection before anybody else does.
 
         Args:
             settings: kind of index.

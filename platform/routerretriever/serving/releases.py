@@ -83,6 +83,7 @@ class Vetted:
     bundle_key: str
     manifest: dict[str, Any]
     canary: dict[str, tuple[list[CanaryQuery], Vectors]]
+    dimension: int
 
 
 @dataclass
@@ -238,9 +239,10 @@ class Releases:
         return Release(version, vetted.bundle_key, places, experts)
 
     async def _objection(self, candidate: _Candidate, present: _Candidate | None) -> str | None:
-        """Why a whole bundle is not served: another base, or worse on its canary queries."""
+        """Why a whole bundle is not served: documents missing, another base, worse on its canary queries."""
         mine = candidate.vetted.manifest
         try:
+            await self._open(candidate)
             scores = await self._canary_scores(candidate.release, candidate.vetted)
         except ArtifactMissing as error:
             return str(getattr(error, "cause", error))  # the index's own words, without its traceback
@@ -264,6 +266,12 @@ class Releases:
                 f"the present bundle has {then:.4f}"
             )
         return None
+
+    async def _open(self, candidate: _Candidate) -> None:
+        """Search every collection once: it must be there, and no user should wait until it is opened."""
+        probe = np.zeros((1, candidate.vetted.dimension), dtype=np.float32)
+        for place in candidate.release.places.values():
+            await search_parts(self._indexes, place, probe, [1])
 
     async def _canary_scores(self, release: Release, vetted: Vetted) -> dict[str, float]:
         """nDCG@10 of a bundle's canary vectors by collection, on the collections as they are now."""
@@ -386,7 +394,7 @@ def vet(recipe: Recipe, store: ArtifactStore, version: int) -> Vetted | str:
                 store.commit(key, {"kind": "bundle", "version": version})
     except (ValueError, LookupError) as error:
         return str(error)
-    return Vetted(key, bundle.manifest, canary)
+    return Vetted(key, bundle.manifest, canary, bundle.encoder.dimension)
 
 
 def sized(deployment: Any, name: str, replicas: ReplicaSettings) -> Any:
