@@ -64,6 +64,9 @@ def main(
             "router replica killed": lambda: _kill("ServeReplica:routerretriever:router"),
             "proxy killed": lambda: _kill("haproxy"),
         }
+        serving = pipeline.recipe.serving
+        if serving.placement == "per_expert":
+            events["experts' replicas killed"] = lambda: _kill("ServeReplica:expert-")
         for event, cause in events.items():
             with background_load(f"{url}/v1/search", bodies, clients) as load:
                 time.sleep(3)
@@ -73,7 +76,6 @@ def main(
             rows.append([event, *_summary(load)])
             figures.append({"event": event, **load.figures()})
             log.info("%s: %s", event, rows[-1])
-        serving = pipeline.recipe.serving
         if serving.placement == "per_expert" and not serving.expert.min_replicas:
             load = _wake(url, pipeline.recipe.expert_domains)
             rows.append(["experts woken from zero replicas", *_summary(load)])
