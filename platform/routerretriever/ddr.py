@@ -13,12 +13,12 @@ against each other; the general prefix and the encoded documents of the other do
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from routerretriever.config import BASE, DdrSettings, Recipe, RecipeError, RoutingSettings
 from routerretriever.datasets import Collection
+from routerretriever.encoder import UNIFORM, View
 from routerretriever.evaluation.evaluate import DDR, DDR_PRIOR, DDR_TOP_K, DDR_UNROUTED, GENERAL_PREFIX
 from routerretriever.measures import Measured
 from routerretriever.pipeline import Pipeline
@@ -26,9 +26,6 @@ from routerretriever.routing import Router
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.storage import ArtifactStore
 from routerretriever.training import Expert, name_views, train_ddr
-
-if TYPE_CHECKING:
-    from routerretriever.encoder import View
 
 ALL, TOP_K, PRIOR = "ddr", "ddr-topk", "ddr-prior"
 _UNROUTED = "{}-without-routing"
@@ -134,8 +131,6 @@ class DdrPipeline(Pipeline):
         return (collection,) if self.recipe.domains[collection].expert else self.modules
 
     def _views(self, model: str) -> dict[str, View]:
-        from routerretriever.encoder.prefix import UNIFORM, View
-
         every = len(self.modules)
         if model == ALL:
             return {ALL: View(self.modules, every), TOP_K: View(self.modules, min(self._ddr.top_k, every))}

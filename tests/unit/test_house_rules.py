@@ -119,3 +119,11 @@ def test_shipped_service_configurations_are_valid_to_ray_and_to_us(path):
     serving = load_recipe(ROOT / application.args["recipe"], application.args.get("set")).serving
     assert serving.host == config.http_options.host
     assert serving.tokens_file or is_loopback(serving.host)
+
+
+def test_what_only_plans_and_supervises_imports_no_models():
+    """A trainer has two processes beside its worker; models would cost each of them seconds and memory."""
+    modules = "routerretriever.cli, routerretriever.ddr, routerretriever.plan, routerretriever.training.job"
+    code = f"import sys, {modules}; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "[]"

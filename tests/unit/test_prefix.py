@@ -13,6 +13,7 @@ from routerretriever.config import BASE, EncoderSettings, LoraSettings, PrefixSe
 from routerretriever.encoder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    UNIFORM,
     Encoder,
     EncoderError,
     PrefixShape,
@@ -22,7 +23,7 @@ from routerretriever.encoder import (
     merge_expert,
     pack_experts,
 )
-from routerretriever.encoder.prefix import UNIFORM, Mixture, Prefixes
+from routerretriever.encoder.prefix import Mixture, Prefixes
 from torch import nn
 
 FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from routerretriever.encoder.prefix_shape import UNIFORM, PrefixShape, View
 from routerretriever.encoder.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -18,10 +19,9 @@ from routerretriever.encoder.source import (
 if TYPE_CHECKING:
     from routerretriever.encoder.encoder import Encoder, Features, load_encoder
     from routerretriever.encoder.packed import PackedExperts, merge_expert, pack_experts
-    from routerretriever.encoder.prefix import PrefixShape, View
 
 __all__ = [
-    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Encoder", "EncoderError", "Features", "PackedExperts",
+    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "UNIFORM", "Encoder", "EncoderError", "Features", "PackedExperts",
     "PrefixShape", "View", "encoder_fingerprint", "general_prefix_folder", "load_encoder", "merge_expert",
     "pack_experts",
 ]  # fmt: skip
@@ -37,8 +37,4 @@ def __getattr__(name: str) -> object:
         from routerretriever.encoder import packed
 
         return getattr(packed, name)
-    if name in ("PrefixShape", "View"):
-        from routerretriever.encoder import prefix
-
-        return getattr(prefix, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

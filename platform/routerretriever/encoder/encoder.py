@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from routerretriever.config import BASE, EncoderSettings, LoraSettings, PrefixSettings
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
-from routerretriever.encoder.prefix import Mixture, PrefixAttention, Prefixes, PrefixShape, View
+from routerretriever.encoder.prefix import Mixture, PrefixAttention, Prefixes
+from routerretriever.encoder.prefix_shape import PrefixShape, View
 from routerretriever.encoder.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from routerretriever.config import BASE
 from routerretriever.encoder.encoder import Encoder, Vectors
-from routerretriever.encoder.prefix import UNIFORM, Mixture, Prefixes, PrefixShape, View
+from routerretriever.encoder.prefix import Mixture, Prefixes
+from routerretriever.encoder.prefix_shape import UNIFORM, PrefixShape, View
 from routerretriever.encoder.source import ADAPTER_WEIGHTS, EncoderError, adapter_config
 
 _PREFIX = "base_model.model."

@@ -32,7 +32,7 @@ from routerretriever.counting import carry
 from routerretriever.datasets import Collection, store_judgements
 from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PrefixShape, View, encoder_fingerprint
 from routerretriever.storage import ArtifactMissing, ArtifactStore, make_missing
-from routerretriever.training.job import TrainingJob, TrainingPart
+from routerretriever.training.job import BEST_FOLDER, TrainingJob, TrainingPart, train_worker
 
 
 class TrainingFailed(RuntimeError):
@@ -447,8 +447,6 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
     """Run one Ray Train trainer to its end and publish the expert; returns the card."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-
-    from routerretriever.training.loop import BEST_FOLDER, train_worker
 
     run_key = checkpoints_key(job.key)
     filesystem, folder = store.arrow("training")

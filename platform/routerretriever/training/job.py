@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from routerretriever.config import EncoderSettings, GeneralPrefixSettings, TrainingSettings
+
+BEST_FOLDER = "best"
+"""Where a checkpoint keeps the adapter that was best on dev."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,13 @@ class TrainingJob:
     """Names of the modules of a prefix that has several, with a router in each layer."""
     general: GeneralPrefixSettings | None = None
     """Set for a general prefix, which documents are encoded with too, anew in every step."""
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs in a worker; see ``routerretriever.training.loop.train_adapter``.
+
+    The trainer's controller loads this function too. It has no use for models, which take seconds to import.
+    """
+    from routerretriever.training.loop import train_adapter
+
+    train_adapter(**config)

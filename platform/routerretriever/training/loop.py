@@ -24,11 +24,11 @@ from ray.train.torch import prepare_model
 from routerretriever.config import BASE, PrefixSettings, TrainingSettings
 from routerretriever.counting import TRAINING_STEPS, WORKERS_REPLACED, count, take
 from routerretriever.encoder import Encoder, load_encoder
-from routerretriever.training.job import TrainingJob
+from routerretriever.storage import ArtifactStore
+from routerretriever.training.job import BEST_FOLDER, TrainingJob
 from routerretriever.training.lessons import ADAPTER, Lesson, open_lesson
 from routerretriever.training.objective import candidate_loss
 
-BEST_FOLDER = "best"
 _STATE_FILE = "state.pt"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,10 +49,8 @@ class Progress:
     """Steps from which a new worker went on after one was lost."""
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Train one expert; ``config`` holds ``job`` (a TrainingJob), ``store`` and ``board``."""
-    job: TrainingJob = config["job"]
-    store, board = config["store"], config["board"]
+def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
+    """Train one adapter as a worker of Ray Train; ``board`` is told how far it has come."""
     settings: TrainingSettings = job.training
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
 
