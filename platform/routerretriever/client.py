@@ -3,7 +3,8 @@
     with Client("http://localhost:8000", token="...") as client:
         hits = client.search("undo my last commit", collection="shell").results
 
-An answer that refuses for load (429, 503) is asked again after the time that the service names.
+A request that is refused for load, or meets a replica or a proxy that is being replaced, is sent again for a
+while; every request can be sent twice without harm.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ Vectors = NDArray[np.float32]
 Document = Mapping[str, str]
 """``id``, ``text`` and, if there is one, ``title``."""
 
-_ATTEMPTS = 5
-_LOADED = (429, 503)
+_PASSING = (429, 502, 503)
+_JSON = "application/json"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 
 
 class ServiceError(RuntimeError):
@@ -48,11 +50,52 @@ class ServiceError(RuntimeError):
         self.status = response.status_code
 
 
+_LOST = (httpx.NetworkError, httpx.RemoteProtocolError)
+"""A connection that was refused or broke. One that never was is an address to be corrected."""
+
+
+class _Attempts:
+    """When one request is sent again."""
+
+    def __init__(self, patience: float) -> None:
+        self._until = time.monotonic() + patience
+        self._next = _FIRST_PAUSE
+
+    def pause_after(self, response: httpx.Response) -> float | None:
+        """Seconds to wait before another attempt; None if this answer stands."""
+        # Where it has just been started anew, a proxy in front finds no route; our own 404s have an error.
+        proxys = response.status_code == 404 and not response.headers.get("Content-Type", "").startswith(
+            _JSON
+        )
+        if response.status_code not in _PASSING and not proxys:
+            return None
+        told = response.headers.get("Retry-After")
+        return self.pause(None if told is None else float(told))
+
+    def pause(self, seconds: float | None = None) -> float | None:
+        """The same when there was no answer; so many seconds if they are given."""
+        if seconds is None:
+            seconds, self._next = self._next, min(2 * self._next, _LONGEST_PAUSE)
+        return seconds if time.monotonic() + seconds <= self._until else None
+
+
 class Client:
     """Asks a service, one request at a time."""
 
-    def __init__(self, url: str, token: str | None = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, timeout: float = 60.0, patience: float = 20.0
+    ) -> None:
+        """Make ready to ask; nothing is sent yet.
+
+        Args:
+            url: the service's, without ``/v1``.
+            token: what it knows this client by, if it wants to know.
+            timeout: seconds that an answer may take.
+            patience: seconds for which a request is sent again.
+        """
         self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout)
+        self._patience = patience
+        self._met = False
 
     def search(
         self, query: str, collection: str | None = None, top_k: int = 10, model: str = ROUTED_MODEL
@@ -94,19 +137,29 @@ class Client:
         self.close()
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        for attempt in range(1, _ATTEMPTS + 1):
-            response = self._http.post(path, json=body)
-            if response.status_code not in _LOADED or attempt == _ATTEMPTS:
-                break
-            time.sleep(_wait(response))
-        return _checked(response)
+        attempts = _Attempts(self._patience)
+        while True:
+            try:
+                response = self._http.post(path, json=body)
+                self._met = True
+                if (pause := attempts.pause_after(response)) is None:
+                    return _checked(response)
+            except _LOST:
+                if not self._met or (pause := attempts.pause()) is None:
+                    raise
+            time.sleep(pause)
 
 
 class AsyncClient:
     """Asks a service, any number of requests at a time."""
 
-    def __init__(self, url: str, token: str | None = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, timeout: float = 60.0, patience: float = 20.0
+    ) -> None:
+        """As ``Client``."""
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(token), timeout=timeout)
+        self._patience = patience
+        self._met = False
 
     async def search(
         self, query: str, collection: str | None = None, top_k: int = 10, model: str = ROUTED_MODEL
@@ -148,20 +201,21 @@ class AsyncClient:
         await self.close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        for attempt in range(1, _ATTEMPTS + 1):
-            response = await self._http.post(path, json=body)
-            if response.status_code not in _LOADED or attempt == _ATTEMPTS:
-                break
-            await asyncio.sleep(_wait(response))
-        return _checked(response)
+        attempts = _Attempts(self._patience)
+        while True:
+            try:
+                response = await self._http.post(path, json=body)
+                self._met = True
+                if (pause := attempts.pause_after(response)) is None:
+                    return _checked(response)
+            except _LOST:
+                if not self._met or (pause := attempts.pause()) is None:
+                    raise
+            await asyncio.sleep(pause)
 
 
 def _headers(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _wait(response: httpx.Response) -> float:
-    return float(response.headers.get("Retry-After", 1))
 
 
 def _checked(response: httpx.Response) -> Any:

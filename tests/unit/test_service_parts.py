@@ -20,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from routerretriever.client import AsyncClient, ServiceError
+from routerretriever.client import AsyncClient, Client, ServiceError
 from routerretriever.config import LimitSettings, RecipeError, ServingSettings
 from routerretriever.corpus import Found
 from routerretriever.datasets import Document
@@ -432,6 +432,71 @@ def test_the_client_reads_every_answer_and_waits_when_it_is_told():
         await client.close()
 
     asyncio.run(main())
+
+
+class Restarted:
+    """A service that answers once, has troubles (exceptions, or plain answers of a proxy's), and is back."""
+
+    def __init__(self, *troubles: int | Exception) -> None:
+        self.troubles = [200, *troubles]
+        self.asked = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        trouble = self.troubles.pop(0) if self.troubles else 200
+        if isinstance(trouble, Exception):
+            raise trouble
+        if trouble == 200:
+            return httpx.Response(200, json={"data": []})
+        return httpx.Response(trouble, text="Path '/v1/route' not found.")
+
+
+TROUBLES = [httpx.ReadError("broken off"), httpx.ConnectError("refused"), 404, 502]
+
+
+def patient(service: Restarted, patience: float) -> Client:
+    client = Client("http://service", patience=patience)
+    client._http = httpx.Client(transport=httpx.MockTransport(service), base_url="http://service")
+    return client
+
+
+def test_a_client_outlasts_a_restart(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr("routerretriever.client.time.sleep", waited.append)
+    service = Restarted(*TROUBLES)
+    client = patient(service, 20)
+    assert client.route(["x"]) == client.route(["x"]) == []
+    assert service.asked == 2 + len(TROUBLES)
+    assert waited == [0.25, 0.5, 1, 2]
+
+    async def main() -> None:
+        again = AsyncClient("http://service")
+        service = Restarted(404)
+        again._http = httpx.AsyncClient(transport=httpx.MockTransport(service), base_url="http://service")
+        assert await again.route(["x"]) == await again.route(["x"]) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_clients_patience_ends(trouble):
+    client = patient(Restarted(trouble), 0.1)  # less than the first pause
+    client.route(["x"])
+    with pytest.raises((ServiceError, httpx.TransportError)):
+        client.route(["x"])
+
+
+def test_a_wrong_address_and_a_late_answer_are_told_at_once():
+    unreachable = Restarted()
+    unreachable.troubles = [httpx.ConnectError("refused")]
+    with pytest.raises(httpx.ConnectError):
+        patient(unreachable, 20).route(["x"])
+    late = Restarted(httpx.ReadTimeout("late"))
+    client = patient(late, 20)
+    client.route(["x"])
+    with pytest.raises(httpx.ReadTimeout):
+        client.route(["x"])
+    assert (unreachable.asked, late.asked) == (1, 2)
 
 
 def test_langchain_gets_documents_by_the_base_and_queries_by_the_router():
