@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 _REFUSED_SECONDS = 0.1
-"""Without a pause, clients that nobody listens to would take the machine from whoever is to come back."""
+"""Without a pause, clients that are not served would take the machine from whoever is to come back."""
 
 
 @dataclass
@@ -120,6 +120,7 @@ async def _ask(
                 answered.append(now)
             else:
                 failures.append(str(status))
+                await asyncio.sleep(_REFUSED_SECONDS)
 
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=clients)) as http:
