@@ -97,12 +97,12 @@ async def _ask(
 
     async def client(http: aiohttp.ClientSession, number: int) -> None:
         turn = number * len(bodies) // clients
-        due = time.perf_counter()
+        due = time.perf_counter() + (number / per_second if per_second else 0.0)
         while not stop.is_set():
             turn += 1
             if per_second is not None:
-                due += clients / per_second
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                due += clients / per_second
             start = time.perf_counter()
             try:
                 async with http.post(url, json=bodies[turn % len(bodies)]) as response:
