@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import multiprocessing
 import time
 from collections import Counter
@@ -47,8 +48,8 @@ class Load:
         }
 
     def quantile(self, share: float) -> float:
-        """Milliseconds within which this share of the answers came."""
-        return float(np.quantile(self.milliseconds, share))
+        """Milliseconds within which this share of the answers came; not a number if none did."""
+        return float(np.quantile(self.milliseconds, share)) if self.milliseconds else math.nan
 
 
 def run_load(url: str, bodies: Sequence[dict[str, Any]], clients: int, seconds: float) -> Load:

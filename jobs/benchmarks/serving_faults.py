@@ -2,7 +2,7 @@
 
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --soak-minutes 5
-python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --set routing.mix=vectors \
+python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --no-faults --set routing.mix=vectors \
     --set serving.placement=per_expert --set serving.expert.min_replicas=0 \
     --set serving.expert.downscale_delay_seconds=5
 
@@ -40,6 +40,7 @@ def main(
     recipe: Path,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     clients: Annotated[int, typer.Option(help="Clients that ask at the same time.")] = 4,
+    faults: Annotated[bool, typer.Option(help="Cause the events.")] = True,
     soak_minutes: Annotated[int, typer.Option(help="Length of the soak at the end; 0 leaves it out.")] = 0,
 ) -> None:
     """Cause each event under load."""
@@ -67,7 +68,7 @@ def main(
         serving = pipeline.recipe.serving
         if serving.placement == "per_expert":
             events["experts' replicas killed"] = lambda: _kill("ServeReplica:expert-")
-        for event, cause in events.items():
+        for event, cause in events.items() if faults else ():
             with background_load(f"{url}/v1/search", bodies, clients) as load:
                 time.sleep(3)
                 cause()
