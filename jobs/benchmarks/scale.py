@@ -51,7 +51,7 @@ def documents(sizes: Sizes = None) -> None:
     """Encode, open and search collections of made documents with the exact index."""
     set_up(quiet=True)
     connect()
-    sizes = sizes or [3_000, 10_000, 30_000, 100_000]
+    sizes = sizes or [3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
     encoded, opened, searched, bytes_each = [], [], [], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
@@ -198,8 +198,8 @@ def _cells(cost: Cost) -> list[str]:
 
 
 def _drawn_out(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """The line through the last two points, at ``_PROJECTED``."""
-    slope = (values[-1] - values[-2]) / (sizes[-1] - sizes[-2])
+    """The line through the last two points, at ``_PROJECTED``; level if it falls, since no cost shrinks."""
+    slope = max(0.0, (values[-1] - values[-2]) / (sizes[-1] - sizes[-2]))
     return values[-1] + slope * (_PROJECTED - sizes[-1])
 
 
