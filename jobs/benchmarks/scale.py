@@ -152,9 +152,11 @@ def machines(
     for count in counts:
         with tempfile.TemporaryDirectory() as scratch, head() as (address, add_machine):
             os.environ["RAY_ADDRESS"] = address
-            added = [add_machine() for _ in range(count)]
             connect()
-            _await_machines(count)
+            added = []
+            for number in range(count):  # one after the other: at once they would time out on a small machine
+                added.append(add_machine())
+                _await_machines(number + 1)
             pipeline = Pipeline(_searched_recipe(Path(scratch), size))
             with measured("encode") as cost:
                 _ = pipeline.corpora
