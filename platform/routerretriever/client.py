@@ -63,14 +63,12 @@ class _Attempts:
 
     def pause_after(self, response: httpx.Response) -> float | None:
         """Seconds to wait before another attempt; None if this answer stands."""
-        # Where it has just been started anew, a proxy in front finds no route; our own 404s have an error.
-        proxys = response.status_code == 404 and not response.headers.get("Content-Type", "").startswith(
-            _JSON
-        )
-        if response.status_code not in _PASSING and not proxys:
+        # A proxy that has just been started anew finds no route; our own 404s are JSON.
+        lost = response.status_code == 404 and _JSON not in response.headers.get("Content-Type", "")
+        if response.status_code not in _PASSING and not lost:
             return None
-        told = response.headers.get("Retry-After")
-        return self.pause(None if told is None else float(told))
+        told = response.headers.get("Retry-After", "")  # ours is in seconds; a proxy's may be a date
+        return self.pause(float(told) if told.isdecimal() else None)
 
     def pause(self, seconds: float | None = None) -> float | None:
         """The same when there was no answer; so many seconds if they are given."""
