@@ -373,7 +373,8 @@ class ReplicaSettings(Settings):
     """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
     min_replicas: NonNegativeInt = 1
-    """0 lets the deployment vanish when nobody asks; the next query waits for it to start."""
+    """0 lets the deployment vanish when nobody asks; the next query waits for it to start, which may take
+    longer than ``limits.seconds``."""
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat = 8.0
     """Calls in progress per replica that autoscaling aims at."""
