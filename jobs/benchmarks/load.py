@@ -111,9 +111,7 @@ async def _ask(
                     status = response.status
             except (aiohttp.ClientError, TimeoutError) as error:
                 failures.append(type(error).__name__)
-                await asyncio.sleep(
-                    _REFUSED_SECONDS
-                )  # or the clients would take the machine from who recovers
+                await asyncio.sleep(_REFUSED_SECONDS)
                 continue
             if status == 200:
                 now = time.perf_counter()

@@ -20,14 +20,12 @@ import numpy as np
 import typer
 from routerretriever.config import BASE, Recipe, load_recipe
 from routerretriever.console import log, set_up
-from routerretriever.evaluation.evaluate import ROUTED
 from routerretriever.pipeline import Pipeline
-from routerretriever.registry import Registry
 from routerretriever.registry.bundle import ServiceFacts
 from routerretriever.routing.constant import ConstantRouter
 
 from jobs.benchmarks.measure import memories_mib, report
-from jobs.benchmarks.serving import dev_queries, embeddings, measure, numbers, summary
+from jobs.benchmarks.serving import dev_queries, embeddings, measure, numbers, released_beside, summary
 
 
 def main(
@@ -50,12 +48,12 @@ def main(
         names = [f"expert-{number:03}" for number in range(count)]
         crowd = Pipeline(_registered(pipeline, names))
         with served(crowd) as url:
-            asked = zip(embeddings(queries, BASE, 1), itertools.cycle(names), strict=False)
-            bodies = {
-                "base": embeddings(queries, BASE, 1),
-                "experts": [{**body, "model": name} for body, name in asked],
-            }
-            ways = {way: (f"{url}/v1/embeddings", own) for way, own in bodies.items()}
+            to_base = embeddings(queries, BASE, 1)
+            to_experts = [
+                {**body, "model": name} for body, name in zip(to_base, itertools.cycle(names), strict=False)
+            ]
+            where = f"{url}/v1/embeddings"
+            ways = {"base": (where, to_base), "experts": (where, to_experts)}
             for number in clients or [1, 16]:
                 loads_by_way = measure(ways, number, seconds, rounds)
                 memory = sum(memories_mib("ray::ServeReplica"))
@@ -76,26 +74,17 @@ def main(
 
 def _registered(pipeline: Pipeline, names: list[str]) -> Recipe:
     """A recipe whose released bundle has experts of these names."""
-    recipe, made = pipeline.recipe, list(pipeline.experts.values())
-    served = next(iter(recipe.expert_domains))
-    crowd = recipe.model_copy(
-        update={
-            "registry": recipe.registry.model_copy(
-                update={"name": f"{recipe.registry.name}-{len(names)}-copies"}
-            ),
-            # Experts on their own can be served in either placement.
-            "routing": recipe.routing.model_copy(update={"mix": "vectors"}),
-            "serving": recipe.serving.model_copy(update={"collections": (served,)}),
-        }
+    copies = dict(zip(names, itertools.cycle(pipeline.experts.values()), strict=False))
+    searched = pipeline.recipe.expert_domains[0]
+    return released_beside(
+        pipeline,
+        f"{len(names)}-copies",
+        ServiceFacts({searched: pipeline.corpora[searched].key}, {}, {}),
+        {name: replace(expert, domain=name) for name, expert in copies.items()},
+        ConstantRouter(names, np.full(len(names), 1 / len(names), dtype=np.float32)),
+        # Experts on their own can be served in either placement.
+        pipeline.recipe.routing.model_copy(update={"mix": "vectors"}),
     )
-    copies = dict(zip(names, itertools.cycle(made), strict=False))
-    experts = {name: replace(expert, domain=name) for name, expert in copies.items()}
-    router = ConstantRouter(names, np.full(len(names), 1 / len(names), dtype=np.float32))
-    facts = ServiceFacts({served: pipeline.corpora[served].key}, {}, {})
-    Registry(crowd, pipeline.store).register_bundle(
-        crowd, router, experts, pipeline.evaluation, ROUTED, facts, pipeline.store
-    )
-    return crowd
 
 
 if __name__ == "__main__":

@@ -79,6 +79,19 @@ def memories_mib(name: str = "") -> list[float]:
     return each
 
 
+def wait_until(reached: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    """Ask twice a second whether something has come about.
+
+    Raises:
+        TimeoutError: it has not, in so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.5)
+
+
 def run_steps(recipe: Recipe) -> list[Cost]:
     """Run every step of a recipe up to the registered bundle, one after the other; Ray's start is its own."""
     from routerretriever.cluster import connect

@@ -15,9 +15,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ from routerretriever.evaluation.figures import Lines, Section, write_sections
 from routerretriever.pipeline import Pipeline
 
 from jobs.benchmarks.faults import head, kill
-from jobs.benchmarks.measure import Cost, measured, report
+from jobs.benchmarks.measure import Cost, measured, report, wait_until
 
 app = typer.Typer(help="How time and memory grow.", no_args_is_help=True)
 
@@ -39,7 +40,6 @@ _PROJECTED = 10_000_000
 """Documents for which the step from the second largest size to the largest is drawn out."""
 _VOCABULARY, _WORDS = 5000, 60
 _SEARCHES = 100
-_JOINING_SECONDS = 120.0
 WORDS = ("apple", "banana", "cherry", "damson", "elder", "fig", "grape", "hazel")
 
 Sizes = Annotated[list[int] | None, typer.Option(help="Documents in the collection, ascending.")]
@@ -153,10 +153,7 @@ def machines(
         with tempfile.TemporaryDirectory() as scratch, head() as (address, add_machine):
             os.environ["RAY_ADDRESS"] = address
             connect()
-            added = []
-            for number in range(count):  # one after the other: at once they would time out on a small machine
-                added.append(add_machine())
-                _await_machines(number + 1)
+            added = [_joined(add_machine) for _ in range(count)]
             pipeline = Pipeline(_searched_recipe(Path(scratch), size))
             with measured("encode") as cost:
                 _ = pipeline.corpora
@@ -177,14 +174,17 @@ def machines(
     )
 
 
-def _await_machines(count: int) -> None:
+def _joined(add_machine: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Add a Ray node and wait for it: several at once would time out on a small machine."""
     import ray
 
-    deadline = time.monotonic() + _JOINING_SECONDS
-    while sum(node["Alive"] for node in ray.nodes()) < count + 1:  # the head does no work
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{count} Ray nodes did not come up in {_JOINING_SECONDS:.0f} s")
-        time.sleep(0.5)
+    def alive() -> int:
+        return sum(node["Alive"] for node in ray.nodes())
+
+    before = alive()
+    machine = add_machine()
+    wait_until(lambda: alive() > before, "another Ray node joins")
+    return machine
 
 
 def _publish(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,15 +28,13 @@ from routerretriever.config import IndexSettings, Recipe, load_recipe
 from routerretriever.console import log, set_up
 from routerretriever.corpus import Corpus, open_corpus, open_index
 from routerretriever.corpus.artifact import documents_file, embeddings_file
-from routerretriever.evaluation.evaluate import ROUTED
 from routerretriever.pipeline import Pipeline
-from routerretriever.registry import Registry
 from routerretriever.registry.bundle import ServiceFacts
 from routerretriever.storage import ArtifactStore
 
 from jobs.benchmarks.load import Load, run_load
 from jobs.benchmarks.measure import report
-from jobs.benchmarks.serving import dev_queries
+from jobs.benchmarks.serving import dev_queries, released_beside
 
 _CORPUS = "corpora/made"
 _COLLECTION = "made"
@@ -59,8 +58,11 @@ def main(
 ) -> None:
     """Build and search each kind of index at each size."""
     set_up(quiet=True)
-    pipeline = None if recipe is None else Pipeline(load_recipe(recipe, overrides))
-    service = None if pipeline is None else _registered(pipeline)
+    over_http: Callable[[str, IndexSettings], Load] | None = None
+    if recipe is not None:
+        pipeline = Pipeline(load_recipe(recipe, overrides))
+        variant = released_beside(pipeline, "search", ServiceFacts({_COLLECTION: _CORPUS}, {}, {}))
+        over_http = partial(_served, variant, dev_queries(pipeline))
     rows, figures = [], []
     for size in sizes or [10_000, 100_000, 1_000_000]:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,39 +84,22 @@ def main(
                 row = [f"{size:,}", kind, f"{building:.1f}", f"{p50:.2f}", f"{p95:.2f}", f"{recall:.3f}"]
                 measured = {"vectors": size, "kind": kind, "build_s": building, "p50_ms": p50, "p95_ms": p95,
                             "recall": recall}  # fmt: skip
-                if pipeline is not None and service is not None:
-                    load = _served(service, dev_queries(pipeline), folder, settings)
-                    row += [
-                        f"{load.quantile(0.5):.1f}",
-                        f"{load.quantile(0.95):.1f}",
-                        str(len(load.failures)),
-                    ]
+                if over_http is not None:
+                    load = over_http(folder, settings)
+                    row += [f"{load.quantile(share):.1f}" for share in (0.5, 0.95)]
+                    row.append(str(len(load.failures)))
                     measured["http"] = load.figures()
                 rows.append(row)
                 figures.append(measured)
                 log.info("%s", row)
-    over_http = [] if recipe is None else ["HTTP p50 ms", "HTTP p95 ms", "failed"]
+    http_columns = [] if over_http is None else ["HTTP p50 ms", "HTTP p95 ms", "failed"]
     report(
         "search",
         f"{dimension} dimensions, the best {_DEPTH}",
-        ["vectors", "index", "build s", "p50 ms", "p95 ms", "recall", *over_http],
+        ["vectors", "index", "build s", "p50 ms", "p95 ms", "recall", *http_columns],
         rows,
         {"dimension": dimension, "measured": figures},
     )
-
-
-def _registered(pipeline: Pipeline) -> Recipe:
-    """A recipe whose released bundle is the pipeline's own, but searches what is made here."""
-    own = pipeline.recipe
-    name = f"{own.registry.name}-search"
-    recipe = own.model_copy(update={"registry": own.registry.model_copy(update={"name": name})})
-    registry = Registry(recipe, pipeline.store)
-    facts = ServiceFacts({_COLLECTION: _CORPUS}, {}, {})
-    registry.register_bundle(
-        recipe, pipeline.router, pipeline.experts, pipeline.evaluation, ROUTED, facts, pipeline.store
-    )
-    uri = recipe.registry.model_copy(update={"tracking_uri": registry.tracking_uri})
-    return recipe.model_copy(update={"registry": uri})
 
 
 def _served(recipe: Recipe, queries: list[str], storage: str, index: IndexSettings) -> Load:

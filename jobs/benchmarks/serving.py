@@ -10,13 +10,19 @@ rounds, one after the other in each, so that a change of the machine's mood meet
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from routerretriever.config import BASE, ROUTED_MODEL, load_recipe
+from routerretriever.config import BASE, ROUTED_MODEL, Recipe, RoutingSettings, load_recipe
 from routerretriever.console import set_up
+from routerretriever.evaluation.evaluate import ROUTED
 from routerretriever.pipeline import Pipeline
+from routerretriever.registry import Registry
+from routerretriever.registry.bundle import ServiceFacts
+from routerretriever.routing import Router
+from routerretriever.training import Expert
 
 from jobs.benchmarks.load import Load, run_load
 from jobs.benchmarks.measure import report
@@ -71,6 +77,32 @@ def dev_queries(pipeline: Pipeline) -> list[str]:
     queries = [text for one in pipeline.expert_collections for text in one.queries("dev").values()]
     random.Random(0).shuffle(queries)
     return queries
+
+
+def released_beside(
+    pipeline: Pipeline,
+    name: str,
+    facts: ServiceFacts,
+    experts: Mapping[str, Expert] | None = None,
+    router: Router | None = None,
+    routing: RoutingSettings | None = None,
+) -> Recipe:
+    """Register and release a variant of a pipeline's bundle under another name; returns its recipe.
+
+    What is not given is the pipeline's own.
+    """
+    recipe = pipeline.recipe
+    settings = recipe.registry.model_copy(update={"name": f"{recipe.registry.name}-{name}"})
+    update = {"registry": settings, "routing": routing or recipe.routing}
+    recipe = recipe.model_copy(update=update)
+    registry = Registry(recipe, pipeline.store)
+    registry.register_bundle(
+        recipe, router or pipeline.router, experts or pipeline.experts, pipeline.evaluation, ROUTED, facts,
+        pipeline.store,
+    )  # fmt: skip
+    # Named, since the variant may be served with another storage.
+    settings = settings.model_copy(update={"tracking_uri": registry.tracking_uri})
+    return recipe.model_copy(update={"registry": settings})
 
 
 def embeddings(queries: list[str], model: str, texts: int) -> list[dict[str, Any]]:

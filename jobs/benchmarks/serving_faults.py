@@ -26,11 +26,10 @@ from routerretriever.console import log, set_up
 from routerretriever.pipeline import Pipeline
 
 from jobs.benchmarks.load import Load, background_load, run_load
-from jobs.benchmarks.measure import memories_mib, report
+from jobs.benchmarks.measure import memories_mib, report, wait_until
 from jobs.benchmarks.serving import dev_queries
 
 _AFTER_SECONDS = 15.0
-_PATIENCE_SECONDS = 120.0
 _SATURATING_CLIENTS = 16
 _SOAK_SHARE = 0.8
 """Of what the service answers when it is saturated."""
@@ -73,14 +72,16 @@ def main(
                 time.sleep(3)
                 cause()
                 time.sleep(_AFTER_SECONDS)
-                _await_answers(url)
+                wait_until(lambda: _answers(url), f"{url} answers again")
+                time.sleep(2)  # so that the load sees it
             rows.append([event, *_summary(load)])
             figures.append({"event": event, **load.figures()})
             log.info("%s: %s", event, rows[-1])
         if serving.placement == "per_expert" and not serving.expert.min_replicas:
             load = _wake(url, pipeline.recipe.expert_domains)
-            rows.append(["experts woken from zero replicas", *_summary(load)])
-            figures.append({"event": "experts woken from zero replicas", **load.figures()})
+            event = "experts woken from zero replicas"
+            rows.append([event, *_summary(load)])
+            figures.append({"event": event, **load.figures()})
         if soak_minutes:
             saturated = run_load(f"{url}/v1/search", bodies, _SATURATING_CLIENTS, _AFTER_SECONDS).per_second
             rate, memory = _SOAK_SHARE * saturated, []
@@ -104,21 +105,10 @@ def main(
 def _release(url: str, move: Callable[[], object], version: int | None) -> None:
     """Move the alias, and wait until the service has followed."""
     move()
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while httpx.get(f"{url}/v1/service", timeout=60).json()["version"] != version:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"version {version} was not taken over")
-        time.sleep(0.5)
-
-
-def _await_answers(url: str) -> None:
-    """Wait until requests are answered again, and a little longer, so that the load sees it."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not _answers(url):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{url} did not answer for {_PATIENCE_SECONDS:.0f} s")
-        time.sleep(0.5)
-    time.sleep(2)
+    wait_until(
+        lambda: httpx.get(f"{url}/v1/service", timeout=60).json()["version"] == version,
+        f"version {version} is taken over",
+    )
 
 
 def _answers(url: str) -> bool:
@@ -132,22 +122,19 @@ def _wake(url: str, experts: list[str]) -> Load:
     """Ask every expert once, when it has no replica any more."""
     from ray import serve
 
+    def asleep() -> bool:
+        return not any(
+            deployment.replica_states
+            for name, application in serve.status().applications.items()
+            if name.startswith("expert-")
+            for deployment in application.deployments.values()
+        )
+
+    wait_until(asleep, "experts that nobody asks have no replicas")
     load = Load()
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while any(
-        deployment.replica_states
-        for name, application in serve.status().applications.items()
-        if name.startswith("expert-")
-        for deployment in application.deployments.values()
-    ):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"experts were still there after {_PATIENCE_SECONDS:.0f} s without a query")
-        time.sleep(1)
     for expert in experts:
         start = time.monotonic()
-        answer = httpx.post(
-            f"{url}/v1/embeddings", json={"model": expert, "input": "x"}, timeout=_PATIENCE_SECONDS
-        )
+        answer = httpx.post(f"{url}/v1/embeddings", json={"model": expert, "input": "x"}, timeout=120)
         seconds = time.monotonic() - start
         load.seconds += seconds
         load.longest_gap = max(load.longest_gap, seconds)

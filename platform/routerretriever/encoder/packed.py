@@ -53,8 +53,6 @@ class _Adapter:
 class _Mixture:
     """The experts of the batch that is being run."""
 
-    alone: tuple[tuple[int, float], ...]
-    """The experts of a batch of one row, and their weights; empty for a larger batch."""
     shared: tuple[int, ...] | None
     """All rows go through these, in one product; None: each row goes through its own."""
     experts_BK: Tensor
@@ -70,19 +68,13 @@ class _Mixture:
         if not most:
             return None
         used_U = np.flatnonzero(used_BE.any(axis=0))
-        alone = zip(used_U.tolist(), weights_BE[0, used_U].tolist(), strict=True) if len(used_BE) == 1 else ()
         if len(used_U) <= _SPARE * most:
             shared, experts_BK = tuple(used_U.tolist()), used_U[None]
             scale = weights_BE[:, used_U].repeat(length, axis=0).repeat(rank, axis=1)
         else:
             shared, experts_BK = None, np.argsort(-weights_BE, axis=1, kind="stable")[:, :most]
             scale = np.take_along_axis(weights_BE, experts_BK, axis=1).repeat(rank, axis=1)[:, :, None]
-        return cls(
-            tuple(alone),
-            shared,
-            torch.from_numpy(experts_BK).to(like.device),
-            torch.from_numpy(scale).to(like),
-        )
+        return cls(shared, torch.from_numpy(experts_BK).to(like.device), torch.from_numpy(scale).to(like))
 
 
 class _Stack:
@@ -91,7 +83,6 @@ class _Stack:
     def __init__(self, down_Eri: Tensor, up_Ero: Tensor) -> None:
         self._down_Eri = down_Eri
         self._up_Ero = up_Ero
-        self._each = [(down_ri.T, up_ro) for down_ri, up_ro in zip(down_Eri, up_Ero, strict=True)]
         # One expert alone, and all of them together, need no copy.
         self._cuts: dict[tuple[int, ...], tuple[Tensor, Tensor]]
         self._cuts = {(expert,): (down_Eri[expert], up_Ero[expert]) for expert in range(len(down_Eri))}
@@ -107,12 +98,6 @@ class _Stack:
 
         In place, since nobody else has seen the output yet: a copy would cost a twentieth of the pass.
         """
-        if mixture.alone:  # fewer and smaller steps than below, and a single query waits for all of them
-            output_Lo, input_Li = output_BLo[0], input_BLi[0]
-            for expert, weight in mixture.alone:
-                down_ir, up_ro = self._each[expert]
-                output_Lo.addmm_(torch.mm(input_Li, down_ir), up_ro, alpha=weight)
-            return
         if mixture.shared is not None:
             down_Ri, up_Ro = self._cuts.get(mixture.shared) or (
                 # index_select copies whole matrices, several times faster than indexing by a tensor does.
@@ -127,6 +112,12 @@ class _Stack:
         up_BRo = self._up_Ero.index_select(0, every).view(rows, -1, self._up_Ero.shape[2])
         low_BRL = torch.bmm(down_BRi, input_BLi.mT).mul_(mixture.scale)
         output_BLo.baddbmm_(low_BRL.mT, up_BRo)
+
+    def add_to_one(self, used: Sequence[tuple[int, float]], output_1Lo: Tensor, input_1Li: Tensor) -> None:
+        """The same for a batch of one row, of these experts and weights, in fewer and smaller steps."""
+        for expert, weight in used:
+            down_ri, up_ro = self._cuts[(expert,)]
+            output_1Lo[0].addmm_(torch.mm(input_1Li[0], down_ri.T), up_ro, alpha=weight)
 
 
 def pack_experts(encoder: Encoder, folders: Mapping[str, Path]) -> PackedExperts | PackedPrefixes:
@@ -184,10 +175,15 @@ class PackedExperts:
                 weights_BE[:, self._numbers[name]] = weights_BT[:, column]
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
-            mixture = _Mixture.of(weights_BE[batch], input_ids.shape[1], self._rank, like)
-            adding = (
-                {} if mixture is None else {name: partial(s.add, mixture) for name, s in self._stacks.items()}
-            )
+            if len(batch) == 1:
+                own_E = weights_BE[batch[0]]
+                used = [(expert, float(own_E[expert])) for expert in np.flatnonzero(own_E).tolist()]
+                adding = {name: partial(stack.add_to_one, used) for name, stack in self._stacks.items()}
+            else:
+                mixture = _Mixture.of(weights_BE[batch], input_ids.shape[1], self._rank, like)
+                adding = {
+                    name: partial(stack.add, mixture) for name, stack in self._stacks.items() if mixture
+                }
             with self._encoder.adding(adding):
                 vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
             return vectors
