@@ -1,4 +1,4 @@
-"""The Grafana dashboard is whole, and shows what the code measures under the names that Prometheus has."""
+"""The Grafana dashboard and the alerts ask for what the code measures, by the names that Prometheus has."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "serve_configs" / "grafana" / "routerretriever.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+ALERTS = [
+    rule
+    for group in yaml.safe_load((ROOT / "serve_configs" / "prometheus" / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 # As Ray exports them; the test of the live endpoint looks for those that need no GPU.
 RAYS_OWN = {
@@ -62,6 +68,17 @@ def test_every_metric_of_the_code_is_shown_and_nothing_is_shown_that_nobody_meas
     exported = {f"ray_{name}{suffix}": name for name, kind in kinds.items() for suffix in SUFFIXES[kind]}
     assert used() - exported.keys() == RAYS_OWN
     assert {exported[name] for name in used() & exported.keys()} == kinds.keys()
+
+
+def test_alerts_ask_for_what_the_dashboard_shows_and_say_what_to_do():
+    for rule in ALERTS:
+        names = set(re.findall(r"\bray_\w+", rule["expr"]))
+        assert names, rule
+        assert names <= used(), rule
+        assert rule["expr"].count("(") == rule["expr"].count(")"), rule
+        assert rule["labels"]["severity"] in ("page", "ticket"), rule
+        assert len(rule["annotations"]["summary"]) > 40, rule
+    assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS)
 
 
 def test_only_tags_that_a_metric_has_are_asked_for():
