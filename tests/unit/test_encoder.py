@@ -12,6 +12,7 @@ from routerretriever.encoder import (
     load_encoder,
     merge_expert,
 )
+from routerretriever.encoder.linear import FrozenLinear
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
@@ -39,6 +40,40 @@ def test_padding_and_batching_do_not_change_a_vector(encoder):
     alone = np.concatenate([encoder.encode_documents([text]) for text in TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 2, 5)])
+def test_a_frozen_layer_gives_and_passes_back_what_pytorchs_own_does(shape, bias):
+    linear = torch.nn.Linear(5, 7, bias=bias).requires_grad_(False)
+    values, ours = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    expected = torch.nn.functional.linear(values.requires_grad_(), linear.weight, linear.bias)
+    FrozenLinear(linear)
+    found = linear(ours.requires_grad_())
+    torch.testing.assert_close(found, expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(ours), expected)
+    upstream = torch.randn(expected.shape)
+    expected.backward(upstream)
+    found.backward(upstream)
+    torch.testing.assert_close(ours.grad, values.grad)
+
+
+def test_a_frozen_layer_notices_that_its_weights_were_changed_and_adds_what_it_is_told():
+    linear, values = torch.nn.Linear(5, 7).requires_grad_(False), torch.randn(3, 5)
+    frozen = FrozenLinear(linear)
+    before = linear(values)
+    linear.weight.copy_(2 * linear.weight)
+    torch.testing.assert_close(linear(values), 2 * before - linear.bias)
+    frozen.add = lambda output, given: output + given.sum()
+    torch.testing.assert_close(linear(values), 2 * before - linear.bias + values.sum())
+
+
+def test_a_frozen_layer_of_another_precision_is_pytorchs_own():
+    linear, values = torch.nn.Linear(5, 7).bfloat16().requires_grad_(False), torch.randn(3, 5).bfloat16()
+    expected = linear(values)
+    FrozenLinear(linear)
+    assert torch.equal(linear(values), expected)
 
 
 def test_no_texts_give_no_vectors(encoder):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from routerretriever.config import BASE, EncoderSettings, LoraSettings, PrefixSettings
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
+from routerretriever.encoder.linear import Add, FrozenLinear
 from routerretriever.encoder.prefix import Mixture, PrefixAttention, Prefixes
 from routerretriever.encoder.prefix_shape import PrefixShape, View
 from routerretriever.encoder.source import (
@@ -37,8 +38,6 @@ from routerretriever.encoder.source import (
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
-Add = Callable[[Tensor, Tensor], None]
-"""Changes a layer's output, its first argument, in place; the second is the layer's input."""
 
 _PREFIX_SPREAD = 0.02
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -93,6 +92,11 @@ class Encoder:
         self._model = model
         self._tower = Tower(model, settings.pooling, settings.similarity)
         self._layers = _transformer_layers(model)
+        self.linear_layers: dict[str, nn.Linear] = {
+            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
+        """The base's, by their names, which saved LoRAs use too."""
+        self._frozen = {name: FrozenLinear(module) for name, module in self.linear_layers.items()}
         limit = getattr(model.config, "max_position_embeddings", None)
         for field in ("query_max_length", "document_max_length"):
             if limit is not None and getattr(settings, field) > limit:
@@ -348,26 +352,16 @@ class Encoder:
         """The module to train: tokens in, pooled vectors out, gradients through the active adapter only."""
         return self._tower
 
-    @cached_property
-    def linear_layers(self) -> dict[str, nn.Linear]:
-        """The base's linear layers by their names, which saved LoRAs use too."""
-        modules = self._model.named_modules()
-        return {name: module for name, module in modules if isinstance(module, nn.Linear)}
-
-    @cached_property
-    def _open_linears(self) -> dict[str, _OpenLinear]:
-        return {name: _OpenLinear(module) for name, module in self.linear_layers.items()}
-
     @contextmanager
     def adding(self, to: Mapping[str, Add]) -> Iterator[None]:
         """Within, each linear layer that is named has something added to its output."""
         for name, add in to.items():
-            self._open_linears[name].add = add
+            self._frozen[name].add = add
         try:
             yield
         finally:
             for name in to:
-                self._open_linears[name].add = None
+                self._frozen[name].add = None
 
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""
@@ -474,24 +468,6 @@ class Encoder:
     def _require(self, adapter: str) -> None:
         if adapter not in self.adapters:
             raise EncoderError(f"no adapter {adapter!r} is loaded; there are {self.adapters or 'none'}")
-
-
-class _OpenLinear:
-    """Runs a linear layer in its stead, and lets something be added to its output.
-
-    A hook would do, but calling hooks takes longer than what a LoRA adds.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self.add: Add | None = None
-        self._linear = linear
-        linear.__dict__["forward"] = self._forward
-
-    def _forward(self, values: Tensor) -> Tensor:
-        output = F.linear(values, self._linear.weight, self._linear.bias)
-        if self.add is not None:
-            self.add(output, values)
-        return output
 
 
 class Tower(nn.Module):

@@ -32,9 +32,6 @@ _PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
 _UNKNOWN_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 """Settings of PEFT's that would change the formula above."""
-_SPARE = 2
-"""Rows share one product while it is at most so many times as wide as the widest row alone would need: below,
-copying weights for every row and the many small products cost more (MiniLM, rank 8, one AVX2 thread)."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +47,29 @@ class _Adapter:
 
 
 @dataclass(frozen=True)
-class _Mixture:
-    """The experts of the batch that is being run."""
+class _Turn:
+    """One expert for each of the first rows of a batch."""
 
-    shared: tuple[int, ...] | None
-    """All rows go through these, in one product; None: each row goes through its own."""
-    experts_BK: Tensor
-    """Each row's experts, or the shared ones in a single row."""
-    scale: Tensor
-    """Their weights, each r times: [N, R] for all tokens of the batch if they are shared, else [B, R, 1]."""
+    experts_B: Tensor
+    weights_B11: Tensor
 
-    @classmethod
-    def of(cls, weights_BE: NDArray[np.float32], length: int, rank: int, like: Tensor) -> _Mixture | None:
-        """The mixture of rows of so many tokens, where ``like`` is; None if they are all the bare base's."""
-        used_BE = weights_BE > 0
-        most = int(used_BE.sum(axis=1).max())
-        if not most:
-            return None
-        used_U = np.flatnonzero(used_BE.any(axis=0))
-        if len(used_U) <= _SPARE * most:
-            shared, experts_BK = tuple(used_U.tolist()), used_U[None]
-            scale = weights_BE[:, used_U].repeat(length, axis=0).repeat(rank, axis=1)
-        else:
-            shared, experts_BK = None, np.argsort(-weights_BE, axis=1, kind="stable")[:, :most]
-            scale = np.take_along_axis(weights_BE, experts_BK, axis=1).repeat(rank, axis=1)[:, :, None]
-        return cls(shared, torch.from_numpy(experts_BK).to(like.device), torch.from_numpy(scale).to(like))
+
+def _turns(weights_BE: NDArray[np.float32], like: Tensor) -> list[_Turn]:
+    """Every row's experts, the largest weight first, where ``like`` is.
+
+    Rows must come in the order of how many experts they mix, most first.
+    """
+    used_B = (weights_BE > 0).sum(axis=1)
+    ranked_BE = np.argsort(-weights_BE, axis=1, kind="stable")
+    turns = []
+    for turn in range(used_B.max()):
+        rows = int((used_B > turn).sum())
+        experts_B = ranked_BE[:rows, turn]
+        weights_B11 = weights_BE[np.arange(rows), experts_B][:, None, None]
+        turns.append(
+            _Turn(torch.from_numpy(experts_B).to(like.device), torch.from_numpy(weights_B11).to(like))
+        )
+    return turns
 
 
 class _Stack:
@@ -83,41 +78,35 @@ class _Stack:
     def __init__(self, down_Eri: Tensor, up_Ero: Tensor) -> None:
         self._down_Eri = down_Eri
         self._up_Ero = up_Ero
-        # One expert alone, and all of them together, need no copy.
-        self._cuts: dict[tuple[int, ...], tuple[Tensor, Tensor]]
-        self._cuts = {(expert,): (down_Eri[expert], up_Ero[expert]) for expert in range(len(down_Eri))}
-        self._cuts[tuple(range(len(down_Eri)))] = (down_Eri.flatten(0, 1), up_Ero.flatten(0, 1))
+        # Making a view takes as long as a small product.
+        self._each = [(down_ri.T, up_ro) for down_ri, up_ro in zip(down_Eri, up_Ero, strict=True)]
 
     @property
     def bytes(self) -> int:
         """Memory of the weights."""
         return sum(matrix.numel() * matrix.element_size() for matrix in (self._down_Eri, self._up_Ero))
 
-    def add(self, mixture: _Mixture, output_BLo: Tensor, input_BLi: Tensor) -> None:
+    def add(self, turns: Sequence[_Turn], output_BLo: Tensor, input_BLi: Tensor) -> Tensor:
         """Add to a layer's output what the experts make of its input.
 
         In place, since nobody else has seen the output yet: a copy would cost a twentieth of the pass.
         """
-        if mixture.shared is not None:
-            down_Ri, up_Ro = self._cuts.get(mixture.shared) or (
-                # index_select copies whole matrices, several times faster than indexing by a tensor does.
-                self._down_Eri.index_select(0, mixture.experts_BK[0]).flatten(0, 1),
-                self._up_Ero.index_select(0, mixture.experts_BK[0]).flatten(0, 1),
-            )
-            low_NR = torch.mm(input_BLi.flatten(0, 1), down_Ri.T).mul_(mixture.scale)
-            output_BLo.view(-1, up_Ro.shape[1]).addmm_(low_NR, up_Ro)
-            return
-        rows, every = len(output_BLo), mixture.experts_BK.flatten()
-        down_BRi = self._down_Eri.index_select(0, every).view(rows, -1, self._down_Eri.shape[2])
-        up_BRo = self._up_Ero.index_select(0, every).view(rows, -1, self._up_Ero.shape[2])
-        low_BRL = torch.bmm(down_BRi, input_BLi.mT).mul_(mixture.scale)
-        output_BLo.baddbmm_(low_BRL.mT, up_BRo)
+        for turn in turns:
+            rows = len(turn.experts_B)
+            # index_select copies whole matrices, several times faster than indexing by a tensor does.
+            down_Bri = self._down_Eri.index_select(0, turn.experts_B)
+            up_Bro = self._up_Ero.index_select(0, turn.experts_B)
+            low_BrL = torch.bmm(down_Bri, input_BLi[:rows].mT).mul_(turn.weights_B11)
+            output_BLo[:rows].baddbmm_(low_BrL.mT, up_Bro)
+        return output_BLo
 
-    def add_to_one(self, used: Sequence[tuple[int, float]], output_1Lo: Tensor, input_1Li: Tensor) -> None:
+    def add_to_one(self, used: Sequence[tuple[int, float]], output_1Lo: Tensor, input_1Li: Tensor) -> Tensor:
         """The same for a batch of one row, of these experts and weights, in fewer and smaller steps."""
+        output_Lo, input_Li = output_1Lo[0], input_1Li[0]
         for expert, weight in used:
-            down_ri, up_ro = self._cuts[(expert,)]
-            output_1Lo[0].addmm_(torch.mm(input_1Li[0], down_ri.T), up_ro, alpha=weight)
+            down_ir, up_ro = self._each[expert]
+            output_Lo.addmm_(torch.mm(input_Li, down_ir), up_ro, alpha=weight)
+        return output_1Lo
 
 
 def pack_experts(encoder: Encoder, folders: Mapping[str, Path]) -> PackedExperts | PackedPrefixes:
@@ -175,18 +164,19 @@ class PackedExperts:
                 weights_BE[:, self._numbers[name]] = weights_BT[:, column]
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
+            own_BE = weights_BE[batch]
             if len(batch) == 1:
-                own_E = weights_BE[batch[0]]
-                used = [(expert, float(own_E[expert])) for expert in np.flatnonzero(own_E).tolist()]
-                adding = {name: partial(stack.add_to_one, used) for name, stack in self._stacks.items()}
-            else:
-                mixture = _Mixture.of(weights_BE[batch], input_ids.shape[1], self._rank, like)
-                adding = {
-                    name: partial(stack.add, mixture) for name, stack in self._stacks.items() if mixture
-                }
-            with self._encoder.adding(adding):
-                vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
-            return vectors
+                used = [(expert, float(own_BE[0, expert])) for expert in np.flatnonzero(own_BE[0]).tolist()]
+                with self._encoder.adding(
+                    {name: partial(s.add_to_one, used) for name, s in self._stacks.items()}
+                ):
+                    return self._encoder.tower(input_ids, attention_mask)
+            # Most experts first, so that those who have a second one, a third ... are the first rows.
+            order_B = torch.from_numpy(np.argsort(-(own_BE > 0).sum(axis=1), kind="stable")).to(like.device)
+            turns = _turns(own_BE[order_B.cpu()], like)
+            with self._encoder.adding({name: partial(s.add, turns) for name, s in self._stacks.items()}):
+                vectors: Tensor = self._encoder.tower(input_ids[order_B], attention_mask[order_B])
+            return torch.empty_like(vectors).index_copy_(0, order_B, vectors)
 
         return self._encoder.embed_tokens(rows, mixed)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from routerretriever.config import BASE, GateSettings, RoutingSettings
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.neighbours import nearest, unit
+from routerretriever.routing.neighbours import References
 from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors
 
 _QUOTED = 3
@@ -48,18 +48,23 @@ class GatedRouter(Router):
     ) -> None:
         super().__init__(experts)
         self.inner = inner
-        self._reference_Nd = unit(reference_Nd)
+        self._reference_Nd = reference_Nd
+        self._references = References(reference_Nd)
         self._dataset_N = dataset_N
         self._shut_M = shut_M
         self._open_M = open_M
         self._fallback = fallback
+        takes_part_T = np.array(
+            [(name == BASE) == (fallback == "base") for name in experts], dtype=np.float32
+        )
+        self._fallback_T = takes_part_T / takes_part_T.sum()
         self._count = count
         self._datasets = datasets
         self._queries = queries
 
     def gate(self, features_Bd: Vectors) -> Vectors:
         """How familiar each query is [B], 0 to 1."""
-        similarity_Bk, rows_Bk = nearest(self._reference_Nd, features_Bd, self._count)
+        similarity_Bk, rows_Bk = self._references.nearest(features_Bd, self._count)
         return self._openness(similarity_Bk, rows_Bk)
 
     def _openness(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Vectors:
@@ -76,11 +81,11 @@ class GatedRouter(Router):
         """The inner router's weights times the gate, the fallback's times the rest."""
         gate_B1 = self.gate(features_Bd)[:, None]
         own_BT = self._widened(self.inner.mixture(features_Bd), 0.0)
-        return (gate_B1 * own_BT + (1 - gate_B1) * self._fallback_weights()).astype(np.float32)
+        return (gate_B1 * own_BT + (1 - gate_B1) * self._fallback_T).astype(np.float32)
 
     def explain(self, features_Bd: Vectors) -> list[Explanation]:
         """The inner router's reasons, with the gate and the nearest training queries."""
-        similarity_Bk, rows_Bk = nearest(self._reference_Nd, features_Bd, max(self._count, _QUOTED))
+        similarity_Bk, rows_Bk = self._references.nearest(features_Bd, max(self._count, _QUOTED))
         gate_B = self._openness(similarity_Bk[:, : self._count], rows_Bk[:, : self._count])
         return [
             replace(reasons, gate=float(gate), nearest=self._quote(similarities[:_QUOTED], rows[:_QUOTED]))
@@ -99,15 +104,10 @@ class GatedRouter(Router):
             for similarity, row in zip(similarities, rows, strict=True)
         )
 
-    def _fallback_weights(self) -> Vectors:
-        if self._fallback == "base":
-            return np.array([name == BASE for name in self.experts], dtype=np.float32)
-        real = np.array([name != BASE for name in self.experts], dtype=np.float32)
-        return real / real.sum()
-
     def _widened(self, values_BT: NDArray[Any], filler: float) -> NDArray[np.float64]:
         extra = len(self.experts) - values_BT.shape[1]
-        return np.pad(values_BT.astype(np.float64), ((0, 0), (0, extra)), constant_values=filler)
+        wide_BT = np.pad(values_BT, ((0, 0), (0, extra)), constant_values=filler) if extra else values_BT
+        return wide_BT.astype(np.float64)
 
     def state(self) -> State:
         """Settings and arrays, the inner router's among them under ``inner.``."""
@@ -133,11 +133,11 @@ def fit_gate(data: RoutingData, settings: RoutingSettings, gate: GateSettings, i
     names = data.own_datasets
     sampled = data.sample(settings.references, settings.seed)
     features, _, labels = sampled.stacked(names)
-    features, usual = unit(features), []
+    references, usual = References(features), []
     for label in range(len(names)):
         own = features[labels == label][:_CALIBRATED]
         # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
-        similarity_Qk, _ = nearest(features, own, gate.neighbours + 1)
+        similarity_Qk, _ = references.nearest(own, gate.neighbours + 1)
         usual.append(similarity_Qk[:, 1:].mean(axis=1))
     shut, open_ = (
         np.array([np.quantile(own, quantile) for own in usual], dtype=np.float32)

@@ -80,6 +80,8 @@ class Engine:
             self._run, sizes.max_batch_size, sizes.max_queue, passes=1 if experts is None else 4
         )
         self._routed_T = np.zeros(len(bundle.router.experts))
+        self._encodings_T = np.zeros(len(self._columns), dtype=np.int64)
+        self._entropies: list[float] = []
 
     @property
     def models(self) -> list[str]:
@@ -107,10 +109,23 @@ class Engine:
         return self._batcher.waiting
 
     def take_routed(self) -> dict[str, float]:
-        """Sum of the weights of each expert over the queries routed since this was last asked."""
-        taken_T = self._routed_T.copy()
-        self._routed_T -= taken_T
-        return dict(zip(self.bundle.router.experts, taken_T.tolist(), strict=True))
+        """Sum of the weights of each expert over the queries routed since this was last asked.
+
+        Metrics are told of them here, so that no pass waits for it.
+        """
+        taken_T, self._routed_T = self._routed_T, np.zeros_like(self._routed_T)
+        encodings_T, self._encodings_T = self._encodings_T, np.zeros_like(self._encodings_T)
+        entropies, self._entropies = self._entropies, []
+        routed = dict(zip(self.bundle.router.experts, taken_T.tolist(), strict=True))
+        for expert, weight in routed.items():
+            if weight:
+                self._metrics.expert_weight.inc(weight, {"expert": expert})
+        for expert, count in zip(self._columns, encodings_T.tolist(), strict=True):
+            if count:
+                self._metrics.expert_queries.inc(count, {"expert": expert})
+        for entropy in entropies:
+            self._metrics.routing_entropy.observe(max(entropy, 1e-9))
+        return routed
 
     async def drained(self) -> None:
         """Return when the last query is answered; until then it needs its experts."""
@@ -145,9 +160,7 @@ class Engine:
             plan = await self._thread.run(self._plan, batch)
             with self._metrics.stage("experts"):
                 vectors = await self._embed_there(plan, self._experts)
-        for expert, count in zip(self._columns, (plan.weights > 0).sum(axis=0).tolist(), strict=True):
-            if count:
-                self._metrics.expert_queries.inc(count, {"expert": expert})
+        self._encodings_T += (plan.weights > 0).sum(axis=0)
         return [
             Embedded(
                 vector,
@@ -193,15 +206,9 @@ class Engine:
             return _Plan(rows, weights)
 
     def _count(self, weights_BT: Vectors) -> None:
+        self._routed_T += weights_BT.sum(axis=0)
+        self._entropies.extend(-(weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1))
         names = self.bundle.router.experts
-        sums_T = weights_BT.sum(axis=0)
-        self._routed_T += sums_T
-        for name, weight in zip(names, sums_T.tolist(), strict=True):
-            if weight:
-                self._metrics.expert_weight.inc(weight, {"expert": name})
-        entropies = -(weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1)
-        for entropy in entropies.tolist():
-            self._metrics.routing_entropy.observe(max(entropy, 1e-9))
         if BASE in names and (left := int((weights_BT[:, names.index(BASE)] > 0.5).sum())):
             self._metrics.fallback_queries.inc(left)
 
