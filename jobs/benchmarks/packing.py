@@ -2,8 +2,10 @@
 
 python -m jobs.benchmarks.packing jobs/recipes/sample.yaml
 
-The recipe must have been run. Its experts are taken again and again under new names. Passes are timed in
-turns, so that a change of the machine's mood meets all of them. No service and no HTTP is involved.
+The recipe must have been run. "routed" is what its own router and experts do; otherwise its experts are taken
+again and again under new names. Every batch of dev queries is passed in all ways, one after the other, and the
+ratio is the median over batches, so that neither their lengths nor the machine's mood matter. No service and no
+HTTP is involved.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ import typer
 from routerretriever.config import BASE, load_recipe
 from routerretriever.console import set_up
 from routerretriever.pipeline import Pipeline
+from routerretriever.routing.protocol import Vectors
 
 from jobs.benchmarks.measure import report
 from jobs.benchmarks.serving import dev_queries
+
+Rows = list[list[int]]
+"""Token ids of each query."""
 
 
 def main(
@@ -38,45 +44,51 @@ def main(
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
-    folders = [expert.folder(pipeline.store) for expert in pipeline.experts.values()]
-    queries = dev_queries(pipeline)[:batch]
+    folders = {name: expert.folder(pipeline.store) for name, expert in pipeline.experts.items()}
+    queries = itertools.cycle(dev_queries(pipeline))
     encoder, merged = (load_encoder(pipeline.recipe.encoder) for _ in range(2))
-    merge_expert(merged, "one", folders[0])
-    rows = encoder.tokenize_queries(queries)
-    ways: dict[str, Callable[[], object]] = {
-        "base": lambda: encoder.embed_tokens(rows),
-        "one merged": lambda: merged.embed_tokens(rows),
+    merge_expert(merged, "one", next(iter(folders.values())))
+    own, router = PackedExperts(encoder, folders), pipeline.router
+
+    def weigh(rows: Rows) -> Vectors:
+        return router.weights(encoder.token_features(rows, pipeline.recipe.routing.features))
+
+    ways: dict[str, Callable[[Rows], object]] = {
+        "base": encoder.embed_tokens,
+        "base, and routing": lambda rows: (weigh(rows), encoder.embed_tokens(rows)),
+        "routed": lambda rows: own.embed(rows, weigh(rows), router.experts),
+        "one merged": merged.embed_tokens,
     }
-    megabytes = {}
     base_megabytes = sum(w.numel() * w.element_size() for w in encoder.tower.parameters()) / 1e6
+    megabytes = {"routed": own.megabytes}
     for count in counts or [1, 2, 6, 24, 100]:
         names = [f"expert-{number}" for number in range(count)]
-        pack = PackedExperts(encoder, dict(zip(names, itertools.cycle(folders), strict=False)))
-        one = np.eye(count, dtype=np.float32)[np.arange(len(rows)) % count]
+        pack = PackedExperts(encoder, dict(zip(names, itertools.cycle(folders.values()), strict=False)))
+        one = np.eye(count, dtype=np.float32)[np.arange(batch) % count]
         # Two of them a query is somewhat more than the default router mixes.
         for label, weights in (("", one), (", two a query", 0.7 * one + 0.3 * np.roll(one, 1, axis=1))):
-            ways[f"{count} packed{label}"] = partial(pack.embed, rows, weights, names)
+            ways[f"{count} packed{label}"] = partial(pack.embed, weights_BT=weights, experts=names)
             megabytes[f"{count} packed{label}"] = pack.megabytes
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(passes + 3):
+        rows = encoder.tokenize_queries(list(itertools.islice(queries, batch)))
         for way, run in ways.items():
             start = time.perf_counter()
-            run()
+            run(rows)
             if number >= 3:  # the first ones warm up
                 seconds[way].append(time.perf_counter() - start)
-    base = statistics.median(seconds["base"])
     table = [
         [
             way,
             f"{1000 * statistics.median(times):.1f}",
-            f"{statistics.median(times) / base:.2f}",
+            f"{statistics.median(np.divide(times, seconds[BASE])):.2f}",
             f"{base_megabytes + megabytes.get(way, 0.0):.0f}",
         ]
         for way, times in seconds.items()
     ]
     report(
-        f"packing-{pipeline.recipe.name}",
-        f"recipe {pipeline.recipe.name}: a pass over {len(rows)} queries",
+        f"packing-{pipeline.recipe.name}-{batch}",
+        f"recipe {pipeline.recipe.name}: a pass over {batch} queries",
         ["experts", "median ms", "of base", "weights MB"],
         table,
         {"recipe": pipeline.recipe.model_dump(mode="json"), "seconds": seconds, "megabytes": megabytes,
