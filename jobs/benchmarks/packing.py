@@ -2,10 +2,10 @@
 
 python -m jobs.benchmarks.packing jobs/recipes/sample.yaml
 
-The recipe must have been run. "routed" is what its own router and experts do; otherwise its experts are taken
-again and again under new names. Every batch of dev queries is passed in all ways, one after the other, and the
-ratio is the median over batches, so that neither their lengths nor the machine's mood matter. No service and no
-HTTP is involved.
+The recipe must have been run. "routed" is what its own router and experts do; otherwise its experts are
+taken again and again under new names. Every batch of dev queries is passed in all ways, one after the
+other, and the ratio is the median over batches, so that neither their lengths nor the machine's mood
+matter. No service and no HTTP is involved.
 """
 
 from __future__ import annotations
