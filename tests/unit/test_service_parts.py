@@ -21,7 +21,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from routerretriever.client import AsyncClient, Client, ServiceError
-from routerretriever.config import LimitSettings, RecipeError, ServingSettings
+from routerretriever.config import (
+    BASE,
+    ROUTED_MODEL,
+    LimitSettings,
+    RecipeError,
+    ReplicaSettings,
+    ServingSettings,
+)
 from routerretriever.corpus import Found
 from routerretriever.datasets import Document
 from routerretriever.langchain import RoutedEmbeddings
@@ -29,7 +36,8 @@ from routerretriever.registry.bundle import CanaryQuery
 from routerretriever.serving.access import Doorkeeper, Token, read_tokens
 from routerretriever.serving.api import build_api
 from routerretriever.serving.batching import Batcher, Overloaded
-from routerretriever.serving.engine import Embedded, UnknownName
+from routerretriever.serving.calls import OneThread
+from routerretriever.serving.engine import Embedded, Engine, UnknownName
 from routerretriever.serving.index import Place
 from routerretriever.serving.metrics import Metrics
 from routerretriever.serving.releases import Release, Releases, Vetted, _Candidate
@@ -514,6 +522,44 @@ def test_langchain_gets_documents_by_the_base_and_queries_by_the_router():
     assert embeddings.embed_query("x") == [1.0, 1.0]
     assert len(embeddings.embed_documents(["x"] * 70)) == 70
     assert client.asked == [(1, "router"), (64, "documents"), (6, "documents")]
+
+
+class HalfBundle:
+    """Routes every query half to "a" and half to the base, without an encoder."""
+
+    router = SimpleNamespace(experts=["a", "b", BASE])
+    experts = ("a", "b")
+
+    def tokenize(self, texts):
+        return [[1] * len(text) for text in texts]
+
+    def route(self, rows):
+        return np.tile(np.array([0.5, 0, 0.5], np.float32), (len(rows), 1))
+
+    def embed(self, rows, weights, experts):
+        return np.zeros((len(rows), 2), np.float32)
+
+
+def test_an_engine_tells_once_who_was_asked_by_the_router_and_by_name():
+    metrics = Metrics()  # Ray's own refuse what is no plain number
+    metrics.expert_weight, metrics.expert_queries = Counted(), Counted()
+    entropies = []
+    observe = metrics.routing_entropy.observe
+    metrics.routing_entropy.observe = lambda bits: (observe(bits), entropies.append(bits))
+    engine = Engine(HalfBundle(), OneThread(), None, ReplicaSettings(), metrics)
+
+    async def ask():
+        await engine.embed(["one", "two"], ROUTED_MODEL)
+        return await engine.embed(["three"], "b")
+
+    (named,) = asyncio.run(ask())
+    assert named.weights == {"b": 1.0}
+    assert named.tokens == 5
+    assert engine.take_routed() == {"a": 1.0, "b": 0.0, BASE: 1.0}
+    assert engine.take_routed() == {"a": 0.0, "b": 0.0, BASE: 0.0}
+    assert metrics.expert_weight.by_tag == {"a": 1, BASE: 1}
+    assert metrics.expert_queries.by_tag == {"a": 2, BASE: 2, "b": 1}
+    assert entropies == [1.0, 1.0]
 
 
 def test_stages_are_spans_where_somebody_listens():

@@ -47,7 +47,9 @@ class _Plan:
 
     rows: list[list[int]]
     weights: Vectors
-    """[B, T] over the engine's columns."""
+    """[B, T] over the engine's columns, of which the router's experts are the first."""
+    routed: list[int]
+    """Rows that the router was asked about."""
 
 
 class Engine:
@@ -160,7 +162,7 @@ class Engine:
             plan = await self._thread.run(self._plan, batch)
             with self._metrics.stage("experts"):
                 vectors = await self._embed_there(plan, self._experts)
-        self._encodings_T += (plan.weights > 0).sum(axis=0)
+        self._count(plan)
         return [
             Embedded(
                 vector,
@@ -199,16 +201,17 @@ class Engine:
             if routed:
                 made = self.bundle.route([rows[row] for row in routed])
                 weights[routed, : made.shape[1]] = made
-                self._count(made)
             for row, (_, model) in enumerate(batch):
                 if model != ROUTED_MODEL:
                     weights[row, self._columns.index(model)] = 1.0
-            return _Plan(rows, weights)
+            return _Plan(rows, weights, routed)
 
-    def _count(self, weights_BT: Vectors) -> None:
-        self._routed_T += weights_BT.sum(axis=0)
-        self._entropies.extend(-(weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1))
+    def _count(self, plan: _Plan) -> None:
         names = self.bundle.router.experts
+        weights_BT = plan.weights[plan.routed, : len(names)]
+        self._encodings_T += (plan.weights > 0).sum(axis=0)
+        self._routed_T += weights_BT.sum(axis=0)
+        self._entropies.extend((-weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1).tolist())
         if BASE in names and (left := int((weights_BT[:, names.index(BASE)] > 0.5).sum())):
             self._metrics.fallback_queries.inc(left)
 
