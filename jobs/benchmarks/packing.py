@@ -54,7 +54,7 @@ def main(
         return router.weights(encoder.token_features(rows, pipeline.recipe.routing.features))
 
     ways: dict[str, Callable[[Rows], object]] = {
-        "base": encoder.embed_tokens,
+        BASE: encoder.embed_tokens,
         "base, and routing": lambda rows: (weigh(rows), encoder.embed_tokens(rows)),
         "routed": lambda rows: own.embed(rows, weigh(rows), router.experts),
         "one merged": merged.embed_tokens,

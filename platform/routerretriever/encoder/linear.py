@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Add = Callable[[Tensor, Tensor], Tensor]
-"""Gets a layer's output, which it may change, and its input; returns the output with something added."""
+Add = Callable[[Tensor, Tensor], None]
+"""Changes a layer's output, its first argument, in place; the second is the layer's input."""
 
 
 class FrozenLinear:
@@ -45,7 +45,7 @@ class FrozenLinear:
             else:
                 output = self._packed(values)
         if self.add is not None:
-            output = self.add(output, values)
+            self.add(output, values)
         return output
 
 

@@ -86,7 +86,7 @@ class _Stack:
         """Memory of the weights."""
         return sum(matrix.numel() * matrix.element_size() for matrix in (self._down_Eri, self._up_Ero))
 
-    def add(self, turns: Sequence[_Turn], output_BLo: Tensor, input_BLi: Tensor) -> Tensor:
+    def add(self, turns: Sequence[_Turn], output_BLo: Tensor, input_BLi: Tensor) -> None:
         """Add to a layer's output what the experts make of its input.
 
         In place, since nobody else has seen the output yet: a copy would cost a twentieth of the pass.
@@ -98,15 +98,13 @@ class _Stack:
             up_Bro = self._up_Ero.index_select(0, turn.experts_B)
             low_BrL = torch.bmm(down_Bri, input_BLi[:rows].mT).mul_(turn.weights_B11)
             output_BLo[:rows].baddbmm_(low_BrL.mT, up_Bro)
-        return output_BLo
 
-    def add_to_one(self, used: Sequence[tuple[int, float]], output_1Lo: Tensor, input_1Li: Tensor) -> Tensor:
+    def add_to_one(self, used: Sequence[tuple[int, float]], output_1Lo: Tensor, input_1Li: Tensor) -> None:
         """The same for a batch of one row, of these experts and weights, in fewer and smaller steps."""
         output_Lo, input_Li = output_1Lo[0], input_1Li[0]
         for expert, weight in used:
             down_ir, up_ro = self._each[expert]
             output_Lo.addmm_(torch.mm(input_Li, down_ir), up_ro, alpha=weight)
-        return output_1Lo
 
 
 def pack_experts(encoder: Encoder, folders: Mapping[str, Path]) -> PackedExperts | PackedPrefixes:
@@ -138,8 +136,8 @@ class PackedExperts:
         linears = encoder.linear_layers
         adapters = [_read(name, folder, linears) for name, folder in folders.items()]
         layers = sorted({layer for adapter in adapters for layer in adapter.down})
-        self._rank = max((adapter.rank for adapter in adapters), default=0)
-        self._stacks = {layer: _stack(adapters, layer, linears[layer], self._rank) for layer in layers}
+        rank = max((adapter.rank for adapter in adapters), default=0)
+        self._stacks = {layer: _stack(adapters, layer, linears[layer], rank) for layer in layers}
 
     @property
     def megabytes(self) -> float:
@@ -165,15 +163,16 @@ class PackedExperts:
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
             own_BE = weights_BE[batch]
+            if not own_BE.any():
+                return self._encoder.tower(input_ids, attention_mask)
             if len(batch) == 1:
                 used = [(expert, float(own_BE[0, expert])) for expert in np.flatnonzero(own_BE[0]).tolist()]
-                with self._encoder.adding(
-                    {name: partial(s.add_to_one, used) for name, s in self._stacks.items()}
-                ):
+                adding = {name: partial(s.add_to_one, used) for name, s in self._stacks.items()}
+                with self._encoder.adding(adding):
                     return self._encoder.tower(input_ids, attention_mask)
             # Most experts first, so that those who have a second one, a third ... are the first rows.
-            order_B = torch.from_numpy(np.argsort(-(own_BE > 0).sum(axis=1), kind="stable")).to(like.device)
-            turns = _turns(own_BE[order_B.cpu()], like)
+            order = np.argsort(-(own_BE > 0).sum(axis=1), kind="stable")
+            turns, order_B = _turns(own_BE[order], like), torch.from_numpy(order).to(like.device)
             with self._encoder.adding({name: partial(s.add, turns) for name, s in self._stacks.items()}):
                 vectors: Tensor = self._encoder.tower(input_ids[order_B], attention_mask[order_B])
             return torch.empty_like(vectors).index_copy_(0, order_B, vectors)
