@@ -7,6 +7,7 @@ from routerretriever.config import BASE, GateSettings, RoutingSettings
 from routerretriever.pilots import best_expert, build_library
 from routerretriever.routing import PilotRouter, RoutingData, fit_router, load_router, save_router
 from routerretriever.routing.constant import ConstantRouter
+from routerretriever.routing.neighbours import References
 from routerretriever.routing.protocol import softmax
 
 TIED = np.array([[1.0, 1.0, 0.0], [0.0, 0.5, 0.2], [0.0, 0.3, 0.3]])
@@ -185,6 +186,23 @@ def test_neighbours_predict_the_mean_utility_of_the_nearest():
     d = data()
     router = fit_router(d, routing(router="neighbours", neighbours=1))
     np.testing.assert_allclose(router.scores(d.features["c"]), d.utilities["c"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [8, 20, 384])
+def test_the_nearest_are_those_of_an_exhaustive_comparison(width):
+    random = np.random.default_rng(width)
+    references, queries = random.normal(size=(300, width)), random.normal(size=(50, width))
+    queries[:, 0] *= 30  # beyond what any reference has there
+    similarity_Bk, rows_Bk = References(references).nearest(1000 * queries, 5)
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(references, axis=1)
+    cosine_BN = queries @ references.T / lengths
+    np.testing.assert_allclose(similarity_Bk, np.sort(cosine_BN, axis=1)[:, :-6:-1], atol=1e-5)
+    np.testing.assert_allclose(similarity_Bk, np.take_along_axis(cosine_BN, rows_Bk, axis=1), atol=1e-5)
+
+
+def test_a_query_without_features_is_like_nothing():
+    similarity_Bk, _ = References(np.eye(4)).nearest(np.zeros((1, 4)), 2)
+    assert (similarity_Bk == 0).all()
 
 
 def test_of_a_domain_left_out_nothing_remains():

@@ -53,6 +53,7 @@ class GatedRouter(Router):
         self._dataset_N = dataset_N
         self._shut_M = shut_M
         self._open_M = open_M
+        self._bounds_N2 = np.stack([shut_M, open_M], axis=1)[dataset_N]
         self._fallback = fallback
         takes_part_T = np.array(
             [(name == BASE) == (fallback == "base") for name in experts], dtype=np.float32
@@ -68,20 +69,24 @@ class GatedRouter(Router):
         return self._openness(similarity_Bk, rows_Bk)
 
     def _openness(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Vectors:
-        datasets_Bk = self._dataset_N[rows_Bk]
-        shut_B, open_B = self._shut_M[datasets_Bk].mean(axis=1), self._open_M[datasets_Bk].mean(axis=1)
+        shut_B, open_B = self._bounds_N2[rows_Bk].mean(axis=1).T
         way_B = (similarity_Bk.mean(axis=1) - shut_B) / np.maximum(open_B - shut_B, 1e-6)
         return np.clip(way_B, 0.0, 1.0).astype(np.float32)
 
     def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
         """The inner router's; the fallback's own column, if it has none there, is minus infinity."""
-        return self._widened(self.inner.scores(features_Bd), -np.inf)
+        scores_BT = self.inner.scores(features_Bd)
+        extra = len(self.experts) - scores_BT.shape[1]
+        return np.pad(scores_BT, ((0, 0), (0, extra)), constant_values=-np.inf)
 
     def mixture(self, features_Bd: Vectors) -> Vectors:
         """The inner router's weights times the gate, the fallback's times the rest."""
         gate_B1 = self.gate(features_Bd)[:, None]
-        own_BT = self._widened(self.inner.mixture(features_Bd), 0.0)
-        return (gate_B1 * own_BT + (1 - gate_B1) * self._fallback_T).astype(np.float32)
+        own_BT = self.inner.mixture(features_Bd)
+        mixed_BT = (1 - gate_B1) * self._fallback_T
+        # The bare base, if it is the fallback alone, comes after the inner router's experts.
+        mixed_BT[:, : own_BT.shape[1]] += gate_B1 * own_BT
+        return mixed_BT
 
     def explain(self, features_Bd: Vectors) -> list[Explanation]:
         """The inner router's reasons, with the gate and the nearest training queries."""
@@ -103,11 +108,6 @@ class GatedRouter(Router):
             )
             for similarity, row in zip(similarities, rows, strict=True)
         )
-
-    def _widened(self, values_BT: NDArray[Any], filler: float) -> NDArray[np.float64]:
-        extra = len(self.experts) - values_BT.shape[1]
-        wide_BT = np.pad(values_BT, ((0, 0), (0, extra)), constant_values=filler) if extra else values_BT
-        return wide_BT.astype(np.float64)
 
     def state(self) -> State:
         """Settings and arrays, the inner router's among them under ``inner.``."""

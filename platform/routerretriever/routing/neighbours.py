@@ -16,8 +16,10 @@ from routerretriever.routing.data import RoutingData
 from routerretriever.routing.protocol import MixingRouter, State, Vectors
 
 DATASET_ROUTER_SAMPLE = 100
-_CANDIDATES = 4
-"""For each neighbour asked for: half precision is off by 0.0005 at most."""
+_CANDIDATES = 64
+"""Or four for each neighbour asked for, if those are more: bytes cannot tell queries that are nearly alike."""
+_BYTE = 127.0
+_SMALLEST = 1e-12
 
 
 class NeighbourRouter(MixingRouter):
@@ -54,28 +56,34 @@ class NeighbourRouter(MixingRouter):
 class References:
     """Training queries [N, d] that others are compared with, by cosine similarity.
 
-    Reading them is what a search costs, so candidates are found among vectors of half precision, and compared
-    in full precision then.
+    Reading them is what a search costs, so candidates are found among vectors of one byte a number, and
+    compared in full precision then.
     """
 
     def __init__(self, vectors_Nd: Vectors) -> None:
-        halved = faiss.IndexScalarQuantizer(
-            vectors_Nd.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        vectors_Nd = unit(vectors_Nd)
+        rough = faiss.IndexScalarQuantizer(
+            vectors_Nd.shape[1], faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
         )
-        self._index = faiss.IndexRefineFlat(halved)
-        self._index.k_factor = _CANDIDATES
-        self._index.add(unit(vectors_Nd))
+        rough.add(np.rint(vectors_Nd * (_BYTE / max(np.abs(vectors_Nd).max(), _SMALLEST))))
+        self._index = faiss.IndexRefineFlat(rough, faiss.swig_ptr(vectors_Nd))
 
     def nearest(self, features_Bd: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
         """Similarity [B, k] and row [B, k] of the nearest, k at most N."""
-        similarity_Bk, rows_Bk = self._index.search(unit(features_Bd), min(count, self._index.ntotal))
-        return similarity_Bk, rows_Bk
+        features_Bd = unit(features_Bd)
+        count = min(count, self._index.ntotal)
+        self._index.k_factor = max(_CANDIDATES / count, 4.0)
+        # FAISS takes the bytes of these as well, so each row is drawn out to use them all.
+        steps_B1 = _BYTE / np.maximum(np.abs(features_Bd).max(axis=1, keepdims=True), _SMALLEST)
+        similarity_Bk, rows_Bk = self._index.search(features_Bd * steps_B1, count)
+        return similarity_Bk / steps_B1, rows_Bk
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Rows at length 1."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+    """Rows at length 1; zeros stay zeros."""
+    made = np.array(vectors, dtype=np.float32, order="C")
+    faiss.normalize_L2(made)
+    return made
 
 
 def fit_neighbours(data: RoutingData, settings: RoutingSettings) -> NeighbourRouter:
