@@ -373,8 +373,8 @@ class ReplicaSettings(Settings):
     """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
     min_replicas: NonNegativeInt = 1
-    """0 lets the deployment vanish when nobody asks; the next query waits for it to start, which may take
-    longer than ``limits.seconds``."""
+    """0 lets the deployment vanish when nobody asks. The next query waits for it to start, at most
+    ``limits.seconds``; where the cluster has no CPUs or GPUs left for it, in vain."""
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat = 8.0
     """Calls in progress per replica that autoscaling aims at."""
@@ -390,6 +390,12 @@ class ReplicaSettings(Settings):
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
         return self
+
+
+class SmallReplicaSettings(ReplicaSettings):
+    """The same for what leaves a CPU alone most of the time."""
+
+    cpus: ResourceAmount = 0.1
 
 
 class LimitSettings(Settings):
@@ -444,8 +450,8 @@ class ServingSettings(Settings):
     limits: LimitSettings = LimitSettings()
     releases: ReleaseSettings = ReleaseSettings()
     router: ReplicaSettings = ReplicaSettings()
-    expert: ReplicaSettings = ReplicaSettings(cpus=0.1)
-    index: ReplicaSettings = ReplicaSettings(cpus=0.1)
+    expert: SmallReplicaSettings = SmallReplicaSettings()
+    index: SmallReplicaSettings = SmallReplicaSettings()
     index_parts: PositiveInt = 1
     """Parts into which every collection is cut, each searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0

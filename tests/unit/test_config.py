@@ -1,5 +1,5 @@
 import pytest
-from routerretriever.config import RecipeError, load_recipe, parse_recipe
+from routerretriever.config import RecipeError, ServingSettings, load_recipe, parse_recipe
 
 GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
 
@@ -48,6 +48,12 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
 def test_a_wrong_setting_is_named(change, named):
     with pytest.raises(RecipeError, match=named):
         parse_recipe({**GOOD, **change})
+
+
+def test_setting_one_field_of_a_deployment_leaves_the_others_their_defaults():
+    expert = ServingSettings.model_validate({"expert": {"min_replicas": 0}}).expert
+    assert (expert.min_replicas, expert.cpus) == (0, ServingSettings().expert.cpus)
+
 
 
 def test_all_wrong_settings_are_listed_at_once():
