@@ -55,7 +55,6 @@ def test_setting_one_field_of_a_deployment_leaves_the_others_their_defaults():
     assert (expert.min_replicas, expert.cpus) == (0, ServingSettings().expert.cpus)
 
 
-
 def test_all_wrong_settings_are_listed_at_once():
     with pytest.raises(RecipeError) as error:
         parse_recipe({**GOOD, "foo": 1, "encoder": {"dtype": "fp8"}})

@@ -17,7 +17,7 @@ from routerretriever.routing.protocol import MixingRouter, State, Vectors
 
 DATASET_ROUTER_SAMPLE = 100
 _CANDIDATES = 64
-"""Or four for each neighbour asked for, if those are more: bytes cannot tell queries that are nearly alike."""
+"""Or four for each neighbour asked for, if more: bytes cannot tell queries apart that are nearly alike."""
 _BYTE = 127.0
 _SMALLEST = 1e-12
 
