@@ -23,6 +23,7 @@ from routerretriever.config import ROUTED_MODEL
 from routerretriever.serving.schemas import (
     ChangeResponse,
     EmbeddingsResponse,
+    ExpertState,
     Route,
     RouteResponse,
     SearchResponse,
@@ -124,6 +125,10 @@ class Client:
         """What is being served."""
         return ServiceState.model_validate(_checked(self._http.get("/v1/service")))
 
+    def experts(self) -> list[ExpertState]:
+        """The experts that are served, and how the traffic spreads over them."""
+        return [ExpertState.model_validate(one) for one in _checked(self._http.get("/v1/experts"))]
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -187,6 +192,10 @@ class AsyncClient:
     async def service(self) -> ServiceState:
         """What is being served."""
         return ServiceState.model_validate(_checked(await self._http.get("/v1/service")))
+
+    async def experts(self) -> list[ExpertState]:
+        """The experts that are served, and how the traffic spreads over them."""
+        return [ExpertState.model_validate(one) for one in _checked(await self._http.get("/v1/experts"))]
 
     async def close(self) -> None:
         """Close the connections."""

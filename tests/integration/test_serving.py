@@ -135,9 +135,9 @@ def test_routes_and_experts_are_told(service):
     state = client.service()
     assert (state.placement, state.encoder, state.refused) == ("packed", "fake", {})
     wait_until(lambda: client.service().routed_queries)
-    experts = client._http.get("/v1/experts").json()
-    assert {expert["name"] for expert in experts} == {"fruit", "metal"}
-    assert all(0 <= expert["live_share"] <= 1 for expert in experts)
+    experts = client.experts()
+    assert {expert.name for expert in experts} == {"fruit", "metal"}
+    assert all(0 <= expert.live_share <= 1 and expert.replicas is None for expert in experts)
 
 
 def test_documents_come_change_and_go(service, model):
@@ -314,6 +314,10 @@ def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done):
             alone = model.embed(model.tokenize(QUERIES), all_of_it, [expert])
             np.testing.assert_allclose(client.embed(QUERIES, expert), alone, atol=1e-5)
         assert len(applications()) == 2
+        assert {expert.name: expert.replicas for expert in client.experts()} == {
+            "fruit": {"RUNNING": 1},
+            "metal": {"RUNNING": 1},
+        }
         registry = Registry(pipeline.recipe, pipeline.store)
         _, mixes_adapters, _ = done
         registry.release(mixes_adapters.version)

@@ -50,7 +50,8 @@ class Shown(StandIn):
 
     async def experts(self) -> list[ExpertState]:
         common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": 0.6}
-        return [ExpertState(name=name, **common) for name in ("fruit", f"metal-{LONG}")]
+        replicas = {"fruit": None, f"metal-{LONG}": {"STARTING": 1}, "stone": {}, "wood": {"RUNNING": 2}}
+        return [ExpertState(name=name, replicas=own, **common) for name, own in replicas.items()]
 
 
 @pytest.fixture
@@ -196,6 +197,11 @@ def test_everything_that_can_be_used_or_read_has_a_name(service, browser):
     assert named["list"] == named["article"] == ["Routed", "Base encoder alone"]
     assert named["region"] == ["Who answered", "Experts"]
     assert named["image"][:2] == ["fruit: 100 %", "fruit v3: 60 %, expected 40 %"]
+    assert [name.partition(":")[0] for name in named["image"][2:]] == [
+        f"metal-{LONG} v3 (starting)",
+        "stone v3 (asleep)",
+        "wood v3",
+    ]
 
 
 @pytest.mark.parametrize("width", [320, 390])

@@ -43,6 +43,7 @@ from routerretriever.serving.metrics import Metrics
 from routerretriever.serving.releases import Release, Releases, Vetted, _Candidate
 from routerretriever.serving.schemas import (
     ChangeResponse,
+    ExpertState,
     Hit,
     Neighbour,
     Route,
@@ -108,6 +109,10 @@ class StandIn:
 
     async def document(self, collection, document_id):
         raise LookupError(f"id: {collection} has no document {document_id!r}")
+
+    async def experts(self):
+        common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": None}
+        return [ExpertState(name="fruit", replicas={"STARTING": 1}, **common)]
 
     async def state(self):
         raise RuntimeError("a mistake of ours, with a secret in it")
@@ -431,6 +436,7 @@ def test_the_client_reads_every_answer_and_waits_when_it_is_told():
         assert (await client.embed(["ab", "abc"])).tolist() == [[2.0] * 3, [3.0] * 3]
         assert (await client.route(["fig"]))[0].nearest[0].query == "a fig?"
         assert refusals == 2
+        assert (await client.experts())[0].replicas == {"STARTING": 1}
         assert (await client.upsert("fruit", [{"id": "d2", "text": "a plum"}])).change == 1
         assert service.stored["d2"].text == "a plum"
         await client.delete("fruit", ["d2"])

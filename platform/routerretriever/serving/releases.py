@@ -148,11 +148,14 @@ class Releases:
         """The experts that are served; fields of ``schemas.ExpertState``."""
         manifest, weights = self._current.vetted.manifest, self._current.weights
         total = weights.total()
+        apps = self._current.release.experts
+        replicas = await asyncio.to_thread(_experts_replicas) if apps else {}
         return [
             {
                 **expert,
                 "expected_share": manifest["shares"].get(expert["name"], 0.0),
                 "live_share": weights[expert["name"]] / total if total else None,
+                "replicas": replicas.get(apps[expert["name"]], {}) if apps else None,
             }
             for expert in manifest["experts"]
         ]
@@ -293,7 +296,7 @@ class Releases:
         release = candidate.release
         for app in release.experts.values():
             self._leaving.pop(app, None)
-        running = await asyncio.to_thread(_running_experts)
+        running = await asyncio.to_thread(_experts_replicas)
         wanted = {name: app for name, app in release.experts.items() if app not in running}
         if not wanted:
             return None
@@ -336,7 +339,7 @@ class Releases:
         versions = {candidate.release.version for candidate in self._candidates()}
         if any(set(loaded) - versions for _, loaded in self._seen.values()):
             return
-        for app in await asyncio.to_thread(_running_experts) - wanted:
+        for app in (await asyncio.to_thread(_experts_replicas)).keys() - wanted:
             leaving_since = self._leaving.setdefault(app, now)
             if now - leaving_since > self._recipe.serving.limits.seconds:
                 log.info("stopping %s", app)
@@ -362,9 +365,17 @@ class Releases:
         return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
 
 
-def _running_experts() -> set[str]:
-    """The experts' applications, whoever needs them."""
-    return {name for name in serve.status().applications if name.startswith("expert-")}
+def _experts_replicas() -> dict[str, dict[str, int]]:
+    """Replicas by state of every expert's application, whoever needs it."""
+    return {
+        name: {
+            state.value: number
+            for deployment in application.deployments.values()
+            for state, number in deployment.replica_states.items()
+        }
+        for name, application in serve.status().applications.items()
+        if name.startswith("expert-")
+    }
 
 
 def vet(recipe: Recipe, store: ArtifactStore, version: int) -> Vetted | str:

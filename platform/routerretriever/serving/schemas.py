@@ -175,6 +175,9 @@ class ExpertState(BaseModel):
     """Its mean weight on dev queries, when the bundle was registered."""
     live_share: float | None
     """Its mean weight on the queries routed since; null before the first."""
+    replicas: dict[str, int] | None = None
+    """Of an expert with replicas of its own, how many there are by state: none while it sleeps, RUNNING, and
+    STARTING, which lasts where the cluster has no CPUs or GPUs left for one."""
 
 
 class ServiceState(BaseModel):
