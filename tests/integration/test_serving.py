@@ -134,6 +134,7 @@ def test_routes_and_experts_are_told(service):
     assert route.nearest
     state = client.service()
     assert (state.placement, state.encoder, state.refused) == ("packed", "fake", {})
+    client.embed(QUERIES)
     wait_until(lambda: client.service().routed_queries)
     experts = client.experts()
     assert {expert.name for expert in experts} == {"fruit", "metal"}

@@ -22,6 +22,7 @@ import numpy as np
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 
 from routerretriever.config import EncoderSettings, Recipe, ReplicaSettings, content_hash
 from routerretriever.measures import measure
@@ -369,7 +370,7 @@ def _experts_replicas() -> dict[str, dict[str, int]]:
     """Replicas by state of every expert's application, whoever needs it."""
     return {
         name: {
-            state.value: number
+            ReplicaState(state).value: number  # by its value already, whatever Ray's annotation says
             for deployment in application.deployments.values()
             for state, number in deployment.replica_states.items()
         }
