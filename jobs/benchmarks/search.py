@@ -5,7 +5,8 @@ python -m jobs.benchmarks.search --sizes 1000000 --kinds exact --kinds ivf
 python -m jobs.benchmarks.search --recipe jobs/recipes/sample.yaml
 
 Vectors are made: points around 1,000 random centres, at unit length, which is kinder to approximate indexes
-than uniform noise and harder than most text. Queries are perturbed points. One thread, one query at a time.
+than uniform noise and harder than most text. Queries are perturbed points, one at a time; threads are as many
+as OMP_NUM_THREADS says, or cores.
 With a recipe, which must have been run, its service searches them too: a client that sends the recipe's dev
 queries over HTTP, one at a time, to be routed, embedded and searched for.
 """
