@@ -375,7 +375,7 @@ class Encoder:
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
         if len(rows) == 1:  # nothing to pad, and a lone query feels every step
-            alone = torch.tensor(rows, device=self.device)
+            alone = torch.tensor(rows, dtype=torch.long, device=self.device)
             return alone, torch.ones_like(alone)
         lengths = np.array([len(row) for row in rows])
         mask = np.arange(lengths.max()) < lengths[:, None]
