@@ -1,6 +1,6 @@
 """`routerretriever learning-curve`: `ray job submit ... -- python -m jobs.learning_curve RECIPE`."""
 
-from routerretriever.cli import main_for
+from routerretriever.cli.main import main_for
 
 if __name__ == "__main__":
     main_for("learning-curve")

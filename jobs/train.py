@@ -1,6 +1,6 @@
 """`routerretriever train` as a job: `ray job submit --working-dir . -- python -m jobs.train RECIPE`."""
 
-from routerretriever.cli import main_for
+from routerretriever.cli.main import main_for
 
 if __name__ == "__main__":
     main_for("train")

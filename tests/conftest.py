@@ -20,11 +20,12 @@ from moto.server import ThreadedMotoServer
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from routerretriever.config import Recipe, parse_recipe
-from routerretriever.serving.run import free_port
+from routerretriever.config.loading import parse_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.serving.deployments.run import free_port
 
 if TYPE_CHECKING:
-    from routerretriever.pipeline import Pipeline, Registered
+    from routerretriever.pipeline.pipeline import Pipeline, Registered
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("patient", deadline=None)
@@ -153,7 +154,7 @@ def cluster() -> Iterator[None]:
     """A Ray of the tests' own, with two CPUs, however many there are."""
     import ray
     from ray import serve
-    from routerretriever.cluster import worker_environment
+    from routerretriever.runtime.cluster import worker_environment
 
     environment = {"env_vars": worker_environment()}
     ray.init(
@@ -167,7 +168,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def done(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Registered, Path]:
     """A finished run of the tiny recipe, for all tests that only look at it or serve it."""
-    from routerretriever.pipeline import Pipeline
+    from routerretriever.pipeline.pipeline import Pipeline
 
     root = tmp_path_factory.mktemp("run")
     for name, words in WORDS.items():

@@ -27,8 +27,8 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from routerretriever.console import log, set_up
-from routerretriever.serving.run import free_port
+from routerretriever.runtime.progress import log, set_up
+from routerretriever.serving.deployments.run import free_port
 from ruamel.yaml import YAML
 
 from jobs.benchmarks.measure import report

@@ -2,7 +2,7 @@
 
 python -m jobs.benchmarks.many_experts jobs/recipes/sample.yaml --counts 2 --counts 24 --counts 100
 python -m jobs.benchmarks.many_experts jobs/recipes/sample.yaml --counts 2 --counts 24 \
-    --set routing.mix=vectors --set serving.placement=per_expert --set serving.expert.cpus=0.01
+    --set routing.merge=embeddings --set serving.placement=dedicated --set serving.expert.cpus=0.01
 
 The recipe must have been run. Its experts are taken again and again under new names, registered in a model of
 their own, and asked by name in turns, so a batch is of as many experts as it has queries. "Base" is asked of
@@ -18,11 +18,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from routerretriever.config import BASE, Recipe, load_recipe
-from routerretriever.console import log, set_up
-from routerretriever.pipeline import Pipeline
-from routerretriever.registry.bundle import ServiceFacts
+from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.routing.constant import ConstantRouter
+from routerretriever.runtime.progress import log, set_up
+from routerretriever.types import BASE
 
 from jobs.benchmarks.measure import memories_mib, report
 from jobs.benchmarks.serving import dev_queries, embeddings, measure, numbers, released_beside, summary
@@ -37,7 +39,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
 ) -> None:
     """Serve so many experts, and put load on all of them."""
-    from routerretriever.serving import served
+    from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
@@ -83,7 +85,7 @@ def _registered(pipeline: Pipeline, names: list[str]) -> Recipe:
         {name: replace(expert, domain=name) for name, expert in copies.items()},
         ConstantRouter(names, np.full(len(names), 1 / len(names), dtype=np.float32)),
         # Experts on their own can be served in either placement.
-        pipeline.recipe.routing.model_copy(update={"mix": "vectors"}),
+        pipeline.recipe.routing.model_copy(update={"merge": "embeddings"}),
     )
 
 

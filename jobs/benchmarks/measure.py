@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from routerretriever.config import Recipe
-from routerretriever.console import figures_table, log, show
-from routerretriever.pipeline import Pipeline
+from routerretriever.config.recipe import Recipe
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime.progress import figures_table, log, show
 
 RESULTS = Path("runs/benchmarks")
 _SAMPLING_SECONDS = 2.0
@@ -94,7 +94,7 @@ def wait_until(reached: Callable[[], bool], what: str, seconds: float = 120.0) -
 
 def run_steps(recipe: Recipe) -> list[Cost]:
     """Run every step of a recipe up to the registered bundle, one after the other; Ray's start is its own."""
-    from routerretriever.cluster import connect
+    from routerretriever.runtime.cluster import connect
 
     pipeline = Pipeline(recipe)
     steps: dict[str, Callable[[], object]] = {

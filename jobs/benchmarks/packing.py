@@ -21,10 +21,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from routerretriever.config import BASE, load_recipe
-from routerretriever.console import set_up
-from routerretriever.pipeline import Pipeline
+from routerretriever.config.loading import load_recipe
+from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.routing.protocol import Vectors
+from routerretriever.runtime.progress import set_up
+from routerretriever.types import BASE
 
 from jobs.benchmarks.measure import report
 from jobs.benchmarks.serving import dev_queries
@@ -41,7 +42,8 @@ def main(
     passes: Annotated[int, typer.Option(help="Timed passes of each kind.")] = 30,
 ) -> None:
     """Time passes of the base, of one merged expert and of packs."""
-    from routerretriever.encoder import PackedExperts, load_encoder, merge_expert
+    from routerretriever.adapters.batched import PackedExperts, merge_expert
+    from routerretriever.encoder.encoder import load_encoder
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from routerretriever.config import load_recipe
-from routerretriever.console import set_up
+from routerretriever.config.loading import load_recipe
+from routerretriever.runtime.progress import set_up
 
 from jobs.benchmarks.measure import report, run_steps
 

@@ -24,12 +24,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from routerretriever.cluster import connect
-from routerretriever.config import Recipe, parse_recipe
-from routerretriever.console import log, set_up
-from routerretriever.corpus import open_index
-from routerretriever.evaluation.figures import Lines, Section, write_sections
-from routerretriever.pipeline import Pipeline
+from routerretriever.config.loading import parse_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.index.dense import open_index
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.reports.plots import Lines, Section, write_sections
+from routerretriever.runtime.cluster import connect
+from routerretriever.runtime.progress import log, set_up
 
 from jobs.benchmarks.faults import head, kill
 from jobs.benchmarks.measure import Cost, measured, report, wait_until

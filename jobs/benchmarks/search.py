@@ -25,13 +25,15 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import typer
 from numpy.typing import NDArray
-from routerretriever.config import IndexSettings, Recipe, load_recipe
-from routerretriever.console import log, set_up
-from routerretriever.corpus import Corpus, open_corpus, open_index
-from routerretriever.corpus.artifact import documents_file, embeddings_file
-from routerretriever.pipeline import Pipeline
-from routerretriever.registry.bundle import ServiceFacts
-from routerretriever.storage import ArtifactStore
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.corpus.artifact import Corpus, documents_file, embeddings_file, open_corpus
+from routerretriever.index.dense import open_index
+from routerretriever.index.settings import IndexSettings
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime.progress import log, set_up
 
 from jobs.benchmarks.load import Load, run_load
 from jobs.benchmarks.measure import report
@@ -105,7 +107,7 @@ def main(
 
 def _served(recipe: Recipe, queries: list[str], storage: str, index: IndexSettings) -> Load:
     """Searches over HTTP of what lies in a storage folder."""
-    from routerretriever.serving import served
+    from routerretriever.serving.deployments.run import served
 
     corpus = recipe.corpus.model_copy(update={"index": index})
     with served(Pipeline(recipe.model_copy(update={"storage": storage, "corpus": corpus}))) as url:

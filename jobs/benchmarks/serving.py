@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from routerretriever.config import BASE, ROUTED_MODEL, Recipe, RoutingSettings, load_recipe
-from routerretriever.console import set_up
+from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
 from routerretriever.evaluation.evaluate import ROUTED
-from routerretriever.pipeline import Pipeline
-from routerretriever.registry import Registry
-from routerretriever.registry.bundle import ServiceFacts
-from routerretriever.routing import Router
-from routerretriever.training import Expert
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.registry.registry import Registry
+from routerretriever.routing.protocol import Router
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.runtime.progress import set_up
+from routerretriever.training.experts import Expert
+from routerretriever.types import BASE, ROUTED_MODEL
 
 from jobs.benchmarks.load import Load, run_load
 from jobs.benchmarks.measure import report
@@ -40,7 +43,7 @@ def main(
     peer_model: Annotated[str, typer.Option(help="What the peer calls its model.")] = "model",
 ) -> None:
     """Serve the released bundle and put load on it."""
-    from routerretriever.serving import served
+    from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))

@@ -2,8 +2,8 @@
 
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --soak-minutes 5
-python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --no-faults --set routing.mix=vectors \
-    --set serving.placement=per_expert --set serving.expert.min_replicas=0 \
+python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --no-faults --set routing.merge=embeddings \
+    --set serving.placement=dedicated --set serving.expert.min_replicas=0 \
     --set serving.expert.downscale_delay_seconds=5
 
 The recipe must have been run. Parts are killed with SIGKILL. "Gap" is the longest time without a good answer.
@@ -21,9 +21,9 @@ from typing import Annotated
 import httpx
 import psutil
 import typer
-from routerretriever.config import load_recipe
-from routerretriever.console import log, set_up
-from routerretriever.pipeline import Pipeline
+from routerretriever.config.loading import load_recipe
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime.progress import log, set_up
 
 from jobs.benchmarks.load import Load, background_load, run_load
 from jobs.benchmarks.measure import memories_mib, report, wait_until
@@ -43,8 +43,8 @@ def main(
     soak_minutes: Annotated[int, typer.Option(help="Length of the soak at the end; 0 leaves it out.")] = 0,
 ) -> None:
     """Cause each event under load."""
-    from routerretriever.registry import Registry
-    from routerretriever.serving import served
+    from routerretriever.registry.registry import Registry
+    from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
@@ -65,7 +65,7 @@ def main(
             "proxy killed": lambda: _kill("haproxy"),
         }
         serving = pipeline.recipe.serving
-        if serving.placement == "per_expert":
+        if serving.placement == "dedicated":
             events["experts' replicas killed"] = lambda: _kill("ServeReplica:expert-")
         for event, cause in events.items() if faults else ():
             with background_load(f"{url}/v1/search", bodies, clients) as load:
@@ -77,7 +77,7 @@ def main(
             rows.append([event, *_summary(load)])
             figures.append({"event": event, **load.figures()})
             log.info("%s: %s", event, rows[-1])
-        if serving.placement == "per_expert" and not serving.expert.min_replicas:
+        if serving.placement == "dedicated" and not serving.expert.min_replicas:
             load = _wake(url, pipeline.recipe.expert_domains)
             event = "experts woken from zero replicas"
             rows.append([event, *_summary(load)])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from routerretriever.config import load_recipe
-from routerretriever.console import log, set_up
+from routerretriever.config.loading import load_recipe
+from routerretriever.runtime.progress import log, set_up
 
 from jobs.benchmarks.measure import report, run_steps
 

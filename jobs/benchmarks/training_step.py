@@ -18,13 +18,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from routerretriever.config import EncoderSettings, Recipe, TrainingSettings, load_recipe
-from routerretriever.console import log, set_up
-from routerretriever.datasets import Collection
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.collection import Collection
+from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_folder
-from routerretriever.evaluation.tables import percent
 from routerretriever.measures import mean_ndcg
-from routerretriever.pipeline import Pipeline
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.reports.tables import percent
+from routerretriever.runtime.progress import log, set_up
+from routerretriever.training.settings import TrainingSettings
 
 from jobs.benchmarks.measure import report
 
@@ -82,7 +85,7 @@ def main(
 
 def _dev_look_seconds(recipe: Recipe, pipeline: Pipeline, domain: str) -> float:
     """What the single look at dev cost that our time includes: encoding the dev queries."""
-    from routerretriever.encoder import load_encoder
+    from routerretriever.encoder.encoder import load_encoder
 
     torch.set_num_threads(_threads(recipe.training))
     encoder = load_encoder(recipe.encoder)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from routerretriever.config import Recipe, load_recipe
-    from routerretriever.registry.bundle import RouterRetriever
+    from routerretriever.bundle.bundle import RouterRetriever
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.config.recipe import Recipe
 
 __all__ = ["Recipe", "RouterRetriever", "load_recipe"]
 __version__ = "0.1.0"
@@ -19,11 +20,11 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "RouterRetriever":
-        from routerretriever.registry.bundle import RouterRetriever
+        from routerretriever.bundle.bundle import RouterRetriever
 
         return RouterRetriever
     if name in ("Recipe", "load_recipe"):
-        from routerretriever import config
+        from routerretriever.config import recipe as config
 
         return getattr(config, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from routerretriever.reproduction import reproduce
+from routerretriever.studies.reproduction import reproduce
 
 DATA = os.environ.get("ROUTERRETRIEVER_DATA")
 FIGURES = Path(__file__).parents[2] / "jobs" / "reproduction.yaml"

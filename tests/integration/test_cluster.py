@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import ray
 from conftest import WORDS, tiny_recipe, write_collection
-from routerretriever.cluster import ShardWorker, run_shards
-from routerretriever.config import BASE, PoolSettings, Recipe
-from routerretriever.console import log
-from routerretriever.counting import DOCUMENTS_ENCODED, WORKERS_REPLACED, count, take
-from routerretriever.pipeline import Pipeline
+from routerretriever.config.recipe import Recipe
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, WORKERS_REPLACED, count, take
+from routerretriever.runtime.progress import log
+from routerretriever.runtime.shards import ShardWorker, run_shards
+from routerretriever.settings import PoolSettings
+from routerretriever.types import BASE
 from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.integration

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import WORDS, tiny_recipe, write_collection
 from routerretriever import RouterRetriever
-from routerretriever.client import Client
-from routerretriever.config import BASE
-from routerretriever.encoder import ADAPTER_WEIGHTS, PrefixShape, load_encoder
+from routerretriever.adapters.prefix_shape import PrefixShape
+from routerretriever.client.client import Client
+from routerretriever.encoder.encoder import load_encoder
+from routerretriever.encoder.source import ADAPTER_WEIGHTS
 from routerretriever.evaluation.evaluate import (
     DDR,
     DDR_PRIOR,
@@ -18,8 +19,9 @@ from routerretriever.evaluation.evaluate import (
     GENERAL_PREFIX,
     ROUTED,
 )
-from routerretriever.pipeline import Pipeline
-from routerretriever.serving.run import served
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.serving.deployments.run import served
+from routerretriever.types import BASE
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.integration
@@ -41,7 +43,7 @@ def trained(cluster, tmp_path_factory):
              "learning_rate": 0.002,
              "general": {"domains": ["fruit", "metal"], "max_steps": 4, "evaluate_every": 2, "batch_size": 4,
                          "dev_documents": 12}},
-        routing={"mix": "vectors"},
+        routing={"merge": "embeddings"},
         deploy="ddr",
     )  # fmt: skip
     pipeline = Pipeline(recipe)

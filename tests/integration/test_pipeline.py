@@ -18,19 +18,19 @@ import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from routerretriever import RouterRetriever
-from routerretriever.changes import add_domain, remove_domain
-from routerretriever.cli import main
-from routerretriever.config import BASE, RecipeError, load_recipe, parse_recipe
-from routerretriever.corpus import open_index
-from routerretriever.counting import TRAINING_STEPS, WORKERS_REPLACED
+from routerretriever.bundle.bundle import read_manifest
+from routerretriever.cli.main import main
+from routerretriever.config.loading import load_recipe, parse_recipe
+from routerretriever.errors import BundleError, RecipeError, TrainingFailed
 from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
+from routerretriever.index.dense import open_index
 from routerretriever.measures import measure
-from routerretriever.pipeline import Pipeline
-from routerretriever.registry import BundleError, Registry
-from routerretriever.registry.bundle import read_manifest
-from routerretriever.registry.mlflow_registry import fetch_bundle
-from routerretriever.reproduction import reproduce
-from routerretriever.training import TrainingFailed
+from routerretriever.pipeline.domains import add_domain, remove_domain
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.registry.registry import Registry, fetch_bundle
+from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED
+from routerretriever.studies.reproduction import reproduce
+from routerretriever.types import BASE
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
@@ -103,7 +103,7 @@ def test_a_bundle_of_before_there_was_a_choice_mixes_vectors(done):
     weights = np.array([[0.5, 0.2, 0.3], [0, 0, 1]], dtype=np.float32)
     of_adapters = model.embed(rows, weights, experts)
     alone = [model.embed(rows, np.ones((2, 1), dtype=np.float32), [name]) for name in experts]
-    del model.manifest["mix"]
+    del model.manifest["merge"]
     of_vectors = model.embed(rows, weights, experts)
     np.testing.assert_allclose(of_vectors, np.einsum("bt,tbd->bd", weights, alone), atol=1e-5)
     np.testing.assert_allclose(of_adapters[1], of_vectors[1], atol=1e-5)
@@ -145,8 +145,8 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(done):
     pipeline, _, _ = done
     analyses = pipeline.analyse(["metal", "fruit"], [1, 2])
     # They mix vectors, whatever the deployed router mixes.
-    routing = pipeline.recipe.routing.model_copy(update={"mix": "vectors"})
-    changed = pipeline.recipe.model_copy(update={"name": "vectors", "routing": routing})
+    routing = pipeline.recipe.routing.model_copy(update={"merge": "embeddings"})
+    changed = pipeline.recipe.model_copy(update={"name": "embeddings", "routing": routing})
     evaluation = Pipeline(changed).evaluation
     assert [growth.experts for growth in analyses.growing] == [["metal"], ["metal", "fruit"]]
     everything = analyses.growing[-1]

@@ -18,10 +18,12 @@ import pytest
 import ray
 from ray import serve
 from routerretriever import RouterRetriever
-from routerretriever.client import Client, ServiceError
-from routerretriever.config import parse_recipe
-from routerretriever.corpus import open_index
-from routerretriever.counting import (
+from routerretriever.client.client import Client, ServiceError
+from routerretriever.config.loading import parse_recipe
+from routerretriever.index.dense import open_index
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.registry.registry import Registry
+from routerretriever.runtime.metrics import (
     DOCUMENTS_ENCODED,
     QUERIES_SCORED,
     STORAGE_RETRIES,
@@ -29,10 +31,8 @@ from routerretriever.counting import (
     WORKERS_REPLACED,
     count,
 )
-from routerretriever.pipeline import Pipeline
-from routerretriever.registry import Registry
-from routerretriever.serving import deploy
-from routerretriever.serving.metrics import Metrics
+from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.serving.deployments.run import deploy
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -46,14 +46,14 @@ QUERIES = [
 ]
 
 
-def served(done, mix="adapters", **serving) -> Pipeline:
+def served(done, merge="weights", **serving) -> Pipeline:
     """The finished run, with other settings of the service; the bundle of the run is released."""
     pipeline, registered, _ = done
     values = pipeline.recipe.model_dump(mode="json")
     # The fake experts are too weak for a fair canary; what it refuses is tested apart from them.
-    ours = {"poll_seconds": 0.5, "max_canary_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
+    ours = {"poll_seconds": 0.5, "max_validation_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
     releases = {**values["serving"]["releases"], **ours}
-    values["routing"] |= {"mix": mix}
+    values["routing"] |= {"merge": merge}
     values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
     Registry(changed.recipe, changed.store).release(registered.version)
@@ -133,7 +133,7 @@ def test_routes_and_experts_are_told(service):
     assert sum(route.weights.values()) == pytest.approx(1)
     assert route.nearest
     state = client.service()
-    assert (state.placement, state.encoder, state.refused) == ("packed", "fake", {})
+    assert (state.placement, state.encoder, state.refused) == ("shared", "fake", {})
     client.embed(QUERIES)
     wait_until(lambda: client.service().routed_queries)
     experts = client.experts()
@@ -305,7 +305,7 @@ def test_a_killed_router_is_replaced(service):
 
 def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done):
     """Last: it takes the packed service's place."""
-    pipeline = served(done, "vectors", placement="per_expert", limits={"seconds": 2})
+    pipeline = served(done, "embeddings", placement="dedicated", limits={"seconds": 2})
     registered = pipeline.register()
     model = RouterRetriever.load(registered.uri, registered.tracking_uri)
     with Client(deploy(pipeline)) as client:
@@ -322,11 +322,13 @@ def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done):
         registry = Registry(pipeline.recipe, pipeline.store)
         _, mixes_adapters, _ = done
         registry.release(mixes_adapters.version)
-        wait_until(lambda: "routing.mix" in client.service().refused.get(mixes_adapters.version, ""))
+        wait_until(lambda: "routing.merge" in client.service().refused.get(mixes_adapters.version, ""))
         values = pipeline.recipe.model_dump(mode="json")
         values["domains"]["metal"]["expert"] = False
         alone = Pipeline(
-            parse_recipe({**values, "single_models": {}, "routing": {"router": "uniform", "mix": "vectors"}})
+            parse_recipe(
+                {**values, "single_models": {}, "routing": {"router": "uniform", "merge": "embeddings"}}
+            )
         ).register(False)
         registry.release(alone.version)
         wait_until(lambda: client.service().version == alone.version)

@@ -11,7 +11,7 @@ service = StandIn()
 
 async def _state():
     return {
-        "version": 7, "encoder": "fake", "placement": "packed", "challenger": None, "challenger_share": 0,
+        "version": 7, "encoder": "fake", "placement": "shared", "challenger": None, "challenger_share": 0,
         "shadow_share": 0, "routed_queries": 0, "drift": None, "refused": {},
     }  # fmt: skip
 

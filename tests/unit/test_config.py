@@ -1,5 +1,7 @@
 import pytest
-from routerretriever.config import RecipeError, ServingSettings, load_recipe, parse_recipe
+from routerretriever.config.loading import load_recipe, parse_recipe
+from routerretriever.config.serving import ServingSettings
+from routerretriever.errors import RecipeError
 
 GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
 
@@ -22,10 +24,10 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"routing": {"router": "fixed"}}, "expert"),
         ({"routing": {"router": "fixed", "expert": "b"}}, "no expert 'b'"),
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
-        ({"serving": {"placement": "per_expert"}}, "(?s)serving.placement.*set routing.mix to 'vectors'"),
+        ({"serving": {"placement": "dedicated"}}, "(?s)serving.placement.*set routing.merge to 'embeddings'"),
         ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
         ({"training": {"prefix": {"length": 0}}}, "training.prefix.length"),
-        ({"training": {"prefix": {}}}, "(?s)training.prefix.*set routing.mix to 'vectors'"),
+        ({"training": {"prefix": {}}}, "(?s)training.prefix.*set routing.merge to 'embeddings'"),
         ({"deploy": "ddr"}, "needs settings under ddr"),
         ({"ddr": {"general": {"domains": []}}}, "ddr.general.domains"),
         ({"ddr": {"general": {"domains": ["b"]}}}, "ddr.general.domains: no such domain as 'b'"),
@@ -38,10 +40,10 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
             {
                 "ddr": {"general": {"domains": ["a"]}},
                 "deploy": "ddr",
-                "routing": {"mix": "vectors"},
-                "serving": {"placement": "per_expert"},
+                "routing": {"merge": "embeddings"},
+                "serving": {"placement": "dedicated"},
             },
-            "set serving.placement to 'packed'",
+            "set serving.placement to 'shared'",
         ),
     ],
 )

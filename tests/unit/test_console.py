@@ -1,7 +1,7 @@
 import logging
 
-from routerretriever import console
-from routerretriever.counting import (
+from routerretriever.runtime import progress as console
+from routerretriever.runtime.metrics import (
     DOCUMENTS_ENCODED,
     QUERIES_SCORED,
     STORAGE_RETRIES,

@@ -2,10 +2,10 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
-from routerretriever.config import IndexSettings
-from routerretriever.corpus import Corpus, open_index
-from routerretriever.corpus.artifact import documents_file, embeddings_file
-from routerretriever.storage import ArtifactStore
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import Corpus, documents_file, embeddings_file
+from routerretriever.index.dense import open_index
+from routerretriever.index.settings import IndexSettings
 
 SHARDS = (5, 1, 7)
 

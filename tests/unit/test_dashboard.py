@@ -49,7 +49,7 @@ def defined() -> dict[str, str]:
     kinds: dict[str, str] = {}
     for path in (ROOT / "platform").rglob("*.py"):
         text = path.read_text()
-        if path.name == "counting.py":
+        if path.parent.name == "runtime" and path.name == "metrics.py":
             found = [("Counter", name) for name in re.findall(r'= "(routerretriever_\w+)"', text)]
         else:
             found = re.findall(r'(Counter|Gauge|Histogram)\(\s*"(routerretriever_\w+)"', text)

@@ -12,23 +12,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routerretriever.datasets import (
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.checking import Defect, check_collection
+from routerretriever.datasets.collection import (
     BEIR_NAMES,
     Collection,
-    DatasetError,
-    Defect,
     Document,
-    check_collection,
-    download,
-    hold_out,
-    load_judgements,
     open_collection,
     sample_domains,
-    split_train,
-    store_judgements,
-    write_split,
 )
-from routerretriever.storage import ArtifactStore
+from routerretriever.datasets.download import download, write_split
+from routerretriever.datasets.judgements import load_judgements, store_judgements
+from routerretriever.datasets.splitting import hold_out, split_train
+from routerretriever.errors import DatasetError, RouterRetrieverError
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 CORPUS = [
@@ -158,10 +154,12 @@ def test_a_judged_query_must_be_there_once(tmp_path):
 
 
 def test_a_split_that_is_not_there(tmp_path, toy):
-    with pytest.raises(ValueError, match="no split is named 'valid'; there are train, dev, test") as caught:
+    with pytest.raises(
+        RouterRetrieverError, match="no split is named 'valid'; there are train, dev, test"
+    ) as caught:
         toy.queries("valid")
     assert not isinstance(caught.value, DatasetError)
-    with pytest.raises(ValueError, match="no split is named"):
+    with pytest.raises(RouterRetrieverError, match="no split is named"):
         toy.split_hash("valid")
     test_only = make(tmp_path / "test_only", qrels={"test": QRELS["test"]})
     assert test_only.splits() == ("test",)
@@ -250,12 +248,12 @@ def test_samples_of_a_split_are_nested_and_kept_apart_in_storage(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
 def test_hold_out_refuses_a_fraction_out_of_range(fraction):
-    with pytest.raises(ValueError, match="fraction"):
+    with pytest.raises(RouterRetrieverError, match="fraction"):
         hold_out(["a", "b"], fraction, "dev")
 
 
 def test_hold_out_refuses_fewer_than_two_ids():
-    with pytest.raises(ValueError, match=r"query_ids: .* found 1"):
+    with pytest.raises(RouterRetrieverError, match=r"query_ids: .* found 1"):
         hold_out(["a", "a"], 0.5, "dev")
 
 
@@ -635,6 +633,6 @@ def test_write_split_refusals(tmp_path, toy):
     test_only = make(tmp_path / "test_only", qrels={"test": QRELS["test"]})
     with pytest.raises(DatasetError, match=r"no train\.tsv"):
         write_split(test_only, tmp_path / "new")
-    with pytest.raises(ValueError, match=r"fraction: 1\.5"):
+    with pytest.raises(RouterRetrieverError, match=r"fraction: 1\.5"):
         write_split(make_train_only(tmp_path / "train_only"), tmp_path / "new", test_fraction=1.5)
     assert not (tmp_path / "new").exists()

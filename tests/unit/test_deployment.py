@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
-from routerretriever.config import load_recipe
+from routerretriever.config.loading import load_recipe
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]

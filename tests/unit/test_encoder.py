@@ -3,16 +3,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routerretriever.config import BASE, EncoderSettings, LoraSettings
-from routerretriever.encoder import (
-    Encoder,
-    EncoderError,
-    PackedExperts,
-    encoder_fingerprint,
-    load_encoder,
-    merge_expert,
-)
+from routerretriever.adapters.batched import PackedExperts, merge_expert
+from routerretriever.adapters.settings import LoraSettings
+from routerretriever.encoder.encoder import Encoder, load_encoder
 from routerretriever.encoder.linear import FrozenLinear
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import encoder_fingerprint
+from routerretriever.errors import EncoderError
+from routerretriever.types import BASE
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)

@@ -3,10 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routerretriever.config import BASE, RoutingSettings
-from routerretriever.corpus import SearchIndex
-from routerretriever.evaluation.analyses import project
-from routerretriever.evaluation.bench import RouterBench
+from routerretriever.errors import RouterRetrieverError
 from routerretriever.evaluation.evaluate import (
     DATASET_ORACLE,
     INSTANCE_ORACLE,
@@ -18,21 +15,20 @@ from routerretriever.evaluation.evaluate import (
     evaluate,
     mix,
 )
-from routerretriever.evaluation.figures import (
-    Lines,
-    Scatter,
-    Section,
-    grid,
-    section_table,
-    write_sections,
-)
-from routerretriever.evaluation.report import write_page
 from routerretriever.evaluation.significance import compare
-from routerretriever.evaluation.tables import as_dict, markdown
-from routerretriever.evaluation.tuning import tune
+from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import measure
-from routerretriever.routing import RoutingData, fit_router
-from routerretriever.scoring import SplitScores
+from routerretriever.reports.page import write_page
+from routerretriever.reports.plots import Lines, Scatter, Section, grid, section_table, write_sections
+from routerretriever.reports.tables import as_dict, markdown
+from routerretriever.routing.data import RoutingData
+from routerretriever.routing.fit import fit_router
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.scoring.table import SplitScores
+from routerretriever.studies.analyses import project
+from routerretriever.studies.offline import RouterBench
+from routerretriever.studies.tuning import tune
+from routerretriever.types import BASE
 
 EXPERTS = [BASE, "a", "b"]
 DOCUMENTS, DIMENSION, QUERIES = 30, 8, 12
@@ -79,7 +75,7 @@ def evaluated(seed):
         router = fit_router(fit_data(scores), chosen)
         weights = {dataset: router.weights(features[dataset]) for dataset in scores}
         vectors = {dataset: mix(scores[dataset], router.experts, weights[dataset]) for dataset in scores}
-        routers[name] = RoutedBy(router.experts, "vectors", weights, vectors)
+        routers[name] = RoutedBy(router.experts, "embeddings", weights, vectors)
     texts = {name: [f"<query {row}>" for row in range(QUERIES)] for name in scores}
     described = {"name": "world", "encoder": {"name": "none"}, "routing": {"router": "posterior"}}
     return evaluate(scores, {}, texts, qrels, routers, indexes, 20, described), scores
@@ -194,5 +190,5 @@ def test_tuning_measures_each_domain_once_as_if_unseen():
             assert trial.unseen[domain] == pytest.approx(alone)
         means = [np.mean(list(v.values())) for v in (trial.in_domain, trial.unseen)]
         assert trial.score == pytest.approx(0.75 * means[0] + 0.25 * means[1])
-    with pytest.raises(ValueError, match="unseen_share"):
+    with pytest.raises(RouterRetrieverError, match="unseen_share"):
         tune(bench, layers=[], unseen_share=2)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from routerretriever.config import IndexSettings
-from routerretriever.corpus import LiveCollection, fold, last_change, write_change, write_deletion
+from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import documents_file, embeddings_file
-from routerretriever.datasets import Document
-from routerretriever.storage import ArtifactStore, StorageError
+from routerretriever.datasets.collection import Document
+from routerretriever.errors import StorageError
+from routerretriever.index.live import LiveCollection, fold, last_change, write_change, write_deletion
+from routerretriever.index.settings import IndexSettings
 
 DIMENSION = 8
 CORPUS, CHANGES = "corpora/tiny", "changes/tiny"

@@ -1,7 +1,8 @@
 import pytest
-from routerretriever import cluster
-from routerretriever.cluster import room_for
-from routerretriever.config import TrainingSettings
+from routerretriever.errors import RouterRetrieverError
+from routerretriever.runtime import cluster
+from routerretriever.runtime.cluster import room_for
+from routerretriever.training.settings import TrainingSettings
 
 LAPTOP = [{"CPU": 2.0}]
 HEAD = {"CPU": 0.0}
@@ -38,9 +39,9 @@ def test_groups_are_counted_machine_by_machine(machines, there, cpus, gpus, gang
 
 def test_what_can_never_be_placed_is_refused_instead_of_waited_for(machines):
     machines([{"CPU": 2.0}, {"CPU": 2.0}])
-    with pytest.raises(ValueError, match=r"1 worker\(s\) of 4 CPUs and 0 GPUs .* can hold 0"):
+    with pytest.raises(RouterRetrieverError, match=r"1 worker\(s\) of 4 CPUs and 0 GPUs .* can hold 0"):
         room_for(4, 0)
-    with pytest.raises(ValueError, match=r"5 worker\(s\) .* can hold 4"):
+    with pytest.raises(RouterRetrieverError, match=r"5 worker\(s\) .* can hold 4"):
         room_for(1, 0, gang=5)
 
 
@@ -51,7 +52,7 @@ def test_a_cluster_that_was_joined_may_get_its_machines_later(machines, monkeypa
     assert room_for(1, 0) == 8
     monkeypatch.setattr(cluster, "_JOINING_SECONDS", 0.0)
     machines([HEAD])
-    with pytest.raises(ValueError, match="can hold 0"):
+    with pytest.raises(RouterRetrieverError, match="can hold 0"):
         room_for(1, 0)
 
 

@@ -1,12 +1,11 @@
 import pytest
 from conftest import tiny_recipe
-from routerretriever.config import RecipeError
-from routerretriever.corpus import corpus_key
-from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from routerretriever.pipeline import Pipeline
-from routerretriever.plan import plan_run, plan_table
-from routerretriever.training import expert_key
-from routerretriever.training.experts import checkpoints_key, general_prefix_key
+from routerretriever.corpus.artifact import corpus_key
+from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from routerretriever.errors import RecipeError
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.pipeline.plan import plan_run, plan_table
+from routerretriever.training.experts import checkpoints_key, expert_key, general_prefix_key
 
 
 def planned(pipeline):
@@ -14,7 +13,9 @@ def planned(pipeline):
 
 
 def test_a_plan_counts_what_is_to_be_done_and_does_nothing(tiny_data, monkeypatch):
-    monkeypatch.setattr("routerretriever.pipeline.connect", lambda: pytest.fail("a plan needs no Ray"))
+    monkeypatch.setattr(
+        "routerretriever.pipeline.pipeline.connect", lambda: pytest.fail("a plan needs no Ray")
+    )
     recipe = tiny_recipe(tiny_data, single_models={"joint": {}, "mean": {"kind": "average"}})
     pipeline = Pipeline(recipe)
     steps = planned(pipeline)

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from routerretriever.datasets import Document
-from routerretriever.serving.run import free_port
-from routerretriever.serving.schemas import ExpertState, ServiceState
+from routerretriever.client.schemas import ExpertState, ServiceState
+from routerretriever.datasets.collection import Document
+from routerretriever.serving.deployments.run import free_port
 from test_service_parts import StandIn, application
 from websockets.sync.client import ClientConnection, connect
 
@@ -44,7 +44,7 @@ class Shown(StandIn):
 
     async def state(self) -> ServiceState:
         return ServiceState(
-            version=7, encoder="fake", placement="packed", challenger=8, challenger_share=0.1,
+            version=7, encoder="fake", placement="shared", challenger=8, challenger_share=0.1,
             shadow_share=0, routed_queries=3, drift=0.25, refused={},
         )  # fmt: skip
 

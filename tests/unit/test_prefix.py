@@ -9,21 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from routerretriever.config import BASE, EncoderSettings, LoraSettings, PrefixSettings
-from routerretriever.encoder import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    UNIFORM,
-    Encoder,
-    EncoderError,
-    PrefixShape,
-    View,
-    encoder_fingerprint,
-    load_encoder,
-    merge_expert,
-    pack_experts,
-)
-from routerretriever.encoder.prefix import Mixture, Prefixes
+from routerretriever.adapters.batched import merge_expert, pack_experts
+from routerretriever.adapters.prefix_attention import Mixture, Prefixes
+from routerretriever.adapters.prefix_shape import UNIFORM, PrefixShape, View
+from routerretriever.adapters.settings import LoraSettings, PrefixSettings
+from routerretriever.encoder.encoder import Encoder, load_encoder
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
+from routerretriever.errors import EncoderError
+from routerretriever.types import BASE
 from torch import nn
 
 FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
@@ -290,7 +284,7 @@ def test_an_encoder_with_an_attention_of_its_own_is_refused():
         def forward(self, input_ids, attention_mask):
             return self.layers[0](input_ids.float())
 
-    from routerretriever.encoder.prefix import PrefixAttention
+    from routerretriever.adapters.prefix_attention import PrefixAttention
 
     odd = Odd()
     with pytest.raises(EncoderError, match="takes no prefix"):

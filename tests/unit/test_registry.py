@@ -1,8 +1,8 @@
 import pytest
 from conftest import free_port, tiny_recipe
-from routerretriever.registry import Registry
-from routerretriever.registry.mlflow_registry import RegistryError
-from routerretriever.storage import ArtifactStore
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.errors import RegistryError, RouterRetrieverError
+from routerretriever.registry.registry import Registry
 
 
 def test_a_registry_that_is_away_is_told_with_what_to_do(tmp_path, monkeypatch):
@@ -17,7 +17,7 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path):
     recipe = tiny_recipe(tmp_path)
     registry = Registry(recipe, ArtifactStore.open(recipe.storage))
     assert registry.released() is None
-    with pytest.raises(LookupError, match="nothing was released before"):
+    with pytest.raises(RouterRetrieverError, match="nothing was released before"):
         registry.roll_back()
     registry._ensure_model("routerretriever")
     for _ in range(3):
@@ -29,9 +29,9 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path):
     assert registry.released() == 1
     assert registry.roll_back() == 3
     assert [bundle.version for bundle in registry.bundles()] == [3, 2, 1]
-    with pytest.raises(LookupError, match="no version 4"):
+    with pytest.raises(RouterRetrieverError, match="no version 4"):
         registry.release(4)
-    with pytest.raises(LookupError, match="no version 4"):
+    with pytest.raises(RouterRetrieverError, match="no version 4"):
         registry.challenge(4)
     registry.challenge(2)
     assert registry.challenger() == 2

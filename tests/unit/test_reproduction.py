@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
-from routerretriever.config import BASE, RecipeError, load_recipe, load_reproduction
-from routerretriever.reproduction import reproduce, verdict
+from routerretriever.config.loading import load_recipe
+from routerretriever.errors import RecipeError, RouterRetrieverError
+from routerretriever.studies.reproduction import load_reproduction, reproduce, verdict
+from routerretriever.types import BASE
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,7 @@ def test_a_figure_is_judged_by_its_distance_up_or_down(found, expected, tmp_path
     ],
 )
 def test_what_is_wrong_is_named_before_anything_runs(changes, named, tmp_path):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(RouterRetrieverError, match=named):
         reproduce(written(tmp_path, **changes), [], [f"storage={tmp_path}", f"data_root={tmp_path}"])
 
 

@@ -3,12 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from routerretriever.config import BASE, GateSettings, RoutingSettings
-from routerretriever.pilots import best_expert, build_library
-from routerretriever.routing import PilotRouter, RoutingData, fit_router, load_router, save_router
+from routerretriever.errors import RouterRetrieverError
 from routerretriever.routing.constant import ConstantRouter
+from routerretriever.routing.data import RoutingData
+from routerretriever.routing.fit import fit_router
 from routerretriever.routing.neighbours import References
+from routerretriever.routing.pilot_library import best_expert, build_library
+from routerretriever.routing.pilots import PilotRouter
 from routerretriever.routing.protocol import softmax
+from routerretriever.routing.saving import load_router, save_router
+from routerretriever.routing.settings import GateSettings, RoutingSettings
+from routerretriever.types import BASE
 
 TIED = np.array([[1.0, 1.0, 0.0], [0.0, 0.5, 0.2], [0.0, 0.3, 0.3]])
 
@@ -91,7 +96,7 @@ def test_an_expert_without_pilots_is_reported_and_never_chosen():
 
 def test_no_evidence_at_all_is_an_error():
     d = data()
-    with pytest.raises(ValueError, match="tells the experts apart"):
+    with pytest.raises(RouterRetrieverError, match="tells the experts apart"):
         build_library(
             d.experts, {n: np.ones_like(u) for n, u in d.utilities.items()}, d.features, ties="drop"
         )

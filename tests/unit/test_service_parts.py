@@ -20,28 +20,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from routerretriever.client import AsyncClient, Client, ServiceError
-from routerretriever.config import (
-    BASE,
-    ROUTED_MODEL,
-    LimitSettings,
-    RecipeError,
-    ReplicaSettings,
-    ServingSettings,
-)
-from routerretriever.corpus import Found
-from routerretriever.datasets import Document
-from routerretriever.langchain import RoutedEmbeddings
-from routerretriever.registry.bundle import CanaryQuery
-from routerretriever.serving.access import Doorkeeper, Token, read_tokens
-from routerretriever.serving.api import build_api
-from routerretriever.serving.batching import Batcher, Overloaded
-from routerretriever.serving.calls import OneThread
-from routerretriever.serving.engine import Embedded, Engine, UnknownName
-from routerretriever.serving.index import Place
-from routerretriever.serving.metrics import Metrics
-from routerretriever.serving.releases import Release, Releases, Vetted, _Candidate
-from routerretriever.serving.schemas import (
+from routerretriever.bundle.bundle import ValidationQuery
+from routerretriever.client.client import AsyncClient, Client, ServiceError
+from routerretriever.client.langchain import RoutedEmbeddings
+from routerretriever.client.schemas import (
     ChangeResponse,
     ExpertState,
     Hit,
@@ -50,8 +32,20 @@ from routerretriever.serving.schemas import (
     SearchRequest,
     SearchResponse,
 )
+from routerretriever.config.serving import LimitSettings, ReplicaSettings, ServingSettings
+from routerretriever.datasets.collection import Document
+from routerretriever.errors import ArtifactMissing, NotFound, Overloaded, RecipeError, UnknownName
+from routerretriever.index.live import Found
+from routerretriever.serving.batching import Batcher
+from routerretriever.serving.deployments.calls import OneThread
+from routerretriever.serving.deployments.index import Place
+from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.serving.deployments.releases import Release, Releases, Vetted, _Candidate
+from routerretriever.serving.engine import Embedded, Engine
+from routerretriever.serving.http.api import build_api
+from routerretriever.serving.http.auth import Doorkeeper, Token, read_tokens
 from routerretriever.serving.shadow import Shadows
-from routerretriever.storage import ArtifactMissing
+from routerretriever.types import BASE, ROUTED_MODEL
 
 JSON = {"content-type": "application/json"}
 SECRET = "a secret that nobody knows"
@@ -108,7 +102,7 @@ class StandIn:
         return ChangeResponse(change=2, searchable_within_seconds=1)
 
     async def document(self, collection, document_id):
-        raise LookupError(f"id: {collection} has no document {document_id!r}")
+        raise NotFound(f"id: {collection} has no document {document_id!r}")
 
     async def experts(self):
         common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": None}
@@ -476,7 +470,7 @@ def patient(service: Restarted, patience: float) -> Client:
 
 def test_a_client_outlasts_a_restart(monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr("routerretriever.client.time.sleep", waited.append)
+    monkeypatch.setattr("routerretriever.client.client.time.sleep", waited.append)
     service = Restarted(*TROUBLES)
     client = patient(service, 20)
     assert client.route(["x"]) == client.route(["x"]) == []
@@ -688,7 +682,7 @@ def candidate(version, fingerprint, right):
     """A bundle of two collections whose canary queries are answered rightly in these shares of them."""
     manifest = {"encoder_fingerprint": fingerprint, "encoder": {"name": "some"}}
     canary = {
-        name: ([CanaryQuery("?", {"d1": 1})] * 4, np.array([[float(at < 4 * share)] for at in range(4)]))
+        name: ([ValidationQuery("?", {"d1": 1})] * 4, np.array([[float(at < 4 * share)] for at in range(4)]))
         for name, share in right.items()
     }
     places = {name: Place(name, "") for name in right}

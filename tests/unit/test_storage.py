@@ -9,16 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from routerretriever import storage
-from routerretriever.counting import STORAGE_RETRIES, take
+from routerretriever.artifacts import store as storage
+from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.errors import ArtifactDamaged, ArtifactMissing, StorageError
 from routerretriever.measures import mean_ndcg, measure
-from routerretriever.storage import (
-    ArtifactDamaged,
-    ArtifactMissing,
-    ArtifactStore,
-    StorageError,
-    make_missing,
-)
+from routerretriever.runtime.metrics import STORAGE_RETRIES, take
 
 KEY = "kind/one"
 
@@ -94,7 +89,7 @@ def test_an_altered_file_is_named_and_refused_and_only_it_is_made_again(store, t
         store.put(KEY, "b", write("two"))
         store.commit(KEY, {"kind": "test"})
 
-    make_missing(store, [KEY], mend)
+    build_missing(store, [KEY], mend)
     assert (store.fetch(KEY) / "b").read_text() == "two"
     assert len(told) == 1
     assert "made again" in told[0]
@@ -113,9 +108,9 @@ def test_a_damaged_manifest_is_named_and_the_artifact_made_again(store, told):
     overwrite(store, f"{KEY}/artifact.json", "{")
     with pytest.raises(ArtifactDamaged, match=r"artifact\.json"):
         store.manifest(KEY)
-    assert not store.ready(KEY)
+    assert not store.verify(KEY)
     make(store)
-    assert store.ready(KEY)
+    assert store.verify(KEY)
 
 
 def test_a_fetched_copy_is_not_taken_for_an_artifact_that_was_made_again(store):
@@ -190,7 +185,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(s3, told):
     back.start()
     try:
         # The copy in the cache saves the download, but only the server knows whether the artifact stands.
-        assert store.ready(KEY)
+        assert store.verify(KEY)
     finally:
         back.join()
 
@@ -224,7 +219,7 @@ def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
 
     def run():
         gate.wait()
-        make_missing(store, keys, make_all)
+        build_missing(store, keys, make_all)
         assert all(store.exists(key) for key in keys)
 
     threads = [threading.Thread(target=run) for _ in range(runs)]
@@ -249,15 +244,15 @@ def test_what_another_run_fails_to_make_is_taken_over(store, monkeypatch):
 
     def first():
         with pytest.raises(RuntimeError, match="lost"):
-            make_missing(store, [KEY], fail)
+            build_missing(store, [KEY], fail)
 
     thread = threading.Thread(target=first)
     thread.start()
     assert claimed.wait(10)
-    with store.claim([KEY], {}) as mine:
+    with store.lease([KEY], {}) as mine:
         assert mine == []
     asked.set()
-    make_missing(store, [KEY], lambda keys: make(store))
+    build_missing(store, [KEY], lambda keys: make(store))
     thread.join()
     assert store.exists(KEY)
 
@@ -265,11 +260,11 @@ def test_what_another_run_fails_to_make_is_taken_over(store, monkeypatch):
 def test_the_claim_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
     store = ArtifactStore.open(str(tmp_path))
     code = (
-        "import os, sys; from routerretriever.storage import ArtifactStore\n"
+        "import os, sys; from routerretriever.artifacts.store import ArtifactStore\n"
         "store = ArtifactStore.open(sys.argv[1])\n"
-        f"with store.claim([{KEY!r}], {{}}) as mine: print(mine, flush=True); os._exit(9)"
+        f"with store.lease([{KEY!r}], {{}}) as mine: print(mine, flush=True); os._exit(9)"
     )
-    path = str(Path(storage.__file__).parents[1])
+    path = str(Path(storage.__file__).parents[2])
     died = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path},
@@ -278,7 +273,7 @@ def test_the_claim_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
         check=False,
     )
     assert (died.returncode, died.stdout) == (9, f"[{KEY!r}]\n")
-    with store.claim([KEY], {}) as mine:
+    with store.lease([KEY], {}) as mine:
         assert mine == [KEY]
 
 
@@ -289,10 +284,10 @@ def test_a_claim_of_another_machine_is_taken_over_once_it_beats_no_more(store, m
     for beat in range(3):
         store._write(f"claims/{KEY}", f"elsewhere:1:abc {beat}".encode())
         clock[0] += storage._CLAIM_SECONDS
-        with store.claim([KEY], notes) as mine:
+        with store.lease([KEY], notes) as mine:
             assert mine == []
     clock[0] += storage._CLAIM_SECONDS + 1
-    with store.claim([KEY], notes) as mine:
+    with store.lease([KEY], notes) as mine:
         assert mine == [KEY]
 
 
@@ -305,7 +300,7 @@ def test_a_claim_is_renewed_while_its_block_runs(store, monkeypatch):
         written.append((path, content))
         renewed.set()
 
-    with store.claim([KEY], {}):
+    with store.lease([KEY], {}):
         first = store._read(f"claims/{KEY}")
         monkeypatch.setattr(ArtifactStore, "_write", note)
         assert renewed.wait(10)
@@ -321,7 +316,7 @@ def test_two_commits_of_the_same_leave_the_first(store):
     store.put(KEY, "a", write("one"))
     store.commit(KEY, {"kind": "late"})
     assert store.manifest(KEY) == before
-    assert store.ready(KEY)
+    assert store.verify(KEY)
 
 
 def test_measures_are_trec_evals():

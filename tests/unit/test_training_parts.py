@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from routerretriever.config import TrainingSettings
 from routerretriever.training.loop import lesson_plan
 from routerretriever.training.objective import candidate_loss, draw_targets
+from routerretriever.training.settings import TrainingSettings
 
 
 def rows(*values):
@@ -44,7 +44,7 @@ def test_targets_are_drawn_by_grade():
 
 
 def test_schedule_and_length():
-    from routerretriever.training.lessons import resolve_objective
+    from routerretriever.training.domains import resolve_objective
     from routerretriever.training.loop import learning_rate_factor, run_length
 
     settings = TrainingSettings(max_steps=100, warmup_fraction=0.1)

@@ -18,10 +18,12 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.config import EncoderSettings, content_hash
-from routerretriever.datasets import Collection, Document
-from routerretriever.encoder import encoder_fingerprint
-from routerretriever.storage import ArtifactMissing, ArtifactStore
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.collection import Collection, Document
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import encoder_fingerprint
+from routerretriever.errors import ArtifactMissing
+from routerretriever.hashing import content_hash
 
 Vectors = NDArray[np.float32]
 

@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-from routerretriever.cluster import ShardWorker, run_shards
-from routerretriever.config import CorpusSettings, EncoderSettings
-from routerretriever.console import log
+from routerretriever.artifacts.store import ArtifactStore, build_missing
 from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
-from routerretriever.counting import DOCUMENTS_ENCODED, count
-from routerretriever.datasets import Collection, DatasetError, Document
-from routerretriever.encoder import encoder_fingerprint
-from routerretriever.storage import ArtifactStore, make_missing
+from routerretriever.corpus.settings import CorpusSettings
+from routerretriever.datasets.collection import Collection, Document
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import encoder_fingerprint
+from routerretriever.errors import DatasetError
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, count
+from routerretriever.runtime.progress import log
+from routerretriever.runtime.shards import ShardWorker, run_shards
 
 
 def build_corpora(
@@ -35,7 +37,7 @@ def build_corpora(
     def build(missing: list[str]) -> None:
         _build([each for each in collections if keys[each.name] in missing], encoder, settings, store)
 
-    make_missing(store, list(keys.values()), build)
+    build_missing(store, list(keys.values()), build)
     return {name: open_corpus(store, key) for name, key in keys.items()}
 
 
@@ -106,7 +108,7 @@ class _ShardEncoder(ShardWorker):
     """A Ray Data actor: documents of a shard in, embeddings of the shard in storage."""
 
     def __init__(self, encoder: EncoderSettings, store: ArtifactStore) -> None:
-        from routerretriever.encoder import load_encoder
+        from routerretriever.encoder.encoder import load_encoder
 
         self._encoder = load_encoder(encoder)
         self._store = store

@@ -14,12 +14,12 @@ from routerretriever.datasets.collection import SPLITS
 from routerretriever.datasets.reading import (
     DOCUMENT_TEXTS,
     QUERY_TEXTS,
-    DatasetError,
     find_file,
     read_judgements,
     read_objects,
     record_flaws,
 )
+from routerretriever.errors import DatasetError
 
 Severity = Literal["error", "warning"]
 

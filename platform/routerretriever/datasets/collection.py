@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from routerretriever.config import content_hash
 from routerretriever.datasets.reading import (
     DOCUMENT_TEXTS,
     QUERY_TEXTS,
-    DatasetError,
     find_file,
     read_blocks,
     read_judgements,
@@ -27,6 +25,8 @@ from routerretriever.datasets.reading import (
     require_file,
 )
 from routerretriever.datasets.splitting import hold_out
+from routerretriever.errors import BadInput, DatasetError
+from routerretriever.hashing import content_hash
 
 SPLITS = ("train", "dev", "test")
 
@@ -90,7 +90,7 @@ class Collection:
 
         Raises:
             DatasetError: a line is flawed, an id comes twice, or a judged query is not there.
-            ValueError: there is no such split name.
+            BadInput: there is no such split name.
         """
         judged = self.qrels(split)
         path = require_file(self.folder, "queries.jsonl")
@@ -115,7 +115,7 @@ class Collection:
 
         Raises:
             DatasetError: a line is flawed, or the collection cannot give this split.
-            ValueError: there is no such split name.
+            BadInput: there is no such split name.
         """
         _check_split_name(split)
         path = find_file(self.folder, f"qrels/{split}.tsv")
@@ -155,7 +155,7 @@ class Collection:
 
         Raises:
             DatasetError: the split cannot be read.
-            ValueError: there is no such split name.
+            BadInput: there is no such split name.
         """
         _check_split_name(split)
         names = ["queries.jsonl", *(f"qrels/{name}.tsv" for name in SPLITS)]
@@ -222,7 +222,7 @@ def _relevant(path: Path) -> dict[str, dict[str, int]]:
 
 def _check_split_name(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"split: no split is named {split!r}; there are {', '.join(SPLITS)}")
+        raise BadInput(f"split: no split is named {split!r}; there are {', '.join(SPLITS)}")
 
 
 def _stamp(path: Path) -> tuple[Path, int, int]:

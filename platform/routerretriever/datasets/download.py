@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from routerretriever.datasets.collection import BEIR_NAMES, Collection
-from routerretriever.datasets.reading import DatasetError, find_file, require_file
+from routerretriever.datasets.reading import find_file, require_file
 from routerretriever.datasets.splitting import hold_out
+from routerretriever.errors import DatasetError
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 
@@ -70,7 +71,7 @@ def write_split(collection: Collection, folder: Path, test_fraction: float = 0.0
 
     Raises:
         DatasetError: the folder exists, there is no train split, or there is a test split already.
-        ValueError: the fraction is out of range.
+        BadInput: the fraction is out of range.
     """
     if folder.exists():
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")

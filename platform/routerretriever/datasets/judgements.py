@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.splitting import first_by_hash
-from routerretriever.storage import ArtifactStore
 
 _FILE = "judgements.json.gz"
 
@@ -46,7 +46,7 @@ def store_judgements(
         limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
     """
     key = judgements_key(collection, split, limit)
-    if not store.ready(key):
+    if not store.verify(key):
         chosen = Judgements(collection.queries(split), collection.qrels(split))
         if limit is not None:
             chosen = chosen.subset(first_by_hash(chosen.queries, limit, "sample"))

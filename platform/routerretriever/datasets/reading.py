@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from routerretriever.errors import DatasetError
+
 DOCUMENT_TEXTS = ("title", "text")
 QUERY_TEXTS = ("text",)
 
@@ -23,10 +25,6 @@ _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 Report = Callable[[Path, int, str], None]
 """Told of a flaw: file, line, and what was found and what to do. It may raise."""
-
-
-class DatasetError(ValueError):
-    """A collection is not as it should be; the message names file, line, what was found and what to do."""
 
 
 class Judgement(NamedTuple):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from routerretriever.errors import BadInput
+
 
 def hold_out(query_ids: Iterable[str], fraction: float, salt: str) -> set[str]:
     """Choose the queries to hold out: those with the smallest hashes.
@@ -20,13 +22,13 @@ def hold_out(query_ids: Iterable[str], fraction: float, salt: str) -> set[str]:
         salt: what it is for; choices under different salts are independent.
 
     Raises:
-        ValueError: the fraction is out of range, or there are fewer than two ids.
+        BadInput: the fraction is out of range, or there are fewer than two ids.
     """
     ids = set(query_ids)
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction: {fraction} is not above 0 and below 1")
+        raise BadInput(f"fraction: {fraction} is not above 0 and below 1")
     if len(ids) < 2:
-        raise ValueError(f"query_ids: holding some out and keeping some needs 2 or more, found {len(ids)}")
+        raise BadInput(f"query_ids: holding some out and keeping some needs 2 or more, found {len(ids)}")
     size = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
     return set(first_by_hash(ids, size, salt))
 
@@ -47,7 +49,7 @@ def split_train(query_ids: Iterable[str], fraction: float) -> tuple[list[str], l
         The kept and the held-out queries.
 
     Raises:
-        ValueError: the fraction is not in [0, 1), or above 0 with fewer than two ids.
+        BadInput: the fraction is not in [0, 1), or above 0 with fewer than two ids.
     """
     ids = list(query_ids)
     held = hold_out(ids, fraction, "held_out") if fraction else set()

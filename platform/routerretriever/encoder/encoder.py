@@ -22,19 +22,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from routerretriever.config import BASE, EncoderSettings, LoraSettings, PrefixSettings
+from routerretriever.adapters.prefix_attention import Mixture, PrefixAttention, Prefixes
+from routerretriever.adapters.prefix_shape import PrefixShape, View
+from routerretriever.adapters.settings import LoraSettings, PrefixSettings
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
 from routerretriever.encoder.linear import Add, FrozenLinear
-from routerretriever.encoder.prefix import Mixture, PrefixAttention, Prefixes
-from routerretriever.encoder.prefix_shape import PrefixShape, View
+from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     FAKE,
-    EncoderError,
     encoder_folder,
     general_prefix_folder,
 )
+from routerretriever.errors import EncoderError
+from routerretriever.types import BASE
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]

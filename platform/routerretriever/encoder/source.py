@@ -9,7 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from routerretriever.config import EncoderSettings, content_hash
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import EncoderError, NotFound
+from routerretriever.hashing import content_hash
 
 FAKE = "fake"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -20,10 +22,6 @@ _PACKAGED = {
 }
 _CONTENT = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json", "vocab.txt", "*.model", "merges.txt")
 _DOWNLOAD = ["config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model"]
-
-
-class EncoderError(ValueError):
-    """A base encoder or an adapter cannot be loaded or does not fit."""
 
 
 def encoder_folder(settings: EncoderSettings) -> Path:
@@ -86,16 +84,17 @@ def general_prefix_folder(location: str) -> Path:
     Raises:
         EncoderError: there is none.
     """
-    from routerretriever.storage import ArtifactStore, StorageError
+    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever.errors import StorageError
 
     if (Path(location) / ADAPTER_CONFIG).is_file():
         return Path(location)
     storage, _, name = location.rpartition("/experts/")
     try:
         if not storage:
-            raise LookupError("no prefix lies here")
+            raise NotFound("no prefix lies here")
         return ArtifactStore.open(storage).fetch(f"experts/{name}")
-    except (LookupError, StorageError) as error:
+    except (NotFound, StorageError) as error:
         raise EncoderError(f"encoder.general_prefix: {location}: {error}") from None
 
 

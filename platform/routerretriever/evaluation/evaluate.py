@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from routerretriever.config import BASE, RoutingSettings
-from routerretriever.corpus import SearchIndex
 from routerretriever.evaluation.significance import Difference, compare
+from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import Measured, Qrels, Values, measure
 from routerretriever.routing.protocol import Vectors
-from routerretriever.scoring import ScoreTable, SplitScores
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.scoring.table import ScoreTable, SplitScores
+from routerretriever.types import BASE
 
 ROUTED = "RouterRetriever"
 PAPER = "pilot library"
@@ -30,7 +31,7 @@ GENERAL_PREFIX, DDR, DDR_TOP_K = "general prefix", "DDR", "DDR-topk"
 DDR_PRIOR, DDR_UNROUTED = "DDR-prior", "DDR without routing"
 """Dynamic Dense Retrieval: its base; all modules; the best few; those of a collection's labels; the same
 without weights."""
-PAPERS = RoutingSettings(features="embedding", mixing="hard", mix="vectors", gate=None)
+PAPERS = RoutingSettings(features="embedding", mixing="hard", merge="embeddings", gate=None)
 """What all of the paper's routers have in common."""
 RIVALS: dict[str, RoutingSettings] = {
     PAPER: PAPERS.model_copy(update={"router": "pilots"}),
@@ -47,7 +48,7 @@ class RoutedBy:
     """What a fitted router makes of each dataset's test queries."""
 
     experts: list[str]
-    mix: Literal["adapters", "vectors"]
+    merge: Literal["weights", "embeddings"]
     weights: Mapping[str, Vectors]
     """[Q, T] over the experts."""
     vectors: Mapping[str, Vectors]
@@ -55,7 +56,7 @@ class RoutedBy:
 
     def encodings(self, dataset: str) -> float:
         """How often a query is encoded on average."""
-        return 1.0 if self.mix == "adapters" else float((self.weights[dataset] > 0).sum(axis=1).mean())
+        return 1.0 if self.merge == "weights" else float((self.weights[dataset] > 0).sum(axis=1).mean())
 
 
 @dataclass(frozen=True)

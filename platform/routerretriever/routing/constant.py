@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import BASE, RoutingSettings
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.protocol import Router, State, Vectors
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.types import BASE
 
 
 class ConstantRouter(Router):

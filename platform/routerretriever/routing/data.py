@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import BASE
 from routerretriever.routing.protocol import Vectors
+from routerretriever.types import BASE
 
 
 @dataclass(frozen=True)

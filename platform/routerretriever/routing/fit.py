@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-from routerretriever.config import RoutingSettings
 from routerretriever.routing.constant import fit_fixed, fit_uniform
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.gate import fit_gate
@@ -19,6 +18,7 @@ from routerretriever.routing.linear import (
 from routerretriever.routing.neighbours import fit_dataset, fit_neighbours
 from routerretriever.routing.pilots import fit_pilots
 from routerretriever.routing.protocol import MixingRouter, Router
+from routerretriever.routing.settings import RoutingSettings
 
 FITS: dict[str, Callable[[RoutingData, RoutingSettings], Router]] = {
     "pilots": fit_pilots,
@@ -41,7 +41,7 @@ def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
     """Fit the router that the settings name, and its gate if they ask for one; seconds, no expert is run.
 
     Raises:
-        ValueError: the settings do not fit the data.
+        BadInput: the settings do not fit the data.
     """
     return complete(learn(data, settings), data, settings)
 
@@ -50,7 +50,7 @@ def learn(data: RoutingData, settings: RoutingSettings) -> Router:
     """The part that is learned, without gate: mixing, temperature and small shares do not change it.
 
     Raises:
-        ValueError: the settings do not fit the data.
+        BadInput: the settings do not fit the data.
     """
     if _nothing_to_choose(data, settings):
         return fit_uniform(data, settings)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import BASE, GateSettings, RoutingSettings
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.neighbours import References
 from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors
+from routerretriever.routing.settings import GateSettings, RoutingSettings
+from routerretriever.types import BASE
 
 _QUOTED = 3
 """Nearest training queries named in an explanation."""

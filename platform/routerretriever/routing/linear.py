@@ -11,10 +11,11 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import RoutingSettings
-from routerretriever.pilots import best_expert
+from routerretriever.errors import BadInput
 from routerretriever.routing.data import RoutingData
+from routerretriever.routing.pilot_library import best_expert
 from routerretriever.routing.protocol import MixingRouter, State, Vectors
+from routerretriever.routing.settings import RoutingSettings
 
 _STRENGTH = 10.0
 """Inverse of the regularisation of every logistic regression here."""
@@ -46,7 +47,7 @@ def fit_posterior(data: RoutingData, settings: RoutingSettings) -> LinearRouter:
     """Multinomial logistic regression on the query's domain; scores are log-probabilities up to a constant.
 
     Raises:
-        ValueError: fewer than two domains have an expert.
+        BadInput: fewer than two domains have an expert.
     """
     datasets = _own_datasets(data, settings)
     features, _, labels = data.stacked(datasets)
@@ -58,7 +59,7 @@ def fit_centroids(data: RoutingData, settings: RoutingSettings) -> LinearRouter:
     """Similarity to the mean query of each domain.
 
     Raises:
-        ValueError: fewer than two domains have an expert.
+        BadInput: fewer than two domains have an expert.
     """
     datasets = _own_datasets(data, settings)
     means = np.stack([data.features[name].mean(axis=0) for name in datasets])
@@ -82,7 +83,7 @@ def fit_expert_classifier(data: RoutingData, settings: RoutingSettings) -> Linea
     Trained on the queries with a single best expert.
 
     Raises:
-        ValueError: no expert is the single best of any query.
+        BadInput: no expert is the single best of any query.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -100,7 +101,7 @@ def fit_expert_classifier(data: RoutingData, settings: RoutingSettings) -> Linea
         coefs.append(fitted.coef_[0])
         biases.append(fitted.intercept_[0])
     if len(columns) < 2:
-        raise ValueError("routing.router 'expert_classifier': one expert alone is best wherever one is best")
+        raise BadInput("routing.router 'expert_classifier': one expert alone is best wherever one is best")
     return _router(data, settings, np.array(columns), np.stack(coefs), np.array(biases))
 
 
@@ -108,15 +109,13 @@ def fit_classification_head(data: RoutingData, settings: RoutingSettings) -> Lin
     """ClassificationHeadRouter: one classifier over experts, queries per label equalised to the smallest.
 
     Raises:
-        ValueError: fewer than two experts are the single best of any query.
+        BadInput: fewer than two experts are the single best of any query.
     """
     features, labels = _single_best(data)
     random = np.random.default_rng(settings.seed)
     found, counts = np.unique(labels, return_counts=True)
     if len(found) < 2:
-        raise ValueError(
-            "routing.router 'classification_head': one expert alone is best wherever one is best"
-        )
+        raise BadInput("routing.router 'classification_head': one expert alone is best wherever one is best")
     rows = np.concatenate(
         [random.permutation(np.flatnonzero(labels == column))[: counts.min()] for column in found]
     )
@@ -157,7 +156,7 @@ def _router(
 
 def _own_datasets(data: RoutingData, settings: RoutingSettings) -> list[str]:
     if len(data.own_datasets) < 2:
-        raise ValueError(f"routing.router '{settings.router}' needs two or more domains with experts")
+        raise BadInput(f"routing.router '{settings.router}' needs two or more domains with experts")
     return data.own_datasets
 
 

@@ -11,9 +11,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import RoutingSettings
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.protocol import MixingRouter, State, Vectors
+from routerretriever.routing.settings import RoutingSettings
 
 DATASET_ROUTER_SAMPLE = 100
 _CANDIDATES = 64

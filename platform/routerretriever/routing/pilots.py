@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import RoutingSettings
-from routerretriever.console import log
-from routerretriever.pilots import build_library
 from routerretriever.routing.data import RoutingData
+from routerretriever.routing.pilot_library import build_library
 from routerretriever.routing.protocol import MixingRouter, State, Vectors
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.runtime.progress import log
 
 
 class PilotRouter(MixingRouter):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from routerretriever.errors import BadInput
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.gate import GatedRouter
 from routerretriever.routing.linear import LinearRouter
@@ -42,13 +43,13 @@ def load_router(folder: Path) -> Router:
     """Read a router back.
 
     Raises:
-        ValueError: the folder holds a router of a kind that this version does not know.
+        BadInput: the folder holds a router of a kind that this version does not know.
     """
     content = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
     try:
         router = _build(content, load_file(folder / _ARRAYS_FILE))
     except KeyError as error:
-        raise ValueError(f"{folder}: no router of kind {error}; there are {sorted(_KINDS)}") from None
+        raise BadInput(f"{folder}: no router of kind {error}; there are {sorted(_KINDS)}") from None
     router.min_share = content["min_share"]
     return router
 

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
-from routerretriever.config import BASE, EncoderSettings, ScoringSettings, content_hash
-from routerretriever.datasets import Collection, store_judgements
-from routerretriever.encoder import encoder_fingerprint
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.judgements import store_judgements
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import encoder_fingerprint
+from routerretriever.hashing import content_hash
+from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of, make_parts
-from routerretriever.storage import ArtifactStore
-from routerretriever.training import Expert
+from routerretriever.training.experts import Expert
+from routerretriever.types import BASE
 
 
 def encode_mixtures(

@@ -15,14 +15,19 @@ import numpy as np
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.config import BASE, EncoderSettings, IndexSettings, ScoringSettings, content_hash
-from routerretriever.corpus import corpus_key
-from routerretriever.datasets import Collection, judgements_key, store_judgements
-from routerretriever.encoder import encoder_fingerprint
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import corpus_key
+from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.judgements import judgements_key, store_judgements
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import encoder_fingerprint
+from routerretriever.hashing import content_hash
+from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured
+from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of, make_parts
-from routerretriever.storage import ArtifactStore
-from routerretriever.training import Expert
+from routerretriever.training.experts import Expert
+from routerretriever.types import BASE
 
 Vectors = NDArray[np.float32]
 

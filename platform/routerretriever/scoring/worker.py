@@ -12,13 +12,17 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.cluster import ShardWorker, run_shards
-from routerretriever.config import BASE, EncoderSettings, IndexSettings, ScoringSettings
-from routerretriever.corpus import SearchIndex, open_corpus, open_index
-from routerretriever.counting import QUERIES_SCORED, count
-from routerretriever.datasets import Judgements, load_judgements
+from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.corpus.artifact import open_corpus
+from routerretriever.datasets.judgements import Judgements, load_judgements
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.index.dense import SearchIndex, open_index
+from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured, measure
-from routerretriever.storage import ArtifactStore, make_missing
+from routerretriever.runtime.metrics import QUERIES_SCORED, count
+from routerretriever.runtime.shards import ShardWorker, run_shards
+from routerretriever.scoring.settings import ScoringSettings
+from routerretriever.types import BASE
 
 Vectors = NDArray[np.float32]
 MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
@@ -52,7 +56,7 @@ def make_parts(
         for key in missing:
             store.commit(key, manifests[key])
 
-    make_missing(store, list(parts), make)
+    build_missing(store, list(parts), make)
 
 
 class ChunkScorer(ShardWorker):
@@ -61,7 +65,7 @@ class ChunkScorer(ShardWorker):
     def __init__(
         self, encoder: EncoderSettings, index: IndexSettings, depth: int, store: ArtifactStore
     ) -> None:
-        from routerretriever.encoder import load_encoder
+        from routerretriever.encoder.encoder import load_encoder
 
         self._encoder = load_encoder(encoder)
         self._index = index
@@ -100,7 +104,8 @@ class MixtureEncoder(ShardWorker):
 
     def __init__(self, encoder: EncoderSettings, experts: dict[str, str], store: ArtifactStore) -> None:
         """Load experts, keys by name."""
-        from routerretriever.encoder import load_encoder, pack_experts
+        from routerretriever.adapters.batched import pack_experts
+        from routerretriever.encoder.encoder import load_encoder
 
         self._encoder = load_encoder(encoder)
         self._packed = pack_experts(self._encoder, {name: store.fetch(key) for name, key in experts.items()})

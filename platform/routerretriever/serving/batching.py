@@ -12,12 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from routerretriever.errors import Overloaded
+
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Overloaded(RuntimeError):
-    """Too much is waiting; the caller should try again a little later."""
 
 
 @dataclass(eq=False)

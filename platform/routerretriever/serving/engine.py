@@ -13,23 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
-from routerretriever.config import BASE, DOCUMENT_MODEL, ROUTED_MODEL, ReplicaSettings
-from routerretriever.registry.bundle import RouterRetriever, Shares, Vectors
+from routerretriever.bundle.bundle import Dispatch, RouterRetriever, Vectors
+from routerretriever.config.serving import ReplicaSettings
+from routerretriever.errors import UnknownName
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
-from routerretriever.serving.calls import OneThread, ask
-from routerretriever.serving.metrics import Metrics
+from routerretriever.serving.deployments.calls import OneThread, ask
+from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
 _DOCUMENTS_AT_ONCE = 4
-
-
-class UnknownName(LookupError):
-    """A request names something that is not there."""
-
-    def __init__(self, field: str, found: str | None, known: Sequence[str]) -> None:
-        what = "none was named" if found is None else f"found {found!r}"
-        super().__init__(f"{field}: {what}; there are {', '.join(known)}")
-        self.field = field
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,7 @@ class Engine:
             return plan, self.bundle.embed(plan.rows, plan.weights, self._columns)
 
     async def _embed_there(self, plan: _Plan, experts: Mapping[str, DeploymentHandle]) -> Vectors:
-        shares = Shares.of(plan.weights)
+        shares = Dispatch.of(plan.weights)
         vectors = np.empty((len(shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
 
         async def embed(column: int) -> None:

@@ -13,12 +13,12 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from routerretriever.serving.batching import Overloaded
-from routerretriever.serving.metrics import Metrics
-from routerretriever.serving.schemas import SearchRequest, SearchResponse
+from routerretriever.client.schemas import SearchRequest, SearchResponse
+from routerretriever.errors import Overloaded
+from routerretriever.serving.deployments.metrics import Metrics
 
 if TYPE_CHECKING:
-    from routerretriever.serving.router import Service
+    from routerretriever.serving.deployments.ingress import Service
 
 log = logging.getLogger("ray.serve")
 

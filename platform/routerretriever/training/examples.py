@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.config import TrainingSettings
-from routerretriever.corpus import Corpus, SearchIndex
-from routerretriever.datasets import DatasetError, Judgements
-from routerretriever.encoder import Encoder
+from routerretriever.corpus.artifact import Corpus
+from routerretriever.datasets.judgements import Judgements
+from routerretriever.encoder.encoder import Encoder
+from routerretriever.errors import DatasetError
+from routerretriever.index.dense import SearchIndex
 from routerretriever.training.objective import Rows, draw_targets
+from routerretriever.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)

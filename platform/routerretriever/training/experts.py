@@ -16,27 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from routerretriever.cluster import on_drivers_node, room_for
-from routerretriever.config import (
-    DdrSettings,
-    EncoderSettings,
-    GeneralPrefixSettings,
-    JointSettings,
-    PrefixSettings,
-    TrainingSettings,
-    content_hash,
-)
-from routerretriever.console import bars, is_quiet, log
-from routerretriever.corpus import corpus_key
-from routerretriever.counting import carry
-from routerretriever.datasets import Collection, store_judgements
-from routerretriever.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PrefixShape, View, encoder_fingerprint
-from routerretriever.storage import ArtifactMissing, ArtifactStore, make_missing
+from routerretriever.adapters.prefix_shape import PrefixShape, View
+from routerretriever.adapters.settings import PrefixSettings
+from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.corpus.artifact import corpus_key
+from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.judgements import store_judgements
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
+from routerretriever.errors import ArtifactMissing, TrainingFailed
+from routerretriever.hashing import content_hash
+from routerretriever.methods.settings import DdrSettings, GeneralPrefixSettings, JointSettings
+from routerretriever.runtime.cluster import on_drivers_node, room_for
+from routerretriever.runtime.metrics import carry
+from routerretriever.runtime.progress import bars, is_quiet, log
 from routerretriever.training.job import BEST_FOLDER, TrainingJob, TrainingPart, train_worker
-
-
-class TrainingFailed(RuntimeError):
-    """Some domains could not be trained; the message names each with its reason. The others are kept."""
+from routerretriever.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -316,7 +311,7 @@ def name_views(expert: Expert, views: Mapping[str, View], store: ArtifactStore) 
     """The same prefixes with names for the ways to use them, as an artifact of its own."""
     digest = content_hash(expert.key, {name: asdict(view) for name, view in views.items()})
     key = f"experts/{expert.domain}-{digest}"
-    if not store.ready(key):
+    if not store.verify(key):
         folder = expert.folder(store)
         shape = PrefixShape.read(expert.domain, folder)
         assert shape is not None
@@ -340,7 +335,7 @@ def average_experts(name: str, experts: Mapping[str, Expert], store: ArtifactSto
 
     members = list(experts.values())
     key = average_key(name, [expert.key for expert in members])
-    if not store.ready(key):
+    if not store.verify(key):
         weights = [load_file(expert.folder(store) / ADAPTER_WEIGHTS) for expert in members]
         mean = {field: np.mean([one[field] for one in weights], axis=0) for field in weights[0]}
         store.put(key, ADAPTER_WEIGHTS, lambda path: save_file(mean, path))
@@ -365,7 +360,7 @@ def _train_missing(jobs: list[TrainingJob], store: ArtifactStore) -> dict[str, E
     for job in jobs:
         if store.exists(job.key):
             log.info("expert %s: trained already", job.name)
-    make_missing(
+    build_missing(
         store,
         [job.key for job in jobs],
         lambda missing: _run_jobs([job for job in jobs if job.key in missing], store),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from routerretriever.config import EncoderSettings, GeneralPrefixSettings, TrainingSettings
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.methods.settings import GeneralPrefixSettings
+from routerretriever.training.settings import TrainingSettings
 
 BEST_FOLDER = "best"
 """Where a checkpoint keeps the adapter that was best on dev."""

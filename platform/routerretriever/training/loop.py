@@ -21,13 +21,16 @@ from ray import train
 from ray.train import Checkpoint
 from ray.train.torch import prepare_model
 
-from routerretriever.config import BASE, PrefixSettings, TrainingSettings
-from routerretriever.counting import TRAINING_STEPS, WORKERS_REPLACED, count, take
-from routerretriever.encoder import Encoder, load_encoder
-from routerretriever.storage import ArtifactStore
+from routerretriever.adapters.settings import PrefixSettings
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.encoder.encoder import Encoder, load_encoder
+from routerretriever.errors import TrainingFailed
+from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, count, take
+from routerretriever.training.domains import ADAPTER, Lesson, open_lesson
 from routerretriever.training.job import BEST_FOLDER, TrainingJob
-from routerretriever.training.lessons import ADAPTER, Lesson, open_lesson
 from routerretriever.training.objective import candidate_loss
+from routerretriever.training.settings import TrainingSettings
+from routerretriever.types import BASE
 
 _STATE_FILE = "state.pt"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,7 +110,7 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
             settings.temperature,
         )
         if not torch.isfinite(loss):
-            raise RuntimeError(
+            raise TrainingFailed(
                 f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
                 "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
             )

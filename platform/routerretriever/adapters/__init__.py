@@ -1,0 +1,1 @@
+"""Adapters on the query tower of the base encoder: what an expert is made of."""

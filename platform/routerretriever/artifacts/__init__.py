@@ -1,0 +1,1 @@
+"""Artifacts: folders of files, written once, found by the hash of what they were made from. No Ray here."""

@@ -1,0 +1,1 @@
+"""The router bundle and the public model class that runs it."""

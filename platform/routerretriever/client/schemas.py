@@ -1,0 +1,233 @@
+"""What goes over HTTP. Unknown fields, wrong types and out-of-range values get a 422 that names the field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from routerretriever.types import ROUTED_MODEL
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character") from None
+    return text
+
+
+def _whole(number: object) -> object:
+    # To JSON 3.0 is an integer; "3" and true are not.
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_encodable)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """What was wrong, in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer with a status of 400 or above."""
+
+    error: Problem
+
+
+class SearchRequest(_Schema):
+    """A query to one collection."""
+
+    query: Text
+    collection: str | None = None
+    """May be left out if only one collection is served."""
+    top_k: Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)] = 10
+    model: str = ROUTED_MODEL
+
+
+class Hit(BaseModel):
+    """One document found."""
+
+    id: str
+    score: float
+    title: str
+    text: str
+
+
+class SearchResponse(BaseModel):
+    """Documents, best first, and who answered."""
+
+    collection: str
+    expert: str
+    """The expert with the largest weight."""
+    weights: dict[str, float]
+    results: list[Hit]
+
+
+Texts = Annotated[list[Text], Field(min_length=1)]
+
+
+class RouteRequest(_Schema):
+    """Queries to route without searching."""
+
+    input: Text | Texts
+
+
+class Neighbour(BaseModel):
+    """A training query near to the one that was routed."""
+
+    dataset: str
+    query: str
+    similarity: float
+
+
+class Route(BaseModel):
+    """Who would answer one query, and how sure the router is."""
+
+    expert: str
+    weights: dict[str, float]
+    scores: dict[str, float]
+    """What the weights are made from; an expert that the router cannot choose is left out."""
+    margin: float | None
+    """Score of the best expert minus that of the second."""
+    gate: float | None
+    """How familiar the query is, 0 to 1; below 1 the fallback has a share. Null without a gate."""
+    nearest: list[Neighbour]
+    """The most similar training queries; empty without a gate."""
+
+
+class RouteResponse(BaseModel):
+    """A route for every query, in order."""
+
+    data: list[Route]
+
+
+class EmbeddingsRequest(_Schema):
+    """As OpenAI's embeddings API.
+
+    ``model``: ``router``, ``base`` or an expert's name for queries; ``documents`` for documents.
+    """
+
+    input: Text | Texts
+    model: str = ROUTED_MODEL
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
+    user: str | None = None
+
+
+class Embedding(BaseModel):
+    """One vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """As OpenAI's embeddings API."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """As OpenAI's models API."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["routerretriever"] = "routerretriever"
+
+
+class ModelsResponse(BaseModel):
+    """The router, the base and every expert."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ExpertState(BaseModel):
+    """One expert of the bundle that is being served."""
+
+    name: str
+    version: str
+    registered_version: int
+    expected_share: float
+    """Its mean weight on dev queries, when the bundle was registered."""
+    live_share: float | None
+    """Its mean weight on the queries routed since; null before the first."""
+    replicas: dict[str, int] | None = None
+    """Of an expert with replicas of its own, how many there are by state: none while it sleeps, RUNNING, and
+    STARTING, which lasts where the cluster has no CPUs or GPUs left for one."""
+
+
+class ServiceState(BaseModel):
+    """What is being served, and what was refused."""
+
+    version: int
+    """The bundle's number in the registry."""
+    encoder: str
+    placement: str
+    challenger: int | None
+    challenger_share: float
+    shadow_share: float
+    routed_queries: int
+    """Queries that the live shares are made of, over all replicas."""
+    drift: float | None
+    """Jensen-Shannon distance of the live shares from the expected ones, 0 to 1; null with few queries."""
+    refused: dict[int, str]
+    """Released versions that were not let in, and why."""
+
+
+class DocumentIn(_Schema):
+    """A document to add; one with the same id is replaced."""
+
+    id: DocumentId
+    title: str = ""
+    text: Text
+
+
+class UpsertRequest(_Schema):
+    """Documents to add or replace."""
+
+    documents: Annotated[list[DocumentIn], Field(min_length=1)]
+
+
+class DeleteRequest(_Schema):
+    """Documents to delete; ids that are not there are passed over."""
+
+    ids: Annotated[list[DocumentId], Field(min_length=1)]
+
+
+class ChangeResponse(BaseModel):
+    """A change that is in storage."""
+
+    change: int
+    """Its number in the collection."""
+    searchable_within_seconds: float
+
+
+class Status(BaseModel):
+    """``ok``, or what is missing."""
+
+    status: str
+    details: dict[str, Any] = {}

@@ -1,0 +1,107 @@
+"""Reading a recipe: a YAML file, ``--set`` overrides, and messages that name the wrong field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from routerretriever.config.recipe import Recipe
+from routerretriever.errors import RecipeError
+from routerretriever.settings import Settings
+
+Checked = TypeVar("Checked", bound=Settings)
+
+
+def parse_recipe(values: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Check a recipe's values.
+
+    Raises:
+        RecipeError: a line for every field that is wrong, with what was found.
+    """
+    return parse_settings(Recipe, values, source)
+
+
+def parse_settings(kind: type[Checked], values: dict[str, Any], source: str) -> Checked:
+    """Check values against a kind of settings.
+
+    Raises:
+        RecipeError: a line for every field that is wrong, with what was found.
+    """
+    try:
+        # Through JSON, so that the strict check still takes a list where a tuple is meant.
+        return kind.model_validate_json(json.dumps(values), strict=True)
+    except TypeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors()]
+        raise RecipeError(f"{source}: {len(lines)} wrong setting(s)\n" + "\n".join(lines)) from None
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("constrained-str", "[key]"))
+    if problem["type"] == "extra_forbidden":
+        return f"  {field}: unknown key"
+    if problem["type"] == "missing":
+        return f"  {field}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not field or problem["type"] == "value_error":
+        return f"  {field + ': ' if field else ''}{message}"
+    return f"  {field}: {message} (found {problem['input']!r})"
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe file.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value`` settings that replace the file's; values are read as YAML.
+
+    Raises:
+        RecipeError: the file is missing, no YAML, or a setting is wrong.
+    """
+    values = read_settings(Path(path))
+    for override in overrides or []:
+        _apply_override(values, override)
+    return parse_recipe(values, source=str(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, unchecked.
+
+    Raises:
+        RecipeError: the file is missing or no YAML mapping.
+    """
+    try:
+        values = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: needs a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def _read_yaml(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise RecipeError(f"--set {override}: write it as dotted.key=value")
+    *parents, last = dotted.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override}: {parent} is a value, not a group of settings")
+    try:
+        node[last] = _read_yaml(text)
+    except YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not readable as YAML: {error}") from None

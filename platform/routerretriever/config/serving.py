@@ -1,0 +1,110 @@
+"""The HTTP service. Its settings lie here, since the recipe holds them and the service reads the recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from routerretriever.settings import DomainName, Fraction, ResourceAmount, Settings
+
+
+class ReplicaSettings(Settings):
+    """Resources and autoscaling bounds of one Ray Serve deployment."""
+
+    cpus: ResourceAmount = 0.5
+    """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
+    gpus: ResourceAmount = 0.0
+    min_replicas: NonNegativeInt = 1
+    """0 lets the deployment vanish when nobody asks. The next query waits for it to start, at most
+    ``limits.seconds``; where the cluster has no CPUs or GPUs left for it, in vain."""
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveFloat = 8.0
+    """Calls in progress per replica that autoscaling aims at."""
+    upscale_delay_seconds: NonNegativeFloat = 10.0
+    downscale_delay_seconds: NonNegativeFloat = 300.0
+    max_batch_size: PositiveInt = 32
+    """Queries in one pass."""
+    max_queue: PositiveInt = 512
+    """Queries that may wait in one replica; more are answered with 503 and Retry-After."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class SmallReplicaSettings(ReplicaSettings):
+    """The same for what leaves a CPU alone most of the time."""
+
+    cpus: ResourceAmount = 0.1
+
+
+class LimitSettings(Settings):
+    """What one HTTP request may ask for; more gets a 4xx that names the field."""
+
+    texts: PositiveInt = 2048
+    text_length: PositiveInt = 32_768
+    """Characters of a query; the encoder reads its first ``query_max_length`` tokens."""
+    documents: PositiveInt = 256
+    document_length: PositiveInt = 262_144
+    body_bytes: PositiveInt = 16_000_000
+    requests: PositiveInt = 256
+    """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
+    seconds: PositiveFloat = 30.0
+    """A request that takes longer is given up (504), and what it waits for is cancelled."""
+
+
+class ReleaseSettings(Settings):
+    """How a running service takes over a release, and what it asks of it first."""
+
+    poll_seconds: PositiveFloat = 5.0
+    """How often the registry is asked which version is released."""
+    validation_queries: PositiveInt = 20
+    """Dev queries of each collection that a bundle carries, to be asked before it is let in."""
+    max_validation_loss: Fraction = 0.02
+    """A bundle whose mean nDCG@10 on canary queries is lower than the present one's by more is refused."""
+    challenger_alias: str = "challenger"
+    challenger_share: Fraction = 0.0
+    """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
+    shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
+
+
+class ServingSettings(Settings):
+    """The HTTP service. ``port: 0`` takes a free port.
+
+    ``placement``:
+      * ``shared``: every router replica holds the base and all experts, and embeds a mixed batch in one pass;
+      * ``dedicated``: an application for each expert, with its own replicas and its own share of a GPU;
+        needs ``routing.merge: embeddings``.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    placement: Literal["shared", "dedicated"] = "shared"
+    collections: tuple[DomainName, ...] | None = None
+    """Collections to search; by default all of the recipe."""
+    tokens_file: str | None = None
+    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.access``."""
+    allow_anonymous: bool = False
+    """Serve other machines without tokens, as behind a proxy that checks who asks."""
+    limits: LimitSettings = LimitSettings()
+    releases: ReleaseSettings = ReleaseSettings()
+    router: ReplicaSettings = ReplicaSettings()
+    expert: SmallReplicaSettings = SmallReplicaSettings()
+    index: SmallReplicaSettings = SmallReplicaSettings()
+    index_parts: PositiveInt = 1
+    """Parts into which every collection is cut, each searched by a deployment of its own."""
+    refresh_seconds: NonNegativeFloat = 1.0
+    """Documents that were added or deleted show in searches after at most this long."""
+    fold_changes: PositiveInt = 256
+    """A collection's changes are folded into one file whenever so many have been made."""

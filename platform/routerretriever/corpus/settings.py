@@ -1,0 +1,17 @@
+"""How documents are encoded."""
+
+from __future__ import annotations
+
+from pydantic import (
+    PositiveInt,
+)
+
+from routerretriever.index.settings import IndexSettings
+from routerretriever.settings import PoolSettings
+
+
+class CorpusSettings(PoolSettings):
+    """How documents are turned into the corpus artifact by Ray Data."""
+
+    shard_size: PositiveInt = 2048
+    index: IndexSettings = IndexSettings()

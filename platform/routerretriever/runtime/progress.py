@@ -1,0 +1,113 @@
+"""What a person at the terminal sees: step headings, progress bars, tables; and quiet logs for machines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from routerretriever.runtime.metrics import take
+
+# Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+log = logging.getLogger("routerretriever")
+RUN_ID = uuid.uuid4().hex[:8]
+"""This process's own; in its log lines and on what it registers."""
+
+T = TypeVar("T")
+_quiet = False
+
+
+def set_up(quiet: bool) -> None:
+    """Choose between a person's view (bars, tables) and plain log lines."""
+    global _quiet
+    _quiet = quiet
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    if quiet:
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s run={RUN_ID} %(message)s"))
+    else:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    log.addHandler(handler)
+
+
+def is_quiet() -> bool:
+    """Whether bars are off and progress has to be told in log lines."""
+    return _quiet
+
+
+def figures_table(*header: str, title: str) -> Table:
+    """A table of a name and figures: the first column to the left, the others to the right."""
+    table = Table(title=title, header_style="bold")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position else "left")
+    return table
+
+
+def show(table: Table) -> None:
+    """Print a table, in quiet mode too: it is what was asked for."""
+    console.print(table)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Pass items through, with a bar that counts them."""
+    with bars() as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            progress.advance(task)
+            yield item
+
+
+class StepClock:
+    """How long each step of a run took, without the steps that it had to wait for, and what was counted."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self._within = 0.0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a block, perhaps inside another step's."""
+        start, outer, self._within = time.monotonic(), self._within, 0.0
+        try:
+            yield
+        finally:
+            whole = time.monotonic() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._within
+            self._within = outer + whole
+            self.counts.update(take())
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A group of progress bars; draws nothing in quiet mode."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with _NotedProgress(*columns, console=console, disable=_quiet) as progress:
+        yield progress
+
+
+class _NotedProgress(Progress):
+    """Every bar has a free note at its end."""
+
+    def add_task(self, *args: object, **kwargs: object) -> TaskID:
+        kwargs.setdefault("note", "")
+        return super().add_task(*args, **kwargs)  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""The one pattern by which shards of work are spread over a cluster with Ray Data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from functools import cache
+from typing import Any
+
+from routerretriever.errors import WorkerFailed
+from routerretriever.runtime.cluster import room_for
+from routerretriever.runtime.metrics import WORKERS_REPLACED, carry, count, take
+from routerretriever.runtime.progress import track
+from routerretriever.settings import PoolSettings
+
+_COUNTS = "counts"
+
+
+class ShardWorker:
+    """What ``run_shards`` maps rows through; a kind of work gives it a ``work``."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do a row's work; what was counted in this process meanwhile goes back."""
+        _count_if_replacement()
+        self.work(row)
+        # As text: Arrow would want the same names in all rows.
+        return {_COUNTS: json.dumps(take())}
+
+    def work(self, row: dict[str, Any]) -> None:
+        """Do one row's work; it may be done again."""
+        raise NotImplementedError
+
+
+@cache
+def _count_if_replacement() -> None:
+    """Once in a process: Ray starts the actor of a worker that died again, in a new one."""
+    import ray
+
+    if ray.get_runtime_context().was_current_actor_reconstructed:
+        count(WORKERS_REPLACED)
+
+
+def run_shards(
+    shards: list[dict[str, Any]],
+    worker: type[ShardWorker],
+    constructor: dict[str, Any],
+    pool: PoolSettings,
+    description: str,
+) -> None:
+    """Have every shard worked on by a pool of Ray Data actors, behind a progress bar.
+
+    Args:
+        shards: one flat row of plain values each. A manifest of shards, one block apiece, keeps every actor
+            busy, where reading the data itself through Ray Data made blocks too few to share out.
+        worker: its instances do the work of one row after the other.
+        constructor: keyword arguments of the class.
+        pool: how many instances there are, and what each of them gets.
+        description: what the bar says.
+
+    Raises:
+        WorkerFailed: a worker stopped with an error of this project.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayTaskError
+
+    if not shards:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    room = room_for(pool.cpus_per_worker, pool.gpus_per_worker)
+    size = min(pool.workers or room, room, len(shards))
+    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        worker,
+        fn_constructor_kwargs=constructor,
+        compute=ActorPoolStrategy(size=size),
+        num_cpus=pool.cpus_per_worker,
+        num_gpus=pool.gpus_per_worker or None,
+    )
+    try:
+        for done in track(dataset.iter_rows(), description, len(shards)):
+            carry(json.loads(done[_COUNTS]))
+    except RayTaskError as error:
+        # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
+        told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)
+        if told is None:
+            raise
+        raise WorkerFailed(told[1]) from None

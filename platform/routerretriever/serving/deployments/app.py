@@ -1,0 +1,64 @@
+"""The Serve application: router, index, writer and the keeper of releases.
+
+Experts are not bound here. With per-expert placement each is an application of its own, started and stopped
+by the keeper of releases: the list of experts can then change without a restart of anything else, where new
+arguments of an application would replace its replicas.
+
+``build`` is what ``serve run`` and the command line both call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve import Application
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.config.serving import ReplicaSettings
+from routerretriever.errors import NotFound
+from routerretriever.serving.deployments.index import Index, Writer
+from routerretriever.serving.deployments.ingress import Router
+from routerretriever.serving.deployments.releases import Releases, sized
+from routerretriever.serving.http.auth import read_tokens
+
+_KEEPER = ReplicaSettings(cpus=0)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Build the application for a recipe's released bundle.
+
+    Args:
+        args: ``recipe``, the path of a recipe file; ``set``, an optional list of ``key=value`` overrides.
+    """
+    recipe = load_recipe(args["recipe"], args.get("set"))
+    return build_application(recipe, ArtifactStore.open(recipe.storage))
+
+
+def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
+    """Bind the deployments. What is served is read from the registry when they start.
+
+    Raises:
+        RecipeError: other machines could ask without a token, or the tokens file is wrong.
+        NotFound: nothing has been registered yet.
+    """
+    from routerretriever.registry.registry import Registry
+
+    serving = recipe.serving
+    tokens = read_tokens(serving)
+    registry = Registry(recipe, store)
+    if registry.released() is None:
+        raise NotFound(
+            f"{registry.bundle_uri}: nothing is released in {registry.tracking_uri}; "
+            "run `routerretriever run` or `register` first"
+        )
+    indexes = [
+        sized(Index, f"index-{part}" if serving.index_parts > 1 else "index", serving.index).bind(
+            recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_parts
+        )
+        for part in range(serving.index_parts)
+    ]
+    writer = sized(Writer, "writer", _KEEPER).bind(store, serving.fold_changes)
+    releases = sized(Releases, "releases", _KEEPER).bind(recipe, store, indexes)
+    return sized(Router, "router", serving.router).bind(recipe, tokens, store, releases, indexes, writer)

@@ -1,0 +1,51 @@
+"""An expert as an application of its own: its own replicas, bounds and share of a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+from ray import serve
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.bundle.bundle import Vectors, expert_folder
+from routerretriever.config.serving import ReplicaSettings
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.serving.batching import Batcher
+from routerretriever.serving.deployments.calls import OneThread
+
+
+@serve.deployment
+class Expert:
+    """One expert's query tower, its adapter folded into the weights."""
+
+    def __init__(
+        self,
+        encoder: EncoderSettings,
+        name: str,
+        bundle_key: str,
+        store: ArtifactStore,
+        sizes: ReplicaSettings,
+    ) -> None:
+        """Load the expert, and run it once, so that it is warm before it is asked.
+
+        Args:
+            encoder: the base.
+            name: the expert's name.
+            bundle_key: a bundle in storage that holds it.
+            store: where bundles lie; every node reaches it.
+            sizes: bounds of batches and queue.
+        """
+        from routerretriever.adapters.batched import merge_expert
+        from routerretriever.encoder.encoder import load_encoder
+
+        self._encoder = load_encoder(encoder)
+        merge_expert(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
+        self._encoder.encode_queries(["warm up"])
+        self._thread = OneThread()
+        self._batcher: Batcher[list[int], Vectors] = Batcher(self._run, sizes.max_batch_size, sizes.max_queue)
+
+    async def embed(self, rows: list[list[int]]) -> Vectors:
+        """Vectors [B, d] of tokenised queries; calls that arrive together share a pass."""
+        return np.stack(await self._batcher.submit(rows))
+
+    async def _run(self, rows: list[list[int]]) -> list[Vectors]:
+        return list(await self._thread.run(self._encoder.embed_tokens, rows))

@@ -1,0 +1,100 @@
+"""Starting the service on this machine or cluster, asking it, and shutting it down."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from routerretriever.runtime.cluster import connect
+from routerretriever.runtime.progress import console, log, show
+
+if TYPE_CHECKING:
+    from routerretriever.pipeline.pipeline import Pipeline
+
+APPLICATION = "routerretriever"
+
+
+def deploy(pipeline: Pipeline, port: int | None = None) -> str:
+    """Start or update the service with the released bundle; returns its URL once it is ready.
+
+    ``port`` replaces the recipe's; 0 takes a free one. Where Serve runs already, its own address stays.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    from routerretriever.serving.deployments.app import build_application
+
+    connect()
+    settings = pipeline.recipe.serving
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    port = (settings.port if port is None else port) or free_port(settings.host)
+    application = build_application(pipeline.recipe, pipeline.store)
+    serve.start(http_options={"host": settings.host, "port": port})
+    serve.run(application, name=APPLICATION, route_prefix="/")
+    there = _get_global_client().http_config
+    return f"http://{there.host}:{there.port}"
+
+
+def serve_forever(pipeline: Pipeline) -> None:
+    """Serve until interrupted, then shut down cleanly."""
+    from ray import serve
+
+    url = deploy(pipeline)
+    log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
+    stopping = False
+
+    def stop(*_: object) -> None:
+        # No lock in here, as an Event has: a second signal would find it held by the first, for ever.
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    while not stopping:
+        time.sleep(0.2)
+    log.info("shutting down")
+    serve.shutdown()
+
+
+@contextmanager
+def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
+    """The service for as long as a block runs; gives its URL. A port of 0 takes a free one."""
+    from ray import serve
+
+    try:
+        yield deploy(pipeline, port)
+    finally:
+        serve.shutdown()
+
+
+def ask_once(pipeline: Pipeline) -> None:
+    """Serve, ask the recipe's question (or a dev query), print the answer, shut down."""
+    from routerretriever.client.client import Client
+
+    name = pipeline.recipe.expert_domains[-1]
+    question = pipeline.recipe.question or next(iter(pipeline.collections[name].queries("dev").values()))
+    with served(pipeline) as url, Client(url) as client:
+        collection = client.route([question])[0].expert
+        if collection not in pipeline.recipe.domains:
+            collection = name
+        answer = client.search(question, collection, top_k=3)
+    console.print(f"\nquestion   {question}\nexpert     {answer.expert}")
+    console.print(f"collection {answer.collection}")
+    table = Table("score", "document", "text")
+    for hit in answer.results:
+        table.add_row(f"{hit.score:.3f}", hit.title or hit.id, hit.text[:160])
+    show(table)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])

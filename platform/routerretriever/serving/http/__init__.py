@@ -1,0 +1,1 @@
+"""The HTTP API. It knows nothing of Ray."""

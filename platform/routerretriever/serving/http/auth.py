@@ -1,0 +1,116 @@
+"""Who may ask, and how much: bearer tokens with rates.
+
+A tokens file is YAML, one entry a client. It holds hashes, so that reading it lets nobody in:
+
+    search-team: {sha256: 5e88..., requests_per_minute: 600}
+    importer: {sha256: 8c69..., write: true}
+
+``printf %s "$TOKEN" | sha256sum`` makes the hash. Rates are counted by each router replica for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from routerretriever.config.serving import ServingSettings
+from routerretriever.errors import RecipeError
+from routerretriever.settings import Settings
+
+
+class Token(Settings):
+    """What one client may do."""
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    requests_per_minute: PositiveInt | None = None
+    write: bool = False
+    """Whether documents may be added and deleted."""
+
+
+_TOKENS = TypeAdapter(Annotated[dict[str, Token], Field(min_length=1)])
+
+
+def read_tokens(settings: ServingSettings) -> dict[str, Token]:
+    """The clients that are let in, by name; none means that everybody is.
+
+    Raises:
+        RecipeError: the file is missing or wrong, or other machines could ask without a token.
+    """
+    if settings.tokens_file is None:
+        if not (settings.allow_anonymous or is_loopback(settings.host)):
+            raise RecipeError(
+                f"serving.host: {settings.host} lets other machines ask; name a serving.tokens_file, "
+                "or set serving.allow_anonymous: true if something in front checks who asks"
+            )
+        return {}
+    path = Path(settings.tokens_file).expanduser()
+    try:
+        return _TOKENS.validate_python(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+    except (OSError, YAMLError) as error:
+        raise RecipeError(f"serving.tokens_file: {path}: {error}") from None
+    except ValidationError as error:
+        # Without the values: they are secrets.
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise RecipeError(f"serving.tokens_file: {path}: {'; '.join(lines)}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a request is not let in."""
+
+    status: int
+    message: str
+    retry_after: int | None = None
+
+
+class Doorkeeper:
+    """Checks tokens and rates."""
+
+    def __init__(self, tokens: Mapping[str, Token], allow_anonymous: bool = False) -> None:
+        self._by_hash = {token.sha256: (name, token) for name, token in tokens.items()}
+        self._allow_anonymous = allow_anonymous
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def check(self, authorization: str | None, client: str | None, writes: bool) -> Refused | None:
+        """Why a request is refused, or None.
+
+        Args:
+            authorization: the header of that name.
+            client: address of who asks; without tokens only this machine may.
+            writes: whether documents would be changed.
+        """
+        if not self._by_hash:
+            if self._allow_anonymous or client is None or is_loopback(client):
+                return None
+            return Refused(403, "this service has no tokens and answers its own machine only")
+        kind, _, secret = (authorization or "").partition(" ")
+        known = self._by_hash.get(hashlib.sha256(secret.strip().encode()).hexdigest())
+        if kind.lower() != "bearer" or known is None:
+            return Refused(401, "Authorization: a known bearer token is needed")
+        name, token = known
+        if writes and not token.write:
+            return Refused(403, "Authorization: this token may not change documents")
+        if token.requests_per_minute is not None:
+            rate = RateLimitItemPerMinute(token.requests_per_minute)
+            if not self._limiter.hit(rate, name):
+                return Refused(429, f"more than {token.requests_per_minute} requests in a minute", 60)
+        return None

@@ -1,0 +1,156 @@
+"""What every request passes: its id, who asks, its size, how much is in progress, its deadline, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+
+from fastapi import Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from routerretriever.client.schemas import ErrorResponse, Problem
+from routerretriever.config.serving import LimitSettings
+from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.serving.http.auth import Doorkeeper
+
+log = logging.getLogger("ray.serve")
+
+_OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
+"""Need no token: they tell nothing that was put into the service."""
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def answer(status: int, body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(body.model_dump_json(), status, headers, "application/json")
+
+
+def problem(
+    status: int,
+    message: str,
+    param: str | None = None,
+    retry_after: int | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An error, in OpenAI's form."""
+    headers = dict(headers or {})
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return answer(status, ErrorResponse(error=Problem(message=message, type=kind, param=param)), headers)
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, limits: LimitSettings, doorkeeper: Doorkeeper, metrics: Metrics) -> None:
+        self._app = app
+        self._limits = limits
+        self._doorkeeper = doorkeeper
+        self._metrics = metrics
+        self._in_progress = 0
+        self._too_large = f"body: more than {limits.body_bytes} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or say why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        headers = dict(scope["headers"])
+        # Not longer than an id is, and of characters that are safe in a log.
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:128]
+        if not request_id or not request_id.replace("-", "").replace("_", "").isalnum():
+            request_id = uuid.uuid4().hex
+        scope["state"] = {"bundle": None}
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                # Ray names the id itself, in both directions; without Ray there is nobody else to.
+                extra = [] if b"x-request-id" in headers else [(b"x-request-id", request_id.encode())]
+                if scope["state"]["bundle"] is not None:
+                    extra.append((b"x-bundle-version", str(scope["state"]["bundle"]).encode()))
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        try:
+            await self._admit(scope, headers, receive, send_marked)
+        except asyncio.CancelledError:
+            status = 499
+            raise
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if not status:
+                message = f"this is our mistake; request id {request_id} finds it in the logs"
+                await problem(500, message)(scope, receive, send_marked)
+        finally:
+            self._note(scope, status, time.perf_counter() - start, request_id)
+
+    async def _admit(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        if scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        refused = self._doorkeeper.check(
+            headers.get(b"authorization", b"").decode("latin-1"),
+            (scope.get("client") or [None])[0],
+            writes="/documents" in scope["path"] and scope["method"] != "GET",
+        )
+        if refused is not None:
+            response = problem(refused.status, refused.message, retry_after=refused.retry_after)
+        elif self._in_progress >= self._limits.requests:
+            response = problem(503, f"{self._in_progress} requests are in progress", retry_after=1)
+        else:
+            await self._run(scope, headers, receive, send)
+            return
+        await response(scope, receive, send)
+
+    async def _run(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        self._in_progress += 1
+        try:
+            length = headers.get(b"content-length", b"0")
+            if length.isdigit() and int(length) > self._limits.body_bytes:
+                await problem(413, self._too_large)(scope, receive, send)
+                return
+            async with asyncio.timeout(self._limits.seconds):
+                await self._app(scope, self._bounded(receive), send)
+        except TimeoutError:
+            message = f"not done within {self._limits.seconds:g} seconds"
+            await problem(504, message)(scope, receive, send)
+        finally:
+            self._in_progress -= 1
+
+    def _bounded(self, receive: Receive) -> Receive:
+        read = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._limits.body_bytes:
+                raise HTTPException(413, self._too_large)
+            return message
+
+        return receive_bounded
+
+    def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        # The route's pattern, not the path: paths hold names, of which there may be very many.
+        route = getattr(scope.get("route"), "path", "unknown")
+        bundle = str(scope["state"]["bundle"] or "")
+        self._metrics.requests.inc(1, {"route": route, "status": str(status), "bundle": bundle})
+        self._metrics.request_seconds.observe(seconds, {"route": route})
+        if route not in _OPEN:
+            milliseconds = round(seconds * 1000, 1)
+            fields = {"request": request_id, "route": route, "status": status, "bundle": bundle}
+            log.info(
+                "%s %s %s %.1fms", scope["method"], route, status, milliseconds,
+                extra={**fields, "milliseconds": milliseconds},
+            )  # fmt: skip

@@ -1,0 +1,30 @@
+"""What all settings are made of: frozen, closed to unknown keys, checked when they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, StringConstraints
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+ResourceAmount = NonNegativeFloat
+
+
+DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PoolSettings(Settings):
+    """A pool of Ray Data actors."""
+
+    workers: PositiveInt | None = None
+    """Actors; by default as many as the cluster has room for, never more than there is work for."""
+    cpus_per_worker: ResourceAmount = 1.0
+    gpus_per_worker: ResourceAmount = 0.0

@@ -1,0 +1,142 @@
+"""What one domain brings to a training run: examples, candidate documents, and dev queries."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import Corpus, open_corpus
+from routerretriever.datasets.judgements import Judgements, load_judgements
+from routerretriever.datasets.splitting import split_train
+from routerretriever.encoder.encoder import Encoder
+from routerretriever.index.dense import SearchIndex, open_index
+from routerretriever.index.settings import IndexSettings
+from routerretriever.measures import mean_ndcg
+from routerretriever.training.examples import Examples
+from routerretriever.training.job import TrainingJob, TrainingPart
+from routerretriever.training.objective import Rows
+from routerretriever.training.settings import TrainingSettings
+
+ADAPTER = "expert"
+"""What the adapter in training is called within its trainer."""
+
+
+def open_lesson(
+    part: TrainingPart, job: TrainingJob, encoder: Encoder, store: ArtifactStore, rank: int
+) -> Lesson:
+    """Open one domain of a job; ``rank`` is the worker's number, and the first alone looks at dev."""
+    kind = Lesson if job.general is None else LiveLesson
+    return kind(part, job, encoder, store, rank)
+
+
+def resolve_objective(settings: TrainingSettings, documents: int) -> str:
+    """What ``auto`` means for a collection of this size."""
+    if settings.objective != "auto":
+        return settings.objective
+    return "corpus" if documents <= settings.corpus_objective_limit else "sampled"
+
+
+class Lesson:
+    """A domain whose documents are frozen, and looked up."""
+
+    def __init__(
+        self, part: TrainingPart, job: TrainingJob, encoder: Encoder, store: ArtifactStore, rank: int
+    ) -> None:
+        settings = job.training
+        self.corpus = open_corpus(store, part.corpus_key)
+        objective = self.objective(settings)
+        train_set = load_judgements(store, part.train_key)
+        kept, _ = split_train(list(train_set.queries), settings.held_out_fraction)
+        train_set = _sample(train_set.subset(kept), job.queries_per_domain)
+        self.dev = _sample(load_judgements(store, part.dev_key), settings.dev_queries)
+        self.examples = Examples(train_set, self.corpus, encoder, settings, objective)
+        self._modules = part.modules
+        needs_index = rank == 0 or objective == "sampled"
+        self.index = open_index(self.corpus, IndexSettings(), store) if needs_index else None
+        if objective == "sampled" and settings.hard_negatives:
+            assert self.index is not None
+            self.examples.mine(self.index, encoder, train_set)
+        self._documents: Tensor | None = None
+        if objective == "corpus":
+            self._documents = torch.from_numpy(self.corpus.matrix()).to(encoder.device)
+            self._every_row = np.arange(len(self.corpus))
+
+    def objective(self, settings: TrainingSettings) -> str:
+        """What the recipe's objective means for this domain."""
+        return resolve_objective(settings, len(self.corpus))
+
+    def enter(self, encoder: Encoder) -> None:
+        """Make the tower ready for this domain's queries."""
+        if self._modules:
+            encoder.restrict(ADAPTER, self._modules)
+
+    def candidates(self, rows: Rows | None, encoder: Encoder, tower: nn.Module) -> tuple[Rows, Tensor]:
+        """Row numbers [C] and vectors [C, d] of a batch's candidate documents; None means all."""
+        if rows is None:
+            assert self._documents is not None
+            return self._every_row, self._documents
+        return rows, torch.from_numpy(self.corpus.lookup(rows)).to(encoder.device)
+
+    def dev_ndcg(self, encoder: Encoder, adapter: str) -> float:
+        """Mean nDCG@10 of an adapter on the dev queries."""
+        index = self.dev_index(encoder, adapter)
+        self.enter(encoder)
+        vectors = encoder.encode_queries(list(self.dev.queries.values()), adapter)
+        return mean_ndcg(self.dev.qrels, index.run(list(self.dev.queries), vectors, depth=10))
+
+    def dev_index(self, encoder: Encoder, adapter: str) -> SearchIndex:
+        """What dev queries search."""
+        assert self.index is not None
+        return self.index
+
+
+class LiveLesson(Lesson):
+    """A domain whose documents are encoded in every step, since the adapter in training changes them too."""
+
+    def __init__(
+        self, part: TrainingPart, job: TrainingJob, encoder: Encoder, store: ArtifactStore, rank: int
+    ) -> None:
+        super().__init__(part, job, encoder, store, rank)
+        assert job.general is not None
+        self._dev_rows = _some_rows(self.corpus, self.dev, job.general.dev_documents)
+
+    def objective(self, settings: TrainingSettings) -> str:
+        """Negatives from the base's own results: all documents would be too many to encode."""
+        return "sampled"
+
+    def candidates(self, rows: Rows | None, encoder: Encoder, tower: nn.Module) -> tuple[Rows, Tensor]:
+        """Row numbers [C] and vectors [C, d] of a batch's candidate documents, with gradients."""
+        assert rows is not None
+        return rows, tower(*encoder.pad(encoder.tokenize_documents(_texts(self.corpus, rows))))
+
+    def dev_index(self, encoder: Encoder, adapter: str) -> SearchIndex:
+        """Some of the documents, the relevant ones among them, encoded by the adapter as it is now."""
+        vectors = encoder.encode_documents(_texts(self.corpus, self._dev_rows), adapter)
+        return SearchIndex.flat(
+            list(vectors), [self.corpus.ids[row] for row in self._dev_rows], encoder.dimension
+        )
+
+
+def _some_rows(corpus: Corpus, dev: Judgements, wanted: int) -> Rows:
+    """Rows of the documents that are relevant for dev queries, filled up to a number with others."""
+    relevant = {
+        corpus.rows[doc] for grades in dev.qrels.values() for doc, grade in grades.items() if grade > 0
+    }
+    others = np.random.default_rng(0).permutation(len(corpus))
+    filling = [row for row in others.tolist() if row not in relevant][: max(0, wanted - len(relevant))]
+    return np.array(sorted(relevant) + filling, dtype=np.int64)
+
+
+def _texts(corpus: Corpus, rows: Rows) -> list[str]:
+    ids = [corpus.ids[row] for row in rows]
+    documents = corpus.documents(ids)
+    return [documents[document_id].content for document_id in ids]
+
+
+def _sample(judgements: Judgements, limit: int | None) -> Judgements:
+    if limit is None or len(judgements.queries) <= limit:
+        return judgements
+    chosen = np.random.default_rng(0).choice(sorted(judgements.queries), size=limit, replace=False)
+    return judgements.subset(chosen.tolist())
