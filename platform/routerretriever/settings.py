@@ -28,3 +28,12 @@ class PoolSettings(Settings):
     """Actors; by default as many as the cluster has room for, never more than there is work for."""
     cpus_per_worker: ResourceAmount = 1.0
     gpus_per_worker: ResourceAmount = 0.0
+
+    def describe(self) -> str:
+        """The pool in words: ``4 workers, each 1 CPU``."""
+        return f"{self.workers or 'as many as fit'} workers, each {amount(self.cpus_per_worker, self.gpus_per_worker)}"
+
+
+def amount(cpus: float, gpus: float) -> str:
+    """Resources in words: ``1 CPU, 0.5 GPU``."""
+    return f"{cpus:g} CPU" + (f", {gpus:g} GPU" if gpus else "")

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from routerretriever.errors import WorkerFailed
-from routerretriever.runtime.cluster import room_for
+from routerretriever.runtime.cluster import connect, room_for
 from routerretriever.runtime.metrics import WORKERS_REPLACED, carry, count, take
 from routerretriever.runtime.progress import track
 from routerretriever.settings import PoolSettings
@@ -67,6 +67,7 @@ def run_shards(
 
     if not shards:
         return
+    connect()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False

@@ -12,7 +12,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import open_corpus
 from routerretriever.datasets.judgements import Judgements, load_judgements
 from routerretriever.encoder.settings import EncoderSettings
@@ -38,7 +38,7 @@ def make_parts(
     store: ArtifactStore,
     description: str,
 ) -> None:
-    """Have the artifacts made that storage lacks; parts that an interrupted run has left are kept.
+    """Make and commit artifacts of several files each; files that an interrupted run has left are kept.
 
     Args:
         parts: the worker's rows for each artifact, with its ``key`` and their file's name as ``part``.
@@ -49,14 +49,10 @@ def make_parts(
         store: where the artifacts lie.
         description: what the progress bar says.
     """
-
-    def make(missing: list[str]) -> None:
-        todo = [row for key in missing for row in parts[key] if not store.has(key, row["part"])]
-        run_shards(todo, worker, constructor, settings, description)
-        for key in missing:
-            store.commit(key, manifests[key])
-
-    build_missing(store, list(parts), make)
+    todo = [row for key, rows in parts.items() for row in rows if not store.has(key, row["part"])]
+    run_shards(todo, worker, constructor, settings, description)
+    for key in parts:
+        store.commit(key, manifests[key])
 
 
 class ChunkScorer(ShardWorker):

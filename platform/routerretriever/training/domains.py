@@ -23,11 +23,11 @@ ADAPTER = "expert"
 """What the adapter in training is called within its trainer."""
 
 
-def open_lesson(
+def open_domain(
     part: TrainingPart, job: TrainingJob, encoder: QueryTower, store: ArtifactStore, rank: int
-) -> Lesson:
-    """Open one domain of a job; ``rank`` is the worker's number, and the first alone looks at dev."""
-    kind = Lesson if job.general is None else LiveLesson
+) -> TrainingDomain:
+    """Open one domain of a job; ``rank`` is the worker's number, and the first alone evaluates on dev."""
+    kind = TrainingDomain if job.both_towers is None else OnlineDocuments
     return kind(part, job, encoder, store, rank)
 
 
@@ -38,7 +38,7 @@ def resolve_objective(settings: TrainingSettings, documents: int) -> str:
     return "corpus" if documents <= settings.corpus_objective_limit else "sampled"
 
 
-class Lesson:
+class TrainingDomain:
     """A domain whose documents are frozen, and looked up."""
 
     def __init__(
@@ -92,15 +92,15 @@ class Lesson:
         return self.index
 
 
-class LiveLesson(Lesson):
+class OnlineDocuments(TrainingDomain):
     """A domain whose documents are encoded in every step, since the adapter in training changes them too."""
 
     def __init__(
         self, part: TrainingPart, job: TrainingJob, encoder: QueryTower, store: ArtifactStore, rank: int
     ) -> None:
         super().__init__(part, job, encoder, store, rank)
-        assert job.general is not None
-        self._dev_rows = _some_rows(self.corpus, self.dev, job.general.dev_documents)
+        assert job.both_towers is not None
+        self._dev_rows = _some_rows(self.corpus, self.dev, job.both_towers)
 
     def objective(self, settings: TrainingSettings) -> str:
         """Negatives from the base's own results: all documents would be too many to encode."""

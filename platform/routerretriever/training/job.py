@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.methods.settings import GeneralPrefixSettings
 from routerretriever.training.settings import TrainingSettings
 
 BEST_FOLDER = "best"
@@ -37,8 +36,9 @@ class TrainingJob:
     """At most so many train queries of each part; None uses all."""
     modules: tuple[str, ...] = ()
     """Names of the modules of a prefix that has several, with a router in each layer."""
-    general: GeneralPrefixSettings | None = None
-    """Set for a general prefix, which documents are encoded with too, anew in every step."""
+    both_towers: int | None = None
+    """Set for an adapter on both towers: documents are encoded with it too, anew in every step, and dev
+    queries search so many of them."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
