@@ -17,9 +17,13 @@ class LoraSettings(Settings):
     """Low-rank adapter on the query tower (PEFT's LoRA)."""
 
     rank: PositiveInt = 8
+    """Rank of the update matrices."""
     alpha: PositiveInt = 32
+    """The update is scaled by alpha / rank."""
     dropout: Fraction = 0.1
+    """Dropout on the adapter's input in training."""
     target_modules: tuple[str, ...] = ("query", "key", "value", "dense")
+    """Names of the linear layers that get an adapter."""
 
 
 class PrefixSettings(Settings):

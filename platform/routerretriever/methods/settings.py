@@ -39,11 +39,15 @@ class GeneralPrefixSettings(Settings):
     """Domains it is trained on, in turns; by default all that have an expert. A change of these makes another
     prefix, and all documents are encoded anew: name them if domains will be added."""
     learning_rate: PositiveFloat = 7e-3
+    """Peak learning rate."""
     batch_size: PositiveInt = 8
+    """Queries per optimiser step."""
     hard_negatives: PositiveInt = 5
     """For each query, from the base encoder's own results; the batch's other documents are negatives too."""
     max_steps: PositiveInt = 200
+    """Optimiser steps."""
     evaluate_every: PositiveInt = 40
+    """Steps between two evaluations on dev."""
     dev_documents: PositiveInt = 1000
     """Documents of each domain that dev queries search while it is trained: the relevant ones, and others."""
 
@@ -58,6 +62,7 @@ class DdrSettings(Settings):
     """None leaves it out: domain prefixes are put before the bare base, and documents are encoded no second
     time. For a base that is a retriever already; the paper's is not."""
     prefix: PrefixSettings = PrefixSettings()
+    """Size of each label's prefix."""
     labels: dict[DomainName, Annotated[tuple[DomainName, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )
@@ -69,6 +74,7 @@ class DdrSettings(Settings):
     """What a service with ``deploy: ddr`` answers with. ``prior`` needs the collection's name as the model of
     a request, and answers others with all modules."""
     learning_rate: PositiveFloat = 0.03
+    """Peak learning rate of the label prefixes."""
     max_steps: PositiveInt | None = None
     """Replaces ``training.max_steps``, which is meant for one domain."""
     evaluate_every: PositiveInt | None = None

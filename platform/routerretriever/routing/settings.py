@@ -50,10 +50,12 @@ class RoutingSettings(Settings):
         "pilots", "posterior", "neighbours", "utility", "centroids", "expert_classifier",
         "classification_head", "dataset", "fixed", "uniform",
     ] = "posterior"  # fmt: skip
+    """Kind of router that is fitted."""
     features: Literal["embedding"] | NonNegativeInt = 0
     """What the router reads: the base embedding, or the mean hidden state entering layer n (0: the input
     embeddings, no transformer layer is run)."""
     mixing: Literal["hard", "soft"] = "soft"
+    """``hard`` gives all weight to the best expert; ``soft`` spreads it by a softmax of the scores."""
     temperature: PositiveFloat = 2.0
     """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
     values around 1, similarities and utilities with values around 0.05."""
@@ -80,6 +82,7 @@ class RoutingSettings(Settings):
     expert: str | None = None
     """Fixed: the one expert that answers everything."""
     seed: int = 0
+    """Seed of samples, clusters and fits."""
 
     def changed(self) -> dict[str, Any]:
         """The settings that are not the defaults, as a recipe would give them."""
