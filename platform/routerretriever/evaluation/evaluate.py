@@ -31,7 +31,7 @@ GENERAL_PREFIX, DDR, DDR_TOP_K = "general prefix", "DDR", "DDR-topk"
 DDR_PRIOR, DDR_UNROUTED = "DDR-prior", "DDR without routing"
 """Dynamic Dense Retrieval: its base; all modules; the best few; those of a collection's labels; the same
 without weights."""
-PAPERS = RoutingSettings(features="embedding", mixing="hard", merge="embeddings", gate=None)
+PAPERS = RoutingSettings(features="embedding", mixing="hard", merge="embeddings", fallback=None)
 """What all of the paper's routers have in common."""
 RIVALS: dict[str, RoutingSettings] = {
     PAPER: PAPERS.model_copy(update={"router": "pilots"}),

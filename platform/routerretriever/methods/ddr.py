@@ -33,7 +33,7 @@ from routerretriever.types import BASE
 
 ALL, TOP_K, PRIOR = "ddr", "ddr-topk", "ddr-prior"
 _UNROUTED = "{}-without-routing"
-_UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, gate=None)
+_UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, fallback=None)
 
 
 class DdrPipeline(Pipeline):
