@@ -52,21 +52,31 @@ class Recipe(Settings):
     """A whole run: collections, base encoder and the settings of every step."""
 
     name: DomainName
+    """Name of the run; reports carry it."""
     storage: str = "runs/default"
     """Folder or fsspec URI under which every artifact is stored."""
     data_root: str = "."
+    """Folder at which relative collection paths start."""
     domains: Annotated[dict[DomainName, DomainSettings], Field(min_length=1)]
+    """Collections by name."""
     encoder: EncoderSettings = EncoderSettings()
+    """The shared base encoder."""
     corpus: CorpusSettings = CorpusSettings()
+    """How documents are encoded and indexed."""
     training: TrainingSettings = TrainingSettings()
+    """How experts are trained."""
     scoring: ScoringSettings = ScoringSettings()
+    """Which queries are scored with every expert."""
     routing: RoutingSettings = RoutingSettings()
+    """Which router is fitted."""
     methods: Methods = Methods()
     """Methods that are trained and evaluated, each with its settings."""
     deploy: Literal[tuple(METHODS)] = DEFAULT  # type: ignore[valid-type]
     """The method that is registered, released and served."""
     registry: RegistrySettings = RegistrySettings()
+    """Where experts and bundles are registered."""
     serving: ServingSettings = ServingSettings()
+    """The HTTP service."""
     question: str | None = None
     """What ``run`` asks the service at the end."""
 

@@ -22,14 +22,18 @@ class ReplicaSettings(Settings):
     cpus: ResourceAmount = 0.5
     """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
+    """GPUs that Ray reserves for each replica; a fraction lets several share one."""
     min_replicas: NonNegativeInt = 1
     """0 lets the deployment vanish when nobody asks. The next query waits for it to start, at most
     ``limits.seconds``; where the cluster has no CPUs or GPUs left for it, in vain."""
     max_replicas: PositiveInt = 1
+    """Upper bound of autoscaling."""
     target_ongoing_requests: PositiveFloat = 8.0
     """Calls in progress per replica that autoscaling aims at."""
     upscale_delay_seconds: NonNegativeFloat = 10.0
+    """Seconds of high load before a replica is added."""
     downscale_delay_seconds: NonNegativeFloat = 300.0
+    """Seconds of low load before a replica is removed."""
     max_batch_size: PositiveInt = 32
     """Queries in one pass."""
     max_queue: PositiveInt = 512
@@ -46,17 +50,22 @@ class SmallReplicaSettings(ReplicaSettings):
     """The same for what leaves a CPU alone most of the time."""
 
     cpus: ResourceAmount = 0.1
+    """CPUs that Ray reserves for each replica."""
 
 
 class LimitSettings(Settings):
     """What one HTTP request may ask for; more gets a 4xx that names the field."""
 
     texts: PositiveInt = 2048
+    """Queries in one request."""
     text_length: PositiveInt = 32_768
     """Characters of a query; the encoder reads its first ``query_max_length`` tokens."""
     documents: PositiveInt = 256
+    """Documents in one request."""
     document_length: PositiveInt = 262_144
+    """Characters of a document, its title included."""
     body_bytes: PositiveInt = 16_000_000
+    """Bytes of a request's body."""
     requests: PositiveInt = 256
     """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
     seconds: PositiveFloat = 30.0
@@ -73,6 +82,7 @@ class ReleaseSettings(Settings):
     max_validation_loss: Fraction = 0.02
     """A bundle whose mean nDCG@10 on canary queries is lower than the present one's by more is refused."""
     challenger_alias: str = "challenger"
+    """MLflow alias of the version that challenges the released one."""
     challenger_share: Fraction = 0.0
     """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
     shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -89,8 +99,11 @@ class ServingSettings(Settings):
     """
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
     placement: Literal["shared", "dedicated"] = "shared"
+    """Whether experts share every router replica or have replicas of their own."""
     collections: tuple[DomainName, ...] | None = None
     """Collections to search; by default all of the recipe."""
     tokens_file: str | None = None
@@ -98,10 +111,15 @@ class ServingSettings(Settings):
     allow_anonymous: bool = False
     """Serve other machines without tokens, as behind a proxy that checks who asks."""
     limits: LimitSettings = LimitSettings()
+    """Bounds on one request."""
     releases: ReleaseSettings = ReleaseSettings()
+    """How a running service takes over a release."""
     router: ReplicaSettings = ReplicaSettings()
+    """Replicas that take requests and route queries."""
     expert: SmallReplicaSettings = SmallReplicaSettings()
+    """Replicas of each expert, with ``placement: dedicated``."""
     index: SmallReplicaSettings = SmallReplicaSettings()
+    """Replicas that search each collection."""
     index_parts: PositiveInt = 1
     """Parts into which every collection is cut, each searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0

@@ -12,4 +12,6 @@ class DomainSettings(Settings):
     """
 
     path: str
+    """A BEIR folder, or ``sample:<name>``."""
     expert: bool = True
+    """Whether an expert is trained for it."""

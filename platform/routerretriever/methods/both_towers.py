@@ -141,7 +141,7 @@ class BothTowers(Method):
         workspace = self._workspace
         domains = list(workspace.expert_domains)
         features = workspace.routing.features
-        settings = RoutingSettings(router="posterior", features=features, mixing="hard", gate=None)
+        settings = RoutingSettings(router="posterior", features=features, mixing="hard", fallback=None)
         base = workspace.base
         train = {name: list(workspace.collections[name].queries("train").values()) for name in domains}
         data = RoutingData(

@@ -34,7 +34,7 @@ ROUTED = "RouterRetriever"
 PAPER = "pilot library"
 DATASET_ORACLE, INSTANCE_ORACLE = "DatasetOracle", "InstanceOracle"
 OWN_EXPERT = "own expert"
-PAPERS = RoutingSettings(features="embedding", mixing="hard", merge="embeddings", gate=None)
+PAPERS = RoutingSettings(features="embedding", mixing="hard", merge="embeddings", fallback=None)
 """What all of the paper's routers have in common."""
 BASELINE_ROUTERS: dict[str, RoutingSettings] = {
     PAPER: PAPERS.model_copy(update={"router": "pilots"}),

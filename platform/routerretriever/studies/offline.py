@@ -14,7 +14,7 @@ from routerretriever.evaluation.evaluate import mix
 from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import Qrels, Values, measure
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.fit import complete, learn
+from routerretriever.routing.fit import calibrate, fit
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.table import ScoreTable
@@ -53,10 +53,10 @@ class RouterBench:
         """
         # What is learned does not depend on these: it is learned once.
         plain = settings.model_copy(
-            update={"mixing": "hard", "temperature": 1.0, "gate": None, "min_share": 0.0}
+            update={"mixing": "hard", "temperature": 1.0, "fallback": None, "min_share": 0.0}
         )
-        learned = self._learned(plain.model_dump_json(), tuple(experts))
-        return complete(learned, self.fit_data(settings).only(experts), settings)
+        fitted = self._learned(plain.model_dump_json(), tuple(experts))
+        return calibrate(fitted, self.fit_data(settings).only(experts), settings)
 
     def ndcg(self, router: Router, settings: RoutingSettings, dataset: str) -> Values:
         """nDCG@10 of every query [Q] when this router mixes the experts."""
@@ -69,6 +69,6 @@ class RouterBench:
     def _learned(self) -> Callable[[str, tuple[str, ...]], Router]:
         def learned(settings_json: str, experts: tuple[str, ...]) -> Router:
             settings = RoutingSettings.model_validate_json(settings_json)
-            return learn(self.fit_data(settings).only(experts), settings)
+            return fit(self.fit_data(settings).only(experts), settings)
 
         return lru_cache(maxsize=64)(learned)

@@ -81,7 +81,7 @@ class Service:
                 weights=weights,
                 scores=why.scores,
                 margin=why.margin,
-                gate=why.gate,
+                gate=why.familiarity,
                 nearest=[Neighbour(**asdict(neighbour)) for neighbour in why.nearest],
             )
             for weights, why in await self._engine.explain(texts)
