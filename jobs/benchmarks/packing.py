@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from routerretriever.config.loading import load_recipe
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.routing.protocol import Vectors
 from routerretriever.runtime.progress import set_up
@@ -47,11 +48,11 @@ def main(
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
-    folders = {name: expert.folder(pipeline.store) for name, expert in pipeline.experts.items()}
+    folders = {name: expert.folder(pipeline.store) for name, expert in pipeline.method(Experts).experts.items()}
     queries = itertools.cycle(dev_queries(pipeline))
     encoder, merged = (load_tower(pipeline.recipe.encoder) for _ in range(2))
     merge_adapter(merged, "one", next(iter(folders.values())))
-    own, router = batch_adapters(encoder, folders), pipeline.router
+    own, router = batch_adapters(encoder, folders), pipeline.method(Experts).router
 
     def weigh(rows: Rows) -> Vectors:
         return router.weights(encoder.token_features(rows, pipeline.recipe.routing.features))

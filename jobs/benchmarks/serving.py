@@ -18,13 +18,14 @@ import typer
 from routerretriever.bundle.bundle import ServiceFacts
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
-from routerretriever.evaluation.evaluate import ROUTED
+from routerretriever.methods.experts import ROUTED
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.registry.registry import Registry
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import set_up
-from routerretriever.training.experts import Expert
+from routerretriever.training.expert import Expert
 from routerretriever.types import BASE, ROUTED_MODEL
 
 from jobs.benchmarks.load import Load, run_load
@@ -100,7 +101,7 @@ def released_beside(
     recipe = recipe.model_copy(update=update)
     registry = Registry(recipe, pipeline.store)
     registry.register_bundle(
-        recipe, router or pipeline.router, experts or pipeline.experts, pipeline.evaluation, ROUTED, facts,
+        recipe, router or pipeline.method(Experts).router, experts or pipeline.method(Experts).experts, pipeline.evaluation, ROUTED, facts,
         pipeline.store,
     )  # fmt: skip
     # Named, since the variant may be served with another storage.

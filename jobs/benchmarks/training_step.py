@@ -25,6 +25,7 @@ from routerretriever.datasets.collection import Collection
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_folder
 from routerretriever.measures import mean_ndcg
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.reports.tables import percent
 from routerretriever.runtime.progress import log, set_up
@@ -52,7 +53,7 @@ def main(
         update={"domains": {domain: settings.domains[domain]}, "training": training}
     )
     pipeline = Pipeline(settings)
-    ours = pipeline.experts[domain].card
+    ours = pipeline.method(Experts).experts[domain].card
     look = _dev_look_seconds(settings, pipeline, domain)
     step_seconds = (ours["seconds"] - look) / ours["steps"]
     log.info("ours: %.2f s a step, dev %.4f", step_seconds, ours["dev_ndcg_at_10"])

@@ -122,9 +122,7 @@ def _all_present(groups: Sequence[Sequence[Step]], store: ArtifactStore, timed: 
             with timed(group[0].stage):
                 all_present &= not build_keys(store, list(by_key), build)
         except RouterRetrieverError as error:
-            unsound = [
-                each.key for step in group for each in step.inputs if not store.verify(each.key)
-            ]
+            unsound = [each.key for step in group for each in step.inputs if not store.verify(each.key)]
             if not unsound:
                 raise
             log.warning("%s; %s must be made again first", error, ", ".join(dict.fromkeys(unsound)))

@@ -32,7 +32,7 @@ from routerretriever.types import BASE
 
 if TYPE_CHECKING:
     from routerretriever.encoder.encoder import Encoder
-    from routerretriever.training.experts import Expert
+    from routerretriever.training.expert import Expert
 
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"

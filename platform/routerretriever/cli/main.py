@@ -90,19 +90,19 @@ def _pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipelin
 @app.command()
 def encode(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Encode the documents of all collections, once, with the base encoder."""
-    _ = _pipeline(recipe, overrides, quiet).corpora
+    _pipeline(recipe, overrides, quiet).build(["encode"])
 
 
 @app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train the experts, in parallel; finished ones are skipped."""
-    _ = _pipeline(recipe, overrides, quiet).experts
+    _pipeline(recipe, overrides, quiet).build(["train"])
 
 
 @app.command()
 def score(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Score the training queries with every expert and the base."""
-    _ = _pipeline(recipe, overrides, quiet).scores
+    _pipeline(recipe, overrides, quiet).build(["score"])
 
 
 @app.command()
@@ -110,7 +110,7 @@ def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False
     """Build the pilot library, or fit the recipe's other router, from the scores."""
     from routerretriever.runtime.progress import log
 
-    router = _pipeline(recipe, overrides, quiet).router
+    router = _pipeline(recipe, overrides, quiet).deployed.deployment().router
     log.info("router %s over %s", router.kind, ", ".join(router.experts))
 
 
@@ -128,9 +128,10 @@ def tune_router(
     """Choose the router by dev queries: tries kinds, features, mixings and gates, and shows a table."""
     from routerretriever.pipeline.domains import set_routing
     from routerretriever.runtime.progress import log, show
+    from routerretriever.studies import runs as studies
     from routerretriever.studies.tuning import describe, trials_table
 
-    trials = _pipeline(recipe, overrides, quiet).tune_router(unseen_share)
+    trials = studies.tune_router(_pipeline(recipe, overrides, quiet), unseen_share)
     show(trials_table(trials, rows))
     if write:
         set_routing(recipe, trials[0].settings)
@@ -165,7 +166,9 @@ def analyse(
     from routerretriever.studies.analyses import analyses_sections
 
     names = order.split(",") if order else None
-    analyses = _pipeline(recipe, overrides, quiet).analyse(names, _numbers(clusters))
+    from routerretriever.studies import runs as studies
+
+    analyses = studies.analyse_run(_pipeline(recipe, overrides, quiet), names, _numbers(clusters))
     for section in analyses_sections(analyses):
         show(section_table(section))
 
@@ -181,9 +184,10 @@ def noise_floor(
     """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
+    from routerretriever.studies import runs as studies
     from routerretriever.studies.analyses import noise_floor_section
 
-    floor = _pipeline(recipe, overrides, quiet).noise_floor(domain, copies)
+    floor = studies.measure_noise_floor(_pipeline(recipe, overrides, quiet), domain, copies)
     show(section_table(noise_floor_section(floor)))
 
 
@@ -205,9 +209,11 @@ def learning_curve(
     """Quality by number of training queries: experts trained on nested samples, measured on test."""
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
+    from routerretriever.studies import runs as studies
     from routerretriever.studies.analyses import learning_curve_section
 
-    curve = _pipeline(recipe, overrides, quiet).learning_curve(domain, _numbers(sizes) if sizes else None)
+    counts = _numbers(sizes) if sizes else None
+    curve = studies.draw_learning_curve(_pipeline(recipe, overrides, quiet), domain, counts)
     show(section_table(learning_curve_section(curve)))
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
+from routerretriever.corpus.artifact import corpus_key, documents_file, embeddings_file
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings

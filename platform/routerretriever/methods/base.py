@@ -198,6 +198,10 @@ class Method(ABC):
     def systems(self) -> list[System]:
         """Its systems on the test sets; what is missing is made."""
 
+    @abstractmethod
+    def system_names(self) -> list[str]:
+        """The names of its systems, before anything is made; one may be missing in the end."""
+
     @property
     def system(self) -> str:
         """What the evaluation calls what is deployed.

@@ -93,9 +93,7 @@ class Baselines(Method):
     def _average(self, name: str, experts: Mapping[str, str]) -> AverageExperts:
         workspace = self._workspace
         members = tuple(
-            train_step(
-                domain, key, [workspace.source(domain)], workspace.encoder, workspace.training
-            )
+            train_step(domain, key, [workspace.source(domain)], workspace.encoder, workspace.training)
             for domain, key in experts.items()
         )
         key = f"experts/{name}-{content_hash([member.key for member in members])}"
@@ -115,6 +113,10 @@ class Baselines(Method):
     def models(self) -> dict[str, Expert]:
         """The trained models."""
         return self._workspace.train(self.train_steps)
+
+    def system_names(self) -> list[str]:
+        """The baselines' names."""
+        return list(self._models)
 
     def systems(self) -> list[System]:
         """Each model."""

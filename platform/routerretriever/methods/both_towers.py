@@ -107,6 +107,10 @@ class BothTowers(Method):
         tested = [each.name for each in tower.tested]
         return tower.score_steps("test", [ScoredModel.base(tower.encoder)], tested)
 
+    def system_names(self) -> list[str]:
+        """Each domain's own expert, the routed one, and the two oracles."""
+        return [OWN, ROUTED, DATASET_ORACLE, INSTANCE_ORACLE]
+
     def systems(self) -> list[System]:
         """Each domain's own expert, the routed one, and the two oracles."""
         self._workspace.train(self.train_steps)
@@ -114,9 +118,7 @@ class BothTowers(Method):
         query_ids: dict[str, list[str]] = {}
         for domain in self.train_steps:
             scores = self._tower(domain).scores(self._score_steps(domain))
-            by_expert[domain] = {
-                name: table.measured[:, table.of(BASE)] for name, table in scores.items()
-            }
+            by_expert[domain] = {name: table.measured[:, table.of(BASE)] for name, table in scores.items()}
             query_ids = {name: table.query_ids for name, table in scores.items()}
         weights = self._weights(query_ids)
         experts = list(by_expert)

@@ -144,9 +144,7 @@ class Ddr(Method):
             return None
         domains = general.domains or workspace.expert_domains
         training = _general_training(workspace.training, general, self._settings.prefix)
-        parts = [
-            expert_key(workspace.collections[name], workspace.encoder, training) for name in domains
-        ]
+        parts = [expert_key(workspace.collections[name], workspace.encoder, training) for name in domains]
         return train_step(
             "general-prefix",
             f"experts/general-prefix-{content_hash(parts, general.dev_documents)}",
@@ -260,6 +258,11 @@ class Ddr(Method):
             steps += self.inner.score_steps("test", models, [name])
         return steps
 
+    def system_names(self) -> list[str]:
+        """The general prefix, and every way to use domain prefixes."""
+        shared = [] if self.general_step is None else [GENERAL_PREFIX]
+        return [*shared, DDR, DDR_TOP_K, DDR_PRIOR, DDR_UNROUTED]
+
     def systems(self) -> list[System]:
         """The general prefix alone, and every way to use domain prefixes."""
         _ = self.general
@@ -269,9 +272,7 @@ class Ddr(Method):
             for system, view in ways.items():
                 table = scores[name]
                 measured.setdefault(system, {})[name] = table.measured[:, table.of(view)]
-        return [
-            System(name, Kind.SINGLE, own, headline=True, rival=True) for name, own in measured.items()
-        ]
+        return [System(name, Kind.SINGLE, own, headline=True, rival=True) for name, own in measured.items()]
 
     def _labels(self, collection: str) -> tuple[str, ...]:
         labels = self._settings.labels.get(collection)

@@ -160,6 +160,12 @@ class Experts(Method):
             self._workspace.query_texts(self.scores, split),
         )
 
+    def system_names(self) -> list[str]:
+        """The base, each expert, routers and oracles."""
+        domains = self._workspace.expert_domains
+        routers = (ROUTED, *BASELINE_ROUTERS)
+        return [BASE, *domains, OWN_EXPERT, *routers, DATASET_ORACLE, INSTANCE_ORACLE]
+
     def deployment(self) -> Deployment:
         """All experts and the recipe's router."""
         workspace = self._workspace

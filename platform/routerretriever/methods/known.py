@@ -8,8 +8,6 @@ from routerretriever.methods.both_towers import BothTowers
 from routerretriever.methods.ddr import Ddr
 from routerretriever.methods.experts import Experts
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Experts, Baselines, Ddr, BothTowers)
-}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Experts, Baselines, Ddr, BothTowers)}
 DEFAULT = Experts.name
 """What a recipe gets that names none."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from routerretriever.types import BASE
 
 if TYPE_CHECKING:
     from routerretriever.bundle.bundle import ServiceFacts
+
+M = TypeVar("M", bound=Method)
 
 _SHARE_QUERIES = 200
 """Dev queries of each domain that say what healthy routing looks like."""
@@ -106,6 +108,17 @@ class Pipeline:
         """The method that is registered and served."""
         return self.methods[self.recipe.deploy]
 
+    def method(self, kind: type[M]) -> M:
+        """The run's method of one kind.
+
+        Raises:
+            RecipeError: the recipe does not name it.
+        """
+        found = self.methods.get(kind.name)
+        if not isinstance(found, kind):
+            raise RecipeError(f"methods.{kind.name}: this needs it; name it in the recipe")
+        return found
+
     @property
     def report_folder(self) -> Path:
         """Where tables for people are written."""
@@ -165,9 +178,7 @@ class Pipeline:
         """Test set -> mean of one of ``MEASURES`` with the bare base; no expert is trained for it."""
         workspace = self.workspace
         names = [each.name for each in workspace.tested]
-        scores = workspace.scores(
-            workspace.score_steps("test", [ScoredModel.base(workspace.encoder)], names)
-        )
+        scores = workspace.scores(workspace.score_steps("test", [ScoredModel.base(workspace.encoder)], names))
         return {
             name: float(getattr(table.measured[:, table.of(BASE)], measure_name).mean())
             for name, table in scores.items()
@@ -195,9 +206,7 @@ class Pipeline:
 
     def _deployed_recipe(self, deployment: Deployment) -> Recipe:
         """The recipe as the bundle tells it: with the encoder and the routing that are served."""
-        return self.recipe.model_copy(
-            update={"encoder": deployment.encoder, "routing": deployment.routing}
-        )
+        return self.recipe.model_copy(update={"encoder": deployment.encoder, "routing": deployment.routing})
 
     def _service_facts(self, deployment: Deployment) -> ServiceFacts:
         from routerretriever.adapters.tower import load_tower

@@ -26,12 +26,12 @@ import routerretriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.bundle import RouterRetriever, ServiceFacts, write_bundle
 from routerretriever.config.recipe import Recipe
-from routerretriever.evaluation.evaluate import Evaluation
+from routerretriever.evaluation.evaluation import Evaluation
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
 from routerretriever.routing.protocol import Router
 from routerretriever.runtime.progress import RUN_ID
-from routerretriever.training.experts import Expert
+from routerretriever.training.expert import Expert
 
 _VERSION_TAG = "content_version"
 _PREVIOUS = "previous"

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow.parquet as parquet
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_step
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.hashing import content_hash
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of, make_parts

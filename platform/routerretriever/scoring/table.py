@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.step import Step
-from routerretriever.corpus.build import EncodeCorpus
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import corpus_key
+from routerretriever.corpus.build import EncodeCorpus
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_key, judgements_step
 from routerretriever.encoder.settings import EncoderSettings

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from routerretriever.evaluation.evaluate import mix
 from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import Qrels, Values, measure
+from routerretriever.methods.experts import mix
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit
 from routerretriever.routing.protocol import Router, Vectors
@@ -22,7 +22,7 @@ from routerretriever.types import BASE
 
 
 @dataclass(frozen=True)
-class RouterBench:
+class OfflineEvaluator:
     """What routers are fitted and measured on."""
 
     fit_data: Callable[[RoutingSettings], RoutingData]

@@ -17,7 +17,7 @@ from rich.table import Table
 from routerretriever.errors import BadInput
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import figures_table, log, track
-from routerretriever.studies.offline import RouterBench
+from routerretriever.studies.offline import OfflineEvaluator
 
 _SOFT_TEMPERATURES = {
     "posterior": (1.0, 2.0, 4.0),
@@ -58,7 +58,7 @@ class Trial:
 
 
 def tune(
-    bench: RouterBench,
+    bench: OfflineEvaluator,
     layers: Sequence[int],
     unseen_share: float,
     merge: Literal["weights", "embeddings"] = "weights",
@@ -113,7 +113,7 @@ def _without_fallback(layers: Sequence[int], fixed: dict[str, Any]) -> Iterator[
             yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
 
 
-def _run(bench: RouterBench, settings: RoutingSettings, unseen_share: float) -> Trial:
+def _run(bench: OfflineEvaluator, settings: RoutingSettings, unseen_share: float) -> Trial:
     in_domain, unseen = {}, {}
     whole = bench.router(settings, bench.experts)
     for domain in bench.datasets:

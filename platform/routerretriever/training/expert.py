@@ -129,10 +129,10 @@ def train_step(
         dev = judgements_step(source.collection, "dev")
         inputs += [source.corpus, train, dev]
         parts.append(TrainingPart(source.corpus.key, train.key, dev.key, source.modules))
-    job = TrainingJob(
-        name, key, encoder, training, tuple(parts), queries_per_domain, modules, both_towers
+    job = TrainingJob(name, key, encoder, training, tuple(parts), queries_per_domain, modules, both_towers)
+    return TrainAdapter(
+        name=name, key=key, inputs=tuple(inputs), job=job, sources=tuple(sources), describe=describe
     )
-    return TrainAdapter(name=name, key=key, inputs=tuple(inputs), job=job, sources=tuple(sources), describe=describe)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
