@@ -32,9 +32,10 @@ from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import fit_router
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.settings import RoutingSettings
-from routerretriever.runtime.cluster import connect, publish_seconds
+from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, log
+from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.mixtures import encode_mixtures
 from routerretriever.scoring.table import ScoreTable, SplitScores, build_scores
 from routerretriever.studies.analyses import (
