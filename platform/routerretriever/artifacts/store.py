@@ -143,10 +143,10 @@ class ArtifactStore:
         manifest = self.manifest(key)
         # Artifacts of before hashes were kept have none.
         hashes = manifest.get("files", {})
-        filesystem, root = self.files.resolve()
         if self.is_local:
-            self._check(key, Path(root) / key, hashes)
-            return Path(root) / key
+            folder = Path(self.files.resolve()[1]) / key
+            self._check(key, folder, hashes)
+            return folder
         # One that was made again is another one.
         cached = self.files.local_cache() / f"{key}@{content_hash(manifest)}"
         if not cached.exists():

@@ -19,7 +19,7 @@ from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import DatasetError
-from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, count
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
 
@@ -147,7 +147,7 @@ class _ShardEncoder(ShardWorker):
         ]
         vectors = self._encoder.encode_documents(texts)
         self._store.put(key, embeddings_file(shard), lambda path: _save(vectors, path))
-        count(DOCUMENTS_ENCODED, len(texts))
+        increment(DOCUMENTS_ENCODED, len(texts))
 
 
 def _save(vectors: Any, path: Any) -> None:

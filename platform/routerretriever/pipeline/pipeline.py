@@ -25,7 +25,7 @@ from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
-from routerretriever.runtime.cluster import publish_seconds
+from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, log
 from routerretriever.scoring.table import ScoredModel

@@ -9,7 +9,7 @@ from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
 from routerretriever.runtime.cluster import connect, on_drivers_node, room_for
-from routerretriever.runtime.metrics import carry
+from routerretriever.runtime.metrics import merge
 from routerretriever.runtime.progress import bars, is_quiet, log
 from routerretriever.training.expert import checkpoints_key
 from routerretriever.training.job import BEST_FOLDER, TrainingJob, train_worker
@@ -65,7 +65,7 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
                         job.name, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
                         card["best_step"],
                     )  # fmt: skip
-    carry(_ask(progress_actor.counted))
+    merge(_ask(progress_actor.counted))
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise TrainingFailed(
