@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from routerretriever.adapters.lora import LoraSettings
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Collection
@@ -85,11 +86,11 @@ def main(
 
 def _dev_look_seconds(recipe: Recipe, pipeline: Pipeline, domain: str) -> float:
     """What the single look at dev cost that our time includes: encoding the dev queries."""
-    from routerretriever.encoder.encoder import load_encoder
+    from routerretriever.adapters.tower import load_tower
 
     torch.set_num_threads(_threads(recipe.training))
-    encoder = load_encoder(recipe.encoder)
-    encoder.add_adapter("expert", recipe.training.lora)
+    encoder = load_tower(recipe.encoder)
+    encoder.add_adapter("expert", recipe.training.adapter)
     queries = list(pipeline.collections[domain].queries("dev").values())[: recipe.training.dev_queries]
     start = time.monotonic()
     encoder.encode_queries(queries, "expert")
@@ -115,13 +116,15 @@ class Peer:
         if encoder.similarity == "cosine":
             modules.append(Normalize())
         self._model = SentenceTransformer(modules=modules)
+        lora = training.adapter
+        assert isinstance(lora, LoraSettings), "the peer trains LoRAs"
         self._model.add_adapter(
             LoraConfig(
                 task_type=TaskType.FEATURE_EXTRACTION,
-                r=training.lora.rank,
-                lora_alpha=training.lora.alpha,
-                lora_dropout=training.lora.dropout,
-                target_modules=list(training.lora.target_modules),
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.target_modules),
             )
         )
         self._training = training

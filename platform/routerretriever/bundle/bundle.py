@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from routerretriever.adapters.files import base_adapter_folder, tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Document
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint, general_prefix_folder
 from routerretriever.errors import BundleError
 from routerretriever.hashing import content_hash, file_hash
 from routerretriever.routing.protocol import Router
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 MANIFEST_FILE = "bundle.json"
 _CANARY_FILE = "canary.json"
-_GENERAL_PREFIX = "general_prefix"
+_BASE_ADAPTER = "base_adapter"
 _FORMAT = 2
 
 
@@ -86,7 +86,7 @@ def write_bundle(
     Raises:
         BundleError: an expert was trained on another base encoder, or the router knows one that is missing.
     """
-    fingerprint = encoder_fingerprint(recipe.encoder)
+    fingerprint = tower_fingerprint(recipe.encoder)
     unknown = set(router.experts) - set(experts) - {BASE}
     if unknown:
         raise BundleError(f"the router knows experts that the bundle lacks: {sorted(unknown)}")
@@ -110,9 +110,9 @@ def write_bundle(
             }
         )
     encoder = recipe.encoder
-    if encoder.general_prefix is not None:
-        shutil.copytree(general_prefix_folder(encoder.general_prefix), folder / _GENERAL_PREFIX)
-        encoder = encoder.model_copy(update={"general_prefix": _GENERAL_PREFIX})
+    if encoder.adapter is not None:
+        shutil.copytree(base_adapter_folder(encoder.adapter), folder / _BASE_ADAPTER)
+        encoder = encoder.model_copy(update={"adapter": _BASE_ADAPTER})
     save_router(router, folder / "router")
     _write_json(
         folder / _CANARY_FILE,
@@ -156,18 +156,20 @@ class RouterRetriever:
         Raises:
             BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
         """
-        from routerretriever.adapters.batched import pack_experts
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.kinds import batch_adapters
+        from routerretriever.adapters.tower import load_tower
 
         self.manifest = read_manifest(folder)
         self.settings = bundle_encoder(folder, self.manifest)
         self.router = load_router(folder / "router")
-        self.encoder = load_encoder(self.settings) if encoder is None else encoder
+        self.encoder = load_tower(self.settings) if encoder is None else encoder
         folders = {
             pin["name"]: expert_folder(folder, pin.get("folder", pin["name"]))
             for pin in self.manifest["experts"]
         }
-        self._packed = pack_experts(self.encoder, folders if load_experts else {})
+        self._experts = batch_adapters(self.encoder, folders if load_experts else {})
+        if self.merge not in self._experts.merges:
+            raise BundleError(f"{folder}: experts of this kind cannot be merged by their {self.merge}")
 
     @classmethod
     def load(cls, uri: str, tracking_uri: str | None = None) -> RouterRetriever:
@@ -204,10 +206,10 @@ class RouterRetriever:
     def embed(self, rows: Sequence[Sequence[int]], weights_BT: Vectors, experts: Sequence[str]) -> Vectors:
         """Vectors [B, d] of tokenised queries, each mixed of these experts by its weights."""
         if self.merge == "weights":
-            return self._packed.embed(rows, weights_BT, experts)
+            return self._experts.embed(rows, weights_BT, experts)
         shares = Dispatch.of(weights_BT)
         alone_nT = np.eye(len(experts), dtype=np.float32)[shares.columns]
-        return shares.mix(self._packed.embed([rows[row] for row in shares.rows], alone_nT, experts))
+        return shares.mix(self._experts.embed([rows[row] for row in shares.rows], alone_nT, experts))
 
     def encode_queries(self, queries: Sequence[str], **_: Any) -> Vectors:
         """Route and embed queries: [B, d] float32. Only experts whose weight matters are run."""
@@ -277,10 +279,10 @@ def expert_folder(bundle: Path, name: str) -> Path:
 
 
 def bundle_encoder(bundle: Path, manifest: Mapping[str, Any]) -> EncoderSettings:
-    """A bundle's base encoder; a general prefix lies in the bundle itself."""
+    """A bundle's base encoder; an adapter that is part of it lies in the bundle too."""
     settings = EncoderSettings.model_validate(manifest["encoder"])
-    if settings.general_prefix is not None:
-        settings = settings.model_copy(update={"general_prefix": str(bundle / settings.general_prefix)})
+    if settings.adapter is not None:
+        settings = settings.model_copy(update={"adapter": str(bundle / settings.adapter)})
     return settings
 
 
@@ -313,7 +315,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{folder / name}: altered since it was registered (hash mismatch); register it again"
             )
     settings = bundle_encoder(folder, manifest)
-    found = encoder_fingerprint(settings)
+    found = tower_fingerprint(settings)
     if found != manifest["encoder_fingerprint"]:
         raise BundleError(
             f"the bundle needs base encoder {settings.name} with fingerprint "

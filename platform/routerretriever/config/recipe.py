@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.corpus.settings import CorpusSettings
@@ -78,9 +79,11 @@ class Recipe(Settings):
                     raise ValueError(
                         f"ddr.{field}: no such domain as {unknown[0]!r}; there are {sorted(there)}"
                     )
-        if self.training.prefix is not None and self.routing.merge == "weights":
+        kind = kind_named(self.training.adapter.kind)
+        if self.routing.merge not in kind.merges:
             raise ValueError(
-                "training.prefix: prefixes do not add up as LoRAs do; set routing.merge to 'embeddings'"
+                f"training.adapter: experts of kind {kind.name!r} cannot be merged by their "
+                f"{self.routing.merge}; set routing.merge to '{sorted(kind.merges)[0]}'"
             )
         if self.serving.placement == "dedicated" and self.routing.merge == "weights":
             raise ValueError(

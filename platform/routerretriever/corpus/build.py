@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore, build_missing
 from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import DatasetError
 from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, count
 from routerretriever.runtime.progress import log
@@ -63,7 +63,7 @@ def _build(
             "collection": collection.name,
             "corpus_hash": collection.corpus_hash(),
             "encoder": encoder.model_dump(),
-            "encoder_fingerprint": encoder_fingerprint(encoder),
+            "encoder_fingerprint": tower_fingerprint(encoder),
             "dimension": int(np.load(store.local_file(key, embeddings_file(0)), mmap_mode="r").shape[1]),
             "shards": shards,
         }
@@ -108,9 +108,9 @@ class _ShardEncoder(ShardWorker):
     """A Ray Data actor: documents of a shard in, embeddings of the shard in storage."""
 
     def __init__(self, encoder: EncoderSettings, store: ArtifactStore) -> None:
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
+        self._encoder = load_tower(encoder)
         self._store = store
 
     def work(self, row: dict[str, Any]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import (
-    PositiveInt,
-)
+from pydantic import AliasChoices, Field, PositiveInt
 
 from routerretriever.settings import Settings
 
@@ -29,11 +27,10 @@ class EncoderSettings(Settings):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_size: PositiveInt = 64
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    general_prefix: str | None = None
-    """A trained prefix that is part of the base, for queries and documents: where it lies. Dynamic Dense
-    Retrieval makes one; see ``DdrSettings``."""
+    adapter: str | None = Field(default=None, validation_alias=AliasChoices("adapter", "general_prefix"))
+    """A trained adapter of any kind that is part of the base, for queries and documents alike: a folder, or
+    an artifact in storage. Dynamic Dense Retrieval's general prefix is one."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings that change an expert's meaning; precision, device and batch size do not."""
-        unused = {"general_prefix"} if self.general_prefix is None else set()
-        return self.model_dump(exclude={"dtype", "batch_size", "device"} | unused)
+        """The settings that change a vector's meaning, but for the adapter; precision and device do not."""
+        return self.model_dump(exclude={"dtype", "batch_size", "device", "adapter"})

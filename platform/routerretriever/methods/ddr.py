@@ -51,7 +51,7 @@ class DdrPipeline(Pipeline):
         encoder = recipe.encoder
         if general is not None:
             location = ArtifactStore.open(recipe.storage).location(general.key)
-            encoder = encoder.model_copy(update={"general_prefix": location})
+            encoder = encoder.model_copy(update={"adapter": location})
         super().__init__(recipe.model_copy(update={"encoder": encoder, "routing": _UNUSED_ROUTER}))
         self.modules = tuple(
             dict.fromkeys(label for name in recipe.expert_domains for label in self._labels(name))

@@ -10,7 +10,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from routerretriever.adapters.settings import PrefixSettings
+from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.settings import DomainName, Settings
 
 

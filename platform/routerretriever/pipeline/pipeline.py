@@ -243,9 +243,9 @@ class Pipeline:
 
     @cached_property
     def _base_encoder(self) -> Encoder:
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.tower import load_tower
 
-        return load_encoder(self.recipe.encoder)
+        return load_tower(self.recipe.encoder)
 
     @cached_property
     def evaluation(self) -> Evaluation:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import corpus_key
 from routerretriever.datasets.collection import Collection
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.methods.ddr import DdrPipeline
 from routerretriever.methods.settings import DdrSettings
 from routerretriever.pipeline.pipeline import Pipeline
@@ -160,7 +160,7 @@ def _domain_prefixes(inner: DdrPipeline, ddr: DdrSettings, asks_for: str) -> Pla
 def _scoring(
     collections: list[Collection], split: str, experts: dict[str, str], recipe: Recipe, store: ArtifactStore
 ) -> PlannedStep:
-    versions = {BASE: encoder_fingerprint(recipe.encoder)}
+    versions = {BASE: tower_fingerprint(recipe.encoder)}
     versions |= {name: key.rsplit("-", 1)[-1] for name, key in experts.items()}
     settings, to_do, there, total = recipe.scoring, [], 0, 0
     for collection in collections:

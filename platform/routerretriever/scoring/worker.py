@@ -65,9 +65,9 @@ class ChunkScorer(ShardWorker):
     def __init__(
         self, encoder: EncoderSettings, index: IndexSettings, depth: int, store: ArtifactStore
     ) -> None:
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
+        self._encoder = load_tower(encoder)
         self._index = index
         self._depth = depth
         self._store = store
@@ -104,11 +104,13 @@ class MixtureEncoder(ShardWorker):
 
     def __init__(self, encoder: EncoderSettings, experts: dict[str, str], store: ArtifactStore) -> None:
         """Load experts, keys by name."""
-        from routerretriever.adapters.batched import pack_experts
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.kinds import batch_adapters
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
-        self._packed = pack_experts(self._encoder, {name: store.fetch(key) for name, key in experts.items()})
+        self._encoder = load_tower(encoder)
+        self._experts = batch_adapters(
+            self._encoder, {name: store.fetch(key) for name, key in experts.items()}
+        )
         self._store = store
 
     def work(self, row: dict[str, Any]) -> None:
@@ -118,7 +120,7 @@ class MixtureEncoder(ShardWorker):
         queries = load_judgements(self._store, row["judgements"]).queries
         ids = list(queries)[int(row["start"]) : int(row["start"]) + len(weights)]
         rows = self._encoder.tokenize_queries([queries[i] for i in ids])
-        vectors = self._packed.embed(rows, weights, experts)
+        vectors = self._experts.embed(rows, weights, experts)
         table = arrow.table({"query_id": ids, "embedding": _embedding_column(vectors)})
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
 

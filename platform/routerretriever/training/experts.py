@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, tower_fingerprint
+from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.adapters.prefix_shape import PrefixShape, View
-from routerretriever.adapters.settings import PrefixSettings
 from routerretriever.artifacts.store import ArtifactStore, build_missing
 from routerretriever.corpus.artifact import corpus_key
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import store_judgements
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
 from routerretriever.errors import ArtifactMissing, TrainingFailed
 from routerretriever.hashing import content_hash
 from routerretriever.methods.settings import DdrSettings, GeneralPrefixSettings, JointSettings
@@ -219,7 +219,7 @@ def _general_training(
     own = general.model_dump(
         include={"learning_rate", "batch_size", "hard_negatives", "max_steps", "evaluate_every"}
     )
-    fixed = {"objective": "sampled", "random_negatives": 0, "prefix": prefix}
+    fixed = {"objective": "sampled", "random_negatives": 0, "adapter": prefix}
     return training.model_copy(update=own | fixed)
 
 
@@ -284,7 +284,7 @@ def ddr_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettin
     """How domain prefixes are trained: as the experts are, perhaps for longer."""
     return training.model_copy(
         update={
-            "prefix": ddr.prefix,
+            "adapter": ddr.prefix,
             "learning_rate": ddr.learning_rate,
             "max_steps": ddr.max_steps or training.max_steps,
             "evaluate_every": ddr.evaluate_every or training.evaluate_every,
@@ -474,7 +474,7 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
         "kind": "expert",
         "domain": job.name,
         "encoder": job.encoder.model_dump(),
-        "encoder_fingerprint": encoder_fingerprint(job.encoder),
+        "encoder_fingerprint": tower_fingerprint(job.encoder),
         "corpus": ", ".join(part.corpus_key for part in job.parts),
         "train": ", ".join(part.train_key for part in job.parts),
         "dev": ", ".join(part.dev_key for part in job.parts),

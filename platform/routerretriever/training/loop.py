@@ -21,9 +21,9 @@ from ray import train
 from ray.train import Checkpoint
 from ray.train.torch import prepare_model
 
-from routerretriever.adapters.settings import PrefixSettings
+from routerretriever.adapters.kinds import kind_named
+from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.encoder.encoder import Encoder, load_encoder
 from routerretriever.errors import TrainingFailed
 from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, count, take
 from routerretriever.training.domains import ADAPTER, Lesson, open_lesson
@@ -57,7 +57,7 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
     settings: TrainingSettings = job.training
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
 
-    encoder = load_encoder(job.encoder.model_copy(update={"dtype": "fp32"}))
+    encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
     lessons = [open_lesson(part, job, encoder, store, rank) for part in job.parts]
@@ -77,8 +77,8 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
             progress.best_dev = progress.base_dev = _dev_ndcg(encoder, lessons)
-            if isinstance(settings.adapter, PrefixSettings):
-                progress.base_dev = _dev_ndcg(encoder, lessons, BASE)  # a LoRA begins as the base
+            if not kind_named(settings.adapter.kind).starts_as_base:
+                progress.base_dev = _dev_ndcg(encoder, lessons, BASE)
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
     if rank == 0:
@@ -186,7 +186,7 @@ def lesson_plan(lessons: int, total_steps: int, seed: int) -> list[tuple[int, in
     return plan
 
 
-def _dev_ndcg(encoder: Encoder, lessons: list[Lesson], adapter: str = ADAPTER) -> float:
+def _dev_ndcg(encoder: QueryTower, lessons: list[Lesson], adapter: str = ADAPTER) -> float:
     return float(np.mean([lesson.dev_ndcg(encoder, adapter) for lesson in lessons]))
 
 
@@ -199,12 +199,12 @@ def _from_first_worker(flag: bool, workers: int) -> bool:
     return bool(shared.item())
 
 
-def _trainable(encoder: Encoder) -> dict[str, torch.Tensor]:
+def _trainable(encoder: QueryTower) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
 
 
 def _checkpoint(
-    scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scaler: Any, progress: Progress
+    scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, scaler: Any, progress: Progress
 ) -> Checkpoint:
     state = {
         "progress": vars(progress),
@@ -217,7 +217,7 @@ def _checkpoint(
     return Checkpoint.from_directory(str(scratch))
 
 
-def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scaler: Any) -> Progress:
+def _resume(scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, scaler: Any) -> Progress:
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
         return Progress()

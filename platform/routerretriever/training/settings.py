@@ -12,7 +12,8 @@ from pydantic import (
     model_validator,
 )
 
-from routerretriever.adapters.settings import LoraSettings, PrefixSettings
+from routerretriever.adapters.kinds import AnyAdapterSettings
+from routerretriever.adapters.lora import LoraSettings
 from routerretriever.settings import Fraction, ResourceAmount, Settings
 
 
@@ -55,9 +56,8 @@ class TrainingSettings(Settings):
     held_out_fraction: Fraction = 0.0
     """Share of the train queries that no expert trains on, so that they can be scored honestly."""
     seed: int = 0
-    lora: LoraSettings = LoraSettings()
-    prefix: PrefixSettings | None = None
-    """If set, experts are prefixes of this size in place of LoRAs."""
+    adapter: AnyAdapterSettings = LoraSettings()
+    """What an expert is: one of the adapter kinds, with its settings."""
     workers: PositiveInt = 1
     cpus_per_worker: ResourceAmount = 1.0
     gpus_per_worker: ResourceAmount = 0.0
@@ -77,14 +77,8 @@ class TrainingSettings(Settings):
             raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
         return self
 
-    @property
-    def adapter(self) -> LoraSettings | PrefixSettings:
-        """What an expert is."""
-        return self.prefix or self.lora
-
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        unused = "prefix" if self.prefix is None else "lora"
-        return self.model_dump(
-            exclude={"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", unused}
-        )
+        unused = {"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", "adapter"}
+        own = self.adapter.model_dump(exclude={"kind"})
+        return self.model_dump(exclude=unused) | {self.adapter.kind: own}

@@ -34,11 +34,11 @@ class Expert:
             store: where bundles lie; every node reaches it.
             sizes: bounds of batches and queue.
         """
-        from routerretriever.adapters.batched import merge_expert
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.kinds import merge_adapter
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
-        merge_expert(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
+        self._encoder = load_tower(encoder)
+        merge_adapter(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
         self._encoder.encode_queries(["warm up"])
         self._thread = OneThread()
         self._batcher: Batcher[list[int], Vectors] = Batcher(self._run, sizes.max_batch_size, sizes.max_queue)
