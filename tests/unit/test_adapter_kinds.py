@@ -163,7 +163,7 @@ def test_mixed_weights_of_prefixes_are_refused(trained):
     encoder = load_tower(FAKE)
     batched = batch_adapters(encoder, folders)
     weights = np.array([[1, 0], [0.5, 0.5]], dtype=np.float32)
-    with pytest.raises(BadInput, match=r"row 1 mixes .* one 0.5, two 0.5.* routing\.merge to 'embeddings'"):
+    with pytest.raises(BadInput, match=r"row 1 mixes .*one 0.5, two 0.5.* routing\.merge to 'embeddings'"):
         batched.embed(encoder.tokenize_queries(TEXTS[:2]), weights, ["one", "two"])
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import store_judgements
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.hashing import content_hash
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of, make_parts
@@ -49,7 +49,7 @@ def encode_mixtures(
     """
     mixed = {name: experts[name] for name in columns if name != BASE}
     made_from = content_hash(
-        encoder_fingerprint(encoder), encoder.dtype, columns, [expert.version for expert in mixed.values()]
+        tower_fingerprint(encoder), encoder.dtype, columns, [expert.version for expert in mixed.values()]
     )
     keys: dict[str, str] = {}
     parts: dict[str, list[dict[str, Any]]] = {}

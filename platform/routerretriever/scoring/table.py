@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import corpus_key
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_key, store_judgements
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured
@@ -114,7 +114,7 @@ def build_scores(
         corpus = corpus_key(collection, encoder)
         queries = len(collection.queries(split))
         for name in names[collection.name]:
-            version = encoder_fingerprint(encoder) if name == BASE else experts[name].version
+            version = tower_fingerprint(encoder) if name == BASE else experts[name].version
             key = score_key(collection, split, f"{name}-{version}", encoder, index, settings)
             keys[collection.name, name] = key
             manifests[key] = {"kind": "scores", "dataset": collection.name, "split": split,
