@@ -18,8 +18,7 @@ import typer
 from routerretriever.bundle.bundle import ServiceFacts
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
-from routerretriever.methods.experts import ROUTED
-from routerretriever.methods.experts import Experts
+from routerretriever.methods.experts import ROUTED, Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.registry.registry import Registry
 from routerretriever.routing.protocol import Router
@@ -99,9 +98,9 @@ def released_beside(
     settings = recipe.registry.model_copy(update={"name": f"{recipe.registry.name}-{name}"})
     update = {"registry": settings, "routing": routing or recipe.routing}
     recipe = recipe.model_copy(update=update)
-    registry = Registry(recipe, pipeline.store)
+    registry, own = Registry(recipe, pipeline.store), pipeline.method(Experts)
     registry.register_bundle(
-        recipe, router or pipeline.method(Experts).router, experts or pipeline.method(Experts).experts, pipeline.evaluation, ROUTED, facts,
+        recipe, router or own.router, experts or own.experts, pipeline.evaluation, ROUTED, facts,
         pipeline.store,
     )  # fmt: skip
     # Named, since the variant may be served with another storage.

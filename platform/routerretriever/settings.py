@@ -33,7 +33,8 @@ class PoolSettings(Settings):
 
     def describe(self) -> str:
         """The pool in words: ``4 workers, each 1 CPU``."""
-        return f"{self.workers or 'as many as fit'} workers, each {amount(self.cpus_per_worker, self.gpus_per_worker)}"
+        each = amount(self.cpus_per_worker, self.gpus_per_worker)
+        return f"{self.workers or 'as many as fit'} workers, each {each}"
 
 
 def amount(cpus: float, gpus: float) -> str:

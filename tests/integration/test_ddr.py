@@ -8,8 +8,8 @@ import pytest
 from conftest import WORDS, tiny_recipe, write_collection
 from routerretriever import RouterRetriever
 from routerretriever.adapters.prefix_shape import PrefixShape
+from routerretriever.adapters.tower import load_tower
 from routerretriever.client.client import Client
-from routerretriever.encoder.encoder import load_encoder
 from routerretriever.encoder.source import ADAPTER_WEIGHTS
 from routerretriever.evaluation.evaluate import (
     DDR,
@@ -72,7 +72,7 @@ def test_documents_are_encoded_with_the_general_prefix_once(trained):
     pipeline, _ = trained
     bare, prefixed = pipeline.corpora["fruit"], pipeline.ddr.corpora["fruit"]
     assert bare.key != prefixed.key
-    encoder = load_encoder(pipeline.ddr.recipe.encoder)
+    encoder = load_tower(pipeline.ddr.recipe.encoder)
     texts = [document.content for document in prefixed.documents(prefixed.ids[:5]).values()]
     np.testing.assert_allclose(prefixed.matrix()[:5], encoder.encode_documents(texts), atol=1e-5)
     weights = load_file(pipeline.ddr.general.folder(pipeline.store) / ADAPTER_WEIGHTS)
@@ -127,7 +127,7 @@ def test_the_bundle_embeds_as_the_model_that_was_evaluated(trained, model):
     pipeline, _ = trained
     assert model.experts == ["ddr-prior", "fruit", "metal", "sport"]
     views = dict.fromkeys(model.experts, pipeline.ddr.models["ddr-prior"])
-    encoder = load_encoder(pipeline.ddr.recipe.encoder)
+    encoder = load_tower(pipeline.ddr.recipe.encoder)
     for name, expert in views.items():
         encoder.load_adapter(name, expert.folder(pipeline.store))
         rows = model.tokenize(QUERIES)

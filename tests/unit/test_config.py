@@ -26,8 +26,11 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
         ({"serving": {"placement": "dedicated"}}, "(?s)serving.placement.*set routing.merge to 'embeddings'"),
         ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
-        ({"training": {"prefix": {"length": 0}}}, "training.prefix.length"),
-        ({"training": {"prefix": {}}}, "(?s)training.prefix.*set routing.merge to 'embeddings'"),
+        ({"training": {"adapter": {"kind": "prefix", "length": 0}}}, r"training\.adapter\..*length"),
+        (
+            {"training": {"adapter": {"kind": "prefix"}}},
+            "(?s)training.adapter.*set routing.merge to 'embeddings'",
+        ),
         ({"deploy": "ddr"}, "needs settings under ddr"),
         ({"ddr": {"general": {"domains": []}}}, "ddr.general.domains"),
         ({"ddr": {"general": {"domains": ["b"]}}}, "ddr.general.domains: no such domain as 'b'"),

@@ -88,7 +88,7 @@ def test_contriever_recipe_has_the_papers_settings():
     )  # fmt: skip
     assert (recipe.encoder.query_max_length, recipe.training.batch_size) == (512, 256)
     assert recipe.training.learning_rate == 1e-4
-    assert (recipe.training.lora.rank, recipe.training.lora.alpha) == (8, 32)
+    assert (recipe.training.adapter.rank, recipe.training.adapter.alpha) == (8, 32)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve_configs").glob("*.yaml")), ids=lambda p: p.stem)

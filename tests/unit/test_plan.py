@@ -1,7 +1,7 @@
 import pytest
 from conftest import tiny_recipe
+from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from routerretriever.corpus.artifact import corpus_key
-from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from routerretriever.errors import RecipeError
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.pipeline.plan import plan_run, plan_table

@@ -78,9 +78,7 @@ class AdapterKind(ABC):
         """Whether a saved adapter with this ``adapter_config.json`` is of this kind."""
 
     @abstractmethod
-    def attach(
-        self, encoder: Encoder, name: str, settings: AdapterSettings, modules: Sequence[str] = ()
-    ) -> None:
+    def attach(self, encoder: Encoder, name: str, settings: Any, modules: Sequence[str] = ()) -> None:
         """Add a fresh, trainable adapter, which the tower runs with from now on.
 
         Args:

@@ -1,12 +1,13 @@
 """IA3 (arXiv 2205.05638): vectors that scale keys, values and what feed-forward layers hold inside.
 
 PEFT trains them; a vector starts as ones, which is the base. In a batch every row has its own mixture. The
-scale of a layer for a row is the weighted sum of its experts' scales, with one for the weight that the base
-has: ``s = 1 + sum_e w_e (l_e - 1)``. A key or value layer gives ``s (x W + b)``, the last layer of a feed-forward
-block ``(s x) W + b``. Both are linear in s, so that this is what the weighted sum of the merged weights gives.
+scale of a layer for a row is the weighted sum of its experts' scales l_e, and of ones for the bare base:
+``s = 1 + sum_e w_e (l_e - 1)``. A layer of keys or values gives ``s (x W + b)``, the last one of a
+feed-forward block ``(s x) W + b``. Both are linear in s, so a mixture is what the weighted sum of the merged
+weights would give.
 
-Shapes: B rows, L tokens, E experts, T named by a caller, i and o the widths into and out of a layer, f the one
-of the two that is scaled.
+Shapes: B rows, L tokens, E experts, T named by a caller, i and o the widths into and out of a layer, f the
+one of the two that is scaled.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Ia3(PeftKind):
             inputs = encoder.find_linear_layers(settings.input_modules, "training.adapter.input_modules")
         if twice := sorted(set(outputs) & set(inputs)):
             raise EncoderError(
-                f"training.adapter: {twice[0]} is named by output_modules and input_modules; one scale a layer"
+                f"training.adapter: {twice[0]} is in output_modules and in input_modules; name it once"
             )
         return IA3Config(target_modules=[*outputs, *inputs], feedforward_modules=inputs)
 
@@ -161,13 +162,13 @@ def keys_and_values(encoder: Encoder) -> list[str]:
 
 
 def last_of_feed_forward(encoder: Encoder) -> list[str]:
-    """Names of the linear layers that end a feed-forward block: in each transformer layer the widest input."""
+    """Names of the linear layers that end a feed-forward block: those with a layer's widest input."""
     names = {id(linear): name for name, linear in encoder.linear_layers.items()}
     found = []
     for layer in encoder.transformer_layers:
-        linears = [module for module in layer.modules() if id(module) in names]
-        if linears:
-            found.append(names[id(max(linears, key=lambda linear: int(linear.in_features)))])
+        inside = [names[id(module)] for module in layer.modules() if id(module) in names]
+        if inside:
+            found.append(max(inside, key=lambda name: encoder.linear_layers[name].in_features))
     return found
 
 
@@ -194,7 +195,8 @@ def _read(encoder: Encoder, name: str, folder: Path) -> tuple[dict[str, Tensor],
     config = adapter_config(name, folder)
     if config.get("peft_type") != Ia3.peft_type or config.get("modules_to_save"):
         raise EncoderError(f"expert {name!r}: {folder} is no plain IA3 (peft_type, modules_to_save)")
-    outputs, inputs = {}, {}
+    outputs: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for key, scale in load_file(folder / ADAPTER_WEIGHTS).items():
         layer = key.removeprefix(LAYER_PREFIX).removesuffix(_SUFFIX)
         linear = encoder.linear_layers.get(layer)

@@ -1,8 +1,10 @@
-"""The adapter kinds that there are. A new one is a file beside this, and a line in each of the two lists."""
+"""The adapter kinds that there are. A new one is a file beside this one, and its name in ``KINDS``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +25,9 @@ KINDS: tuple[AdapterKind, ...] = (Lora(), Prefix(), Ia3())
 if TYPE_CHECKING:
     from routerretriever.adapters.base import AdapterSettings as AnyAdapterSettings
 else:
-    AnyAdapterSettings = Annotated[tuple(kind.settings for kind in KINDS), Field(discriminator="kind")]
+    AnyAdapterSettings = Annotated[
+        reduce(or_, (kind.settings for kind in KINDS)), Field(discriminator="kind")
+    ]
     """The settings of whichever kind a recipe names."""
 
 

@@ -1,4 +1,4 @@
-"""What all kinds share whose adapters PEFT trains: it wraps the encoder's layers, and reads and writes files."""
+"""What kinds share whose adapters PEFT trains: it wraps the encoder's layers, and reads and writes files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from routerretriever.adapters.base import AdapterKind, AdapterSettings
+from routerretriever.adapters.base import AdapterKind
 from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from routerretriever.errors import EncoderError
 
@@ -45,9 +45,7 @@ class PeftKind(AdapterKind):
         there = getattr(encoder.tower.model, "peft_config", {})
         return [name for name, config in there.items() if config.peft_type == self.peft_type]
 
-    def attach(
-        self, encoder: Encoder, name: str, settings: AdapterSettings, modules: Sequence[str] = ()
-    ) -> None:
+    def attach(self, encoder: Encoder, name: str, settings: Any, modules: Sequence[str] = ()) -> None:
         """Add a fresh adapter; see ``AdapterKind.attach``."""
         from peft import get_peft_model
 

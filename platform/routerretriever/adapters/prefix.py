@@ -54,9 +54,7 @@ class Prefix(AdapterKind):
         """Whether the settings are a prefix's."""
         return config.get("kind") == self.name
 
-    def attach(
-        self, encoder: Encoder, name: str, settings: PrefixSettings, modules: Sequence[str] = ()
-    ) -> None:
+    def attach(self, encoder: Encoder, name: str, settings: Any, modules: Sequence[str] = ()) -> None:
         """Add a fresh prefix; with modules, a router in each layer will weigh them.
 
         Added to one that is part of the base it starts as nothing, by itself with keys and values near zero.

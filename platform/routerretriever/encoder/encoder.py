@@ -108,8 +108,8 @@ class Encoder:
     def token_features(self, rows: Sequence[Sequence[int]], features: Features) -> Vectors:
         """What a router reads of tokenised queries: [B, d] float32.
 
-        ``embedding`` is the encoder's own query vector. A number n is the mean over tokens of the hidden state
-        that enters transformer layer n, at unit length, so 0 runs no layer at all.
+        ``embedding`` is the encoder's own query vector. A number n is the mean over tokens of the hidden
+        state that enters transformer layer n, at unit length, so 0 runs no layer at all.
 
         Raises:
             EncoderError: the base has no such layer.

@@ -39,8 +39,8 @@ class EncoderSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to encode on; ``auto`` takes a GPU if there is one."""
     adapter: str | None = Field(default=None, validation_alias=AliasChoices("adapter", "general_prefix"))
-    """A trained adapter of any kind that is part of the base, for queries and documents alike: a folder, or an
-    artifact in storage. Dynamic Dense Retrieval's general prefix is one."""
+    """A trained adapter of any kind that is part of the base, for queries and documents alike: a folder, or
+    an artifact in storage. Dynamic Dense Retrieval's general prefix is one."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that change a vector's meaning, but for the adapter; precision and device do not."""

@@ -2,8 +2,8 @@
 
 What the frozen documents cost in quality, and save in encoding. Documents change with every expert, so each
 expert has an index of its own: D collections and T experts ask for D x T encodings of documents where the
-frozen base asks for D, documents are encoded anew in every training step, and vectors of two experts cannot be
-merged. It is evaluated and cannot be served.
+frozen base asks for D, documents are encoded anew in every training step, and vectors of two experts cannot
+be merged. It is evaluated and cannot be served.
 
 Which expert answers a query is chosen by a classifier of its domain: the paper's pilot library would want all
 training queries scored on every expert's own index too.

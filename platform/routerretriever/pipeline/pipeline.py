@@ -25,9 +25,9 @@ from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
-from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, log
+from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import BASE
 

@@ -108,10 +108,10 @@ class Registry:
                 return int(version.version)
         card = expert.card
         with mlflow.start_run(run_name=f"expert-{expert.domain}") as run:
-            training = card["training"]
-            kind = "prefix" if training.get("prefix") else "lora"
-            adapter = {f"{kind}.{key}": value for key, value in training[kind].items()}
-            plain = {key: value for key, value in training.items() if key not in ("lora", "prefix")}
+            plain = dict(card["training"])
+            lora, prefix = plain.pop("lora", None), plain.pop("prefix", None)  # of the first release
+            old = {"kind": "prefix", **prefix} if prefix else {"kind": "lora", **(lora or {})}
+            adapter = {f"adapter.{key}": value for key, value in plain.pop("adapter", old).items()}
             mlflow.log_params(
                 {"domain": expert.domain, "encoder": card["encoder"]["name"], **adapter, **plain}
             )

@@ -1,6 +1,7 @@
 """Known figures as data: what a recipe is to score, and whether it still does.
 
-A file holds cases by name; each is a recipe, what to change in it, and figures by system and test set. A case of nothing but the bare base trains nothing and reads no collection that it does not name.
+A file holds cases by name; each is a recipe, what to change in it, and figures by system and test set. A
+case of nothing but the bare base trains nothing and reads no collection that it does not name.
 """
 
 from __future__ import annotations

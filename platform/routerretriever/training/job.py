@@ -39,13 +39,3 @@ class TrainingJob:
     both_towers: int | None = None
     """Set for an adapter on both towers: documents are encoded with it too, anew in every step, and dev
     queries search so many of them."""
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in a worker; see ``routerretriever.training.loop.train_adapter``.
-
-    The trainer's controller loads this function too. It has no use for models, which take seconds to import.
-    """
-    from routerretriever.training.loop import train_adapter
-
-    train_adapter(**config)

@@ -12,7 +12,7 @@ from routerretriever.runtime.cluster import connect, on_drivers_node, room_for
 from routerretriever.runtime.metrics import merge
 from routerretriever.runtime.progress import bars, is_quiet, log
 from routerretriever.training.expert import checkpoints_key
-from routerretriever.training.job import BEST_FOLDER, TrainingJob, train_worker
+from routerretriever.training.job import BEST_FOLDER, TrainingJob
 
 
 def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
@@ -155,3 +155,13 @@ def _reason(error: Exception) -> str:
         cause = inner
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs in a worker; see ``routerretriever.training.loop.train_adapter``.
+
+    The trainer's controller loads this function too. It has no use for models, which take seconds to import.
+    """
+    from routerretriever.training.loop import train_adapter
+
+    train_adapter(**config)
