@@ -48,7 +48,9 @@ def main(
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
-    folders = {name: expert.folder(pipeline.store) for name, expert in pipeline.method(Experts).experts.items()}
+    folders = {
+        name: expert.folder(pipeline.store) for name, expert in pipeline.method(Experts).experts.items()
+    }
     queries = itertools.cycle(dev_queries(pipeline))
     encoder, merged = (load_tower(pipeline.recipe.encoder) for _ in range(2))
     merge_adapter(merged, "one", next(iter(folders.values())))

@@ -21,7 +21,7 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import ArtifactMissing
 from routerretriever.hashing import content_hash
 from routerretriever.settings import amount
-from routerretriever.training.job import TrainingJob, TrainingPart
+from routerretriever.training.job import TrainingJob, TrainingPart, checkpoints_key
 from routerretriever.training.settings import TrainingSettings
 
 
@@ -57,11 +57,6 @@ def expert_key(collection: Collection, encoder: EncoderSettings, training: Train
         training.identity(),
     )
     return f"experts/{collection.name}-{digest}"
-
-
-def checkpoints_key(expert: str) -> str:
-    """Where the checkpoints of an expert in training lie."""
-    return f"training/{expert.split('/')[-1]}"
 
 
 def open_expert(store: ArtifactStore, key: str) -> Expert:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.training.settings import TrainingSettings
@@ -39,3 +38,8 @@ class TrainingJob:
     both_towers: int | None = None
     """Set for an adapter on both towers: documents are encoded with it too, anew in every step, and dev
     queries search so many of them."""
+
+
+def checkpoints_key(expert: str) -> str:
+    """Where the checkpoints of an expert in training lie."""
+    return f"training/{expert.split('/')[-1]}"

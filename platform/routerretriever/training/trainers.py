@@ -11,8 +11,7 @@ from routerretriever.errors import TrainingFailed
 from routerretriever.runtime.cluster import connect, on_drivers_node, room_for
 from routerretriever.runtime.metrics import merge
 from routerretriever.runtime.progress import bars, is_quiet, log
-from routerretriever.training.expert import checkpoints_key
-from routerretriever.training.job import BEST_FOLDER, TrainingJob
+from routerretriever.training.job import BEST_FOLDER, TrainingJob, checkpoints_key
 
 
 def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
