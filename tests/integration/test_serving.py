@@ -54,7 +54,7 @@ def served(done, merge="weights", **serving) -> Pipeline:
     ours = {"poll_seconds": 0.5, "max_validation_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
     releases = {**values["serving"]["releases"], **ours}
     values["routing"] |= {"merge": merge}
-    values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
+    values["serving"] |= {"refresh_seconds": 0, "compact_every": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
     Registry(changed.recipe, changed.store).release(registered.version)
     return changed
@@ -72,7 +72,7 @@ def wait_until(
 @pytest.fixture(scope="module")
 def service(done):
     """Packed placement, with every collection in two parts."""
-    pipeline = served(done, index_parts=2)
+    pipeline = served(done, index_shards=2)
     with Client(deploy(pipeline)) as client:
         yield pipeline, client
     serve.shutdown()

@@ -247,6 +247,36 @@ def register(
 
 
 @app.command()
+def schema(
+    to: Annotated[
+        Path | None, typer.Option(help="File to write; by default the schema is printed.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Write the recipe's JSON schema, which lets an editor complete and check recipes."""
+    from routerretriever.config.loading import recipe_schema
+
+    if to is None:
+        typer.echo(recipe_schema(), nl=False)
+    else:
+        to.write_text(recipe_schema(), encoding="utf-8")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"routerretriever {routerretriever.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
 def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """List the registered bundles; a star marks the released one."""
     from routerretriever.registry.registry import versions_table

@@ -24,8 +24,8 @@ class ReplicaSettings(Settings):
     gpus: ResourceAmount = 0.0
     """GPUs that Ray reserves for each replica; a fraction lets several share one."""
     min_replicas: NonNegativeInt = 1
-    """0 lets the deployment vanish when nobody asks. The next query waits for it to start, at most
-    ``limits.seconds``; where the cluster has no CPUs or GPUs left for it, in vain."""
+    """Lower bound of autoscaling. 0 stops an idle deployment; the next query waits for its start, at most
+    ``limits.seconds``."""
     max_replicas: PositiveInt = 1
     """Upper bound of autoscaling."""
     target_ongoing_requests: PositiveFloat = 8.0
@@ -69,7 +69,7 @@ class LimitSettings(Settings):
     requests: PositiveInt = 256
     """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
     seconds: PositiveFloat = 30.0
-    """A request that takes longer is given up (504), and what it waits for is cancelled."""
+    """Requests time out after this many seconds (504), and their queued work is cancelled."""
 
 
 class ReleaseSettings(Settings):
@@ -78,9 +78,9 @@ class ReleaseSettings(Settings):
     poll_seconds: PositiveFloat = 5.0
     """How often the registry is asked which version is released."""
     validation_queries: PositiveInt = 20
-    """Dev queries of each collection that a bundle carries, to be asked before it is let in."""
+    """Dev queries of each collection that a bundle carries and must answer before it is released."""
     max_validation_loss: Fraction = 0.02
-    """A bundle whose mean nDCG@10 on canary queries is lower than the present one's by more is refused."""
+    """A bundle whose mean nDCG@10 on validation queries falls by more than this is refused."""
     challenger_alias: str = "challenger"
     """MLflow alias of the version that challenges the released one."""
     challenger_share: Fraction = 0.0
@@ -107,7 +107,7 @@ class ServingSettings(Settings):
     collections: tuple[DomainName, ...] | None = None
     """Collections to search; by default all of the recipe."""
     tokens_file: str | None = None
-    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.access``."""
+    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.http.auth``."""
     allow_anonymous: bool = False
     """Serve other machines without tokens, as behind a proxy that checks who asks."""
     limits: LimitSettings = LimitSettings()
@@ -120,9 +120,9 @@ class ServingSettings(Settings):
     """Replicas of each expert, with ``placement: dedicated``."""
     index: SmallReplicaSettings = SmallReplicaSettings()
     """Replicas that search each collection."""
-    index_parts: PositiveInt = 1
-    """Parts into which every collection is cut, each searched by a deployment of its own."""
+    index_shards: PositiveInt = 1
+    """Shards of every collection; each is searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0
     """Documents that were added or deleted show in searches after at most this long."""
-    fold_changes: PositiveInt = 256
-    """A collection's changes are folded into one file whenever so many have been made."""
+    compact_every: PositiveInt = 256
+    """Changes to a collection after which they are compacted into one checkpoint."""

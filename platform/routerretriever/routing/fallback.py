@@ -1,4 +1,4 @@
-"""The out-of-domain fallback: all experts alike, or the bare base, answer a query unlike all training queries.
+"""The out-of-domain fallback: all experts alike, or the bare base, answer an unfamiliar query.
 
 Calibration measures how similar each training query is to its nearest others in the same dataset. A query
 below that range is unfamiliar and goes to the fallback. In between, the two are blended.
@@ -136,7 +136,7 @@ class FallbackRouter(Router):
 def fit_fallback(
     data: RoutingData, settings: RoutingSettings, fallback: FallbackSettings, inner: Router
 ) -> FallbackRouter:
-    """Calibrate the fallback on the training queries of the datasets that have an expert, each left out once."""
+    """Calibrate the fallback on training queries of datasets with an expert, each left out once."""
     names = data.own_datasets
     sampled = data.sample(settings.references, settings.seed)
     features, _, labels = sampled.stacked(names)

@@ -54,11 +54,11 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
             "run `routerretriever run` or `register` first"
         )
     indexes = [
-        sized(Index, f"index-{part}" if serving.index_parts > 1 else "index", serving.index).bind(
-            recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_parts
+        sized(Index, f"index-{part}" if serving.index_shards > 1 else "index", serving.index).bind(
+            recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_shards
         )
-        for part in range(serving.index_parts)
+        for part in range(serving.index_shards)
     ]
-    writer = sized(Writer, "writer", _KEEPER).bind(store, serving.fold_changes)
+    writer = sized(Writer, "writer", _KEEPER).bind(store, serving.compact_every)
     releases = sized(Releases, "releases", _KEEPER).bind(recipe, store, indexes)
     return sized(Router, "router", serving.router).bind(recipe, tokens, store, releases, indexes, writer)

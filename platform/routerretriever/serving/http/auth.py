@@ -33,7 +33,9 @@ class Token(Settings):
     """What one client may do."""
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the token, in hex."""
     requests_per_minute: PositiveInt | None = None
+    """Requests in a minute before the client gets 429."""
     write: bool = False
     """Whether documents may be added and deleted."""
 
