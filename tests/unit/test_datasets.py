@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.datasets.checking import Defect, check_collection
+from routerretriever.datasets.checking import check_collection, relative
 from routerretriever.datasets.collection import (
     BEIR_NAMES,
     Collection,
@@ -342,7 +342,7 @@ def test_sample_domains():
 def test_the_sample_is_whole(domain):
     collection = open_collection(domain, f"sample:{domain}")
     report = check_collection(collection.folder)
-    assert report.defects == ()
+    assert report.issues == []
     assert report.ok
     assert (report.documents, report.queries) == (100, 150)
     assert len(list(collection.documents())) == 100
@@ -354,11 +354,13 @@ def test_the_sample_is_whole(domain):
 
 def found(folder, severity="error"):
     report = check_collection(folder)
-    counts = [defect.severity for defect in report.defects]
+    counts = [issue.kind.severity for issue in report.issues]
     assert (report.errors, report.warnings) == (counts.count("error"), counts.count("warning"))
     assert report.ok == (report.errors == 0)
     return [
-        (defect.file, defect.line, defect.message) for defect in report.defects if defect.severity == severity
+        (relative(folder, issue), issue.line, issue.message)
+        for issue in report.issues
+        if issue.kind.severity == severity
     ]
 
 
@@ -372,7 +374,7 @@ def assert_only_error(folder, file, line, message):
 def test_check_of_a_sound_collection(tmp_path, gzipped):
     make(tmp_path, gzipped=gzipped)
     report = check_collection(tmp_path)
-    assert report.defects == ()
+    assert report.issues == []
     assert report.ok
     assert (report.documents, report.queries) == (3, 3)
     assert report.judgements == {"train": 2, "dev": 1, "test": 1}
@@ -512,9 +514,9 @@ def test_check_warns_of_queries_without_judgement(tmp_path):
 def test_check_limit_cuts_the_list_and_not_the_counts(tmp_path):
     make(tmp_path, corpus=lines(CORPUS) + "bad\n" * 10)
     report = check_collection(tmp_path, limit=3)
-    assert [defect.line for defect in report.defects] == [4, 5, 6]
+    assert [defect.line for defect in report.issues] == [4, 5, 6]
     assert report.errors == 10
-    assert isinstance(report.defects[0], Defect)
+    assert isinstance(report.issues[0], Defect)
     assert not check_collection(tmp_path, limit=0).ok
 
 
@@ -614,7 +616,7 @@ def test_write_split_can_hold_out_a_test_part(tmp_path):
     written = Collection("toy", write_split(original, tmp_path / "written", test_fraction=0.25))
     assert [len(written.qrels(split)) for split in ("train", "dev", "test")] == [27, 4, 9]
     assert written.qrels("dev") == original.qrels("dev")
-    assert check_collection(written.folder).defects == ()
+    assert check_collection(written.folder).issues == []
 
 
 def test_write_split_copies_gzipped_files_and_grades(tmp_path):

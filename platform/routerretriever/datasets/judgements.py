@@ -21,11 +21,15 @@ class Judgements:
 
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
+    own_kept: frozenset[str] = frozenset()
+    """Queries whose results keep the document of the query's own id; for others it is left out."""
 
     def subset(self, query_ids: Iterable[str]) -> Judgements:
         """The same, of some queries only, in their order."""
         ids = list(query_ids)
-        return Judgements({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
+        return Judgements(
+            {i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids}, self.own_kept & set(ids)
+        )
 
 
 def judgements_key(collection: Collection, split: str, limit: int | None = None) -> str:
@@ -47,10 +51,10 @@ def store_judgements(
     """
     key = judgements_key(collection, split, limit)
     if not store.verify(key):
-        chosen = Judgements(collection.queries(split), collection.qrels(split))
+        chosen = Judgements(collection.queries(split), collection.qrels(split), collection.own_kept(split))
         if limit is not None:
             chosen = chosen.subset(first_by_hash(chosen.queries, limit, "sample"))
-        content = {"queries": chosen.queries, "qrels": chosen.qrels}
+        content = {"queries": chosen.queries, "qrels": chosen.qrels, "own_kept": sorted(chosen.own_kept)}
         data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
         store.put(key, _FILE, lambda path: _write(path, data))
         store.commit(key, {"kind": "judgements", "collection": collection.name, "split": split})
@@ -60,7 +64,7 @@ def store_judgements(
 def load_judgements(store: ArtifactStore, key: str) -> Judgements:
     """Read a split back from storage."""
     content = json.loads(gzip.decompress((store.fetch(key) / _FILE).read_bytes()))
-    return Judgements(content["queries"], content["qrels"])
+    return Judgements(content["queries"], content["qrels"], frozenset(content.get("own_kept", ())))
 
 
 def _write(path: Path, data: bytes) -> None:
