@@ -36,7 +36,7 @@ def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str,
 
     lsh = RMinHashLSH(threshold=similarity, num_perm=128, num_bands=32)
     group = equal_groups(texts)
-    ids = sorted({first for first in group.values()})
+    ids = sorted(set(group.values()))
     parent = dict(zip(ids, ids, strict=True))
 
     def root(identifier: str) -> str:
