@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.datasets.checking import Defect, check_collection
+from routerretriever.datasets.checking import check_collection, relative
 from routerretriever.datasets.collection import (
     BEIR_NAMES,
     Collection,
@@ -97,10 +97,12 @@ def test_documents_are_streamed(tmp_path):
         next(stream)
 
 
-def test_queries_keep_file_order_and_drop_what_has_no_relevant_document(tmp_path):
+def test_queries_keep_file_order_and_test_keeps_those_judged_only_0(tmp_path):
     collection = make(tmp_path, qrels={"test": "q1\td1\t1\nq2\td1\t0\nq3\td1\t0\nq3\td2\t1\n"})
-    assert list(collection.queries("test")) == ["q3", "q1"]
-    assert collection.qrels("test") == {"q1": {"d1": 1}, "q3": {"d1": 0, "d2": 1}}
+    assert list(collection.queries("test")) == ["q3", "q1", "q2"]
+    assert collection.qrels("test") == {"q1": {"d1": 1}, "q2": {"d1": 0}, "q3": {"d1": 0, "d2": 1}}
+    train = make(tmp_path / "train", qrels={"train": "q1\td1\t1\nq2\td1\t0\n", "dev": "q3\td1\t1\n"})
+    assert train.qrels("train") == {"q1": {"d1": 1}}
 
 
 def test_windows_line_ends_and_unicode_separators_are_read(tmp_path):
@@ -147,9 +149,9 @@ def test_a_missing_header_is_refused(tmp_path):
 
 
 def test_a_judged_query_must_be_there_once(tmp_path):
-    with pytest.raises(DatasetError, match=r"queries\.jsonl: no query 'q9' \(1 judged in test"):
+    with pytest.raises(DatasetError, match=r"test\.tsv:2: query 'q9' is not in queries\.jsonl"):
         make(tmp_path / "a", qrels={"test": "q9\td1\t1\n"}).queries("test")
-    with pytest.raises(DatasetError, match=r"queries\.jsonl:4: query 'q3' comes twice"):
+    with pytest.raises(DatasetError, match=r"queries\.jsonl:4: id 'q3' is line 1's already"):
         make(tmp_path / "b", queries=[*QUERIES, QUERIES[0]]).queries("test")
 
 
@@ -295,7 +297,7 @@ def test_hashes_are_computed_once(toy, monkeypatch):
     module = importlib.import_module("routerretriever.datasets.collection")
     before = toy.corpus_hash(), toy.split_hash("test")
     monkeypatch.setattr(module, "read_blocks", None)
-    monkeypatch.setattr(module, "read_judgements", None)
+    monkeypatch.setattr(module, "read_contents", None)
     again = Collection(toy.name, toy.folder)
     assert (again.corpus_hash(), again.split_hash("test")) == before
 
@@ -342,7 +344,7 @@ def test_sample_domains():
 def test_the_sample_is_whole(domain):
     collection = open_collection(domain, f"sample:{domain}")
     report = check_collection(collection.folder)
-    assert report.defects == ()
+    assert report.issues == []
     assert report.ok
     assert (report.documents, report.queries) == (100, 150)
     assert len(list(collection.documents())) == 100
@@ -354,11 +356,13 @@ def test_the_sample_is_whole(domain):
 
 def found(folder, severity="error"):
     report = check_collection(folder)
-    counts = [defect.severity for defect in report.defects]
+    counts = [issue.kind.severity for issue in report.issues]
     assert (report.errors, report.warnings) == (counts.count("error"), counts.count("warning"))
     assert report.ok == (report.errors == 0)
     return [
-        (defect.file, defect.line, defect.message) for defect in report.defects if defect.severity == severity
+        (relative(folder, issue), issue.line, issue.message)
+        for issue in report.issues
+        if issue.kind.severity == severity
     ]
 
 
@@ -372,7 +376,7 @@ def assert_only_error(folder, file, line, message):
 def test_check_of_a_sound_collection(tmp_path, gzipped):
     make(tmp_path, gzipped=gzipped)
     report = check_collection(tmp_path)
-    assert report.defects == ()
+    assert report.issues == []
     assert report.ok
     assert (report.documents, report.queries) == (3, 3)
     assert report.judgements == {"train": 2, "dev": 1, "test": 1}
@@ -385,9 +389,9 @@ def test_check_of_a_sound_collection(tmp_path, gzipped):
         (b'["x", "text"]', 'not a JSON object, found \'["x"'),
         (b'{"text": "a"}', "no \"_id\", found ['text']"),
         (b'{"_id": "", "text": "a"}', '"_id" is empty'),
-        (b'{"_id": 7, "text": "a"}', "\"_id\" is not a string, found '7'"),
+        (b'{"_id": 7.5, "text": "a"}', "\"_id\" is not text, found '7.5'"),
         (b'{"_id": "x"}', 'no "text"'),
-        (b'{"_id": "x", "text": null}', "\"text\" is not a string, found 'null'"),
+        (b'{"_id": "x", "text": null}', '"text" is null; write ""'),
         (b'{"_id": "x", "text": "caf\xe9"}', "not UTF-8, found 0xe9 as byte 26"),
     ],
 )
@@ -405,7 +409,7 @@ def test_check_finds_a_title_that_is_no_string(tmp_path):
 
 
 def test_check_lists_every_flaw_of_a_line(tmp_path):
-    make(tmp_path, corpus=[*CORPUS, {"_id": 4, "title": 5}])
+    make(tmp_path, corpus=[*CORPUS, {"_id": 4.5, "title": 5}])
     assert [line for _, line, _ in found(tmp_path)] == [4, 4, 4]
 
 
@@ -437,8 +441,8 @@ def test_check_finds_empty_texts(tmp_path):
         ("q3\td9\t1", "document 'd9' is not in the corpus"),
         ("q9\td1\t1", "query 'q9' is not in queries.jsonl"),
         ("q3 d1 1", "not three columns"),
-        ("q3\td1\t1.0", "not an integer"),
-        ("q3\td3\t1", "'q3' and 'd3' are judged in line 2"),
+        ("q3\td1\t1.5", "not an integer"),
+        ("q3\td3\t2", "'q3' and 'd3': a second score: they are judged in line 2"),
         ("q1\td3\t1", "query 'q1' is in two splits, see qrels/train.tsv, line 2"),
         (b"q3\td\xff\t1", "not UTF-8, found 0xff as byte 5"),
     ],
@@ -512,9 +516,8 @@ def test_check_warns_of_queries_without_judgement(tmp_path):
 def test_check_limit_cuts_the_list_and_not_the_counts(tmp_path):
     make(tmp_path, corpus=lines(CORPUS) + "bad\n" * 10)
     report = check_collection(tmp_path, limit=3)
-    assert [defect.line for defect in report.defects] == [4, 5, 6]
+    assert [defect.line for defect in report.issues] == [4, 5, 6]
     assert report.errors == 10
-    assert isinstance(report.defects[0], Defect)
     assert not check_collection(tmp_path, limit=0).ok
 
 
@@ -614,7 +617,7 @@ def test_write_split_can_hold_out_a_test_part(tmp_path):
     written = Collection("toy", write_split(original, tmp_path / "written", test_fraction=0.25))
     assert [len(written.qrels(split)) for split in ("train", "dev", "test")] == [27, 4, 9]
     assert written.qrels("dev") == original.qrels("dev")
-    assert check_collection(written.folder).defects == ()
+    assert check_collection(written.folder).issues == []
 
 
 def test_write_split_copies_gzipped_files_and_grades(tmp_path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import routerretriever
+from routerretriever.cli.datasets import datasets_app
 from routerretriever.errors import RouterRetrieverError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-datasets_app = typer.Typer(help="Check, split and download collections (BEIR folders).", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
@@ -393,55 +393,6 @@ def run(
         ask_once(pipeline)
     _tell(registered)
     log.info("figures and tables: %s", pipeline.report_folder)
-
-
-@datasets_app.command("check")
-def datasets_check(path: Annotated[str, typer.Argument(help="A BEIR folder, or sample:<domain>.")]) -> None:
-    """List every defect of a collection, with file and line; exit code 1 if there is an error."""
-    from routerretriever.datasets.checking import check_collection
-    from routerretriever.datasets.collection import open_collection
-    from routerretriever.runtime.progress import console
-
-    folder = open_collection("check", path).folder if path.startswith("sample:") else Path(path)
-    report = check_collection(folder)
-    for defect in report.defects:
-        place = defect.file if defect.line is None else f"{defect.file}:{defect.line}"
-        console.print(f"{defect.severity}: {place}: {defect.message}", markup=False, soft_wrap=True)
-    judgements = ", ".join(f"{split} {count}" for split, count in report.judgements.items()) or "none"
-    console.print(f"{report.documents} documents, {report.queries} queries, judgements: {judgements}")
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-@datasets_app.command("split")
-def datasets_split(
-    source: Annotated[str, typer.Argument(help="A BEIR folder.")],
-    target: Annotated[Path, typer.Argument(help="The new folder to write.")],
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of train to hold out if test is missing.")
-    ] = 0.2,
-) -> None:
-    """Write a collection with explicit train, dev and test splits, held out by hash of the query id."""
-    from routerretriever.datasets.collection import open_collection
-    from routerretriever.datasets.download import write_split
-    from routerretriever.runtime.progress import console
-
-    collection = open_collection(target.name, source)
-    fraction = 0.0 if "test" in collection.splits() else test_fraction
-    console.print(f"wrote {write_split(collection, target, fraction)}")
-
-
-@datasets_app.command("download")
-def datasets_download(
-    names: Annotated[list[str], typer.Argument(help="BEIR collections, e.g. scifact nfcorpus.")],
-    to: Annotated[Path, typer.Option(help="Folder that receives them.")] = Path("datasets"),
-) -> None:
-    """Download BEIR collections through beir's own downloader."""
-    from routerretriever.datasets.download import download
-    from routerretriever.runtime.progress import console
-
-    for name in names:
-        console.print(f"{name}: {download(name, to)}")
 
 
 def _registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registry:

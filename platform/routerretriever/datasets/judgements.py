@@ -24,11 +24,15 @@ class Judgements:
 
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
+    own_kept: frozenset[str] = frozenset()
+    """Queries whose results keep the document of the query's own id; for others it is left out."""
 
     def subset(self, query_ids: Iterable[str]) -> Judgements:
         """The same, of some queries only, in their order."""
         ids = list(query_ids)
-        return Judgements({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
+        return Judgements(
+            {i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids}, self.own_kept & set(ids)
+        )
 
 
 def judgements_key(collection: Collection, split: str, limit: int | None = None) -> str:
@@ -68,10 +72,17 @@ class StoreJudgements(Step):
     def build_all(cls, steps: Sequence[StoreJudgements], store: ArtifactStore) -> None:
         """Write each split."""
         for step in steps:
-            chosen = Judgements(step.collection.queries(step.split), step.collection.qrels(step.split))
+            whole = step.collection
+            chosen = Judgements(
+                whole.queries(step.split), whole.qrels(step.split), whole.own_kept(step.split)
+            )
             if step.limit is not None:
                 chosen = chosen.subset(first_by_hash(chosen.queries, step.limit, "sample"))
-            content = {"queries": chosen.queries, "qrels": chosen.qrels}
+            content = {
+                "queries": chosen.queries,
+                "qrels": chosen.qrels,
+                "own_kept": sorted(chosen.own_kept),
+            }
             data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
             store.put(step.key, _FILE, partial(_write, data))
             store.commit(
@@ -82,7 +93,7 @@ class StoreJudgements(Step):
 def load_judgements(store: ArtifactStore, key: str) -> Judgements:
     """Read a split back from storage."""
     content = json.loads(gzip.decompress((store.fetch(key) / _FILE).read_bytes()))
-    return Judgements(content["queries"], content["qrels"])
+    return Judgements(content["queries"], content["qrels"], frozenset(content.get("own_kept", ())))
 
 
 def _write(data: bytes, path: Path) -> None:
