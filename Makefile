@@ -18,16 +18,17 @@ install: .venv/installed ## Set up .venv with the pinned packages
 sample: install ## Set up, and run the main job on the built-in sample
 	$(BIN)/routerretriever run jobs/recipes/sample.yaml
 
-test: install check ## Set up, check style and types, and run every test
-	$(BIN)/python -m pytest
+test: install check ## Set up, check the code, and run every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
 
-test-fast: install ## Unit tests only (seconds)
-	$(BIN)/python -m pytest tests/unit
+test-fast: install ## Tests that start nothing (seconds)
+	$(BIN)/python -m pytest tests/unit -m "not component" -n 2
 
-check: install ## Style and types
+check: install ## Style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install ## Mend style
 	$(BIN)/ruff check --fix .

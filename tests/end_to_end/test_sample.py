@@ -6,17 +6,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import httpx
 import pytest
-from conftest import free_port, wait_for
+from routerretriever.serving.deployments.run import free_port
 from ruamel.yaml import YAML
+from support.paths import BIN, ROOT
+from support.waiting import wait_for
 
-pytestmark = pytest.mark.end_to_end
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("services")]
 EXPERTS = ["kitchen", "support", "debate", "tenancy", "shell", "health"]
 
 

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import ray
-from conftest import WORDS, tiny_recipe, write_collection
-from routerretriever.config.recipe import Recipe
-from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, WORKERS_REPLACED, drain, increment
-from routerretriever.runtime.progress import log
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, WORKERS_REPLACED, count, take
 from routerretriever.runtime.shards import ShardWorker, run_shards
 from routerretriever.settings import PoolSettings
-from routerretriever.types import BASE
-from ruamel.yaml import YAML
+from support.paths import ROOT
+from support.recipes import save_recipe, tiny_recipe
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def one_node():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def messages():
-    """What this process logs."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    yield lines
-    log.removeHandler(handler)
-    log.setLevel(level)
-
-
-def save_recipe(recipe: Recipe, path: Path) -> Path:
-    with path.open("w") as file:
-        YAML().dump(recipe.model_dump(mode="json"), file)
-    return path
 
 
 def start_job(module: str, recipe: Path, output: Path) -> subprocess.Popen[bytes]:
@@ -63,32 +29,30 @@ def start_job(module: str, recipe: Path, output: Path) -> subprocess.Popen[bytes
         )
 
 
-def test_a_lost_worker_is_replaced_and_counted_and_no_shard_is_missing(one_node, tmp_path):
+def test_a_lost_worker_is_replaced_and_counted_and_no_shard_is_missing(cluster, tmp_path):
     class Worker(ShardWorker):
         def work(self, row: dict[str, int]) -> None:
             if row["shard"] == 2 and not (tmp_path / "died").exists():
                 (tmp_path / "died").touch()
                 os._exit(1)
             (tmp_path / f"done-{row['shard']}").touch()
-            increment(DOCUMENTS_ENCODED, 10)
+            count(DOCUMENTS_ENCODED, 10)
 
-    drain()
+    take()
     run_shards([{"shard": shard} for shard in range(5)], Worker, {}, PoolSettings(workers=1), "working")
     assert len(list(tmp_path.glob("done-*"))) == 5
-    counts = drain()
+    counts = take()
     assert counts[WORKERS_REPLACED] == 1
     # What a worker had counted and not yet handed over goes with it.
     assert 40 <= counts[DOCUMENTS_ENCODED] <= 50
 
 
-def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, one_node, messages, tmp_path):
-    for name, words in WORDS.items():
-        write_collection(tmp_path / "data" / name, words)
-    recipe = tiny_recipe(tmp_path, storage="s3://bucket/runs")
-    other = start_job("train", save_recipe(recipe, tmp_path / "recipe.yaml"), tmp_path / "other.log")
-    assert set(Pipeline(recipe).router.experts) == {"fruit", "metal", BASE}
-    assert other.wait(300) == 0, (tmp_path / "other.log").read_text()
-    told = messages + (tmp_path / "other.log").read_text().splitlines()
+def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, tiny_data):
+    recipe = save_recipe(tiny_recipe(tiny_data, storage="s3://bucket/runs"), tiny_data / "recipe.yaml")
+    logs = [tiny_data / "one.log", tiny_data / "other.log"]
+    runs = [start_job("train", recipe, log) for log in logs]
+    assert [run.wait(300) for run in runs] == [0, 0], "".join(log.read_text() for log in logs)
+    told = [line for log in logs for line in log.read_text().splitlines()]
     for work in ("encoded sport", "encoded fruit", "expert fruit: dev", "expert metal: dev"):
         assert len([line for line in told if work in line]) == 1, work
     assert any("waiting for another run" in line for line in told)

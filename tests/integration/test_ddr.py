@@ -5,7 +5,6 @@ from __future__ import annotations
 import httpx
 import numpy as np
 import pytest
-from conftest import WORDS, tiny_recipe, write_collection
 from routerretriever import RouterRetriever
 from routerretriever.adapters.prefix_shape import PrefixShape
 from routerretriever.adapters.tower import load_tower
@@ -23,8 +22,10 @@ from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.serving.deployments.run import served
 from routerretriever.types import BASE
 from safetensors.numpy import load_file
+from support.collections import write_collections
+from support.recipes import tiny_recipe
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 QUERIES = ["where is grape with fig", "where is tin with lead", "x"]
 LABELS = {"fruit": ["food"], "metal": ["matter", "food"], "sport": ["matter"]}
 
@@ -32,9 +33,7 @@ LABELS = {"fruit": ["food"], "metal": ["matter", "food"], "sport": ["matter"]}
 @pytest.fixture(scope="module")
 def trained(cluster, tmp_path_factory):
     """A run whose experts are prefixes, with DDR trained beside them and registered for the service."""
-    root = tmp_path_factory.mktemp("ddr")
-    for name, words in WORDS.items():
-        write_collection(root / "data" / name, words)
+    root = write_collections(tmp_path_factory.mktemp("ddr"))
     recipe = tiny_recipe(
         root,
         training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
 
 import pytest
-from conftest import WORDS, free_port, tiny_recipe, wait_for, write_collection
-from ruamel.yaml import YAML
+from routerretriever.serving.deployments.run import free_port
+from support.collections import WORDS
+from support.paths import BIN, ROOT
+from support.recipes import save_recipe, tiny_recipe
+from support.waiting import wait_for, wait_until
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
+RAY = BIN / "ray"
 
 
 @pytest.fixture
@@ -56,18 +56,29 @@ def head(tmp_path, short_folder):
         log.close()
 
 
-def test_a_submitted_job_evaluates_a_recipe(head, tmp_path):
-    for name, words in WORDS.items():
-        write_collection(tmp_path / "data" / name, words)
-    recipe = tmp_path / "recipe.yaml"
-    with recipe.open("w") as file:
-        YAML().dump(tiny_recipe(tmp_path).model_dump(mode="json"), file)
+def test_a_submitted_job_evaluates_a_recipe(head, tiny_data):
+    recipe = save_recipe(tiny_recipe(tiny_data), tiny_data / "recipe.yaml")
     submit = [RAY, "job", "submit", "--working-dir", ROOT, "--", "python", "-m", "jobs.evaluate", recipe]
-    for _ in range(60):
+    done = None
+
+    def accepted() -> bool:
+        nonlocal done
         done = subprocess.run(submit, env=head, capture_output=True, text=True, timeout=500, check=False)
-        if "No available agent" not in done.stderr:
-            break  # the dashboard answers before the agent is there that starts jobs
-        time.sleep(1)
+        return (
+            "No available agent" not in done.stderr
+        )  # the dashboard answers before the agent that starts jobs
+
+    wait_until(accepted)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    figures = json.loads((tmp_path / "storage" / "reports" / "tiny" / "evaluation.json").read_text())
+    figures = json.loads((tiny_data / "storage" / "reports" / "tiny" / "evaluation.json").read_text())
     assert set(figures["ndcg_at_10"]["RouterRetriever"]) == set(WORDS)
+
+
+def test_cli_reports_a_users_mistake_without_a_traceback(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: r\ndata_root: {tmp_path}\ndomains:\n  a: {{path: scifact}}\n")
+    command = [sys.executable, "-m", "jobs.train", str(recipe)]
+    failed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert failed.returncode == 1
+    assert "domains.a.path: no folder" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import openai
 import psutil
 import pytest
 import ray
+from mlflow import MlflowClient
 from ray import serve
 from routerretriever import RouterRetriever
 from routerretriever.client.client import Client, ServiceError
@@ -29,13 +28,15 @@ from routerretriever.runtime.metrics import (
     STORAGE_RETRIES,
     TRAINING_STEPS,
     WORKERS_REPLACED,
-    increment,
+    count,
 )
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.run import deploy
+from support.paths import ROOT
+from support.runs import served
+from support.waiting import wait_until
 
-pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 
 QUERIES = [
     "where is grape with fig",
@@ -46,48 +47,50 @@ QUERIES = [
 ]
 
 
-def served(done, merge="weights", **serving) -> Pipeline:
-    """The finished run, with other settings of the service; the bundle of the run is released."""
-    pipeline, registered, _ = done
-    values = pipeline.recipe.model_dump(mode="json")
-    # The fake experts are too weak for a fair canary; what it refuses is tested apart from them.
-    ours = {"poll_seconds": 0.5, "max_validation_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
-    releases = {**values["serving"]["releases"], **ours}
-    values["routing"] |= {"merge": merge}
-    values["serving"] |= {"refresh_seconds": 0, "compact_every": 2, "releases": releases, **serving}
-    changed = Pipeline(parse_recipe(values))
-    Registry(changed.recipe, changed.store).release(registered.version)
-    return changed
-
-
-def wait_until(
-    condition: Callable[[], object], seconds: float = 120, told: Callable[[], object] = lambda: ""
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come to pass {told()}"
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
-def service(done):
-    """Packed placement, with every collection in two parts."""
-    pipeline = served(done, index_shards=2)
-    with Client(deploy(pipeline)) as client:
-        yield pipeline, client
+def deployed(run):
+    """Shared placement, with every collection in two parts."""
+    pipeline = served(run, index_parts=2)
+    yield pipeline, deploy(pipeline)
     serve.shutdown()
 
 
 @pytest.fixture(scope="module")
-def url(service):
-    _, client = service
-    return str(client._http.base_url).rstrip("/")
+def url(deployed):
+    _, url = deployed
+    return url
 
 
 @pytest.fixture(scope="module")
-def model(done):
-    _, registered, _ = done
-    return RouterRetriever.load(f"models:/routerretriever/{registered.version}", registered.tracking_uri)
+def service(deployed):
+    pipeline, url = deployed
+    with Client(url) as client:
+        yield pipeline, client
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return RouterRetriever.load(run.registered.uri, run.registered.tracking_uri)
+
+
+@pytest.fixture
+def first(service):
+    """The version that answers when a test begins, and again after it, without a challenger."""
+    pipeline, client = service
+    registry = Registry(pipeline.recipe, pipeline.store)
+    version = registry.released()
+    yield version
+    registry.challenge(None)
+    registry.release(version)
+    wait_until(lambda: client.service().version == version and not client.service().refused)
+    wait_until(lambda: client.service().challenger is None)
+
+
+def registered(pipeline: Pipeline, **routing: object) -> int:
+    """Another version of the bundle, which is not released."""
+    values = pipeline.recipe.model_dump(mode="json")
+    values["routing"] = {"gate": None, **routing}
+    return Pipeline(parse_recipe(values)).register(release=False).version
 
 
 def test_search_answers_with_the_expert_and_the_documents(service, model):
@@ -141,7 +144,7 @@ def test_routes_and_experts_are_told(service):
     assert all(0 <= expert.live_share <= 1 and expert.replicas is None for expert in experts)
 
 
-def test_documents_come_change_and_go(service, model):
+def test_documents_come_change_and_go(service, url):
     _, client = service
     query = "where is banana with apple"
     before = client.search(query, "fruit", top_k=2)
@@ -159,19 +162,15 @@ def test_documents_come_change_and_go(service, model):
     left = [hit.id for hit in client.search(query, "fruit", top_k=100, model="base").results]
     assert len(left) == 27
     assert not {"new", before.results[1].id} & set(left)
-    gone = client._http.get("/v1/collections/fruit/document", params={"id": "new"})
-    assert gone.status_code == 404
-    there = client._http.get("/v1/collections/fruit/document", params={"id": left[0]}).json()
-    assert there["id"] == left[0]
+    document = f"{url}/v1/collections/fruit/document"
+    assert httpx.get(document, params={"id": "new"}).status_code == 404
+    assert httpx.get(document, params={"id": left[0]}).json()["id"] == left[0]
 
 
-def test_a_release_is_followed_under_load_and_rolled_back(service, url):
+def test_a_release_is_followed_under_load_and_rolled_back(service, url, first):
     pipeline, client = service
     registry = Registry(pipeline.recipe, pipeline.store)
-    first = registry.released()
-    values = pipeline.recipe.model_dump(mode="json")
-    values["routing"] = {"router": "uniform", "gate": None}
-    second = Pipeline(parse_recipe(values)).register(release=False).version
+    second = registered(pipeline, router="uniform")
     failures, seen, stop = [], [], threading.Event()
 
     def load() -> None:
@@ -197,15 +196,14 @@ def test_a_release_is_followed_under_load_and_rolled_back(service, url):
     assert set(seen) == {str(first), str(second)}
 
 
-def test_a_challenger_gets_its_share(service):
+def test_a_challenger_gets_its_share(service, url, first):
     pipeline, client = service
     registry = Registry(pipeline.recipe, pipeline.store)
-    first, second = registry.released(), max(bundle.version for bundle in registry.bundles())
-    assert first != second
+    second = registered(pipeline, router="uniform")
 
     def answering() -> set[str]:
         body = {"input": QUERIES[0]}
-        answers = [client._http.post("/v1/embeddings", json=body) for _ in range(20)]
+        answers = [httpx.post(f"{url}/v1/embeddings", json=body) for _ in range(20)]
         return {answer.raise_for_status().headers["x-bundle-version"] for answer in answers}
 
     registry.challenge(second)
@@ -224,27 +222,21 @@ def test_a_challenger_gets_its_share(service):
     wait_until(lambda: answering() == {str(first)})
 
 
-def test_a_bad_release_is_refused_and_the_old_one_goes_on(service):
+def test_a_bad_release_is_refused_and_the_old_one_goes_on(service, first):
     pipeline, client = service
+    bad = registered(pipeline, router="fixed", expert="fruit")
     registry = Registry(pipeline.recipe, pipeline.store)
-    first = registry.released()
-    values = pipeline.recipe.model_dump(mode="json")
-    values["routing"] = {"router": "fixed", "expert": "fruit", "gate": None}
-    bad = Pipeline(parse_recipe(values)).register(release=False).version
-    uri = registry._client.get_model_version(registry._name, str(bad)).source
+    tracking = MlflowClient(registry.tracking_uri)
+    uri = tracking.get_model_version(pipeline.recipe.registry.name, str(bad)).source
     weights = next(
         Path(pipeline.store.uri).rglob(f"*{uri.rsplit('/', 1)[-1]}*/**/metal/adapter_model.safetensors")
     )
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     registry.release(bad)
-    try:
-        wait_until(lambda: client.service().refused)
-        assert "altered since it was registered" in client.service().refused[bad]
-        assert client.service().version == first
-        client.search(QUERIES[0], "fruit")
-    finally:
-        registry.release(first)
-    wait_until(lambda: not client.service().refused)
+    wait_until(lambda: client.service().refused)
+    assert "altered since it was registered" in client.service().refused[bad]
+    assert client.service().version == first
+    client.search(QUERIES[0], "fruit")
 
 
 def exported() -> str:
@@ -265,7 +257,7 @@ def test_prometheus_has_every_name_that_the_dashboard_asks_for(service):
     asked = set(re.findall(r"\bray_\w+", dashboard)) - {"ray_node_gpus_utilization"}
     # What happens in runs, or seldom, happens here: it is Ray's way with names that is looked at.
     for name in (DOCUMENTS_ENCODED, QUERIES_SCORED, TRAINING_STEPS, STORAGE_RETRIES, WORKERS_REPLACED):
-        increment(name)
+        count(name)
     metrics = Metrics()
     metrics.fallback_queries.inc(1)
     metrics.shadows.inc(1, {"outcome": "failed"})
@@ -276,7 +268,7 @@ def test_prometheus_has_every_name_that_the_dashboard_asks_for(service):
         client.search(QUERIES[0], "fruit")  # a gauge that is not set any more goes
         return asked - set(re.findall(r"^(ray_\w+)", exported(), re.MULTILINE))
 
-    wait_until(lambda: not missing(), told=missing)
+    wait_until(lambda: not missing(), found=missing)
 
 
 def is_named(process: psutil.Process, name: str) -> bool:
@@ -301,44 +293,3 @@ def test_a_killed_router_is_replaced(service):
             return False
 
     wait_until(answers)
-
-
-def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done):
-    """Last: it takes the packed service's place."""
-    pipeline = served(done, "embeddings", placement="dedicated", limits={"seconds": 2})
-    registered = pipeline.register()
-    model = RouterRetriever.load(registered.uri, registered.tracking_uri)
-    with Client(deploy(pipeline)) as client:
-        np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
-        for expert in ("fruit", "base"):
-            all_of_it = np.ones((len(QUERIES), 1), dtype=np.float32)
-            alone = model.embed(model.tokenize(QUERIES), all_of_it, [expert])
-            np.testing.assert_allclose(client.embed(QUERIES, expert), alone, atol=1e-5)
-        assert len(applications()) == 2
-        assert {expert.name: expert.replicas for expert in client.experts()} == {
-            "fruit": {"RUNNING": 1},
-            "metal": {"RUNNING": 1},
-        }
-        registry = Registry(pipeline.recipe, pipeline.store)
-        _, mixes_adapters, _ = done
-        registry.release(mixes_adapters.version)
-        wait_until(lambda: "routing.merge" in client.service().refused.get(mixes_adapters.version, ""))
-        values = pipeline.recipe.model_dump(mode="json")
-        values["domains"]["metal"]["expert"] = False
-        alone = Pipeline(
-            parse_recipe(
-                {**values, "single_models": {}, "routing": {"router": "uniform", "merge": "embeddings"}}
-            )
-        ).register(False)
-        registry.release(alone.version)
-        wait_until(lambda: client.service().version == alone.version)
-        wait_until(lambda: len(applications()) == 1)
-        assert set(client.route(QUERIES[:1])[0].weights) == {"fruit"}
-
-
-def applications() -> list[str]:
-    return [
-        name
-        for name, application in serve.status().applications.items()
-        if name.startswith("expert-") and application.status == "RUNNING"
-    ]

@@ -4,7 +4,7 @@ answer has the form that the schema promises."""
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from test_service_parts import StandIn, application
+from support.service import StandIn, application
 
 service = StandIn()
 

@@ -19,11 +19,14 @@ import uvicorn
 from routerretriever.client.schemas import ExpertState, ServiceState
 from routerretriever.datasets.collection import Document
 from routerretriever.serving.deployments.run import free_port
-from test_service_parts import StandIn, application
+from support.service import StandIn, application
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+pytestmark = [
+    pytest.mark.component,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH"),
+]
 LONG = "Donaudampfschifffahrtsgesellschaftskapitänsmütze" * 3
 
 

@@ -1,8 +1,9 @@
 import pytest
-from conftest import free_port, tiny_recipe
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import RegistryError, RouterRetrieverError
 from routerretriever.registry.registry import Registry
+from routerretriever.serving.deployments.run import free_port
+from support.recipes import tiny_recipe
 
 
 def test_a_registry_that_is_away_is_told_with_what_to_do(tmp_path, monkeypatch):

@@ -21,7 +21,10 @@ from routerretriever.runtime.metrics import STORAGE_RETRIES, drain
 KEY = "kind/one"
 
 
-@pytest.fixture(params=["folder", "memory://", "s3://bucket/", "gs://bucket/"])
+SERVERS = [pytest.param(f"{kind}://bucket/", marks=pytest.mark.component) for kind in ("s3", "gs")]
+
+
+@pytest.fixture(params=["folder", "memory://", *SERVERS])
 def store(request, tmp_path):
     """An empty store of each kind."""
     if "bucket" in request.param:
@@ -180,6 +183,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypat
         store.put("a", "file", flicker)
 
 
+@pytest.mark.component
 def test_a_server_that_is_away_for_a_while_is_waited_for(s3, told):
     store = ArtifactStore.open("s3://bucket/away")
     make(store)
@@ -193,6 +197,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(s3, told):
         back.join()
 
 
+@pytest.mark.component
 @pytest.mark.parametrize("kind", ["s3", "gs"])
 def test_a_missing_bucket_is_told_and_not_made(s3, gcs, kind):
     store = ArtifactStore.open(f"{kind}://no-such-bucket/x")
@@ -209,7 +214,7 @@ def test_a_file_uri_is_a_folder(tmp_path):
     assert ArtifactStore.open(f"file://{tmp_path}") == ArtifactStore.open(str(tmp_path))
 
 
-@pytest.mark.parametrize("store", ["folder", "s3://bucket/", "gs://bucket/"], indirect=True)
+@pytest.mark.parametrize("store", ["folder", *SERVERS], indirect=True)
 def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
     monkeypatch.setattr(storage, "_POLL_SECONDS", 0.02)
     made, runs, gate = [], 4, threading.Barrier(4)

@@ -1,0 +1,112 @@
+"""Studies of a finished run agree with its evaluation where they meet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from routerretriever.cli.main import main
+from routerretriever.errors import RecipeError
+from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.studies.reproduction import reproduce
+from routerretriever.types import BASE
+from ruamel.yaml import YAML
+from support.paths import files_below
+
+pytestmark = pytest.mark.integration
+
+
+def test_routers_are_tuned_on_dev_and_every_trial_is_written(run):
+    pipeline, _, _ = run
+    trials = pipeline.tune_router(unseen_share=0.5)
+    assert [t.score for t in trials] == sorted((t.score for t in trials), reverse=True)
+    assert {"posterior", "neighbours", "pilots", "uniform"} <= {t.settings.router for t in trials}
+    assert any(t.settings.gate for t in trials)
+    for trial in trials:
+        means = [np.mean(list(values.values())) for values in (trial.in_domain, trial.unseen)]
+        assert trial.score == pytest.approx(np.mean(means))
+    written = json.loads((pipeline.report_folder / "router-tuning.json").read_text())
+    assert len(written) == len(trials)
+
+
+def test_the_analyses_agree_with_the_evaluation_where_they_meet(run):
+    pipeline, _, _ = run
+    analyses = pipeline.analyse(["metal", "fruit"], [1, 2])
+    # They mix vectors, whatever the deployed router mixes.
+    routing = pipeline.recipe.routing.model_copy(update={"merge": "embeddings"})
+    changed = pipeline.recipe.model_copy(update={"name": "embeddings", "routing": routing})
+    evaluation = Pipeline(changed).evaluation
+    assert [growth.experts for growth in analyses.growing] == [["metal"], ["metal", "fruit"]]
+    everything = analyses.growing[-1]
+    assert everything.router == pytest.approx(evaluation.mean(ROUTED), abs=1e-6)
+    assert everything.dataset_oracle == pytest.approx(evaluation.mean(DATASET_ORACLE))
+    assert everything.instance_oracle == pytest.approx(evaluation.mean(INSTANCE_ORACLE))
+    assert everything.router_elsewhere == pytest.approx(evaluation.mean(ROUTED, zero_shot=True), abs=1e-6)
+    # One expert alone: nobody has a choice.
+    alone = evaluation.ndcg_at_10["metal"]["metal"]
+    first = analyses.growing[0]
+    assert first.router == first.instance_oracle == first.dataset_oracle == pytest.approx(alone)
+    for presence in analyses.with_and_without:
+        assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
+    assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)
+    kept = files_below(Path(pipeline.store.uri) / "analyses")
+    assert pipeline.analyse(["metal", "fruit"], [2]).growing == analyses.growing
+    assert files_below(Path(pipeline.store.uri) / "analyses") == kept
+    with pytest.raises(RecipeError, match="order"):
+        pipeline.analyse(["metal"], [1])
+    with pytest.raises(RecipeError, match="clusters"):
+        pipeline.analyse(None, [0])
+
+
+def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(run):
+    pipeline, _, _ = run
+    floor = pipeline.noise_floor("fruit", 2)
+    assert floor.single <= floor.best_copy <= floor.copies_oracle
+    assert floor.experts_oracle == pytest.approx(pipeline.evaluation.ndcg_at_10[INSTANCE_ORACLE]["fruit"])
+    with pytest.raises(RecipeError, match="no expert 'sport'"):
+        pipeline.noise_floor("sport", 2)
+
+
+def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twice(run):
+    pipeline, _, _ = run
+    curve = pipeline.learning_curve("fruit", [8])
+    figures = pipeline.evaluation.ndcg_at_10
+    assert curve.sizes == [8, len(pipeline.collections["fruit"].qrels("train"))]
+    assert curve.base == pytest.approx(figures[BASE]["fruit"])
+    assert curve.experts[-1] == pytest.approx(figures["fruit"]["fruit"])
+    experts = Path(pipeline.store.uri) / "experts"
+    before = files_below(experts)
+    assert Pipeline(pipeline.recipe).learning_curve("fruit", [8]) == curve
+    assert files_below(experts) == before
+    assert "<polyline" in (pipeline.report_folder / "learning-curve-fruit.html").read_text()
+
+
+def test_expected_figures_are_judged_and_a_failure_is_an_exit_code(run, tmp_path, capsys, monkeypatch):
+    pipeline, _, _ = run
+    figures = pipeline.evaluation.ndcg_at_10
+    case = {"recipe": "recipe.yaml", "tolerance": 0.01, "wide_tolerance": 1.0}
+    base, routed = 100 * figures[BASE]["sport"], 100 * figures[ROUTED]["fruit"]
+    cases = {
+        "base": {**case, "expected": {BASE: {"sport": round(base, 2)}}},
+        "all": {
+            **case,
+            "expected": {ROUTED: {"fruit": round(routed + 0.5, 2)}, "own expert": {"metal": -1.0}},
+        },
+    }
+    for name, content in (("recipe", pipeline.recipe.model_dump(mode="json")), ("figures", {"cases": cases})):
+        with (tmp_path / f"{name}.yaml").open("w") as file:
+            YAML().dump(content, file)
+    outcomes = reproduce(tmp_path / "figures.yaml", [], [])
+    assert [one.verdict for one in outcomes] == ["OK", "OKish", "FAIL"]
+    assert outcomes[1].found == pytest.approx(routed)
+    command = ["routerretriever", "reproduce", str(tmp_path / "figures.yaml"), "--only"]
+    for name, code in (("base", 0), ("all", 1)):
+        monkeypatch.setattr(sys, "argv", [*command, name])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+    assert "OKish" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+"""Training on Ray: several workers, workers that die, domains that fail."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.errors import TrainingFailed
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED
+from safetensors.numpy import load_file
+from support.recipes import with_changes
+from support.runs import finished_recipe
+
+pytestmark = pytest.mark.integration
+
+
+def test_one_domains_failure_leaves_the_others_finished(cluster, artifacts):
+    recipe = with_changes(finished_recipe(artifacts), training__seed=9, training__max_failures=0)
+    pipeline = Pipeline(recipe)
+    _ = pipeline.corpora
+    with (artifacts / "data" / "metal" / "qrels" / "train.tsv").open("a") as file:
+        file.write("q0\tmissing-document\t1\n")
+    with pytest.raises(TrainingFailed, match=r"metal: .*missing-document"):
+        _ = pipeline.experts
+    assert pipeline.untrained() == ["metal"]
+
+
+def test_data_parallel_workers_and_the_other_objectives_train(cluster, artifacts):
+    recipe = finished_recipe(artifacts)
+    changes = {
+        "objective": "sampled",
+        "workers": 2,
+        "hard_negatives": 2,
+        "random_negatives": 4,
+        "max_steps": 2,
+    }
+    training = recipe.training.model_copy(update=changes)
+    only_fruit = {"fruit": recipe.domains["fruit"]}
+    changed = recipe.model_copy(update={"training": training, "domains": only_fruit})
+    assert Pipeline(changed).experts["fruit"].card["steps"] == 2
+
+
+def test_a_killed_worker_is_replaced_and_ends_where_an_undisturbed_one_does(cluster, artifacts):
+    recipe = finished_recipe(artifacts)
+    store, undisturbed = ArtifactStore.open(recipe.storage), Pipeline(recipe).experts["fruit"]
+    theirs = load_file(undisturbed.folder(store) / "adapter_model.safetensors")
+    shutil.rmtree(undisturbed.folder(store))
+    disturbed = Pipeline(recipe)
+    training, killed = artifacts / "storage" / "training", []
+    killer = threading.Thread(target=kill_trainer_after_a_checkpoint, args=(training, killed))
+    killer.start()
+    counted = disturbed.clock.counts
+    try:
+        expert = disturbed.experts["fruit"]
+    finally:
+        killer.join()
+    assert len(killed) == 1
+    assert counted[WORKERS_REPLACED] == 1
+    assert counted[TRAINING_STEPS] >= expert.card["steps"]  # some were taken twice
+    assert undisturbed.card["resumed_at"] == []
+    (resumed_at,) = expert.card["resumed_at"]
+    assert 2 <= resumed_at < 30
+    assert expert.card["history"] == undisturbed.card["history"]
+    ours = load_file(expert.folder(store) / "adapter_model.safetensors")
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def kill_trainer_after_a_checkpoint(folder: Path, killed: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        # A checkpoint counts once Ray Train has noted it.
+        if any(
+            "checkpoint_2" in noted.read_text() for noted in folder.glob("*/checkpoint_manager_snapshot.json")
+        ):
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::RayTrainWo"):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+        time.sleep(0.02)

@@ -1,0 +1,101 @@
+"""A stand-in for the service, the HTTP application around it, and ways to ask it in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import numpy as np
+from routerretriever.client.schemas import ChangeResponse, ExpertState, Neighbour, Route
+from routerretriever.config.serving import LimitSettings, ServingSettings
+from routerretriever.datasets.collection import Document
+from routerretriever.errors import NotFound, UnknownName
+from routerretriever.index.live import Found
+from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.serving.engine import Embedded
+from routerretriever.serving.http.api import build_api
+from routerretriever.serving.http.auth import Doorkeeper
+
+
+class StandIn:
+    """What the API asks of a service, by plain means."""
+
+    version = 7
+    models = ("router", "base", "fruit")
+    collections = ("fruit", "metal")
+
+    def __init__(self):
+        self.stored = {"d1": Document("d1", "fig", "a fruit")}
+        self.hold: asyncio.Event | None = None
+
+    async def embed(self, texts, model):
+        if model not in self.models:
+            raise UnknownName("model", model, self.models)
+        if self.hold is not None:
+            await self.hold.wait()
+        return [Embedded(np.full(3, len(text), np.float32), {"fruit": 1.0}, len(text)) for text in texts]
+
+    async def route(self, texts):
+        near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
+        return [
+            Route(
+                expert="fruit",
+                weights={"fruit": 1.0},
+                scores={"fruit": 0.1},
+                margin=None,
+                gate=0.5,
+                nearest=near,
+            )
+            for _ in texts
+        ]
+
+    async def search(self, query, collection, top_k, model):
+        if collection not in self.collections:
+            raise UnknownName("collection", collection, self.collections)
+        (embedded,) = await self.embed([query], model)
+        return collection, embedded, [Found(0.5, one) for one in self.stored.values()][:top_k]
+
+    async def shadow(self, asked, answer, seconds):
+        pass
+
+    async def upsert(self, collection, documents):
+        self.stored.update({document.id: document for document in documents})
+        return ChangeResponse(change=1, searchable_within_seconds=1)
+
+    async def delete(self, collection, ids):
+        for document_id in ids:
+            self.stored.pop(document_id, None)
+        return ChangeResponse(change=2, searchable_within_seconds=1)
+
+    async def document(self, collection, document_id):
+        raise NotFound(f"id: {collection} has no document {document_id!r}")
+
+    async def experts(self):
+        common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": None}
+        return [ExpertState(name="fruit", replicas={"STARTING": 1}, **common)]
+
+    async def state(self):
+        raise RuntimeError("a mistake of ours, with a secret in it")
+
+
+def application(service: Any, tokens: Any = None, allow_anonymous: bool = False, **limits: Any) -> Any:
+    """The HTTP application around a service, as it is deployed."""
+    serving = ServingSettings(limits=LimitSettings(**limits))
+    return build_api(lambda: service, serving, Doorkeeper(tokens or {}, allow_anonymous), Metrics())
+
+
+def caller(app: Any, client: tuple[str, int] = ("127.0.0.1", 1), **options: Any) -> httpx.AsyncClient:
+    """A client whose requests go to the application without a network; ``client`` is the address it has."""
+    transport = httpx.ASGITransport(app=app, client=client, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://service", **options)
+
+
+def ask(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    """The answer to one request."""
+
+    async def once() -> httpx.Response:
+        async with caller(app) as http:
+            return await http.request(method, path, **options)
+
+    return asyncio.run(once())
