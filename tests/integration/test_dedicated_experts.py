@@ -46,9 +46,7 @@ def test_experts_of_their_own_answer_the_same_and_come_and_go(run, serve_ends):
         values = pipeline.recipe.model_dump(mode="json")
         values["domains"]["metal"]["expert"] = False
         alone = Pipeline(
-            parse_recipe(
-                {**values, "single_models": {}, "routing": {"router": "uniform", "merge": "embeddings"}}
-            )
+            parse_recipe({**values, "methods": {}, "routing": {"router": "uniform", "merge": "embeddings"}})
         ).register(False)
         registry.release(alone.version)
         wait_until(lambda: client.service().version == alone.version)

@@ -58,7 +58,7 @@ def finished_recipe(root: Path, **changes: Any) -> Recipe:
         "learning_rate": 0.01,
     }
     singles = {"joint": {"max_steps": 6}, "average": {"kind": "average"}}
-    return tiny_recipe(root, **{"training": training, "single_models": singles, **changes})
+    return tiny_recipe(root, **{"training": training, "methods": {"baselines": singles}, **changes})
 
 
 def build_finished(root: Path) -> None:

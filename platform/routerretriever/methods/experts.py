@@ -213,8 +213,10 @@ class Experts(Method):
             encodings = dict.fromkeys(scores, 1.0)
         measured = {}
         for name, table in scores.items():
-            run = workspace.open_index(name).run(table.query_ids, vectors[name], workspace.scoring.depth)
-            measured[name] = measure(workspace.collections[name].qrels("test"), run, table.query_ids)
+            collection, index = workspace.collections[name], workspace.open_index(name)
+            depth, kept = workspace.scoring.depth, collection.own_kept("test")
+            run = index.run(table.query_ids, vectors[name], depth, kept)
+            measured[name] = measure(collection.qrels("test"), run, table.query_ids)
         return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings)
 
 

@@ -82,7 +82,10 @@ class Pipeline:
         """
         self.recipe = recipe
         self.store = ArtifactStore.open(recipe.storage)
-        self.collections = {name: open_collection(name, recipe.domain_path(name)) for name in recipe.domains}
+        self.collections = {
+            name: open_collection(name, recipe.domain_path(name), settings)
+            for name, settings in recipe.domains.items()
+        }
         for name in recipe.expert_domains:
             if "train" not in self.collections[name].splits():
                 raise DatasetError(

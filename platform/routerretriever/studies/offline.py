@@ -6,8 +6,8 @@ merges weights is within about a tenth of a point of that; the evaluation runs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from routerretriever.index.dense import SearchIndex
@@ -32,6 +32,8 @@ class OfflineEvaluator:
     """Routing features [Q, d] of the split's queries, in the score table's order."""
     qrels: Mapping[str, Qrels]
     indexes: Mapping[str, SearchIndex]
+    own_kept: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Queries that may find the document of their own id."""
     identity: str = ""
     """Hash of what all of this was made from; figures are stored under it."""
 
@@ -62,7 +64,7 @@ class OfflineEvaluator:
         """nDCG@10 of every query [Q] when this router mixes the experts."""
         table = self.scores[dataset]
         vectors_Bd = mix(table, router.experts, router.weights(self.features(settings)[dataset]))
-        run = self.indexes[dataset].run(table.query_ids, vectors_Bd, depth=10)
+        run = self.indexes[dataset].run(table.query_ids, vectors_Bd, 10, self.own_kept.get(dataset, ()))
         return measure(self.qrels[dataset], run, table.query_ids).ndcg_at_10
 
     @cached_property

@@ -136,6 +136,7 @@ def offline_evaluator(pipeline: Pipeline, collections: Sequence[Collection], spl
         features=lambda settings: workspace.features(scores, split, settings.features),
         qrels={name: pipeline.collections[name].qrels(split) for name in scores},
         indexes={name: workspace.open_index(name) for name in scores},
+        own_kept={name: pipeline.collections[name].own_kept(split) for name in scores},
         identity=content_hash(
             {name: expert.version for name, expert in experts.experts.items()},
             {name: workspace.corpus_step(name).key for name in scores},

@@ -84,7 +84,7 @@ class TrainingDomain:
         index = self.dev_index(encoder, adapter)
         self.enter(encoder)
         vectors = encoder.encode_queries(list(self.dev.queries.values()), adapter)
-        return mean_ndcg(self.dev.qrels, index.run(list(self.dev.queries), vectors, depth=10))
+        return mean_ndcg(self.dev.qrels, index.run(list(self.dev.queries), vectors, 10, self.dev.own_kept))
 
     def dev_index(self, encoder: QueryTower, adapter: str) -> SearchIndex:
         """What dev queries search."""
