@@ -1,5 +1,7 @@
+import io
 import logging
 
+from rich.table import Table
 from routerretriever.runtime import progress as console
 from routerretriever.runtime.metrics import (
     DOCUMENTS_ENCODED,
@@ -57,3 +59,21 @@ def test_plain_log_lines_carry_the_runs_id(capsys):
         console.set_up(quiet=False)
         console.log.handlers[:], console.log.propagate = before
         console.log.setLevel(logging.NOTSET)
+
+
+def test_brackets_markup_and_control_characters_reach_the_terminal_as_text():
+    shown = io.StringIO()
+    terminal = console.PlainConsole(file=shown, force_terminal=True, color_system=None, width=100)
+    table = Table("[/INST]", title="[title]")
+    table.add_row("[bold]gone?[/bold] :smile: \x1b[31mred\x9b2J")
+    terminal.print(table)
+    terminal.print("[/line]")
+    for text in (
+        "[/INST]",
+        "[title]",
+        "[bold]gone?[/bold] :smile: \N{REPLACEMENT CHARACTER}[31mred",
+        "[/line]",
+    ):
+        assert text in shown.getvalue()
+    assert "\x9b" not in shown.getvalue()
+    assert "\x1b[31m" not in shown.getvalue()

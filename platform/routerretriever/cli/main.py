@@ -400,7 +400,7 @@ def datasets_check(path: Annotated[str, typer.Argument(help="A BEIR folder, or s
     report = check_collection(folder)
     for defect in report.defects:
         place = defect.file if defect.line is None else f"{defect.file}:{defect.line}"
-        console.print(f"{defect.severity}: {place}: {defect.message}", markup=False, soft_wrap=True)
+        console.print(f"{defect.severity}: {place}: {defect.message}", soft_wrap=True)
     judgements = ", ".join(f"{split} {count}" for split, count in report.judgements.items()) or "none"
     console.print(f"{report.documents} documents, {report.queries} queries, judgements: {judgements}")
     if not report.ok:
