@@ -1,5 +1,7 @@
+import io
 import logging
 
+from rich.table import Table
 from routerretriever.runtime import progress as console
 from routerretriever.runtime.metrics import (
     DOCUMENTS_ENCODED,
@@ -70,3 +72,21 @@ def test_what_is_counted_here_is_exported_and_what_others_counted_is_not():
         export_to(None)
     assert exported == [(DOCUMENTS_ENCODED, 3)]
     assert drain() == {DOCUMENTS_ENCODED: 8}
+
+
+def test_brackets_markup_and_control_characters_reach_the_terminal_as_text():
+    shown = io.StringIO()
+    terminal = console.PlainConsole(file=shown, force_terminal=True, color_system=None, width=100)
+    table = Table("[/INST]", title="[title]")
+    table.add_row("[bold]gone?[/bold] :smile: \x1b[31mred\x9b2J")
+    terminal.print(table)
+    terminal.print("[/line]")
+    for text in (
+        "[/INST]",
+        "[title]",
+        "[bold]gone?[/bold] :smile: \N{REPLACEMENT CHARACTER}[31mred",
+        "[/line]",
+    ):
+        assert text in shown.getvalue()
+    assert "\x9b" not in shown.getvalue()
+    assert "\x1b[31m" not in shown.getvalue()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routerretriever.artifacts.step import build_missing
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.checking import check_collection, relative
 from routerretriever.datasets.collection import (
@@ -22,7 +23,7 @@ from routerretriever.datasets.collection import (
     sample_domains,
 )
 from routerretriever.datasets.download import download, write_split
-from routerretriever.datasets.judgements import load_judgements, store_judgements
+from routerretriever.datasets.judgements import judgements_step, load_judgements
 from routerretriever.datasets.splitting import hold_out, split_train
 from routerretriever.errors import DatasetError, RouterRetrieverError
 
@@ -241,7 +242,9 @@ def test_hold_out_depends_on_the_salt_and_is_pinned():
 def test_samples_of_a_split_are_nested_and_kept_apart_in_storage(tmp_path):
     collection = make_train_only(tmp_path / "one", size=40)
     store = ArtifactStore.open(str(tmp_path / "storage"))
-    keys = [store_judgements(store, collection, "train", limit) for limit in (5, 20, None)]
+    steps = [judgements_step(collection, "train", limit) for limit in (5, 20, None)]
+    build_missing(steps, store)
+    keys = [step.key for step in steps]
     small, large, whole = (load_judgements(store, key) for key in keys)
     assert (len(small.queries), len(large.queries)) == (5, 20)
     assert small.queries.items() < large.queries.items() < whole.queries.items()

@@ -103,7 +103,9 @@ def _put(values: dict[str, Any], renamed: Renamed, value: Any, source: str) -> N
         if not isinstance(node, dict):
             raise RecipeError(f"{source}: {renamed.new}: {part} is a value, not a group of settings")
     there = node.get(key)
-    both = isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value.keys()
-    if renamed.old != renamed.new and key in node and not both:
+    if isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value.keys():
+        there.update(value)
+        return
+    if renamed.old != renamed.new and key in node:
         raise RecipeError(f"{source}: {renamed.old} is the old name of {renamed.new}; keep only the new one")
-    node[key] = {**there, **value} if both else value
+    node[key] = value
