@@ -78,7 +78,7 @@ def import_data(
                 _copy(each, root, writer, split, passage_tokens)
         finally:
             writer.close()
-        files = [(each.path.relative_to(root).as_posix(), each.role) for each in found]
+        files = [(each.path.relative_to(root).as_posix(), str(each.role)) for each in found]
         provenance = {
             "source": str(source),
             "imported_by": f"routerretriever {routerretriever.__version__}",
