@@ -500,7 +500,7 @@ def test_check_warns_of_missing_splits(tmp_path):
     assert dev == ("qrels/dev.tsv", None, "no dev split; a tenth of the train queries is held out for it")
     assert "no test split" in test[2]
     make_train_only(tmp_path / "tiny", size=1)
-    assert_only_error(tmp_path / "tiny", "qrels/dev.tsv", None, "too small")
+    assert_only_error(tmp_path / "tiny", "qrels/train.tsv", None, "too small")
 
 
 def test_check_warns_of_queries_without_judgement(tmp_path):

@@ -57,13 +57,16 @@ Qrels = dict[str, dict[str, int]]
 """Query id -> document id -> grade."""
 
 
+_DEFAULTS = DomainSettings(path="")
+
+
 @dataclass(frozen=True)
 class Collection:
     """One collection; make it with ``open_collection``. Files are read anew when they have changed."""
 
     name: str
     folder: Path
-    settings: DomainSettings = DomainSettings(path="")
+    settings: DomainSettings = _DEFAULTS
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus, or its passages; texts are never held in memory.
