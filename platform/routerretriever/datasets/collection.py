@@ -103,11 +103,11 @@ class Collection:
     def qrels(self, split: str) -> Qrels:
         """Query id -> document id -> grade.
 
-        Train and dev have the queries with a relevant document (grade above 0) that exists; copies of a judged
-        document have its grade. Test is as BEIR's evaluator reads it: queries judged 0 only count 0, and so
-        does what is judged relevant and does not exist. Without ``qrels/dev.tsv``, dev is a tenth of the train
-        queries, equal texts kept together, and train is the rest. With ``passages``, train names passages, dev
-        and test their parents.
+        Train and dev have the queries with a relevant document (grade above 0) that exists; copies of a
+        judged document have its grade. Test is as BEIR's evaluator reads it: queries judged 0 only count 0,
+        and so does what is judged relevant and does not exist. Without ``qrels/dev.tsv``, dev is a tenth of
+        the train queries, equal texts kept together, and train is the rest. With ``passages``, train names
+        passages, dev and test their parents.
 
         Raises:
             DatasetError: the collection is flawed, or cannot give this split.
