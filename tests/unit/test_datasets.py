@@ -441,7 +441,6 @@ def test_check_finds_empty_texts(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("q3\td9\t1", "document 'd9' is not in the corpus"),
         ("q9\td1\t1", "query 'q9' is not in queries.jsonl"),
         ("q3 d1 1", "not three columns"),
         ("q3\td1\t1.5", "not an integer"),
@@ -471,9 +470,9 @@ def test_check_finds_a_missing_header_and_empty_files(tmp_path):
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
         put(tmp_path / name, "")
     assert [(file, line) for file, line, _ in found(tmp_path)] == [
-        ("corpus.jsonl", None),
-        ("queries.jsonl", None),
         ("qrels/test.tsv", 1),
+        ("queries.jsonl", None),
+        ("corpus.jsonl", None),
         ("qrels/test.tsv", None),
     ]
 
@@ -488,8 +487,9 @@ def test_check_finds_a_damaged_gzip_file(tmp_path):
 
 def test_check_finds_missing_files(tmp_path):
     assert [(file, line) for file, line, _ in found(tmp_path)] == [
-        ("corpus.jsonl", None),
         ("queries.jsonl", None),
+        ("corpus.jsonl", None),
+        ("qrels", None),
     ]
     with pytest.raises(DatasetError, match="no such folder"):
         check_collection(tmp_path / "nowhere")
@@ -497,23 +497,19 @@ def test_check_finds_missing_files(tmp_path):
 
 def test_check_warns_of_missing_splits(tmp_path):
     make(tmp_path / "none", qrels={})
-    missing = [(file, line) for file, line, _ in found(tmp_path / "none", "warning")]
-    assert missing == [(f"qrels/{split}.tsv", None) for split in ("train", "dev", "test")]
-    assert check_collection(tmp_path / "none").ok
+    assert_only_error(tmp_path / "none", "qrels", None, "no split, so nothing to train on or to measure")
     make_train_only(tmp_path / "train_only")
     dev, test = found(tmp_path / "train_only", "warning")
     assert dev == ("qrels/dev.tsv", None, "no dev split; a tenth of the train queries is held out for it")
     assert "no test split" in test[2]
     make_train_only(tmp_path / "tiny", size=1)
-    assert_only_error(tmp_path / "tiny", "qrels/dev.tsv", None, "too small")
+    assert_only_error(tmp_path / "tiny", "qrels/train.tsv", None, "too small")
 
 
 def test_check_warns_of_queries_without_judgement(tmp_path):
     make(tmp_path, qrels={"train": QRELS["train"], "dev": QRELS["dev"], "test": "q1\td3\t1\nq3\td3\t0\n"})
     assert [line for _, line, _ in found(tmp_path)] == [2]
-    assert found(tmp_path, "warning") == [
-        ("queries.jsonl", 1, "query 'q3' has no judgement above 0; it is never used")
-    ]
+    assert found(tmp_path, "warning") == [("qrels/test.tsv", 3, "query 'q3' has no judgement above 0")]
 
 
 def test_check_limit_cuts_the_list_and_not_the_counts(tmp_path):

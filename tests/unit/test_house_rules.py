@@ -28,7 +28,14 @@ def test_commands_stay_few():
         "remove-expert reproduce rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
-    assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
+    assert sorted(command.commands["datasets"].commands) == [
+        "check",
+        "download",
+        "export",
+        "import",
+        "split",
+        "statistics",
+    ]
 
 
 def test_every_step_has_its_job():

@@ -110,8 +110,8 @@ def import_source(
 ) -> None:
     """Write a BEIR folder from other formats; says what it understood and ends with a check.
 
-    Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet), lists of
-    questions and answers, TREC topics and qrels, MS MARCO's TSV, and folders of text files.
+    Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet),
+    lists of questions and answers, TREC topics and qrels, MS MARCO's TSV, and folders of text files.
     """
     from routerretriever.datasets.checking import check_collection
     from routerretriever.datasets.importing import import_data

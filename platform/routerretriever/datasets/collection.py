@@ -57,13 +57,16 @@ Qrels = dict[str, dict[str, int]]
 """Query id -> document id -> grade."""
 
 
+_DEFAULTS = DomainSettings(path="")
+
+
 @dataclass(frozen=True)
 class Collection:
     """One collection; make it with ``open_collection``. Files are read anew when they have changed."""
 
     name: str
     folder: Path
-    settings: DomainSettings = DomainSettings(path="")
+    settings: DomainSettings = _DEFAULTS
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus, or its passages; texts are never held in memory.
@@ -100,11 +103,11 @@ class Collection:
     def qrels(self, split: str) -> Qrels:
         """Query id -> document id -> grade.
 
-        Train and dev have the queries with a relevant document (grade above 0) that exists; copies of a judged
-        document have its grade. Test is as BEIR's evaluator reads it: queries judged 0 only count 0, and so
-        does what is judged relevant and does not exist. Without ``qrels/dev.tsv``, dev is a tenth of the train
-        queries, equal texts kept together, and train is the rest. With ``passages``, train names passages, dev
-        and test their parents.
+        Train and dev have the queries with a relevant document (grade above 0) that exists; copies of a
+        judged document have its grade. Test is as BEIR's evaluator reads it: queries judged 0 only count 0,
+        and so does what is judged relevant and does not exist. Without ``qrels/dev.tsv``, dev is a tenth of
+        the train queries, equal texts kept together, and train is the rest. With ``passages``, train names
+        passages, dev and test their parents.
 
         Raises:
             DatasetError: the collection is flawed, or cannot give this split.

@@ -1,7 +1,7 @@
 """Write a BEIR folder from what people have: tables, pairs, TREC and MS MARCO files, folders of texts.
 
-Everything is streamed. Ids that the source has are kept; others come from the text, so that equal texts become
-one record and no two collide. ``provenance.json`` tells where all of it came from.
+Everything is streamed. Ids that the source has are kept; others come from the text, so that equal texts
+become one record and no two collide. ``provenance.json`` tells where all of it came from.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def import_data(
                 _copy(each, root, writer, split, passage_tokens)
         finally:
             writer.close()
-        files = [(each.path.relative_to(root).as_posix(), each.role) for each in found]
+        files = [(each.path.relative_to(root).as_posix(), str(each.role)) for each in found]
         provenance = {
             "source": str(source),
             "imported_by": f"routerretriever {routerretriever.__version__}",
@@ -138,7 +138,8 @@ def _copy_records(source: Source, writer: FolderWriter) -> None:
 def _copy_judgements(source: Source, writer: FolderWriter, split: str) -> None:
     query, document = source.column(sources.QUERY_IDS), source.column(sources.DOCUMENT_IDS)
     grade = source.column(sources.GRADES)
-    assert query and document
+    assert query
+    assert document
     for row in read_rows(source.path):
         value = _grade(text_of(row, grade), row.place) if grade else 1
         writer.judge(split, text_of(row, query), text_of(row, document), value, row.place)
@@ -146,7 +147,8 @@ def _copy_judgements(source: Source, writer: FolderWriter, split: str) -> None:
 
 def _copy_pairs(source: Source, writer: FolderWriter, split: str) -> None:
     query, positive = source.column(sources.QUERIES), source.column(sources.POSITIVES)
-    assert query and positive
+    assert query
+    assert positive
     negatives = [
         column for column in source.columns if re.sub(r"_?\d+$", "", column.lower()) in sources.NEGATIVES
     ]

@@ -15,7 +15,7 @@ class PassageSettings(Settings):
     """Long documents are cut into passages; the best passage is the document's score (MaxP)."""
 
     tokens: Annotated[int, Field(ge=8, le=8192)] = 200
-    """Longest passage, in words and punctuation marks; a vocabulary of word pieces makes a few more of them."""
+    """Longest passage, in words and punctuation marks; word pieces are a few more."""
     overlap: Annotated[int, Field(ge=0)] = 40
     """What two neighbouring passages share at most, in the same units."""
 
@@ -34,7 +34,8 @@ class DomainSettings(Settings):
     expert: bool = True
     """``false`` makes the collection evaluation-only (zero-shot): only its test split is used."""
     test_split: SplitName = "test"
-    """The split that plays test: a file of ``qrels/`` without ``.tsv``. With ``dev``, dev is held out of train."""
+    """The split that plays test: a file of ``qrels/`` without ``.tsv``. With ``dev``, dev is held out of
+    train."""
     ignore_identical_ids: Literal["auto"] | bool = "auto"
     """Leave a document with the query's own id out of the results: always (as BEIR does), never, or, with
     ``auto``, where its text is the query's too."""

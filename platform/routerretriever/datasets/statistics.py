@@ -71,7 +71,8 @@ class Statistics:
         lines = [f"documents: {self.documents}, {_told(self.document_lengths)}"]
         for split, lengths in self.query_lengths.items():
             lines.append(
-                f"{split} queries: {lengths.texts}, {_told(lengths)}; {self.judgements[split]:.1f} relevant documents each"
+                f"{split} queries: {lengths.texts}, {_told(lengths)}; "
+                f"{self.judgements[split]:.1f} relevant documents each"
             )
         lines.append(f"copies: {self.copies} documents have an earlier one's text")
         overlap = ", ".join(f"{name} {count}" for name, count in self.equal_queries.items())

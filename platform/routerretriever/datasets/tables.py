@@ -102,8 +102,10 @@ def _csv(path: Path) -> Iterator[Row]:
     try:
         with open_plain(path) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-            reader = csv.reader(stream, delimiter=delimiter, quoting=quoting)
+            plain = delimiter == "\t"
+            reader = csv.reader(
+                stream, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+            )
             header = next(reader, [])
             for row in reader:
                 number = reader.line_num
@@ -111,8 +113,8 @@ def _csv(path: Path) -> Iterator[Row]:
                     continue
                 if len(row) != len(header):
                     raise DatasetError(
-                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}; quote what holds "
-                        "the separator"
+                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}; "
+                        "quote what holds the separator"
                     )
                 yield Row(f"{path}:{number}", dict(zip(header, row, strict=True)))
     except (csv.Error, UnicodeDecodeError) as error:

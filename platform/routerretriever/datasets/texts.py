@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -45,7 +46,7 @@ def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str,
             identifier = parent[identifier]
         return identifier
 
-    signatures = []
+    signatures: list[Any] = []
     for number, identifier in enumerate(ids):
         signature = RMinHash(num_perm=128, seed=42)
         signature.update(_shingles(texts[identifier]))
