@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import WORDS, tiny_recipe, write_collection
 from routerretriever import RouterRetriever
+from routerretriever.adapters.files import ADAPTER_WEIGHTS
 from routerretriever.adapters.prefix_shape import PrefixShape
 from routerretriever.adapters.tower import load_tower
 from routerretriever.client.client import Client
-from routerretriever.encoder.source import ADAPTER_WEIGHTS
 from routerretriever.evaluation.evaluate import (
     DDR,
     DDR_PRIOR,
