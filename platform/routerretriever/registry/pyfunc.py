@@ -56,8 +56,8 @@ def texts_of(model_input: Any) -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise BadInput(
-                f"model input, row {row}: found {type(text).__name__}, expected a text; give a list of texts or "
-                "a table with a column 'text'"
+                f"model input, row {row}: found {type(text).__name__}, expected text; give a list of texts "
+                "or a table with a column 'text'"
             )
     return texts
 

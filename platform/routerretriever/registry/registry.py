@@ -359,7 +359,8 @@ class Registry:
                 logged = log_bundle(self._writer, experiment, run, folder, Path(scratch))
                 created = self._writer.create_model_version(
                     self._name,
-                    logged.model_uri,
+                    # Not its models:/ URI, which MLflow would look up in the process's own store.
+                    logged.artifact_location,
                     run,
                     tags=tags,
                     description=f"Recipe {recipe!r}: {len(parts.experts)} experts ({experts}) on "
