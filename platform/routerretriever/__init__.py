@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from routerretriever.bundle.bundle import RouterRetriever
+    from routerretriever.bundle.model import RouterRetriever
     from routerretriever.client.client import Client
     from routerretriever.config.loading import load_recipe
     from routerretriever.config.recipe import Recipe
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Client": "routerretriever.client.client",
     "Recipe": "routerretriever.config.recipe",
-    "RouterRetriever": "routerretriever.bundle.bundle",
+    "RouterRetriever": "routerretriever.bundle.model",
     "RouterRetrieverError": "routerretriever.errors",
     "load_recipe": "routerretriever.config.loading",
 }

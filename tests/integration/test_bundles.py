@@ -6,7 +6,7 @@ import mlflow
 import numpy as np
 import pytest
 from routerretriever import RouterRetriever
-from routerretriever.bundle.bundle import read_manifest
+from routerretriever.bundle.manifest import read_manifest
 from routerretriever.errors import BundleError
 from routerretriever.methods.experts import Experts
 from routerretriever.registry.registry import fetch_bundle

@@ -53,7 +53,7 @@ def test_experts_without_a_test_set_are_registered_and_shown_on_the_others(clust
         (artifacts / "data" / name / "qrels" / "test.tsv").unlink()
     pipeline, registered, _ = run_recipe(finished_recipe(artifacts, methods={}), artifacts)
     assert pipeline.evaluation.datasets == ["sport"]
-    (bundle,) = Registry(pipeline.recipe, pipeline.store).bundles()
+    (bundle,) = Registry(pipeline.recipe.registry, pipeline.store).bundles()
     assert (bundle.version, bundle.ndcg_at_10) == (registered.version, "")
     page = (pipeline.report_folder / "evaluation.html").read_text()
     assert "sport" in page

@@ -91,5 +91,5 @@ def served(run: Run, merge: str = "weights", **serving: Any) -> Pipeline:
     values["routing"] |= {"merge": merge}
     values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
-    Registry(changed.recipe, changed.store).release(run.registered.version)
+    Registry(changed.recipe.registry, changed.store).release(run.registered.version)
     return changed

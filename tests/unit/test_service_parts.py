@@ -20,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from routerretriever.bundle.bundle import ValidationQuery
+from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.client.client import AsyncClient, Client, ServiceError
 from routerretriever.client.langchain import RoutedEmbeddings
 from routerretriever.client.schemas import (

@@ -13,6 +13,10 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import ArtifactDamaged, BadInput
 
 
+def writing(text):
+    return lambda path: path.write_text(text)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Made(Step):
     """Writes its inputs' texts and its own name; ``built`` collects who was built together."""
@@ -24,9 +28,7 @@ class Made(Step):
         steps[0].built.append([step.name for step in steps])
         for step in steps:
             texts = [(store.fetch(each.key) / "text").read_text() for each in step.inputs]
-            store.put(
-                step.key, "text", lambda path, text="+".join([*texts, step.name]): path.write_text(text)
-            )
+            store.put(step.key, "text", writing("+".join([*texts, step.name])))
             store.commit(step.key, {"kind": "test"})
 
 

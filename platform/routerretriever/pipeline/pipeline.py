@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,11 +21,12 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
-from routerretriever.errors import DatasetError, RecipeError
+from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
+from routerretriever.reports.tables import as_dict
 from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, log
 from routerretriever.runtime.ray_metrics import publish_seconds
@@ -32,7 +34,7 @@ from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import BASE
 
 if TYPE_CHECKING:
-    from routerretriever.bundle.bundle import ServiceFacts
+    from routerretriever.bundle.build import ServiceFacts
 
 M = TypeVar("M", bound=Method)
 
@@ -189,31 +191,40 @@ class Pipeline:
 
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
-        from routerretriever.registry.registry import Registry
+        from routerretriever.bundle.build import BundleParts
+        from routerretriever.registry.registry import Registry, RunRecord
 
         evaluation, deployment = self.evaluation, self.deployed.deployment()
-        registry = Registry(self.recipe, self.store)
-        version, versions = registry.register_bundle(
-            self._deployed_recipe(deployment),
+        # The recipe as the bundle tells it: with the encoder and the routing that are served.
+        served = {"encoder": deployment.encoder, "routing": deployment.routing}
+        parts = BundleParts(
+            self.recipe.model_copy(update=served).model_dump(mode="json"),
+            deployment.encoder,
+            deployment.routing,
             deployment.router,
             deployment.experts,
-            evaluation,
-            deployment.system,
+            as_dict(evaluation),
             self._service_facts(deployment),
-            self.store,
-            release,
-            figures(self.clock.seconds, self.clock.counts),
         )
-        log.info("registered %s version %d in %s", self.recipe.registry.name, version, registry.tracking_uri)
-        return Registered(registry.bundle_uri, version, versions, registry.tracking_uri)
-
-    def _deployed_recipe(self, deployment: Deployment) -> Recipe:
-        """The recipe as the bundle tells it: with the encoder and the routing that are served."""
-        return self.recipe.model_copy(update={"encoder": deployment.encoder, "routing": deployment.routing})
+        means = {
+            f"ndcg_at_10/{system}/{dataset}": value
+            for system, values in evaluation.ndcg_at_10.items()
+            for dataset, value in values.items()
+        }
+        metrics = means | figures(self.clock.seconds, self.clock.counts)
+        registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
+        with TemporaryDirectory() as scratch:
+            write_reports(evaluation, Path(scratch))
+            record = RunRecord(metrics, evaluation.mean(deployment.system), Path(scratch))
+            version, versions = registry.register_bundle(parts, record, release)
+        place = without_secrets(registry.tracking_uri)
+        log.info("registered %s version %d in %s", self.recipe.registry.name, version, place)
+        return Registered(registry.bundle_uri, version, versions, place)
 
     def _service_facts(self, deployment: Deployment) -> ServiceFacts:
         from routerretriever.adapters.tower import load_tower
-        from routerretriever.bundle.bundle import ServiceFacts, ValidationQuery
+        from routerretriever.bundle.build import ServiceFacts
+        from routerretriever.bundle.manifest import ValidationQuery
 
         served = self.recipe.serving.collections or tuple(self.recipe.domains)
         own = self.workspace

@@ -1,7 +1,8 @@
 """The training loop that runs in every Ray Train worker of one expert.
 
 Every evaluation on dev leaves a checkpoint that holds all that is needed to go on: current weights,
-optimiser, best adapter so far. A worker that is killed, or a run that is submitted again, continues from there.
+optimiser, best adapter so far. A worker that is killed, or a run that is submitted again, continues from
+there.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import numpy as np
 from ray import serve
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import Vectors, expert_folder
+from routerretriever.bundle.manifest import expert_folder
+from routerretriever.bundle.model import Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.serving.batching import Batcher

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import RouterRetriever, Vectors
+from routerretriever.bundle.model import RouterRetriever, Vectors
 from routerretriever.client.schemas import (
     ChangeResponse,
     ExpertState,

@@ -25,7 +25,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import RouterRetriever, ValidationQuery, Vectors, read_validation_queries
+from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries
+from routerretriever.bundle.model import RouterRetriever, Vectors
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.encoder.settings import EncoderSettings
@@ -112,7 +113,7 @@ class Releases:
         self._store = store
         self._indexes = indexes
         self._metrics = Metrics()
-        self._registry = Registry(recipe, store)
+        self._registry = Registry(recipe.registry, store, recipe.serving.releases.challenger_alias)
         self._refused: dict[int, str] = {}
         self._seen: dict[str, tuple[float, tuple[int, ...]]] = {}
         self._leaving: dict[str, float] = {}
@@ -382,12 +383,13 @@ def vet(recipe: Recipe, store: ArtifactStore, version: int) -> Vetted | str:
 
     Runs as a task of its own, whose memory goes with it. Gives the reason if the bundle is bad.
     """
-    from routerretriever.registry.registry import fetch_bundle, tracking_uri
+    from routerretriever.registry.loading import fetch_bundle
+    from routerretriever.registry.registry import tracking_uri
 
     uri = f"models:/{recipe.registry.name}/{version}"
     try:
         with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-            folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe, store))
+            folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe.registry, store))
             bundle = RouterRetriever(folder)
             if recipe.serving.placement == "dedicated" and bundle.merge == "weights":
                 return (
