@@ -23,7 +23,10 @@ from test_service_parts import StandIn, application
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+pytestmark = [
+    pytest.mark.component,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH"),
+]
 LONG = "Donaudampfschifffahrtsgesellschaftskapitänsmütze" * 3
 
 
@@ -38,9 +41,9 @@ class Shown(StandIn):
             for row in range(5)
         }
 
-    async def search(self, query: str, collection: str, top_k: int, model: str) -> Any:
+    async def search(self, query: str, collection: str, top_k: int, model: str, client: str = "") -> Any:
         self.asked.append((query, collection, model))
-        return await super().search(query, collection, top_k, model)
+        return await super().search(query, collection, top_k, model, client)
 
     async def state(self) -> ServiceState:
         return ServiceState(
