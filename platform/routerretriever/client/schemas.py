@@ -26,8 +26,20 @@ Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_encodable)]
 
 
-MaybeEmpty = Annotated[str, AfterValidator(_encodable)]
-TokenIds = Annotated[list[int] | list[list[int]], Field(min_length=1)]
+
+def _texts_only(given: object) -> object:
+    """Say what is wrong with texts in words that name the text, and what to change about token ids."""
+    if isinstance(given, list):
+        if given and all(isinstance(one, int) or (isinstance(one, list) and one) for one in given):
+            raise ValueError(
+                "token ids are of another tokenizer than ours; send text "
+                "(in LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+            )
+        if "" in given:
+            raise ValueError(f"text {given.index('')} is empty")
+    return given
+
+
 InputType = Literal["query", "document", "search_query", "search_document", "passage"]
 
 
@@ -126,8 +138,8 @@ class EmbeddingsRequest(_Schema):
     ``model``: ``router``, ``base`` or an expert's name for queries; ``documents`` for documents.
     """
 
-    input: MaybeEmpty | Annotated[list[MaybeEmpty], Field(min_length=1)] | TokenIds
-    """One text or several. Token ids, which some clients send by default, are refused with what to change."""
+    input: Annotated[Text | Texts, BeforeValidator(_texts_only)]
+    """One text or several."""
     model: str = ROUTED_MODEL
     input_type: InputType | None = None
     """What the texts are, as Cohere's and NVIDIA's clients say it. Documents are embedded as by the model

@@ -218,19 +218,11 @@ def _model(body: EmbeddingsRequest) -> str:
     return DOCUMENT_MODEL if is_document else body.model
 
 
-def _texts(given: str | Sequence[Any], limits: LimitSettings) -> list[str]:
+def _texts(given: str | Sequence[str], limits: LimitSettings) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
-    if not all(isinstance(text, str) for text in texts):
-        raise WrongField(
-            "input",
-            "token ids are of another tokenizer than ours; send text "
-            "(in LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)",
-        )
     if len(texts) > limits.texts:
         raise WrongField("input", f"{len(texts)} texts are more than {limits.texts}")
     for row, text in enumerate(texts):
-        if not text:
-            raise WrongField(f"input.{row}", "is empty")
         _check_length(f"input.{row}", text, limits.text_length)
     return texts
 
