@@ -53,7 +53,7 @@ from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token, read_tokens
 from routerretriever.serving.ports import CollectionRef, Rejection, Release, ValidatedBundle
-from routerretriever.serving.releases import Candidate, ReleaseController, retry_pointer
+from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
 from routerretriever.serving.shadow import Shadows
 from routerretriever.types import BASE, ROUTED_MODEL
 
@@ -263,7 +263,8 @@ def test_passes_are_bounded_by_cost_and_clients_share_them_by_cost():
 )
 def test_no_pass_costs_more_than_it_may_unless_it_is_one_item(calls):
     made = passes_of([(client, costs, costs) for client, costs in calls], max_cost=6)
-    assert sorted(item for items in made for item in items) == sorted(cost for _, costs in calls for cost in costs)
+    run = sorted(cost for items in made for cost in items)
+    assert run == sorted(cost for _, costs in calls for cost in costs)
     assert all(sum(items) <= 6 or len(items) == 1 for items in made)
 
 
@@ -909,7 +910,7 @@ def test_a_refusal_whose_cause_may_pass_is_tried_again_by_itself_and_any_by_hand
         await controller.poll()
         assert world.asked == [1, 2, 2]
         world.bundles[2] = GOOD
-        world.write_pointer(retry_pointer(controller._recipe), {"signal": "now"})
+        ask_for_retry(world, controller._recipe)
         await controller.poll()
         assert controller.desired().current.version == 2
 

@@ -26,7 +26,6 @@ Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_encodable)]
 
 
-
 def _texts_only(given: object) -> object:
     """Say what is wrong with texts in words that name the text, and what to change about token ids."""
     if isinstance(given, list):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -211,7 +212,7 @@ class ReleaseController:
         return (rejected.rejection.transient and passed) or signal != rejected.signal
 
     async def _retry_signal(self) -> str | None:
-        pointer = await asyncio.to_thread(self._pointers.read_pointer, retry_pointer(self._recipe))
+        pointer = await asyncio.to_thread(self._pointers.read_pointer, _retry_pointer(self._recipe))
         return None if pointer is None else str(pointer["signal"])
 
     def _reasons(self) -> dict[int, str]:
@@ -363,6 +364,10 @@ class ReleaseController:
         return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
 
 
-def retry_pointer(recipe: Recipe) -> str:
-    """Name of the pointer that ``release --retry`` writes anew to have refused bundles tried again."""
+def ask_for_retry(pointers: PointersPort, recipe: Recipe) -> None:
+    """Have every running service that shares these pointers try again the bundles that it refused."""
+    pointers.write_pointer(_retry_pointer(recipe), {"signal": uuid.uuid4().hex})
+
+
+def _retry_pointer(recipe: Recipe) -> str:
     return f"retry-{recipe.registry.name}"
