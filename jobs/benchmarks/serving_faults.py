@@ -60,7 +60,7 @@ def main(
             "release": lambda: _release(url, partial(registry.release, second), second),
             "roll-back": lambda: _release(url, registry.roll_back, first),
             "index replica killed": lambda: _kill("ServeReplica:routerretriever:index"),
-            "release keeper killed": lambda: _kill("ServeReplica:routerretriever:releases"),
+            "release controller killed": lambda: _kill("ServeReplica:routerretriever:releases"),
             "router replica killed": lambda: _kill("ServeReplica:routerretriever:router"),
             "proxy killed": lambda: _kill("haproxy"),
         }

@@ -289,19 +289,30 @@ def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = Fal
 @app.command()
 def release(
     recipe: RecipeFile,
-    version: Annotated[int, typer.Option(help="The bundle's number; `versions` lists them.")],
+    version: Annotated[
+        int | None, typer.Option(help="The bundle's number; `versions` lists them.", show_default=False)
+    ] = None,
     challenger: Annotated[
         bool, typer.Option("--challenger", help="Only beside the released one: see serving.releases.")
     ] = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Also if another recipe made what is released now.")
     ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Have running services try bundles again that they refused.")
+    ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Release a registered bundle: move the alias. Running services vet it and follow."""
+    """Release a registered bundle: move the alias. Running services validate it and follow."""
     from routerretriever.runtime.progress import console
 
+    if retry:
+        _retry_refused(recipe, overrides, quiet)
+    if version is None:
+        if not retry:
+            raise typer.BadParameter("give --version or --retry")
+        return
     registry = _registry(recipe, overrides, quiet)
     if challenger:
         registry.challenge(version)
@@ -417,6 +428,18 @@ def _registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registr
     settings = load_recipe(recipe, overrides)
     store = ArtifactStore.open(settings.storage)
     return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
+
+
+def _retry_refused(recipe: Path, overrides: list[str] | None, quiet: bool) -> None:
+    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.runtime.progress import console
+    from routerretriever.serving.releases import ask_for_retry
+
+    _set_up(quiet)
+    settings = load_recipe(recipe, overrides)
+    ask_for_retry(ArtifactStore.open(settings.storage), settings)
+    console.print("services on this storage will try the bundles again that they refused")
 
 
 def _set_up(quiet: bool) -> None:

@@ -35,9 +35,14 @@ class ReplicaSettings(Settings):
     downscale_delay_seconds: NonNegativeFloat = 300.0
     """Seconds of low load before a replica is removed."""
     max_batch_size: PositiveInt = 32
-    """Queries in one pass."""
+    """Texts in one pass."""
+    max_batch_tokens: PositiveInt = 2048
+    """Tokens in one pass, about; a single text may have more."""
     max_queue: PositiveInt = 512
-    """Queries that may wait in one replica; more are answered with 503 and Retry-After."""
+    """Searches that may wait for the index in one replica; more are answered with 503 and Retry-After."""
+    max_queue_tokens: PositiveInt = 32_768
+    """Tokens that may have to be read in one replica before a new request is done; if there are more it is
+    answered with 503 and Retry-After. Its own size and what comes after it do not count."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -69,7 +74,12 @@ class LimitSettings(Settings):
     requests: PositiveInt = 256
     """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
     seconds: PositiveFloat = 30.0
-    """Requests time out after this many seconds (504), and their queued work is cancelled."""
+    """A request times out after so long (504). Queued work of timed-out or disconnected requests is
+    cancelled."""
+    seconds_per_text: NonNegativeFloat = 0.1
+    """What every text or document of a request adds to ``seconds``."""
+    refuse_truncated: bool = False
+    """Refuse embeddings of texts that are longer than the encoder reads, instead of marking them."""
 
 
 class ReleaseSettings(Settings):
@@ -80,7 +90,11 @@ class ReleaseSettings(Settings):
     validation_queries: PositiveInt = 20
     """Dev queries of each collection that a bundle carries and must answer before it is released."""
     max_validation_loss: Fraction = 0.02
-    """A bundle whose mean nDCG@10 on validation queries falls by more than this is refused."""
+    """A bundle whose mean nDCG@10 on validation queries is lower than the present one's by more is
+    refused."""
+    retry_seconds: PositiveFloat = 60.0
+    """A bundle that was refused for a reason that may pass, as storage that cannot be reached, is tried again
+    after so long. ``release --retry`` tries any refused bundle again at once."""
     challenger_alias: str = "challenger"
     """MLflow alias of the version that challenges the released one."""
     challenger_share: Fraction = 0.0
@@ -120,6 +134,14 @@ class ServingSettings(Settings):
     """Replicas of each expert, with ``placement: dedicated``."""
     index: SmallReplicaSettings = SmallReplicaSettings()
     """Replicas that search each collection."""
+    cached_vectors: NonNegativeInt = 10_000
+    """Query vectors that every router replica keeps by bundle, model and text; 0 keeps none. One takes about
+    4 bytes a dimension and the text."""
+    root_path: Annotated[str, Field(pattern=r"^(/[^/\s?#]+)*$")] = ""
+    """Path prefix under which a proxy offers the service, as ``/retrieval``, if the proxy strips it and does
+    not send ``X-Forwarded-Prefix``."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the service from a browser; ``*`` for all."""
     index_shards: PositiveInt = 1
     """Shards of every collection; each is searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0

@@ -194,10 +194,10 @@ class Encoder:
         """Token ids of each query, unpadded."""
         return self._tokenize(self._prompted(texts), max_length or self.settings.query_max_length)
 
-    def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize_documents(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each document, unpadded."""
         prompted = [self.settings.document_prompt + text for text in texts]
-        return self._tokenize(prompted, self.settings.document_max_length)
+        return self._tokenize(prompted, max_length or self.settings.document_max_length)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
