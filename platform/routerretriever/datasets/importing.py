@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import routerretriever
 from routerretriever.datasets import sources
 from routerretriever.datasets.files import read_lines
 from routerretriever.datasets.issues import raise_error
@@ -81,7 +80,7 @@ def import_data(
         files = [(each.path.relative_to(root).as_posix(), str(each.role)) for each in found]
         provenance = {
             "source": str(source),
-            "imported_by": f"routerretriever {routerretriever.__version__}",
+            "imported_by": "routerretriever datasets import",
             "files": {
                 name: {"read_as": role, "sha256": file_hash(each.path)}
                 for (name, role), each in zip(files, found, strict=True)
