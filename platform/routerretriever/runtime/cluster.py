@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from routerretriever.errors import BadInput
+from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.runtime.progress import RUN_ID, log
 
 _UNBOUNDED = 1000
@@ -29,12 +30,17 @@ def connect() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    runtime_env = {"env_vars": worker_environment()}
+    environment = worker_environment()
     if not address:
+        if "RAY_SERVE_ENABLE_HA_PROXY" in environment:
+            local = loopback_environment()
+            for name, value in local.items():
+                os.environ.setdefault(name, value)
+            environment |= {name: os.environ[name] for name in local}
         address, options["include_dashboard"] = "local", False
         # Ray's own processes would print remarks for its developers into a person's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(address=address, runtime_env=runtime_env, **options)
+    ray.init(address=address, runtime_env={"env_vars": environment}, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
 
