@@ -1038,6 +1038,19 @@ def test_pages_need_nothing_from_elsewhere_and_work_under_any_prefix():
     assert "/v1/search" in ask(app, "GET", "/docs").text
 
 
+def test_a_path_prefix_is_taken_from_the_proxy_or_a_setting():
+    app = application(StandIn())
+    servers = ask(app, "GET", "/openapi.json", headers={"X-Forwarded-Prefix": "/retrieval/"}).json()[
+        "servers"
+    ]
+    assert servers == [{"url": "/retrieval"}]
+    prefixed = build_api(lambda: StandIn(), ServingSettings(root_path="/a/b"), Authenticator({}), Metrics())
+    assert ask(prefixed, "GET", "/openapi.json").json()["servers"] == [{"url": "/a/b"}]
+    assert ask(prefixed, "GET", "/v1/models/base").status_code == 200
+    with pytest.raises(ValueError, match="root_path"):
+        ServingSettings(root_path="a b")
+
+
 def test_other_origins_are_let_in_by_a_setting():
     serving = ServingSettings(cors_origins=("https://page.example",))
     app = build_api(lambda: StandIn(), serving, Authenticator({}), Metrics())
