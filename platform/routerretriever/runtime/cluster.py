@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from routerretriever.errors import BadInput, Unavailable
+from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.ray_metrics import export_to_ray
 
@@ -36,14 +37,19 @@ def connect() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    runtime_env = {"env_vars": worker_environment()}
+    environment = worker_environment()
     if not address:
+        if "RAY_SERVE_ENABLE_HA_PROXY" in environment:
+            local = loopback_environment()
+            for name, value in local.items():
+                os.environ.setdefault(name, value)
+            environment |= {name: os.environ[name] for name in local}
         address, options["include_dashboard"] = "local", False
         # Ray's own processes would print remarks for its developers into a person's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     else:
         require_answer(address)
-    ray.init(address=address, runtime_env=runtime_env, **options)
+    ray.init(address=address, runtime_env={"env_vars": environment}, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
 
