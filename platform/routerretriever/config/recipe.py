@@ -28,7 +28,13 @@ from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 def _methods_model() -> type[Settings]:
     """A setting for each known method; only the default one is on unless it is named."""
     fields: dict[str, Any] = {
-        name: (method.settings | None, method.settings() if name == DEFAULT else None)
+        name: (
+            method.settings | None,
+            Field(
+                default=method.settings() if name == DEFAULT else None,
+                description=(method.settings.__doc__ or "").split("\n")[0],
+            ),
+        )
         for name, method in METHODS.items()
     }
     return create_model("Methods", __base__=_NamedMethods, **fields)
