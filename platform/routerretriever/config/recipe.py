@@ -16,9 +16,9 @@ from pydantic import (
 
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
-from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.index.settings import CollectionSettings
 from routerretriever.methods.settings import DdrSettings, JointSettings
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.settings import ScoringSettings
@@ -36,7 +36,7 @@ class Recipe(Settings):
     data_root: str = "."
     domains: Annotated[dict[DomainName, DomainSettings], Field(min_length=1)]
     encoder: EncoderSettings = EncoderSettings()
-    corpus: CorpusSettings = CorpusSettings()
+    corpus: CollectionSettings = CollectionSettings()
     training: TrainingSettings = TrainingSettings()
     single_models: dict[DomainName, JointSettings] = Field(default_factory=dict)
     """Baselines by name."""

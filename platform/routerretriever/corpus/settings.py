@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import (
-    PositiveInt,
-)
+from pydantic import PositiveInt
 
-from routerretriever.index.settings import IndexSettings
 from routerretriever.settings import PoolSettings
 
 
@@ -14,4 +11,3 @@ class CorpusSettings(PoolSettings):
     """How documents are turned into the corpus artifact by Ray Data."""
 
     shard_size: PositiveInt = 2048
-    index: IndexSettings = IndexSettings()

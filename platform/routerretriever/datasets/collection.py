@@ -62,6 +62,8 @@ class Document(NamedTuple):
     id: str
     title: str
     text: str
+    metadata: dict[str, Any] | None = None
+    """JSON fields that searches can filter by."""
 
     @property
     def content(self) -> str:
@@ -83,7 +85,9 @@ class Collection:
             DatasetError: a line is flawed. Documents without any text pass: BEIR's collections have them.
         """
         for _, record in _records(require_file(self.folder, "corpus.jsonl"), DOCUMENT_TEXTS):
-            yield Document(record["_id"], record.get("title", ""), record["text"])
+            yield Document(
+                record["_id"], record.get("title", ""), record["text"], record.get("metadata") or None
+            )
 
     def queries(self, split: str) -> dict[str, str]:
         """Query id -> text of the split's queries, in the order of ``queries.jsonl``.

@@ -1,14 +1,33 @@
-"""Which index searches the documents' vectors."""
+"""How documents are searched: by vectors, by words."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import (
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from routerretriever.settings import Settings
+from routerretriever.corpus.settings import CorpusSettings
+from routerretriever.settings import DomainName, Settings
+
+Language = Literal[
+    "none", "code", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish",
+    "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",
+    "nepali", "norwegian", "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil",
+    "turkish", "yiddish",
+]  # fmt: skip
+
+
+class LexicalSettings(Settings):
+    """BM25 over words."""
+
+    language: Language = "english"
+    """Whose stemmer is used. ``none`` stems nothing; ``code`` also counts the parts of identifiers."""
+    stop_words: bool = False
+    """Leave out words without content. BM25 gives them little weight anyhow."""
+    k1: NonNegativeFloat = 0.9
+    """How much repeated words count."""
+    b: float = Field(0.4, ge=0.0, le=1.0)
+    """How much long documents are marked down."""
 
 
 class IndexSettings(Settings):
@@ -21,3 +40,17 @@ class IndexSettings(Settings):
     hnsw_links: PositiveInt = 32
     hnsw_ef_construction: PositiveInt = 200
     hnsw_ef_search: PositiveInt = 128
+
+
+class CollectionSettings(CorpusSettings):
+    """How documents are encoded and searched."""
+
+    index: IndexSettings = IndexSettings()
+    lexical: LexicalSettings | None = LexicalSettings()
+    """Search by words beside the vectors; null leaves it out."""
+    lexical_by_domain: dict[DomainName, LexicalSettings | None] = Field(default_factory=dict)
+    """Collections in another language, or of code."""
+
+    def lexical_for(self, domain: str) -> LexicalSettings | None:
+        """How one collection's words are searched."""
+        return self.lexical_by_domain.get(domain, self.lexical)

@@ -15,15 +15,8 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.bundle import Vectors
 from routerretriever.datasets.collection import Document
-from routerretriever.index.live import (
-    Found,
-    LiveCollection,
-    changes_key,
-    fold,
-    last_change,
-    write_change,
-    write_deletion,
-)
+from routerretriever.index.changes import changes_key, compact, last_change, write_change, write_deletion
+from routerretriever.index.live import Found, LiveCollection
 from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.calls import OneThread, ask
 
@@ -154,6 +147,6 @@ class Writer:
     async def _fold(self, place: Place) -> None:
         """Beside further changes, which do not wait for it."""
         try:
-            await asyncio.to_thread(fold, self._store, place.changes)
+            await asyncio.to_thread(compact, self._store, place.changes)
         except Exception:
             log.exception("the changes of %s were not folded; the next fold does it", place.changes)
