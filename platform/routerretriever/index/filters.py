@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from routerretriever.errors import BadInput
 from routerretriever.index.base import Mask
@@ -40,12 +41,9 @@ class Column:
         )
         self.values = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
         # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
-        self.numbers = (
-            np.array([np.nan if each is None else each for each in self.values], dtype=np.float64)
-            if all(each is None or _is_number(each) for each in self.values)
-            and all(abs(each) < 2**53 for each in self.values if each is not None)
-            else None
-        )
+        self.numbers: NDArray[np.float64] | None = None
+        if all(each is None or (_is_number(each) and abs(each) < 2**53) for each in self.values):
+            self.numbers = np.array([np.nan if each is None else each for each in self.values], np.float64)
 
 
 @dataclass(frozen=True)

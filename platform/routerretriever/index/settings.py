@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -22,12 +22,23 @@ class LexicalSettings(Settings):
 
     language: Language = "english"
     """Whose stemmer is used. ``none`` stems nothing; ``code`` also counts the parts of identifiers."""
-    stop_words: bool = False
-    """Leave out words without content. BM25 gives them little weight anyhow."""
+    stop_words: bool = True
+    """Leave out words without content, where a list of the language's is known."""
     k1: NonNegativeFloat = 0.9
     """How much repeated words count."""
-    b: float = Field(0.4, ge=0.0, le=1.0)
+    b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
     """How much long documents are marked down."""
+
+
+class FusionSettings(Settings):
+    """How the weight of BM25 is found for each query."""
+
+    prior: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The weight where nothing speaks for another."""
+    shrinkage: NonNegativeFloat = 50.0
+    """Queries that a domain must have for half of what they say to be believed."""
+    caution: NonNegativeFloat = 0.05
+    """The gain in nDCG@10 that moving the weight by 1 must bring."""
 
 
 class IndexSettings(Settings):
