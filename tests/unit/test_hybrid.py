@@ -17,6 +17,7 @@ from routerretriever.index.filters import parse_filter
 from routerretriever.index.hybrid import reciprocal_rank_fusion
 from routerretriever.index.live import LiveCollection
 from routerretriever.index.settings import IndexSettings, LexicalSettings
+from routerretriever.index.snippets import snippet
 from routerretriever.index.words import Analyzer
 
 CORPUS, CHANGES = "corpora/tiny", "changes/tiny"
@@ -220,3 +221,30 @@ def test_a_filter_deeper_or_larger_than_allowed_is_refused():
         parse_filter(deep)
     with pytest.raises(BadInput, match="more than 256 conditions"):
         parse_filter({"or": [{"field": "a", "equals": number} for number in range(300)]})
+
+
+def test_a_weight_of_one_finds_only_documents_with_the_words_and_zero_finds_what_vectors_find(tmp_path):
+    store, held = make_corpus(tmp_path)
+    live = LiveCollection(store, CORPUS, CHANGES, IndexSettings(), lexical=PLAIN)
+    queries = Queries(["ant bee"] * 2, np.stack([held["d1"][1]] * 2))
+    words, vectors = live.search_hybrid(queries, [5, 5], [1.0, 0.0])
+    assert [hit.document for hit in words] == [h.document for h in live.search_words(["ant bee"], [5])[0]]
+    assert [hit.document for hit in vectors] == [h.document for h in live.search(queries.vectors[:1], [5])[0]]
+
+
+@given(text=st.text(alphabet="ab 京都,", max_size=80), query=st.text(alphabet="ab 京", max_size=9))
+def test_a_snippet_marks_words_of_the_query_in_a_part_of_the_text(text, query):
+    analyze = Analyzer(PLAIN)
+    found = snippet(text, query, analyze, 20)
+    assert found.text in text
+    assert len(found.text) <= 20
+    for start, stop in found.highlights:
+        assert analyze(found.text[start:stop])[0] in analyze(query)
+    if set(analyze(text)) & set(analyze(query)):
+        assert found.highlights or len(text) > 20
+
+
+def test_a_snippet_shows_where_most_words_are():
+    text = "fox " + "x " * 200 + "the quick foxes jump"
+    found = snippet(text, "quick fox", Analyzer(LexicalSettings()), 30)
+    assert [found.text[start:stop] for start, stop in found.highlights] == ["quick", "foxes"]

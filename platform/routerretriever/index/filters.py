@@ -42,7 +42,8 @@ class Column:
         self.values = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
         # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
         self.numbers: NDArray[np.float64] | None = None
-        if all(each is None or (_is_number(each) and abs(each) < 2**53) for each in self.values):
+        plain = [each for each in self.values if each is not None]
+        if all(_is_number(each) for each in plain) and all(-(2**53) < each < 2**53 for each in plain):
             self.numbers = np.array([np.nan if each is None else each for each in self.values], np.float64)
 
 

@@ -1,9 +1,9 @@
 """The weight of BM25 for a query, from the domains that it may belong to.
 
-Each domain has a curve: how much nDCG@10 its dev queries gain at every weight over the prior weight. A query's
-curve is the mean of the domains' curves by the router's posterior; what the router does not know counts as no
-gain anywhere. A small cost for every step away from the prior keeps weak evidence from moving the weight, and
-little evidence shrinks a curve towards zero. So a query that nobody knows gets the prior.
+Each domain has a curve: how much nDCG@10 its dev queries gain at every weight over the prior weight. A
+query's curve is the mean of the domains' curves by the router's posterior; what the router does not know
+counts as no gain anywhere. A small cost for every step away from the prior keeps weak evidence from moving
+the weight, and little evidence shrinks a curve towards zero. So a query that nobody knows gets the prior.
 
 A model of single queries (score margins, overlap of the lists, rarity of words, length) was tried in its
 place. Leaving domains out, it lost to the prior, and with domains known it did not gain: see

@@ -111,6 +111,9 @@ class HybridIndex:
         found = []
         for place, (look, weight, top) in enumerate(zip(looks, weights, tops, strict=True)):
             query = Queries([queries.texts[place]], queries.vectors[place : place + 1])
+            if weight == 1:
+                found.append(self._by_words(query, top[1], depth, allowed))
+                continue
             reach = max(length, depth)
             if reach > length:
                 look = self.look(query, allowed, reach)[0]
@@ -122,6 +125,11 @@ class HybridIndex:
                 look = self.look(query, allowed, reach)[0]
             found.append(fused)
         return found
+
+    def _by_words(self, query: Queries, top_bm25: float, depth: int, allowed: Mask) -> Fused:
+        hits = self.lexical.search(query, depth, allowed)[0]
+        cosines = self.dense.score(query, [hits.rows])[0]
+        return Fused(hits.rows, hits.scores / max(top_bm25, 1e-9), cosines, hits.scores)
 
 
 def _union(look: Look) -> tuple[Rows, Scores, Scores]:

@@ -105,6 +105,7 @@ class LexicalIndex:
         self._tail_words: list[list[str]] = []
         self._present = np.ones(len(base.lengths), dtype=bool)
         self._lengths = np.asarray(base.lengths)
+        self._count()
 
     def __len__(self) -> int:
         return len(self._present)
@@ -116,6 +117,7 @@ class LexicalIndex:
     def delete(self, rows: Rows) -> None:
         """Documents are gone; their rows stay."""
         self._present[rows] = False
+        self._count()
 
     def truncate(self, rows: int) -> None:
         """Forget the rows from this number on; only appended ones can be."""
@@ -129,6 +131,14 @@ class LexicalIndex:
         kept = min(len(present), len(self._present))
         present[:kept] = self._present[:kept]
         self._present = present
+        self._count()
+
+    def _count(self) -> None:
+        """What BM25 needs to know of all documents that are present."""
+        self._documents = int(self._present.sum())
+        total = float(self._lengths[self._present].sum(dtype=np.float64))
+        self._mean_length = max(total / max(self._documents, 1), 1e-9)
+        self._none_gone = self._documents == len(self._present)
 
     def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
         """The best documents that share a word with each query."""
@@ -147,17 +157,14 @@ class LexicalIndex:
         """BM25 of every row [N]; 0 for those that are gone."""
         k1, b = self._settings.k1, self._settings.b
         scores = np.zeros(len(self._present), dtype=np.float32)
-        present = int(self._present.sum())
-        if not present:
-            return scores
-        mean = max(float(self._lengths[self._present].sum(dtype=np.float64)) / present, 1e-9)
+        present, mean = self._documents, self._mean_length
         first_of_tail = len(self._base.lengths)
         for word, repeated in Counter(self._analyze(text)).items():
             (old, old_counts), (new, new_counts) = self._base.of(word), self._tail.of(word)
             rows = np.concatenate([old, new + first_of_tail]) if len(new) else old
             counts = np.concatenate([old_counts, new_counts]) if len(new) else old_counts
-            here = self._present[rows]
-            if not here.all():
+            if not self._none_gone:
+                here = self._present[rows]
                 rows, counts = rows[here], counts[here]
             if len(rows):
                 idf = np.log1p((present - len(rows) + 0.5) / (len(rows) + 0.5))
@@ -167,7 +174,7 @@ class LexicalIndex:
 
     def rarity(self, text: str) -> list[float]:
         """The idf of each word of a query, as a share of the greatest possible: 1 where nobody has it."""
-        present = max(int(self._present.sum()), 1)
+        present = max(self._documents, 1)
         top = np.log1p((present + 0.5) / 0.5)
         shares = []
         for word in dict.fromkeys(self._analyze(text)):

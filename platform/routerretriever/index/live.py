@@ -134,6 +134,22 @@ class LiveCollection:
         """What both indexes find first: enough to choose a weight, and the greatest scores of this shard."""
         return self._both.look(queries, self.allowed(filter))
 
+    def search_hybrid(
+        self, queries: Queries, depths: Sequence[int], weights: Sequence[float], filter: Filter | None = None
+    ) -> list[list[Found]]:
+        """The best documents by words and vectors, where this is the only shard.
+
+        Args:
+            queries: texts and vectors [B, d].
+            depths: how many documents are wanted for each.
+            weights: of BM25 for each; 1 finds only documents that share a word with the query.
+            filter: which documents may be found.
+        """
+        looks = self.look(queries, filter)
+        tops = [(look.top_cosine, look.top_bm25) for look in looks]
+        found = self.fuse(queries, looks, weights, tops, max(depths), filter)
+        return [hits[:depth] for hits, depth in zip(found, depths, strict=True)]
+
     def fuse(
         self,
         queries: Queries,

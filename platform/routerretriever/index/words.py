@@ -19,9 +19,18 @@ _WORD = re.compile(r"[^\W_]+")
 _IDENTIFIER_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
 _IDENTIFIER = re.compile(r"\w+")
 _STOP_WORDS = {
-    "dutch": "NL", "english": "EN_PLUS", "french": "FR", "german": "DE", "hungarian": "HU", "italian": "IT",
-    "norwegian": "NO", "portuguese": "PT", "russian": "RU", "spanish": "ES", "swedish": "SV", "turkish": "TR",
-}  # fmt: skip
+    "dutch": "DUTCH",
+    "english": "EN_PLUS",
+    "french": "FRENCH",
+    "german": "GERMAN",
+    "italian": "ITALIAN",
+    "norwegian": "NORWEGIAN",
+    "portuguese": "PORTUGUESE",
+    "russian": "RUSSIAN",
+    "spanish": "SPANISH",
+    "swedish": "SWEDISH",
+    "turkish": "TURKISH",
+}
 
 
 class Analyzer:
