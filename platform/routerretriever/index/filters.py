@@ -39,7 +39,7 @@ class Column:
         self.codes = np.fromiter(
             (codes.setdefault(_key(each), len(codes)) for each in values), np.int32, len(values)
         )
-        self.values = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
+        self.values: list[Any] = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
         # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
         self.numbers: NDArray[np.float64] | None = None
         plain = [each for each in self.values if each is not None]
