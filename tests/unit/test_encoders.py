@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from routerretriever.adapters.check import check_encoder
+from routerretriever.adapters.files import tower_fingerprint
+from routerretriever.adapters.ia3 import Ia3Settings
 from routerretriever.adapters.kinds import batch_adapters, merge_adapter
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.tower import load_tower
+from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import EncoderError
 
-from tests.support.encoders import ENCODERS, write_encoder
+from tests.support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
 
 TEXTS = ["the quick brown fox", "a", "copper and zinc over the lazy dog and a long long text for the query",
          "a b " * 30]  # fmt: skip
@@ -84,9 +92,7 @@ def test_the_driver_knows_what_will_run(bert):
     assert card.sources["pooling"] == "recipe"
     assert card.warnings == ("encoder.pooling: 'mean' by the recipe; the files say 'cls'",)
     assert "pooling: 'mean' (recipe)" in card.lines()
-    with pytest.raises(
-        EncoderError, match=r"no linear layer named 'q_proj'; there are dense, key, query, value"
-    ):
+    with pytest.raises(EncoderError, match="named 'q_proj'; there are dense, key, query, value"):
         check_encoder(settings_of(bert), (LoraSettings(target_modules=("q_proj",)),))
 
 

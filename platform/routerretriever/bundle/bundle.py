@@ -23,6 +23,7 @@ from routerretriever.adapters.files import base_adapter_folder, tower_fingerprin
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Document
+from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BundleError
 from routerretriever.hashing import content_hash, file_hash
@@ -109,7 +110,7 @@ def write_bundle(
                 "registered_version": registered[name],
             }
         )
-    encoder = recipe.encoder
+    encoder = read_card(recipe.encoder).settings
     if encoder.adapter is not None:
         shutil.copytree(base_adapter_folder(encoder.adapter), folder / _BASE_ADAPTER)
         encoder = encoder.model_copy(update={"adapter": _BASE_ADAPTER})
