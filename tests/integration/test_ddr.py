@@ -38,7 +38,7 @@ def trained(cluster, tmp_path_factory):
     recipe = tiny_recipe(
         root,
         training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,
-                  "prefix": {"length": 4}},
+                  "adapter": {"kind": "prefix", "length": 4}},
         ddr={"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 12,
              "learning_rate": 0.002,
              "general": {"domains": ["fruit", "metal"], "max_steps": 4, "evaluate_every": 2, "batch_size": 4,
