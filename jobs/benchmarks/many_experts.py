@@ -18,9 +18,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.bundle.build import ServiceFacts
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.runtime.progress import log, set_up
@@ -76,7 +77,7 @@ def main(
 
 def _registered(pipeline: Pipeline, names: list[str]) -> Recipe:
     """A recipe whose released bundle has experts of these names."""
-    copies = dict(zip(names, itertools.cycle(pipeline.experts.values()), strict=False))
+    copies = dict(zip(names, itertools.cycle(pipeline.method(Experts).experts.values()), strict=False))
     searched = pipeline.recipe.expert_domains[0]
     return released_beside(
         pipeline,

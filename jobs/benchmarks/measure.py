@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 from routerretriever.config.recipe import Recipe
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import figures_table, log, show
 
@@ -100,11 +101,10 @@ def run_steps(recipe: Recipe) -> list[Cost]:
     steps: dict[str, Callable[[], object]] = {
         "start Ray": connect,
         "encode documents": lambda: pipeline.corpora,
-        "train experts": lambda: pipeline.experts,
-        "score queries": lambda: pipeline.scores,
-        "fit the router": lambda: pipeline.router,
-        "train single models": lambda: pipeline.single_models,
-        **_ddr_steps(pipeline),
+        "train experts": lambda: pipeline.method(Experts).experts,
+        "score queries": lambda: pipeline.method(Experts).scores,
+        "fit the router": lambda: pipeline.method(Experts).router,
+        "all other methods": pipeline.build,
         "evaluate": lambda: pipeline.evaluation,
         "register": pipeline.register,
     }
@@ -115,16 +115,6 @@ def run_steps(recipe: Recipe) -> list[Cost]:
         log.info("%s: %.1f s, peak %.0f MiB", step, cost.seconds, cost.peak_mib)
         costs.append(cost)
     return costs
-
-
-def _ddr_steps(pipeline: Pipeline) -> dict[str, Callable[[], object]]:
-    if pipeline.recipe.ddr is None:
-        return {}
-    return {
-        "DDR: train the general prefix": lambda: pipeline.ddr,
-        "DDR: encode documents with it": lambda: pipeline.ddr and pipeline.ddr.corpora,
-        "DDR: train domain prefixes": lambda: pipeline.ddr and pipeline.ddr.models,
-    }
 
 
 def hardware() -> str:

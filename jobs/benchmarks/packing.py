@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from routerretriever.config.loading import load_recipe
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.routing.protocol import Vectors
 from routerretriever.runtime.progress import set_up
@@ -42,16 +43,18 @@ def main(
     passes: Annotated[int, typer.Option(help="Timed passes of each kind.")] = 30,
 ) -> None:
     """Time passes of the base, of one merged expert and of packs."""
-    from routerretriever.adapters.batched import PackedExperts, merge_expert
-    from routerretriever.encoder.encoder import load_encoder
+    from routerretriever.adapters.kinds import batch_adapters, merge_adapter
+    from routerretriever.adapters.tower import load_tower
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
-    folders = {name: expert.folder(pipeline.store) for name, expert in pipeline.experts.items()}
+    folders = {
+        name: expert.folder(pipeline.store) for name, expert in pipeline.method(Experts).experts.items()
+    }
     queries = itertools.cycle(dev_queries(pipeline))
-    encoder, merged = (load_encoder(pipeline.recipe.encoder) for _ in range(2))
-    merge_expert(merged, "one", next(iter(folders.values())))
-    own, router = PackedExperts(encoder, folders), pipeline.router
+    encoder, merged = (load_tower(pipeline.recipe.encoder) for _ in range(2))
+    merge_adapter(merged, "one", next(iter(folders.values())))
+    own, router = batch_adapters(encoder, folders), pipeline.method(Experts).router
 
     def weigh(rows: Rows) -> Vectors:
         return router.weights(encoder.token_features(rows, pipeline.recipe.routing.features))
@@ -66,7 +69,7 @@ def main(
     megabytes = {"routed": own.megabytes}
     for count in counts or [1, 2, 6, 24, 100]:
         names = [f"expert-{number}" for number in range(count)]
-        pack = PackedExperts(encoder, dict(zip(names, itertools.cycle(folders.values()), strict=False)))
+        pack = batch_adapters(encoder, dict(zip(names, itertools.cycle(folders.values()), strict=False)))
         one = np.eye(count, dtype=np.float32)[np.arange(batch) % count]
         # Two of them a query is somewhat more than the default router mixes.
         for label, weights in (("", one), (", two a query", 0.7 * one + 0.3 * np.roll(one, 1, axis=1))):

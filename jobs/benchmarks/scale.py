@@ -27,6 +27,7 @@ import typer
 from routerretriever.config.loading import parse_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.index.dense import open_index
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.reports.plots import Lines, Section, write_sections
 from routerretriever.runtime.cluster import connect
@@ -124,7 +125,7 @@ def experts(
             _ = pipeline.corpora
             trained.append(len(pipeline.untrained()))
             with measured(f"{count} experts") as cost:
-                _ = pipeline.experts
+                _ = pipeline.method(Experts).experts
             costs.append(cost)
     each = [cost.seconds / left if left else 0.0 for cost, left in zip(costs, trained, strict=True)]
     _publish(

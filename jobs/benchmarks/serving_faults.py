@@ -48,7 +48,7 @@ def main(
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, overrides))
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
     second = pipeline.register(release=False).version
     collection = pipeline.recipe.expert_domains[0]
@@ -60,7 +60,7 @@ def main(
             "release": lambda: _release(url, partial(registry.release, second), second),
             "roll-back": lambda: _release(url, registry.roll_back, first),
             "index replica killed": lambda: _kill("ServeReplica:routerretriever:index"),
-            "release keeper killed": lambda: _kill("ServeReplica:routerretriever:releases"),
+            "release controller killed": lambda: _kill("ServeReplica:routerretriever:releases"),
             "router replica killed": lambda: _kill("ServeReplica:routerretriever:router"),
             "proxy killed": lambda: _kill("haproxy"),
         }

@@ -18,12 +18,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from routerretriever.adapters.lora import LoraSettings
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Collection
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_folder
 from routerretriever.measures import mean_ndcg
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.reports.tables import percent
 from routerretriever.runtime.progress import log, set_up
@@ -51,7 +53,7 @@ def main(
         update={"domains": {domain: settings.domains[domain]}, "training": training}
     )
     pipeline = Pipeline(settings)
-    ours = pipeline.experts[domain].card
+    ours = pipeline.method(Experts).experts[domain].card
     look = _dev_look_seconds(settings, pipeline, domain)
     step_seconds = (ours["seconds"] - look) / ours["steps"]
     log.info("ours: %.2f s a step, dev %.4f", step_seconds, ours["dev_ndcg_at_10"])
@@ -85,11 +87,11 @@ def main(
 
 def _dev_look_seconds(recipe: Recipe, pipeline: Pipeline, domain: str) -> float:
     """What the single look at dev cost that our time includes: encoding the dev queries."""
-    from routerretriever.encoder.encoder import load_encoder
+    from routerretriever.adapters.tower import load_tower
 
     torch.set_num_threads(_threads(recipe.training))
-    encoder = load_encoder(recipe.encoder)
-    encoder.add_adapter("expert", recipe.training.lora)
+    encoder = load_tower(recipe.encoder)
+    encoder.add_adapter("expert", recipe.training.adapter)
     queries = list(pipeline.collections[domain].queries("dev").values())[: recipe.training.dev_queries]
     start = time.monotonic()
     encoder.encode_queries(queries, "expert")
@@ -115,13 +117,15 @@ class Peer:
         if encoder.similarity == "cosine":
             modules.append(Normalize())
         self._model = SentenceTransformer(modules=modules)
+        lora = training.adapter
+        assert isinstance(lora, LoraSettings), "the peer trains LoRAs"
         self._model.add_adapter(
             LoraConfig(
                 task_type=TaskType.FEATURE_EXTRACTION,
-                r=training.lora.rank,
-                lora_alpha=training.lora.alpha,
-                lora_dropout=training.lora.dropout,
-                target_modules=list(training.lora.target_modules),
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.target_modules),
             )
         )
         self._training = training

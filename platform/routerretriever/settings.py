@@ -18,7 +18,7 @@ DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62
 class Settings(BaseModel):
     """Base of all settings: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class PoolSettings(Settings):
@@ -27,4 +27,16 @@ class PoolSettings(Settings):
     workers: PositiveInt | None = None
     """Actors; by default as many as the cluster has room for, never more than there is work for."""
     cpus_per_worker: ResourceAmount = 1.0
+    """CPUs that Ray reserves for each actor."""
     gpus_per_worker: ResourceAmount = 0.0
+    """GPUs that Ray reserves for each actor; a fraction lets several share one."""
+
+    def describe(self) -> str:
+        """The pool in words: ``4 workers, each 1 CPU``."""
+        each = amount(self.cpus_per_worker, self.gpus_per_worker)
+        return f"{self.workers or 'as many as fit'} workers, each {each}"
+
+
+def amount(cpus: float, gpus: float) -> str:
+    """Resources in words: ``1 CPU, 0.5 GPU``."""
+    return f"{cpus:g} CPU" + (f", {gpus:g} GPU" if gpus else "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 BASE = "base"
 """Name under which the bare base encoder appears beside the experts."""
 
@@ -12,3 +15,6 @@ ROUTED_MODEL = "router"
 
 DOCUMENT_MODEL = "documents"
 """In the service's API, the model that embeds documents: the base, with its prompt and length for them."""
+
+Vectors = NDArray[np.float32]
+"""Rows of float32 numbers, as vectors [B, d] or weights [B, T]."""

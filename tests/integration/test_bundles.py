@@ -6,8 +6,9 @@ import mlflow
 import numpy as np
 import pytest
 from routerretriever import RouterRetriever
-from routerretriever.bundle.bundle import read_manifest
+from routerretriever.bundle.manifest import read_manifest
 from routerretriever.errors import BundleError
+from routerretriever.methods.experts import Experts
 from routerretriever.registry.registry import fetch_bundle
 from routerretriever.types import BASE
 
@@ -67,7 +68,7 @@ def test_a_damaged_bundle_and_one_of_another_base_are_refused(finished, tmp_path
     manifest = (
         (folder / "bundle.json")
         .read_text()
-        .replace(pipeline.experts["fruit"].card["encoder_fingerprint"], "0123456789abcdef")
+        .replace(pipeline.method(Experts).experts["fruit"].card["encoder_fingerprint"], "0123456789abcdef")
     )
     (folder / "bundle.json").write_text(manifest)
     with pytest.raises(BundleError, match="fingerprint"):

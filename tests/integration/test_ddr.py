@@ -6,18 +6,12 @@ import httpx
 import numpy as np
 import pytest
 from routerretriever import RouterRetriever
+from routerretriever.adapters.files import ADAPTER_WEIGHTS
 from routerretriever.adapters.prefix_shape import PrefixShape
+from routerretriever.adapters.tower import load_tower
 from routerretriever.client.client import Client
-from routerretriever.encoder.encoder import load_encoder
-from routerretriever.encoder.source import ADAPTER_WEIGHTS
-from routerretriever.evaluation.evaluate import (
-    DDR,
-    DDR_PRIOR,
-    DDR_TOP_K,
-    DDR_UNROUTED,
-    GENERAL_PREFIX,
-    ROUTED,
-)
+from routerretriever.methods.ddr import DDR, DDR_PRIOR, DDR_TOP_K, DDR_UNROUTED, GENERAL_PREFIX, Ddr
+from routerretriever.methods.experts import ROUTED, Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.serving.deployments.run import served
 from routerretriever.types import BASE
@@ -37,11 +31,11 @@ def trained(cluster, tmp_path_factory):
     recipe = tiny_recipe(
         root,
         training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,
-                  "prefix": {"length": 4}},
-        ddr={"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 12,
+                  "adapter": {"kind": "prefix", "length": 4}},
+        methods={"ddr": {"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 12,
              "learning_rate": 0.002,
              "general": {"domains": ["fruit", "metal"], "max_steps": 4, "evaluate_every": 2, "batch_size": 4,
-                         "dev_documents": 12}},
+                         "dev_documents": 12}}},
         routing={"merge": "embeddings"},
         deploy="ddr",
     )  # fmt: skip
@@ -57,31 +51,31 @@ def model(trained):
 
 def test_experts_are_prefixes_and_are_routed_to(trained):
     pipeline, _ = trained
-    for expert in pipeline.experts.values():
+    for expert in pipeline.method(Experts).experts.values():
         shape = PrefixShape.read(expert.domain, expert.folder(pipeline.store))
         assert shape is not None
         assert (shape.length, shape.modules, shape.routed) == (4, ("expert",), False)
         assert expert.card["parameters"] == 2 * 2 * 4 * 32  # layers, keys and values, tokens, width
-    scores = pipeline.scores["fruit"]
+    scores = pipeline.method(Experts).scores["fruit"]
     assert np.abs(scores.vectors_QEd[:, scores.of("fruit")] - scores.base_vectors).max() > 1e-4
     assert ROUTED in pipeline.evaluation.ndcg_at_10
 
 
 def test_documents_are_encoded_with_the_general_prefix_once(trained):
     pipeline, _ = trained
-    bare, prefixed = pipeline.corpora["fruit"], pipeline.ddr.corpora["fruit"]
+    bare, prefixed = pipeline.corpora["fruit"], pipeline.method(Ddr).inner.open_corpus("fruit")
     assert bare.key != prefixed.key
-    encoder = load_encoder(pipeline.ddr.recipe.encoder)
+    encoder = load_tower(pipeline.method(Ddr).inner.encoder)
     texts = [document.content for document in prefixed.documents(prefixed.ids[:5]).values()]
     np.testing.assert_allclose(prefixed.matrix()[:5], encoder.encode_documents(texts), atol=1e-5)
-    weights = load_file(pipeline.ddr.general.folder(pipeline.store) / ADAPTER_WEIGHTS)
+    weights = load_file(pipeline.method(Ddr).general.folder(pipeline.store) / ADAPTER_WEIGHTS)
     assert weights["keys_and_values"].shape == (2, 1, 2, 4, 32)
 
 
 def test_there_is_a_module_for_every_label_and_each_was_trained(trained):
     pipeline, _ = trained
-    assert pipeline.ddr.modules == ("food", "matter")
-    for expert in pipeline.ddr.models.values():
+    assert pipeline.method(Ddr).modules == ("food", "matter")
+    for expert in pipeline.method(Ddr).models.values():
         weights = load_file(expert.folder(pipeline.store) / ADAPTER_WEIGHTS)
         assert weights["keys_and_values"].shape == (2, 2, 2, 4, 32)
         assert np.abs(weights["keys_and_values"]).max(axis=(0, 2, 3, 4)).min() > 0  # where they began
@@ -97,27 +91,28 @@ def test_the_evaluation_shows_it_beside_the_experts(trained):
     assert figures[DDR_PRIOR]["fruit"] == figures[DDR_UNROUTED]["fruit"]
     assert figures[DDR_TOP_K] == figures[DDR]
     again = Pipeline(pipeline.recipe)
-    assert {name: one.key for name, one in again.ddr.models.items()} == {
-        name: one.key for name, one in pipeline.ddr.models.items()
+    assert {name: one.key for name, one in again.method(Ddr).models.items()} == {
+        name: one.key for name, one in pipeline.method(Ddr).models.items()
     }
 
 
 def test_without_a_general_prefix_the_base_is_the_experts_own(trained):
     pipeline, _ = trained
-    settings = pipeline.recipe.ddr.model_copy(update={"general": None})
-    bare = Pipeline(pipeline.recipe.model_copy(update={"ddr": settings}))
-    assert bare.ddr.corpora["fruit"].key == pipeline.corpora["fruit"].key
-    ways = bare.ddr.measured([bare.collections["sport"]])
-    assert ways.keys() == {DDR, DDR_TOP_K, DDR_PRIOR, DDR_UNROUTED}
-    for name, model in bare.ddr.models.items():
+    methods = pipeline.recipe.methods
+    ddr = methods.ddr.model_copy(update={"general": None})
+    bare = Pipeline(pipeline.recipe.model_copy(update={"methods": methods.model_copy(update={"ddr": ddr})}))
+    assert bare.method(Ddr).inner.open_corpus("fruit").key == pipeline.corpora["fruit"].key
+    systems = bare.method(Ddr).systems()
+    assert {system.name for system in systems} == {DDR, DDR_TOP_K, DDR_PRIOR, DDR_UNROUTED}
+    for name, model in bare.method(Ddr).models.items():
         assert model.card["base_dev_ndcg_at_10"] == pytest.approx(
-            np.mean([one.card["base_dev_ndcg_at_10"] for one in pipeline.experts.values()])
+            np.mean([one.card["base_dev_ndcg_at_10"] for one in pipeline.method(Experts).experts.values()])
         )
-        assert model.key != pipeline.ddr.models[name].key
+        assert model.key != pipeline.method(Ddr).models[name].key
     # Both began with the same numbers, and went different ways in every module.
     soft, prior = (
         load_file(model.folder(pipeline.store) / ADAPTER_WEIGHTS)["keys_and_values"]
-        for model in bare.ddr.models.values()
+        for model in bare.method(Ddr).models.values()
     )
     assert np.abs(soft - prior).max(axis=(0, 2, 3, 4)).min() > 1e-4
 
@@ -125,8 +120,8 @@ def test_without_a_general_prefix_the_base_is_the_experts_own(trained):
 def test_the_bundle_embeds_as_the_model_that_was_evaluated(trained, model):
     pipeline, _ = trained
     assert model.experts == ["ddr-prior", "fruit", "metal", "sport"]
-    views = dict.fromkeys(model.experts, pipeline.ddr.models["ddr-prior"])
-    encoder = load_encoder(pipeline.ddr.recipe.encoder)
+    views = dict.fromkeys(model.experts, pipeline.method(Ddr).models["ddr-prior"])
+    encoder = load_tower(pipeline.method(Ddr).inner.encoder)
     for name, expert in views.items():
         encoder.load_adapter(name, expert.folder(pipeline.store))
         rows = model.tokenize(QUERIES)

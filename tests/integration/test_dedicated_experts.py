@@ -39,16 +39,14 @@ def test_experts_of_their_own_answer_the_same_and_come_and_go(run, serve_ends):
             "fruit": {"RUNNING": 1},
             "metal": {"RUNNING": 1},
         }
-        registry = Registry(pipeline.recipe, pipeline.store)
+        registry = Registry(pipeline.recipe.registry, pipeline.store)
         merges_weights = run.registered.version
         registry.release(merges_weights)
         wait_until(lambda: "routing.merge" in client.service().refused.get(merges_weights, ""))
         values = pipeline.recipe.model_dump(mode="json")
         values["domains"]["metal"]["expert"] = False
         alone = Pipeline(
-            parse_recipe(
-                {**values, "single_models": {}, "routing": {"router": "uniform", "merge": "embeddings"}}
-            )
+            parse_recipe({**values, "methods": {}, "routing": {"router": "uniform", "merge": "embeddings"}})
         ).register(False)
         registry.release(alone.version)
         wait_until(lambda: client.service().version == alone.version)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 def test_adding_and_removing_an_expert_touches_nobody_else(cluster, artifacts):
     # A joint model would be trained anew whenever a domain comes or goes, and is not what this is about.
-    pipeline, registered, root = run_recipe(finished_recipe(artifacts, single_models={}), artifacts)
+    pipeline, registered, root = run_recipe(finished_recipe(artifacts, methods={}), artifacts)
     path = save_recipe(pipeline.recipe, root / "recipe.yaml")
     weights = files_below(Path(pipeline.store.uri) / "experts")
     added = add_domain(path, "sport", str(root / "data" / "sport"))
@@ -51,9 +51,9 @@ def test_a_change_that_would_retrain_others_is_refused_and_leaves_the_recipe(art
 def test_experts_without_a_test_set_are_registered_and_shown_on_the_others(cluster, artifacts):
     for name in ("fruit", "metal"):
         (artifacts / "data" / name / "qrels" / "test.tsv").unlink()
-    pipeline, registered, _ = run_recipe(finished_recipe(artifacts, single_models={}), artifacts)
+    pipeline, registered, _ = run_recipe(finished_recipe(artifacts, methods={}), artifacts)
     assert pipeline.evaluation.datasets == ["sport"]
-    (bundle,) = Registry(pipeline.recipe, pipeline.store).bundles()
+    (bundle,) = Registry(pipeline.recipe.registry, pipeline.store).bundles()
     assert (bundle.version, bundle.ndcg_at_10) == (registered.version, "")
     page = (pipeline.report_folder / "evaluation.html").read_text()
     assert "sport" in page

@@ -11,9 +11,10 @@ import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from routerretriever import RouterRetriever
-from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
 from routerretriever.index.dense import open_index
 from routerretriever.measures import measure
+from routerretriever.methods.baselines import Baselines
+from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED, Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.types import BASE
 from safetensors.numpy import load_file
@@ -42,7 +43,7 @@ def test_mlflow_keeps_what_the_run_took_and_counted(finished):
     documents = sum(len(corpus) for corpus in pipeline.corpora.values())
     assert kept["counts/documents_encoded"] == documents
     assert kept["throughput/documents_per_second"] == pytest.approx(documents / kept["seconds/encode"])
-    trained = (*pipeline.experts.values(), pipeline.single_models["joint"])
+    trained = (*pipeline.method(Experts).experts.values(), pipeline.method(Baselines).models["joint"])
     assert kept["counts/training_steps"] == sum(expert.card["steps"] for expert in trained)
     assert kept["throughput/training_steps_per_second"] > 0
     assert kept["counts/queries_scored"] > 0
@@ -79,7 +80,8 @@ def test_queries_are_evaluated_with_the_vectors_that_the_bundle_gives(finished):
 def test_the_averaged_model_is_the_mean_of_the_experts(finished):
     pipeline, _, _ = finished
     folders = [
-        e.folder(pipeline.store) for e in (*pipeline.experts.values(), pipeline.single_models["average"])
+        e.folder(pipeline.store)
+        for e in (*pipeline.method(Experts).experts.values(), pipeline.method(Baselines).models["average"])
     ]
     fruit, metal, mean = (load_file(folder / "adapter_model.safetensors") for folder in folders)
     for name in mean:
@@ -96,7 +98,7 @@ def test_the_report_is_one_file_and_names_everything(finished):
 
 def test_score_table_agrees_with_a_plain_search(finished):
     pipeline, _, _ = finished
-    for dataset, scores in pipeline.scores.items():
+    for dataset, scores in pipeline.method(Experts).scores.items():
         index = open_index(pipeline.corpora[dataset], pipeline.recipe.corpus.index, pipeline.store)
         run = index.run(scores.query_ids, scores.base_vectors, 100)
         expected = measure(pipeline.collections[dataset].qrels("train"), run, scores.query_ids)

@@ -77,7 +77,7 @@ def model(run):
 def first(service):
     """The version that answers when a test begins, and again after it, without a challenger."""
     pipeline, client = service
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     version = registry.released()
     yield version
     registry.challenge(None)
@@ -169,7 +169,7 @@ def test_documents_come_change_and_go(service, url):
 
 def test_a_release_is_followed_under_load_and_rolled_back(service, url, first):
     pipeline, client = service
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     second = registered(pipeline, router="uniform")
     failures, seen, stop = [], [], threading.Event()
 
@@ -198,7 +198,7 @@ def test_a_release_is_followed_under_load_and_rolled_back(service, url, first):
 
 def test_a_challenger_gets_its_share(service, url, first):
     pipeline, client = service
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     second = registered(pipeline, router="uniform")
 
     def answering() -> set[str]:
@@ -225,7 +225,7 @@ def test_a_challenger_gets_its_share(service, url, first):
 def test_a_bad_release_is_refused_and_the_old_one_goes_on(service, first):
     pipeline, client = service
     bad = registered(pipeline, router="fixed", expert="fruit")
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     tracking = MlflowClient(registry.tracking_uri)
     uri = tracking.get_model_version(pipeline.recipe.registry.name, str(bad)).source
     weights = next(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from routerretriever.cli.main import main
 from routerretriever.errors import RecipeError
-from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
+from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.studies.reproduction import reproduce
+from routerretriever.studies.runs import analyse_run, draw_learning_curve, measure_noise_floor, tune_router
 from routerretriever.types import BASE
 from ruamel.yaml import YAML
 from support.paths import files_below
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 def test_routers_are_tuned_on_dev_and_every_trial_is_written(run):
     pipeline, _, _ = run
-    trials = pipeline.tune_router(unseen_share=0.5)
+    trials = tune_router(pipeline, unseen_share=0.5)
     assert [t.score for t in trials] == sorted((t.score for t in trials), reverse=True)
     assert {"posterior", "neighbours", "pilots", "uniform"} <= {t.settings.router for t in trials}
     assert any(t.settings.gate for t in trials)
@@ -35,7 +36,7 @@ def test_routers_are_tuned_on_dev_and_every_trial_is_written(run):
 
 def test_the_analyses_agree_with_the_evaluation_where_they_meet(run):
     pipeline, _, _ = run
-    analyses = pipeline.analyse(["metal", "fruit"], [1, 2])
+    analyses = analyse_run(pipeline, ["metal", "fruit"], [1, 2])
     # They mix vectors, whatever the deployed router mixes.
     routing = pipeline.recipe.routing.model_copy(update={"merge": "embeddings"})
     changed = pipeline.recipe.model_copy(update={"name": "embeddings", "routing": routing})
@@ -54,33 +55,33 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(run):
         assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
     assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)
     kept = files_below(Path(pipeline.store.uri) / "analyses")
-    assert pipeline.analyse(["metal", "fruit"], [2]).growing == analyses.growing
+    assert analyse_run(pipeline, ["metal", "fruit"], [2]).growing == analyses.growing
     assert files_below(Path(pipeline.store.uri) / "analyses") == kept
     with pytest.raises(RecipeError, match="order"):
-        pipeline.analyse(["metal"], [1])
+        analyse_run(pipeline, ["metal"], [1])
     with pytest.raises(RecipeError, match="clusters"):
-        pipeline.analyse(None, [0])
+        analyse_run(pipeline, None, [0])
 
 
 def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(run):
     pipeline, _, _ = run
-    floor = pipeline.noise_floor("fruit", 2)
+    floor = measure_noise_floor(pipeline, "fruit", 2)
     assert floor.single <= floor.best_copy <= floor.copies_oracle
     assert floor.experts_oracle == pytest.approx(pipeline.evaluation.ndcg_at_10[INSTANCE_ORACLE]["fruit"])
     with pytest.raises(RecipeError, match="no expert 'sport'"):
-        pipeline.noise_floor("sport", 2)
+        measure_noise_floor(pipeline, "sport", 2)
 
 
 def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twice(run):
     pipeline, _, _ = run
-    curve = pipeline.learning_curve("fruit", [8])
+    curve = draw_learning_curve(pipeline, "fruit", [8])
     figures = pipeline.evaluation.ndcg_at_10
     assert curve.sizes == [8, len(pipeline.collections["fruit"].qrels("train"))]
     assert curve.base == pytest.approx(figures[BASE]["fruit"])
     assert curve.experts[-1] == pytest.approx(figures["fruit"]["fruit"])
     experts = Path(pipeline.store.uri) / "experts"
     before = files_below(experts)
-    assert Pipeline(pipeline.recipe).learning_curve("fruit", [8]) == curve
+    assert draw_learning_curve(Pipeline(pipeline.recipe), "fruit", [8]) == curve
     assert files_below(experts) == before
     assert "<polyline" in (pipeline.report_folder / "learning-curve-fruit.html").read_text()
 

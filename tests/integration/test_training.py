@@ -12,6 +12,7 @@ import psutil
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
+from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED
 from safetensors.numpy import load_file
@@ -28,7 +29,7 @@ def test_one_domains_failure_leaves_the_others_finished(cluster, artifacts):
     with (artifacts / "data" / "metal" / "qrels" / "train.tsv").open("a") as file:
         file.write("q0\tmissing-document\t1\n")
     with pytest.raises(TrainingFailed, match=r"metal: .*missing-document"):
-        _ = pipeline.experts
+        _ = pipeline.method(Experts).experts
     assert pipeline.untrained() == ["metal"]
 
 

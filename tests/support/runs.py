@@ -58,7 +58,7 @@ def finished_recipe(root: Path, **changes: Any) -> Recipe:
         "learning_rate": 0.01,
     }
     singles = {"joint": {"max_steps": 6}, "average": {"kind": "average"}}
-    return tiny_recipe(root, **{"training": training, "single_models": singles, **changes})
+    return tiny_recipe(root, **{"training": training, "methods": {"baselines": singles}, **changes})
 
 
 def build_finished(root: Path) -> None:
@@ -91,5 +91,5 @@ def served(run: Run, merge: str = "weights", **serving: Any) -> Pipeline:
     values["routing"] |= {"merge": merge}
     values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
-    Registry(changed.recipe, changed.store).release(run.registered.version)
+    Registry(changed.recipe.registry, changed.store).release(run.registered.version)
     return changed

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import httpx
 import numpy as np
-from routerretriever.client.schemas import ChangeResponse, ExpertState, Neighbour, Route
+from routerretriever.client.schemas import (
+    ChangeResponse,
+    ExpertState,
+    Neighbour,
+    Route,
+)
 from routerretriever.config.serving import LimitSettings, ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import NotFound, UnknownName
+from routerretriever.errors import (
+    NotFound,
+    UnknownName,
+)
 from routerretriever.index.live import Found
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded
 from routerretriever.serving.http.api import build_api
-from routerretriever.serving.http.auth import Doorkeeper
+from routerretriever.serving.http.auth import Authenticator
 
 
 class StandIn:
     """What the API asks of a service, by plain means."""
 
     version = 7
+    dimension = 3
     models = ("router", "base", "fruit")
     collections = ("fruit", "metal")
 
     def __init__(self):
         self.stored = {"d1": Document("d1", "fig", "a fruit")}
         self.hold: asyncio.Event | None = None
+        self.clients: list[str] = []
 
-    async def embed(self, texts, model):
+    async def embed(self, texts, model, client=""):
+        self.clients.append(client)
         if model not in self.models:
             raise UnknownName("model", model, self.models)
         if self.hold is not None:
             await self.hold.wait()
-        return [Embedded(np.full(3, len(text), np.float32), {"fruit": 1.0}, len(text)) for text in texts]
+        return [
+            Embedded(np.full(3, len(text), np.float32), {"fruit": 1.0}, len(text), len(text) > 40)
+            for text in texts
+        ]
 
     async def route(self, texts):
         near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
@@ -50,16 +63,16 @@ class StandIn:
             for _ in texts
         ]
 
-    async def search(self, query, collection, top_k, model):
+    async def search(self, query, collection, top_k, model, client=""):
         if collection not in self.collections:
             raise UnknownName("collection", collection, self.collections)
-        (embedded,) = await self.embed([query], model)
+        (embedded,) = await self.embed([query], model, client)
         return collection, embedded, [Found(0.5, one) for one in self.stored.values()][:top_k]
 
     async def shadow(self, asked, answer, seconds):
         pass
 
-    async def upsert(self, collection, documents):
+    async def upsert(self, collection, documents, client=""):
         self.stored.update({document.id: document for document in documents})
         return ChangeResponse(change=1, searchable_within_seconds=1)
 
@@ -79,22 +92,18 @@ class StandIn:
         raise RuntimeError("a mistake of ours, with a secret in it")
 
 
-def application(service: Any, tokens: Any = None, allow_anonymous: bool = False, **limits: Any) -> Any:
-    """The HTTP application around a service, as it is deployed."""
+def application(service, tokens=None, allow_anonymous=False, **limits):
     serving = ServingSettings(limits=LimitSettings(**limits))
-    return build_api(lambda: service, serving, Doorkeeper(tokens or {}, allow_anonymous), Metrics())
+    return build_api(lambda: service, serving, Authenticator(tokens or {}, allow_anonymous), Metrics())
 
 
-def caller(app: Any, client: tuple[str, int] = ("127.0.0.1", 1), **options: Any) -> httpx.AsyncClient:
-    """A client whose requests go to the application without a network; ``client`` is the address it has."""
+def caller(app, client=("127.0.0.1", 1), **options):
     transport = httpx.ASGITransport(app=app, client=client, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://service", **options)
 
 
-def ask(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    """The answer to one request."""
-
-    async def once() -> httpx.Response:
+def ask(app, method, path, **options):
+    async def once():
         async with caller(app) as http:
             return await http.request(method, path, **options)
 

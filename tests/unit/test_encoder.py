@@ -3,9 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routerretriever.adapters.batched import PackedExperts, merge_expert
-from routerretriever.adapters.settings import LoraSettings
-from routerretriever.encoder.encoder import Encoder, load_encoder
+from routerretriever.adapters.kinds import batch_adapters, merge_adapter
+from routerretriever.adapters.lora import LoraSettings
+from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.encoder.linear import FrozenLinear
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_fingerprint
@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture
 def encoder():
-    return load_encoder(FAKE)
+    return load_tower(FAKE)
 
 
 def randomise(encoder):
@@ -57,14 +57,16 @@ def test_a_frozen_layer_gives_and_passes_back_what_pytorchs_own_does(shape, bias
     torch.testing.assert_close(ours.grad, values.grad)
 
 
-def test_a_frozen_layer_notices_that_its_weights_were_changed_and_adds_what_it_is_told():
+def test_a_frozen_layer_notices_that_its_weights_were_changed_and_calls_its_hooks():
     linear, values = torch.nn.Linear(5, 7).requires_grad_(False), torch.randn(3, 5)
     frozen = FrozenLinear(linear)
     before = linear(values)
     linear.weight.copy_(2 * linear.weight)
     torch.testing.assert_close(linear(values), 2 * before - linear.bias)
-    frozen.add = lambda output, given: output.add_(given.sum())
+    frozen.output_hook = lambda output, given: output.add_(given.sum())
     torch.testing.assert_close(linear(values), 2 * before - linear.bias + values.sum())
+    frozen.output_hook, frozen.input_hook = None, lambda given: 0 * given
+    torch.testing.assert_close(linear(values), linear.bias.expand(3, 7))
 
 
 def test_a_frozen_layer_of_another_precision_is_pytorchs_own():
@@ -79,10 +81,10 @@ def test_no_texts_give_no_vectors(encoder):
 
 
 def test_prompts_and_lengths_matter():
-    plain, prompted = load_encoder(FAKE), load_encoder(FAKE.model_copy(update={"query_prompt": "query: "}))
+    plain, prompted = load_tower(FAKE), load_tower(FAKE.model_copy(update={"query_prompt": "query: "}))
     np.testing.assert_allclose(prompted.encode_queries(["x"]), plain.encode_queries(["query: x"]), atol=1e-6)
     with pytest.raises(EncoderError, match="document_max_length"):
-        load_encoder(FAKE.model_copy(update={"document_max_length": 4096}))
+        load_tower(FAKE.model_copy(update={"document_max_length": 4096}))
 
 
 @pytest.mark.parametrize(("pooling", "similarity"), [("mean", "dot"), ("cls", "cosine"), ("mean", "cosine")])
@@ -107,7 +109,7 @@ def test_a_local_hugging_face_model_is_encoded_as_plain_transformers_would(tmp_p
         expected = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
         if similarity == "cosine":
             expected = torch.nn.functional.normalize(expected, dim=-1)
-    np.testing.assert_allclose(load_encoder(settings).encode_queries(texts), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(load_tower(settings).encode_queries(texts), expected.numpy(), atol=1e-5)
 
 
 def test_a_fresh_adapter_is_the_base_and_documents_never_see_it(encoder, tmp_path):
@@ -126,20 +128,20 @@ def test_adapters_survive_saving_loading_replacing_and_merging(encoder, tmp_path
     randomise(encoder)
     expected = encoder.encode_queries(TEXTS, adapter="one")
     encoder.save_adapter("one", tmp_path)
-    other = load_encoder(FAKE)
+    other = load_tower(FAKE)
     for name in ("x", "y", "x"):
         other.load_adapter(name, tmp_path)
     assert sorted(other.adapters) == ["x", "y"]
     np.testing.assert_allclose(other.encode_queries(TEXTS, adapter="x"), expected, atol=1e-6)
-    merged = load_encoder(FAKE)
-    merge_expert(merged, "x", tmp_path)
+    merged = load_tower(FAKE)
+    merge_adapter(merged, "x", tmp_path)
     np.testing.assert_allclose(merged.encode_queries(TEXTS, adapter=BASE), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Three experts of different ranks and layers: their folders, and their own vectors of the texts."""
-    encoder, root = load_encoder(FAKE), tmp_path_factory.mktemp("experts")
+    encoder, root = load_tower(FAKE), tmp_path_factory.mktemp("experts")
     vectors = {BASE: encoder.encode_queries(TEXTS)}
     loras = {
         "one": LoraSettings(),
@@ -164,9 +166,9 @@ def test_packed_experts_answer_as_each_would_alone(trained):
     """Ranks and adapted layers may differ; a second pack on the same base changes nothing."""
     folders, expected = trained
     experts = [*folders, BASE]
-    base = load_encoder(FAKE)
-    packed = PackedExperts(base, folders)
-    older = PackedExperts(base, {"two": folders["two"]})
+    base = load_tower(FAKE)
+    packed = batch_adapters(base, folders)
+    older = batch_adapters(base, {"two": folders["two"]})
     rows = base.tokenize_queries(TEXTS)
     for names in (["one", "two", BASE, "three"], ["one"] * 4, [BASE] * 4, [BASE, BASE, BASE, "one"]):
         vectors = packed.embed(rows, alone(names, experts), experts)
@@ -190,17 +192,17 @@ def test_a_mixture_is_the_base_with_the_weighted_sum_of_all_updates(trained, wan
     experts = ["two", BASE, "one", "three"]
     weights = np.array(wanted, dtype=np.float32) + np.array([0, 1e-3, 0, 0], dtype=np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
-    base = load_encoder(FAKE)
+    base = load_tower(FAKE)
     rows = base.tokenize_queries([f"query {number}" for number in range(len(weights))])
-    found = PackedExperts(base, folders).embed(rows, weights, experts)
-    plain = dict(load_encoder(FAKE).tower.named_parameters())
+    found = batch_adapters(base, folders).embed(rows, weights, experts)
+    plain = dict(load_tower(FAKE).tower.named_parameters())
     updates = {}
     for name, folder in folders.items():
-        merged = load_encoder(FAKE)
-        merge_expert(merged, name, folder)
+        merged = load_tower(FAKE)
+        merge_adapter(merged, name, folder)
         updates[name] = {key: weight - plain[key] for key, weight in merged.tower.named_parameters()}
     for row, own, vector in zip(rows, weights, found, strict=True):
-        naive = load_encoder(FAKE)
+        naive = load_tower(FAKE)
         for key, weight in naive.tower.named_parameters():
             for name, share in zip(experts, own.tolist(), strict=True):
                 if name != BASE:
@@ -214,14 +216,14 @@ def test_an_expert_for_another_architecture_is_refused(encoder, tmp_path):
     encoder.add_adapter("one", LoraSettings())
     encoder.save_adapter("one", tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for change in ({"use_dora": True}, {"bias": "all"}, {"peft_type": "IA3"}):
+    for change in ({"use_dora": True}, {"bias": "all"}):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(EncoderError, match=r"expert 'one': .* no plain LoRA"):
-            PackedExperts(load_encoder(FAKE), {"one": tmp_path})
+            batch_adapters(load_tower(FAKE), {"one": tmp_path})
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     wider = BertModel(BertConfig(hidden_size=48, num_attention_heads=2, num_hidden_layers=2))
     with pytest.raises(EncoderError, match=r"expert 'one': .*does not fit this base encoder"):
-        PackedExperts(Encoder(FAKE, encoder._tokenizer, wider), {"one": tmp_path})
+        batch_adapters(QueryTower(FAKE, encoder._tokenizer, wider), {"one": tmp_path})
 
 
 def test_only_the_adapter_gets_gradients(encoder):
@@ -234,7 +236,7 @@ def test_only_the_adapter_gets_gradients(encoder):
 
 def test_routing_features_run_only_the_layers_they_need(encoder):
     calls = []
-    for number, layer in enumerate(encoder._layers):
+    for number, layer in enumerate(encoder.transformer_layers):
         layer.register_forward_hook(lambda *_, number=number: calls.append(number))
     assert encoder.routing_features(TEXTS, 0).shape == (4, 32)
     assert calls == []
@@ -261,11 +263,11 @@ def test_fingerprint_follows_meaning_and_not_precision():
 
 def test_unknown_folders_are_refused(tmp_path):
     with pytest.raises(EncoderError, match=r"encoder\.name"):
-        load_encoder(EncoderSettings(name=str(tmp_path / "none")))
+        load_tower(EncoderSettings(name=str(tmp_path / "none")))
 
 
 def test_the_default_encoder_knows_what_texts_mean():
-    encoder = load_encoder(EncoderSettings())
+    encoder = load_tower(EncoderSettings())
     queries = encoder.encode_queries(["how do I bake bread", "my laptop does not start"])
     documents = encoder.encode_documents(["Knead the dough and let it rise.", "The computer fails to boot."])
     assert (queries @ documents.T).argmax(axis=1).tolist() == [0, 1]

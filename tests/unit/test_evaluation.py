@@ -4,20 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.errors import RouterRetrieverError
-from routerretriever.evaluation.evaluate import (
+from routerretriever.evaluation.evaluation import assemble
+from routerretriever.evaluation.significance import compare, holm
+from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.index.dense import SearchIndex
+from routerretriever.measures import measure
+from routerretriever.methods.experts import (
+    BASELINE_ROUTERS,
     DATASET_ORACLE,
     INSTANCE_ORACLE,
     OWN_EXPERT,
     PAPER,
-    RIVALS,
     ROUTED,
-    RoutedBy,
-    evaluate,
     mix,
+    oracles,
+    single_systems,
 )
-from routerretriever.evaluation.significance import compare
-from routerretriever.index.dense import SearchIndex
-from routerretriever.measures import measure
 from routerretriever.reports.page import write_page
 from routerretriever.reports.plots import Lines, Scatter, Section, grid, section_table, write_sections
 from routerretriever.reports.tables import as_dict, markdown
@@ -26,7 +28,7 @@ from routerretriever.routing.fit import fit_router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.table import SplitScores
 from routerretriever.studies.analyses import project
-from routerretriever.studies.offline import RouterBench
+from routerretriever.studies.offline import OfflineEvaluator
 from routerretriever.studies.tuning import tune
 from routerretriever.types import BASE
 
@@ -69,16 +71,22 @@ def fit_data(scores):
 
 def evaluated(seed):
     scores, qrels, indexes = world(seed)
-    features = {name: table.base_vectors for name, table in scores.items()}
-    routers = {}
-    for name, chosen in {ROUTED: RoutingSettings(features="embedding"), PAPER: RIVALS[PAPER]}.items():
+    systems = [*single_systems(scores), *oracles(scores)]
+    routers = {ROUTED: RoutingSettings(features="embedding"), PAPER: BASELINE_ROUTERS[PAPER]}
+    for name, chosen in routers.items():
         router = fit_router(fit_data(scores), chosen)
-        weights = {dataset: router.weights(features[dataset]) for dataset in scores}
-        vectors = {dataset: mix(scores[dataset], router.experts, weights[dataset]) for dataset in scores}
-        routers[name] = RoutedBy(router.experts, "embeddings", weights, vectors)
-    texts = {name: [f"<query {row}>" for row in range(QUERIES)] for name in scores}
+        weights, measured, encodings = {}, {}, {}
+        for dataset, table in scores.items():
+            weights[dataset] = router.weights(table.base_vectors)
+            vectors = mix(table, router.experts, weights[dataset])
+            run = indexes[dataset].run(table.query_ids, vectors, 20)
+            measured[dataset] = measure(qrels[dataset], run, table.query_ids)
+            encodings[dataset] = float((weights[dataset] > 0).sum(axis=1).mean())
+        routing = Routing(router.experts, weights)
+        systems.append(System(name, Kind.ROUTER, measured, routing, encodings, headline=True, rival=True))
+    queries = {name: {i: f"<query {i}>" for i in table.query_ids} for name, table in scores.items()}
     described = {"name": "world", "encoder": {"name": "none"}, "routing": {"router": "posterior"}}
-    return evaluate(scores, {}, texts, qrels, routers, indexes, 20, described), scores
+    return assemble(systems, ROUTED, ["a", "b"], queries, described), scores
 
 
 @given(st.integers(0, 10_000))
@@ -106,9 +114,10 @@ def test_oracles_bound_what_they_are_oracles_of(seed):
         assert figures[DATASET_ORACLE][dataset] == pytest.approx(experts.mean(axis=0).max())
         assert figures[INSTANCE_ORACLE][dataset] == pytest.approx(experts.max(axis=1).mean())
         assert figures[PAPER][dataset] <= figures[INSTANCE_ORACLE][dataset] + 1e-9
-        assert sum(evaluation.oracle_choice[dataset].values()) == pytest.approx(1)
-        assert 1 <= evaluation.encodings[ROUTED][dataset] <= 3
-        assert evaluation.encodings[PAPER][dataset] == 1
+        choice = evaluation.upper_bound.routing.shares(dataset)
+        assert sum(choice.values()) == pytest.approx(1)
+        assert 1 <= evaluation.system(ROUTED).encodings[dataset] <= 3
+        assert evaluation.system(PAPER).encodings[dataset] == 1
     assert evaluation.zero_shot == ["c"]
     assert evaluation.mean(OWN_EXPERT) == pytest.approx(np.mean([figures["a"]["a"], figures["b"]["b"]]))
     assert evaluation.mean(OWN_EXPERT, zero_shot=True) is None
@@ -122,7 +131,7 @@ def test_tables_and_report_tell_the_same(tmp_path):
     assert mean in row
     page = write_page(evaluation, tmp_path).read_text()
     assert mean in page
-    assert "&lt;query 0&gt;" in page or "0 of 12 queries lose" in page
+    assert "&lt;query q" in page or "0 of 12 queries lose" in page
     assert "<query" not in page
 
 
@@ -177,11 +186,35 @@ def test_a_clear_difference_is_told_from_luck():
     assert compare(theirs, theirs).p_value == 1
 
 
+def test_many_comparisons_are_corrected_for_their_number():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    evaluation, _ = evaluated(3)
+    differences = [d for rivals in evaluation.differences.values() for d in rivals.values()]
+    assert differences
+    for difference in differences:
+        assert difference.p_value <= difference.adjusted_p_value <= 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_correction_keeps_the_order_and_never_lowers_a_p_value(p_values):
+    adjusted = holm(p_values)
+    assert all(one >= own for one, own in zip(adjusted, p_values, strict=True))
+    ranked = [adjusted[row] for row in np.argsort(p_values, kind="stable")]
+    assert ranked == sorted(ranked)
+
+
+def test_two_systems_of_one_name_are_refused():
+    _, scores = evaluated(1)
+    twice = [*single_systems(scores), *single_systems(scores)]
+    with pytest.raises(RouterRetrieverError, match="two systems are named 'base'"):
+        assemble(twice, "base", ["a"], {}, {})
+
+
 def test_tuning_measures_each_domain_once_as_if_unseen():
     scores, qrels, indexes = world(5)
     inside = {name: scores[name] for name in ("a", "b")}
     features = {name: table.base_vectors for name, table in inside.items()}
-    bench = RouterBench(lambda _: fit_data(scores), inside, lambda _: features, qrels, indexes)
+    bench = OfflineEvaluator(lambda _: fit_data(scores), inside, lambda _: features, qrels, indexes)
     trials = tune(bench, layers=[], unseen_share=0.25)
     for trial in trials:
         # With its own expert hidden, the other is all that is left.

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import routerretriever
 from ray.serve.schema import ServeDeploySchema
 from routerretriever.cli.main import app, main
-from routerretriever.config.loading import load_recipe
+from routerretriever.config.loading import load_recipe, recipe_schema
 from routerretriever.serving.http.auth import is_loopback
 from ruamel.yaml import YAML
 from typer.main import get_command
@@ -24,15 +25,31 @@ def test_commands_stay_few():
     command = get_command(app)
     expected = (
         "add-expert analyse datasets encode evaluate learning-curve noise-floor pilots register release "
-        "remove-expert reproduce rollback run score serve train tune-router versions"
+        "remove-expert reproduce rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
-    assert sorted(command.commands["datasets"].commands) == ["check", "download", "split"]
+    assert sorted(command.commands["datasets"].commands) == [
+        "check",
+        "download",
+        "export",
+        "import",
+        "split",
+        "statistics",
+    ]
 
 
 def test_every_step_has_its_job():
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__"}
-    not_steps = {"add-expert", "datasets", "release", "remove-expert", "rollback", "serve", "versions"}
+    not_steps = {
+        "add-expert",
+        "datasets",
+        "release",
+        "remove-expert",
+        "rollback",
+        "schema",
+        "serve",
+        "versions",
+    }
     commands = set(get_command(app).commands) - not_steps
     assert jobs == {command.replace("-", "_") for command in commands}
 
@@ -81,6 +98,20 @@ def test_shipped_recipes_are_valid(path):
     assert load_recipe(path).name == path.stem
 
 
+def test_the_shipped_schema_is_up_to_date_and_every_recipe_points_to_it():
+    folder = ROOT / "jobs" / "recipes"
+    command = "routerretriever schema --to jobs/recipes/recipe.schema.json"
+    assert (folder / "recipe.schema.json").read_text() == recipe_schema(), f"run: {command}"
+    for path in folder.glob("*.yaml"):
+        first = path.read_text().splitlines()[0]
+        assert first == "# yaml-language-server: $schema=recipe.schema.json", path
+
+
+def test_the_public_names_are_there():
+    for name in routerretriever.__all__:
+        assert getattr(routerretriever, name).__name__ == name
+
+
 def test_contriever_recipe_has_the_papers_settings():
     recipe = load_recipe(ROOT / "jobs" / "recipes" / "beir-contriever.yaml")
     assert (recipe.encoder.name, recipe.encoder.pooling, recipe.encoder.similarity) == (
@@ -88,7 +119,7 @@ def test_contriever_recipe_has_the_papers_settings():
     )  # fmt: skip
     assert (recipe.encoder.query_max_length, recipe.training.batch_size) == (512, 256)
     assert recipe.training.learning_rate == 1e-4
-    assert (recipe.training.lora.rank, recipe.training.lora.alpha) == (8, 32)
+    assert (recipe.training.adapter.rank, recipe.training.adapter.alpha) == (8, 32)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve_configs").glob("*.yaml")), ids=lambda p: p.stem)

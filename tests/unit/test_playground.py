@@ -41,9 +41,9 @@ class Shown(StandIn):
             for row in range(5)
         }
 
-    async def search(self, query: str, collection: str, top_k: int, model: str) -> Any:
+    async def search(self, query: str, collection: str, top_k: int, model: str, client: str = "") -> Any:
         self.asked.append((query, collection, model))
-        return await super().search(query, collection, top_k, model)
+        return await super().search(query, collection, top_k, model, client)
 
     async def state(self) -> ServiceState:
         return ServiceState(
@@ -105,7 +105,7 @@ class Browser:
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                 mobile=width < 500)  # fmt: skip
         self.do("Page.navigate", url=url)
-        self.wait("document.querySelectorAll('#collection option').length > 0")
+        self.wait("document.querySelectorAll('#collection option').length > 1")
 
     def press(self, key: str, shift: bool = False) -> None:
         """Press a key as a person does."""
@@ -175,7 +175,7 @@ def test_it_can_be_used_by_keyboard_alone(service, browser):
     assert tab() == "go"
     browser.press("Enter")
     browser.wait(RESULTS)
-    assert sorted(shown.asked) == [("a fig?", "metal", "base"), ("a fig?", "metal", "router")]
+    assert sorted(shown.asked) == [("a fig?", "fruit", "base"), ("a fig?", "fruit", "router")]
     assert browser.run(FOCUS)["where"] == "go"
     tab(10)
     assert places[-10:] == ["routed"] * 5 + ["base"] * 5
@@ -197,14 +197,23 @@ def test_everything_that_can_be_used_or_read_has_a_name(service, browser):
     assert named["combobox"] == ["Collection"]
     assert named["button"] == ["Search"]
     assert named["search"] == ["Documents"]
-    assert named["list"] == named["article"] == ["Routed", "Base encoder alone"]
+    assert named["list"] == named["article"] == ["Routed, in fruit", "Base encoder alone"]
     assert named["region"] == ["Who answered", "Experts"]
-    assert named["image"][:2] == ["fruit: 100 %", "fruit v3: 60 %, expected 40 %"]
-    assert [name.partition(":")[0] for name in named["image"][2:]] == [
+    assert named["image"][:3] == ["fruit: 100 %", "base: 0.0 %", "fruit v3: 60 %, expected 40 %"]
+    assert [name.partition(":")[0] for name in named["image"][3:]] == [
         f"metal-{LONG} v3 (starting)",
         "stone v3 (asleep)",
         "wood v3",
     ]
+
+
+def test_the_question_chooses_the_collection_and_an_unknown_one_is_told(service, browser):
+    url, shown = service
+    browser.open(f"{url}?q=a+fig", 1280, 900)
+    browser.wait(RESULTS)
+    assert {collection for _, collection, _ in shown.asked} == {"fruit"}
+    browser.open(f"{url}?q=a+fig&in=stamps", 1280, 900)
+    browser.wait("document.getElementById('problem').textContent === 'There is no collection stamps.'")
 
 
 @pytest.mark.parametrize("width", [320, 390])

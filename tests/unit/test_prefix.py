@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from routerretriever.adapters.batched import merge_expert, pack_experts
+from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, tower_fingerprint
+from routerretriever.adapters.kinds import batch_adapters, merge_adapter
+from routerretriever.adapters.lora import LoraSettings
+from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.adapters.prefix_attention import Mixture, Prefixes
 from routerretriever.adapters.prefix_shape import UNIFORM, PrefixShape, View
-from routerretriever.adapters.settings import LoraSettings, PrefixSettings
-from routerretriever.encoder.encoder import Encoder, load_encoder
+from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, encoder_fingerprint
 from routerretriever.errors import EncoderError
 from routerretriever.types import BASE
 from torch import nn
@@ -26,11 +27,13 @@ SETTINGS = PrefixSettings(length=5)
 
 
 @pytest.fixture
-def encoder() -> Encoder:
-    return load_encoder(FAKE)
+def encoder() -> QueryTower:
+    return load_tower(FAKE)
 
 
-def with_prefix(encoder: Encoder, name: str, *modules: str, settings: PrefixSettings = SETTINGS) -> Prefixes:
+def with_prefix(
+    encoder: QueryTower, name: str, *modules: str, settings: PrefixSettings = SETTINGS
+) -> Prefixes:
     """An encoder's new adapter, unlike the base and unlike those of other names."""
     encoder.add_adapter(name, settings, modules)
     assert encoder.tower.prefixes is not None
@@ -43,7 +46,7 @@ def with_prefix(encoder: Encoder, name: str, *modules: str, settings: PrefixSett
     return prefixes
 
 
-def saved(encoder: Encoder, folder: Path, *names: str) -> dict[str, Path]:
+def saved(encoder: QueryTower, folder: Path, *names: str) -> dict[str, Path]:
     for name in names:
         encoder.save_adapter(name, folder / name)
     return {name: folder / name for name in names}
@@ -134,7 +137,7 @@ def test_prefixes_survive_saving_and_loading(encoder, tmp_path):
     with_prefix(encoder, "one")
     with_prefix(encoder, "many", "p", "q")
     folders = saved(encoder, tmp_path, "one", "many")
-    fresh = load_encoder(FAKE)
+    fresh = load_tower(FAKE)
     for name, folder in folders.items():
         assert {file.name for file in folder.iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
         fresh.load_adapter(name, folder)
@@ -144,7 +147,7 @@ def test_prefixes_survive_saving_and_loading(encoder, tmp_path):
 def test_packed_prefixes_give_each_row_its_own(encoder, tmp_path):
     for name in ("one", "two", "three"):
         with_prefix(encoder, name)
-    packed = pack_experts(load_encoder(FAKE), saved(encoder, tmp_path, "one", "two", "three"))
+    packed = batch_adapters(load_tower(FAKE), saved(encoder, tmp_path, "one", "two", "three"))
     experts = ["two", BASE, "three"]
     mixed = packed.embed(encoder.tokenize_queries(TEXTS), np.eye(3, dtype=np.float32), experts)
     alone = [encoder.encode_queries([text], name)[0] for text, name in zip(TEXTS, experts, strict=True)]
@@ -158,10 +161,10 @@ def test_views_of_one_prefix_are_run_together(encoder, tmp_path):
              "some": View(("p", "r"), 3), "even": View(("p", "r"), UNIFORM)}  # fmt: skip
     prefixes.shape = PrefixShape(5, (0, 1), 32, ("p", "q", "r"), True, views)
     folder = saved(encoder, tmp_path, "ddr")["ddr"]
-    single = load_encoder(FAKE)
+    single = load_tower(FAKE)
     for name in views:
         single.load_adapter(name, folder)
-    packed = pack_experts(load_encoder(FAKE), dict.fromkeys(views, folder))
+    packed = batch_adapters(load_tower(FAKE), dict.fromkeys(views, folder))
     for text in TEXTS:
         names = [*views, BASE]
         together = packed.embed(
@@ -175,8 +178,8 @@ def test_views_of_one_prefix_are_run_together(encoder, tmp_path):
 def test_an_expert_can_be_made_part_of_the_base(encoder, tmp_path):
     with_prefix(encoder, "one")
     folder = saved(encoder, tmp_path, "one")["one"]
-    merged = load_encoder(FAKE)
-    merge_expert(merged, "one", folder)
+    merged = load_tower(FAKE)
+    merge_adapter(merged, "one", folder)
     np.testing.assert_allclose(
         merged.embed_tokens(merged.tokenize_queries(TEXTS)), encoder.encode_queries(TEXTS, "one"), atol=1e-6
     )
@@ -185,9 +188,9 @@ def test_an_expert_can_be_made_part_of_the_base(encoder, tmp_path):
 def test_a_general_prefix_belongs_to_the_base(encoder, tmp_path):
     with_prefix(encoder, "general")
     folder = saved(encoder, tmp_path, "general")["general"]
-    settings = FAKE.model_copy(update={"general_prefix": str(folder)})
-    assert encoder_fingerprint(settings) != encoder_fingerprint(FAKE)
-    based = load_encoder(settings)
+    settings = FAKE.model_copy(update={"adapter": str(folder)})
+    assert tower_fingerprint(settings) != tower_fingerprint(FAKE)
+    based = load_tower(settings)
     expected = encoder.encode_queries(TEXTS, "general")
     np.testing.assert_allclose(based.encode_queries(TEXTS), expected, atol=1e-6)
     np.testing.assert_allclose(based.encode_documents(TEXTS), expected, atol=1e-6)
@@ -249,24 +252,24 @@ def test_what_does_not_fit_is_refused(encoder, tmp_path):
         encoder.add_adapter("far", PrefixSettings(layers=(7,)))
     with_prefix(encoder, "one")
     with_prefix(encoder, "long", settings=PrefixSettings(length=9))
-    encoder.add_adapter("lora", LoraSettings())
-    folders = saved(encoder, tmp_path, "one", "long", "lora")
-    with pytest.raises(EncoderError, match=r"train all with the same training\.prefix"):
-        pack_experts(load_encoder(FAKE), {name: folders[name] for name in ("one", "long")})
-    with pytest.raises(EncoderError, match="holds no prefix"):
-        pack_experts(load_encoder(FAKE), {name: folders[name] for name in ("one", "lora")})
+    encoder.add_adapter("low", LoraSettings())
+    folders = saved(encoder, tmp_path, "one", "long", "low")
+    with pytest.raises(EncoderError, match=r"train all with the same training\.adapter"):
+        batch_adapters(load_tower(FAKE), {name: folders[name] for name in ("one", "long")})
+    with pytest.raises(EncoderError, match=r"different kinds .*'one' is prefix, 'low' is lora"):
+        batch_adapters(load_tower(FAKE), {name: folders[name] for name in ("one", "low")})
     config = folders["one"] / ADAPTER_CONFIG
     config.write_text(config.read_text().replace('"width": 32', '"width": 64'))
     with pytest.raises(EncoderError, match="64 wide"):
-        load_encoder(FAKE).load_adapter("one", folders["one"])
+        load_tower(FAKE).load_adapter("one", folders["one"])
     config.write_text(
         config.read_text().replace('"width": 64', '"width": 32').replace('"length": 5', '"length": 6')
     )
     with pytest.raises(EncoderError, match="does not hold what its settings say"):
-        load_encoder(FAKE).load_adapter("one", folders["one"])
+        load_tower(FAKE).load_adapter("one", folders["one"])
     (folders["one"] / ADAPTER_WEIGHTS).unlink()
     with pytest.raises(EncoderError, match="lacks adapter_model"):
-        load_encoder(FAKE).load_adapter("one", folders["one"])
+        load_tower(FAKE).load_adapter("one", folders["one"])
 
 
 def test_an_encoder_with_an_attention_of_its_own_is_refused():

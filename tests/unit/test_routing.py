@@ -12,7 +12,7 @@ from routerretriever.routing.pilot_library import best_expert, build_library
 from routerretriever.routing.pilots import PilotRouter
 from routerretriever.routing.protocol import softmax
 from routerretriever.routing.saving import load_router, save_router
-from routerretriever.routing.settings import GateSettings, RoutingSettings
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.types import BASE
 
 TIED = np.array([[1.0, 1.0, 0.0], [0.0, 0.5, 0.2], [0.0, 0.3, 0.3]])
@@ -34,7 +34,7 @@ def test_the_tie_rules(ties, own, expected):
 
 def routing(**settings):
     return RoutingSettings(
-        **{"features": "embedding", "gate": None, "temperature": 1.0, "min_share": 0.0, **settings}
+        **{"features": "embedding", "fallback": None, "temperature": 1.0, "min_share": 0.0, **settings}
     )
 
 
@@ -111,8 +111,8 @@ def test_no_evidence_at_all_is_an_error():
         routing(router="pilots", temperature=0.1),
         routing(router="posterior", mixing="hard"),
         routing(router="posterior", mixing="soft"),
-        routing(router="posterior", gate=GateSettings(open_quantile=0.2, slack=0.0)),
-        routing(router="posterior", gate=GateSettings(fallback="base")),
+        routing(router="posterior", fallback=FallbackSettings(familiar_quantile=0.2, slack=0.0)),
+        routing(router="posterior", fallback=FallbackSettings(answer="base")),
         routing(router="neighbours", neighbours=5, temperature=0.05),
         routing(router="utility", temperature=0.05),
         routing(router="centroids", temperature=0.05),
@@ -159,17 +159,20 @@ def far_away(queries=20):
 
 
 @pytest.mark.parametrize(("fallback", "expected"), [("uniform", [1 / 3] * 3), ("base", [0, 0, 0, 1])])
-def test_the_gate_leaves_a_foreign_query_to_the_fallback(fallback, expected):
+def test_the_fallback_answers_a_foreign_query(fallback, expected):
     d = data()
     router = fit_router(
-        d, routing(router="posterior", gate=GateSettings(fallback=fallback, open_quantile=0.2, slack=0.0))
+        d,
+        routing(
+            router="posterior", fallback=FallbackSettings(answer=fallback, familiar_quantile=0.2, slack=0.0)
+        ),
     )
     np.testing.assert_allclose(router.weights(far_away()), np.tile(expected, (20, 1)), atol=1e-6)
-    ungated = fit_router(d, routing(router="posterior"))
-    open_ = router.gate(d.features["a"]) == 1
+    without = fit_router(d, routing(router="posterior"))
+    open_ = router.familiarity(d.features["a"]) == 1
     assert 0.7 < open_.mean() < 0.95  # calibrated: a fifth of the training queries is below the quantile
     np.testing.assert_allclose(
-        router.weights(d.features["a"])[open_][:, :3], ungated.weights(d.features["a"])[open_], rtol=1e-5
+        router.weights(d.features["a"])[open_][:, :3], without.weights(d.features["a"])[open_], rtol=1e-5
     )
 
 
@@ -177,13 +180,15 @@ def test_an_explanation_quotes_the_nearest_training_queries():
     d = data()
     queries = {name: [f"{name}{row}" for row in range(40)] for name in "abc"}
     d = RoutingData(d.experts, d.utilities, d.features, queries)
-    router = fit_router(d, routing(router="posterior", gate=GateSettings(open_quantile=0.2, slack=0.0)))
+    router = fit_router(
+        d, routing(router="posterior", fallback=FallbackSettings(familiar_quantile=0.2, slack=0.0))
+    )
     (reason,) = router.explain(d.features["b"][7:8])
     assert max(reason.scores, key=reason.scores.get) == "b"
     assert (reason.nearest[0].dataset, reason.nearest[0].query) == ("b", "b7")
     assert reason.nearest[0].similarity == pytest.approx(1, abs=1e-5)
     (foreign,) = router.explain(far_away(1))
-    assert foreign.gate == 0
+    assert foreign.familiarity == 0
     assert reason.margin > 0
 
 

@@ -20,7 +20,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from routerretriever.bundle.bundle import ValidationQuery
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.client.client import AsyncClient, Client, ServiceError
 from routerretriever.client.langchain import RoutedEmbeddings
 from routerretriever.client.schemas import (
@@ -28,17 +29,26 @@ from routerretriever.client.schemas import (
     SearchRequest,
     SearchResponse,
 )
+from routerretriever.config.recipe import Recipe
 from routerretriever.config.serving import ReplicaSettings, ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import ArtifactMissing, Overloaded, RecipeError, UnknownName
+from routerretriever.errors import (
+    ArtifactMissing,
+    BundleError,
+    Overloaded,
+    RecipeError,
+    UnknownName,
+)
 from routerretriever.index.live import Found
 from routerretriever.serving.batching import Batcher
-from routerretriever.serving.deployments.calls import OneThread
-from routerretriever.serving.deployments.index import Place
 from routerretriever.serving.deployments.metrics import Metrics
-from routerretriever.serving.deployments.releases import Release, Releases, Vetted, _Candidate
+from routerretriever.serving.deployments.releases import store_bundle
 from routerretriever.serving.engine import Engine
-from routerretriever.serving.http.auth import Token, read_tokens
+from routerretriever.serving.executor import SerialExecutor
+from routerretriever.serving.http.api import build_api
+from routerretriever.serving.http.auth import Authenticator, Token, read_tokens
+from routerretriever.serving.ports import CollectionRef, Rejection, Release, ValidatedBundle
+from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
 from routerretriever.serving.shadow import Shadows
 from routerretriever.types import BASE, ROUTED_MODEL
 from support.service import StandIn, application, ask, caller
@@ -74,7 +84,7 @@ def test_every_call_gets_its_own_results_in_order_and_no_pass_is_too_large(calls
     assert sum(sizes) == sum(calls)
 
 
-def test_a_batcher_refuses_what_it_cannot_hold_and_forgets_who_left():
+def test_a_batcher_refuses_by_what_comes_first_and_forgets_who_left():
     async def main():
         started, go_on, ran = asyncio.Event(), asyncio.Event(), []
 
@@ -87,21 +97,86 @@ def test_a_batcher_refuses_what_it_cannot_hold_and_forgets_who_left():
         batcher = Batcher(work, max_batch=2, max_waiting=3)
         first = asyncio.create_task(batcher.submit(["a", "b"]))
         await started.wait()
-        leaver = asyncio.create_task(batcher.submit(["c", "d"]))
+        leaver = asyncio.create_task(batcher.submit(["c"] * 4))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="2 queries are waiting; the bound is 3"):
-            await batcher.submit(["e", "f"])
-        leaver.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await leaver
+        with pytest.raises(Overloaded, match="4 tokens come first; the bound is 3"):
+            await batcher.submit(["e"] * 5)
+        small = asyncio.create_task(batcher.submit(["f"] * 3))  # a fair share of theirs is within the bound
+        await asyncio.sleep(0)
+        assert (batcher.waiting, batcher.waiting_cost) == (7, 7)
+        for task in (leaver, small):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         assert batcher.waiting == 0
-        last = asyncio.create_task(batcher.submit(["g"] * 5))  # too many, but nobody waits
+        last = asyncio.create_task(batcher.submit(["g"] * 5))  # its own size is no reason
         go_on.set()
         assert await first == ["a", "b"]
         assert await last == ["g"] * 5
         assert ran == ["a", "b", *["g"] * 5]
+        assert batcher.idle
 
     asyncio.run(main())
+
+
+def passes_of(calls, max_batch=4, max_cost=100, max_waiting=1000):
+    """The passes in which (client, items, costs) are run that all arrive during a first pass."""
+    passes = []
+
+    async def main():
+        go_on = asyncio.Event()
+
+        async def work(items):
+            await go_on.wait()
+            passes.append(list(items))
+            return items
+
+        batcher = Batcher(work, max_batch, max_waiting, max_cost=max_cost)
+        first = asyncio.create_task(batcher.submit(["first"]))
+        await asyncio.sleep(0)
+        waiting = [
+            asyncio.create_task(batcher.submit(items, costs, client)) for client, items, costs in calls
+        ]
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, *waiting)
+
+    asyncio.run(main())
+    return passes[1:]
+
+
+def test_nobody_is_refused_or_delayed_by_one_big_request():
+    """Whether the others come as other clients, or all are one behind a proxy."""
+    for client in ("big", "small"):
+        big = ("big", ["big"] * 2048, [20] * 2048)
+        made = passes_of([big, (client, ["small"], [20])], max_batch=32, max_cost=640, max_waiting=100)
+        assert "small" in made[0]
+
+
+def test_a_big_request_gets_in_beside_many_small_ones():
+    small = [(f"client {number}", ["small"], [10]) for number in range(40)]
+    made = passes_of([*small, ("big", ["big"] * 600, [10] * 600)], max_waiting=500)
+    assert sum(items.count("big") for items in made) == 600
+
+
+def test_passes_are_bounded_by_cost_and_clients_share_them_by_cost():
+    long, short = ("long", ["long"] * 8, [50] * 8), ("short", ["short"] * 40, [5] * 40)
+    made = passes_of([long, short], max_batch=40, max_cost=100)
+    assert all(items.count("long") * 50 + items.count("short") * 5 <= 100 for items in made)
+    assert (made[0].count("long"), made[0].count("short")) == (1, 10)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.lists(st.integers(1, 9), min_size=1, max_size=9)), max_size=9
+    )
+)
+def test_no_pass_costs_more_than_it_may_unless_it_is_one_item(calls):
+    made = passes_of([(client, costs, costs) for client, costs in calls], max_cost=6)
+    run = sorted(cost for items in made for cost in items)
+    assert run == sorted(cost for _, costs in calls for cost in costs)
+    assert all(sum(items) <= 6 or len(items) == 1 for items in made)
 
 
 def test_a_failing_pass_fails_its_callers_and_nobody_else():
@@ -155,11 +230,14 @@ def test_a_short_call_does_not_wait_for_all_of_a_long_one():
         ("search", {}, 422, "query"),
         ("embeddings", {"input": []}, 422, "input"),
         ("embeddings", {"input": ["x", ""]}, 422, "input"),
+        ("embeddings", {"input": ""}, 422, "input"),
         ("embeddings", {"input": ["x"] * 4}, 422, "input"),
         ("embeddings", {"input": ["x", "x" * 51]}, 422, "input.1"),
         ("embeddings", {"input": [[1, 2]]}, 422, "input"),
         ("embeddings", {"input": "x", "encoding_format": "hex"}, 422, "encoding_format"),
-        ("embeddings", {"input": "x", "dimensions": 3}, 422, "dimensions"),
+        ("embeddings", {"input": "x", "dimensions": 4}, 422, "dimensions"),
+        ("embeddings", {"input": "x", "input_type": "nonsense"}, 422, "input_type"),
+        ("embeddings", {"input": "x", "input_type": "document", "model": "fruit"}, 422, "input_type"),
         ("route", {"input": 3}, 422, "input"),
         ("collections/fruit/documents", {"documents": []}, 422, "documents"),
         ("collections/fruit/documents", {"documents": [{"id": "a", "text": ""}]}, 422, "documents"),
@@ -447,14 +525,28 @@ class HalfBundle:
     router = SimpleNamespace(experts=["a", "b", BASE])
     experts = ("a", "b")
 
-    def tokenize(self, texts):
-        return [[1] * len(text) for text in texts]
+    class encoder:
+        settings = SimpleNamespace(query_max_length=8, document_max_length=12)
+        dimension = 2
+
+        @staticmethod
+        def tokenize_queries(texts, longest=8):
+            return [[1] * min(longest, len(text)) for text in texts]
+
+        @staticmethod
+        def tokenize_documents(texts, longest=12):
+            return [[2] * min(longest, len(text)) for text in texts]
+
+        @staticmethod
+        def embed_tokens(rows):
+            return np.array([[len(row), 9] for row in rows], np.float32)
 
     def route(self, rows):
         return np.tile(np.array([0.5, 0, 0.5], np.float32), (len(rows), 1))
 
     def embed(self, rows, weights, experts):
-        return np.zeros((len(rows), 2), np.float32)
+        assert all(token == 1 for row in rows for token in row)  # documents never get here
+        return np.array([[len(row), 0] for row in rows], np.float32)
 
 
 def test_an_engine_tells_once_who_was_asked_by_the_router_and_by_name():
@@ -463,7 +555,7 @@ def test_an_engine_tells_once_who_was_asked_by_the_router_and_by_name():
     entropies = []
     observe = metrics.routing_entropy.observe
     metrics.routing_entropy.observe = lambda bits: (observe(bits), entropies.append(bits))
-    engine = Engine(HalfBundle(), OneThread(), None, ReplicaSettings(), metrics)
+    engine = Engine(HalfBundle(), SerialExecutor(), None, ReplicaSettings(), metrics)
 
     async def ask():
         await engine.embed(["one", "two"], ROUTED_MODEL)
@@ -583,52 +675,279 @@ def test_a_search_is_shadowed_once_its_answer_has_gone_out():
     assert offered == [("fig", ["d1"])]
 
 
+def engine_of(metrics=None, cached_vectors=0):
+    return Engine(
+        HalfBundle(), SerialExecutor(), None, ReplicaSettings(), metrics or Metrics(), cached_vectors
+    )
+
+
+def test_queries_and_documents_share_a_pass_and_cut_texts_are_marked():
+    async def main():
+        engine = engine_of()
+        return await asyncio.gather(
+            engine.embed(["x"], ROUTED_MODEL),  # runs alone; the others wait for it together
+            engine.embed(["12345678", "123456789"], ROUTED_MODEL),
+            engine.embed_documents(["123456789012", "1234567890123"]),
+        )
+
+    _, queries, documents = asyncio.run(main())
+    assert [one.truncated for one in (*queries, *documents)] == [False, True, False, True]
+    assert [one.vector.tolist() for one in (*queries, *documents)] == [[8, 0], [8, 0], [12, 9], [12, 9]]
+    assert documents[0].weights == {BASE: 1.0}
+
+
+def test_the_cache_answers_what_was_asked_by_the_same_model_and_stays_small():
+    async def main():
+        metrics = Metrics()
+        metrics.cache_lookups = Counted()
+        engine = engine_of(metrics, cached_vectors=2)
+        first = await engine.embed(["one", "three", "one"], ROUTED_MODEL)
+        again = await engine.embed(["three", "one"], ROUTED_MODEL)
+        await engine.embed(["one"], "a")
+        await engine.embed_documents(["one", "two"])
+        await engine.embed_documents(["one"])
+        assert len(engine._cache) == 2
+        return first, again, metrics.cache_lookups.by_tag
+
+    first, again, lookups = asyncio.run(main())
+    assert [id(one) for one in again] == [id(first[1]), id(first[2])]
+    assert [one.vector.tolist() for one in first] == [[3, 0], [5, 0], [3, 0]]
+    assert lookups == {"hit": 2, "miss": 7}
+
+
 class FakeIndex:
     """Finds the document whose number is the query's first component."""
 
-    def __init__(self):
-        self.search = self
-
-    async def remote(self, place, queries, depths):
-        if place.corpus == "lost":
+    async def search(self, collection, queries, depths):
+        if collection.corpus == "lost":
             raise ArtifactMissing("corpora/lost: not here")
         return [[Found(1.0, Document(f"d{int(query[0])}", "", ""))] for query in queries]
 
 
-def candidate(version, fingerprint, right):
-    """A bundle of two collections whose canary queries are answered rightly in these shares of them."""
-    manifest = {"encoder_fingerprint": fingerprint, "encoder": {"name": "some"}}
-    canary = {
+def validated(fingerprint, right):
+    """A bundle whose validation queries are answered rightly in these shares of each collection."""
+    manifest = {
+        "encoder_fingerprint": fingerprint, "encoder": {"name": "some"}, "experts": [], "shares": {},
+        "corpora": {name: name for name in right},
+    }  # fmt: skip
+    validation = {
         name: ([ValidationQuery("?", {"d1": 1})] * 4, np.array([[float(at < 4 * share)] for at in range(4)]))
         for name, share in right.items()
     }
-    places = {name: Place(name, "") for name in right}
-    return _Candidate(Release(version, "", places, {}), Vetted("", manifest, canary, 1))
+    return ValidatedBundle("", manifest, validation, 1)
+
+
+def candidate(version, fingerprint, right):
+    collections = {name: CollectionRef(name, "") for name in right}
+    return Candidate(Release(version, "", collections, {}), validated(fingerprint, right))
+
+
+class World:
+    """Everything around a release controller, as plain objects."""
+
+    def __init__(self, **bundles):
+        self.now = 0.0
+        self.pointers = {}
+        self.bundles = {int(name[1:]): bundle for name, bundle in bundles.items()}
+        self.aliases = {"released": 1, "challenger": None}
+        self.asked = []
+        self.stopped = []
+
+    async def validate(self, version):
+        self.asked.append(version)
+        return self.bundles[version]
+
+    def released(self):
+        return self.aliases["released"]
+
+    def challenger(self):
+        return self.aliases["challenger"]
+
+    def read_pointer(self, name):
+        return self.pointers.get(name)
+
+    def write_pointer(self, name, content):
+        self.pointers[name] = content
+
+    async def replicas(self):
+        return {}
+
+    def controller(self, **releases):
+        recipe = Recipe(name="r", domains={"fruit": {"path": "here"}}, serving={"releases": releases})
+        return ReleaseController(
+            recipe, self, self, FakeIndex(), self, self.validate, Metrics(), lambda: self.now
+        )
+
+
+GOOD = validated("one", {"fruit": 1.0})
+PASSING, LASTING = Rejection("storage is away", transient=True), Rejection("file altered")
+
+
+def test_a_release_is_taken_over_and_a_refused_one_is_not_asked_again():
+    async def main():
+        world = World(v1=GOOD, v2=LASTING, v3=GOOD)
+        controller = world.controller()
+        await controller.start()
+        world.aliases["released"] = 2
+        for _ in range(3):
+            world.now += 1000
+            await controller.poll()
+        assert controller.desired().current.version == 1
+        assert (await controller.state())["refused"] == {2: "file altered"}
+        assert world.asked == [1, 2]
+        world.aliases["released"] = 3
+        await controller.poll()
+        assert controller.desired().current.version == 3
+        assert (await controller.state())["refused"] == {}
+        assert {"version": 3} in world.pointers.values()
+
+    asyncio.run(main())
+
+
+def test_a_refusal_whose_cause_may_pass_is_tried_again_by_itself_and_any_by_hand():
+    async def main():
+        world = World(v1=GOOD, v2=PASSING)
+        controller = world.controller(retry_seconds=60)
+        await controller.start()
+        world.aliases["released"] = 2
+        await controller.poll()
+        world.now = 59
+        await controller.poll()
+        assert world.asked == [1, 2]
+        world.bundles[2] = LASTING
+        world.now = 61
+        await controller.poll()
+        world.now = 999
+        await controller.poll()
+        assert world.asked == [1, 2, 2]
+        world.bundles[2] = GOOD
+        ask_for_retry(world, controller._recipe)
+        await controller.poll()
+        assert controller.desired().current.version == 2
+
+    asyncio.run(main())
+
+
+def test_a_service_starts_with_what_was_served_last_if_the_released_bundle_is_bad():
+    async def main():
+        world = World(v1=GOOD, v2=LASTING)
+        await world.controller().start()
+        world.aliases["released"] = 2
+        controller = world.controller()
+        await controller.start()
+        assert controller.desired().current.version == 1
+        world.bundles[1] = LASTING
+        with pytest.raises(BundleError, match="version 2: file altered; version 1: file altered"):
+            await world.controller().start()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    ("fingerprint", "right", "objection"),
+    ("fingerprint", "right", "reason"),
     [
         ("one", {"fruit": 1.0, "metal": 0.5}, None),
         ("one", {"fruit": 1.0}, None),  # metal's expert was taken out: that is no loss to fruit
         ("one", {"sport": 0.0}, None),
-        ("one", {"fruit": 0.5, "metal": 0.5}, "canary queries of fruit, metal is 0.5000; .* has 0.7500"),
-        ("one", {"fruit": 0.5, "sport": 1.0}, "canary queries of fruit is 0.5000; .* has 1.0000"),
+        ("one", {"fruit": 0.5, "metal": 0.5}, "validation queries of fruit, metal is 0.5000; .* has 0.7500"),
+        ("one", {"fruit": 0.5, "sport": 1.0}, "validation queries of fruit is 0.5000; .* has 1.0000"),
         ("two", {"fruit": 1.0, "metal": 0.5}, "made for base some .two.; this service runs some .one."),
     ],
 )
-def test_a_bundle_of_another_base_or_with_worse_canaries_is_refused(fingerprint, right, objection):
-    keeper = object.__new__(Releases.func_or_class)
-    keeper._indexes, keeper._settings = [FakeIndex()], ServingSettings().releases
+def test_a_bundle_of_another_base_or_worse_on_validation_queries_is_rejected(fingerprint, right, reason):
     present = candidate(1, "one", {"fruit": 1.0, "metal": 0.5})
-    found = asyncio.run(keeper._objection(candidate(2, fingerprint, right), present))
-    assert found is None if objection is None else re.search(objection, found)
+    controller = World().controller()
+    found = asyncio.run(controller.rejection_reason(candidate(2, fingerprint, right), present))
+    assert found is None if reason is None else re.search(reason, found.reason)
 
 
-def test_a_bundle_with_a_collection_that_is_not_there_is_refused():
-    """Also if no canary query is asked of it, as of one without an expert."""
-    keeper = object.__new__(Releases.func_or_class)
-    keeper._indexes = [FakeIndex()]
+def test_a_bundle_with_a_collection_that_is_not_there_is_rejected():
+    """Also if no validation query is asked of it, as of one without an expert."""
     incomplete = candidate(1, "one", {"fruit": 1.0})
-    incomplete.release.places["zero-shot"] = Place("lost", "")
-    assert asyncio.run(keeper._objection(incomplete, None)) == "corpora/lost: not here"
+    incomplete.release.collections["zero-shot"] = CollectionRef("lost", "")
+    found = asyncio.run(World().controller().rejection_reason(incomplete, None))
+    assert found == Rejection("corpora/lost: not here", transient=True)
+
+
+def test_a_flipped_byte_in_a_stored_bundle_is_found_and_the_bundle_stored_again(tmp_path):
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"as they are")
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    store_bundle(store, "bundles/b", folder, 1)
+    stored = tmp_path / "storage" / "bundles" / "b" / "weights"
+    stored.write_bytes(b"as thEy are")
+    store_bundle(store, "bundles/b", folder, 1)
+    assert stored.read_bytes() == b"as they are"
+    assert (store.fetch("bundles/b") / "weights").read_bytes() == b"as they are"
+
+
+def test_texts_that_were_cut_are_marked_or_refused_and_token_ids_say_what_to_change():
+    def embeddings(app, **body):
+        return ask(app, "POST", "/v1/embeddings", json=body)
+
+    app = application(StandIn())
+    assert embeddings(app, input=["x", "x" * 41], dimensions=3).json()["truncated"] == [1]
+    refused = embeddings(application(StandIn(), refuse_truncated=True), input=["x", "x" * 41])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "input.1")
+    empty = embeddings(app, input=["x", "y", ""])
+    assert "input: text 2 is empty" in empty.json()["error"]["message"]
+    for tokens in ([1, 2], [[1, 2], [3]]):
+        response = embeddings(app, input=tokens)
+        assert response.status_code == 422
+        assert "check_embedding_ctx_length=False" in response.json()["error"]["message"]
+
+
+def test_a_deadline_grows_with_what_was_asked_for():
+    class Slow(StandIn):
+        async def embed(self, texts, model, client=""):
+            await asyncio.sleep(0.2)
+            return await super().embed(texts, model, client)
+
+    app = application(Slow(), seconds=0.05, seconds_per_text=0.1)
+    late = ask(app, "POST", "/v1/embeddings", json={"input": "x"})
+    assert (late.status_code, late.json()["error"]["message"]) == (504, "not done within 0.15 seconds")
+    assert ask(app, "POST", "/v1/embeddings", json={"input": ["x"] * 30}).status_code == 200
+
+
+def test_one_model_can_be_asked_for():
+    app = application(StandIn())
+    assert ask(app, "GET", "/v1/models/base").json()["id"] == "base"
+    assert ask(app, "GET", "/v1/models/none").status_code == 404
+
+
+def test_a_mistake_of_ours_is_never_a_404(logged):
+    class Broken(StandIn):
+        async def search(self, *_):
+            return {}["a key of ours"]
+
+    response = ask(application(Broken()), "POST", "/v1/search", json={"query": "x"})
+    assert response.status_code == 500
+    assert "a key of ours" not in response.text
+    assert logged[0].exc_info is not None
+
+
+def test_requests_are_told_apart_by_their_token():
+    service, digest = StandIn(), hashlib.sha256(SECRET.encode()).hexdigest()
+    app = application(service, {"team": Token(sha256=digest)})
+    ask(app, "POST", "/v1/embeddings", json={"input": "x"}, headers={"Authorization": f"Bearer {SECRET}"})
+    assert service.clients == ["team"]
+
+
+def test_pages_need_nothing_from_elsewhere_and_work_under_any_prefix():
+    app = application(StandIn())
+    for page in ("/docs", "/"):
+        text = ask(app, "GET", page).text
+        assert not re.search(r"""(src|href)=["']?(/|https?:)""", text)
+        assert not re.search(r"""fetch\(["'`]/""", text)
+    assert "/v1/search" in ask(app, "GET", "/docs").text
+
+
+def test_other_origins_are_let_in_by_a_setting():
+    serving = ServingSettings(cors_origins=("https://page.example",))
+    app = build_api(lambda: StandIn(), serving, Authenticator({}), Metrics())
+    preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    response = ask(app, "OPTIONS", "/v1/search", headers=preflight)
+    assert response.headers["access-control-allow-origin"] == "https://page.example"
+    plain = ask(application(StandIn()), "OPTIONS", "/v1/search", headers=preflight)
+    assert "access-control-allow-origin" not in plain.headers

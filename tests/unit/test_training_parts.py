@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from routerretriever.training.loop import lesson_plan
+from routerretriever.training.loop import domain_schedule
 from routerretriever.training.objective import candidate_loss, draw_targets
 from routerretriever.training.settings import TrainingSettings
 
@@ -59,10 +59,10 @@ def test_schedule_and_length():
 
 
 def test_every_domain_of_a_joint_model_has_its_turn_and_no_step_of_it_is_skipped():
-    plan = lesson_plan(3, 10, seed=0)
+    plan = domain_schedule(3, 10, seed=0)
     assert len(plan) == 10
-    for lesson in range(3):
-        steps = [step for chosen, step in plan if chosen == lesson]
+    for domain in range(3):
+        steps = [step for chosen, step in plan if chosen == domain]
         assert steps == list(range(len(steps)))
         assert len(steps) in (3, 4)
-    assert lesson_plan(1, 4, seed=0) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert domain_schedule(1, 4, seed=0) == [(0, 0), (0, 1), (0, 2), (0, 3)]

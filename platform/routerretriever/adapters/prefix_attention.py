@@ -26,8 +26,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from routerretriever.adapters.files import ADAPTER_WEIGHTS
 from routerretriever.adapters.prefix_shape import UNIFORM, PrefixShape, View
-from routerretriever.encoder.source import ADAPTER_WEIGHTS
 from routerretriever.errors import EncoderError
 
 _ATTENTION = "with_prefix"
@@ -96,7 +96,7 @@ class Prefixes(nn.Module):
                 raise EncoderError(
                     f"expert {name!r}: {len(shape.modules)} module(s) of {shape.length} tokens in layers "
                     f"{list(shape.layers)} cannot be run beside prefixes of {first.length} tokens in layers "
-                    f"{list(first.layers)}; train all with the same training.prefix"
+                    f"{list(first.layers)}; train all with the same training.adapter"
                 )
         made = cls(replace(first, modules=tuple(experts), routed=False, views={}))
         made.keys_and_values.data = torch.cat([one.keys_and_values.data for one in experts.values()], dim=1)
@@ -170,6 +170,7 @@ class PrefixAttention(nn.Module):
         """Attentions that were computed here."""
         AttentionInterface.register(_ATTENTION, _attend)
         AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+        model.register_forward_pre_hook(self._starting, with_kwargs=True)
         for number, layer in enumerate(layers):
             for module in layer.modules():
                 # Not as a submodule: the layer would then hold the model's parameters twice.
@@ -179,16 +180,15 @@ class PrefixAttention(nn.Module):
         model.set_attn_implementation(_ATTENTION)
         if self._calls_of_a_pass(model) != len(layers):
             raise EncoderError(
-                f"training.prefix: {type(model).__name__} computes its attention in a way of its own, which "
+                f"training.adapter: {type(model).__name__} computes its attention in a way of its own, which "
                 "takes no prefix; use a LoRA, or another encoder"
             )
 
     def _calls_of_a_pass(self, model: Any) -> int:
         self.calls = 0
         ids = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        self.padding_BL = torch.ones_like(ids)
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=self.padding_BL)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
         return self.calls
 
     def use(self, prefixes: Prefixes | None, mixture: Mixture | None = None) -> None:
@@ -209,6 +209,9 @@ class PrefixAttention(nn.Module):
             yield
         finally:
             self.active, self._mixture = before
+
+    def _starting(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.padding_BL = kwargs["attention_mask"]
 
     def _entering(self, number: int) -> Any:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

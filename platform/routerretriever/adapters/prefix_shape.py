@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from routerretriever.encoder.source import ADAPTER_CONFIG, adapter_config
+from routerretriever.adapters.files import ADAPTER_CONFIG, adapter_config
 
 UNIFORM = 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import routerretriever
+from routerretriever.cli.datasets import datasets_app
 from routerretriever.errors import RouterRetrieverError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-datasets_app = typer.Typer(help="Check, split and download collections (BEIR folders).", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
@@ -90,19 +90,19 @@ def _pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipelin
 @app.command()
 def encode(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Encode the documents of all collections, once, with the base encoder."""
-    _ = _pipeline(recipe, overrides, quiet).corpora
+    _pipeline(recipe, overrides, quiet).build(["encode"])
 
 
 @app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train the experts, in parallel; finished ones are skipped."""
-    _ = _pipeline(recipe, overrides, quiet).experts
+    _pipeline(recipe, overrides, quiet).build(["train"])
 
 
 @app.command()
 def score(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Score the training queries with every expert and the base."""
-    _ = _pipeline(recipe, overrides, quiet).scores
+    _pipeline(recipe, overrides, quiet).build(["score"])
 
 
 @app.command()
@@ -110,7 +110,7 @@ def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False
     """Build the pilot library, or fit the recipe's other router, from the scores."""
     from routerretriever.runtime.progress import log
 
-    router = _pipeline(recipe, overrides, quiet).router
+    router = _pipeline(recipe, overrides, quiet).deployed.deployment().router
     log.info("router %s over %s", router.kind, ", ".join(router.experts))
 
 
@@ -128,9 +128,10 @@ def tune_router(
     """Choose the router by dev queries: tries kinds, features, mixings and gates, and shows a table."""
     from routerretriever.pipeline.domains import set_routing
     from routerretriever.runtime.progress import log, show
+    from routerretriever.studies import runs as studies
     from routerretriever.studies.tuning import describe, trials_table
 
-    trials = _pipeline(recipe, overrides, quiet).tune_router(unseen_share)
+    trials = studies.tune_router(_pipeline(recipe, overrides, quiet), unseen_share)
     show(trials_table(trials, rows))
     if write:
         set_routing(recipe, trials[0].settings)
@@ -165,7 +166,9 @@ def analyse(
     from routerretriever.studies.analyses import analyses_sections
 
     names = order.split(",") if order else None
-    analyses = _pipeline(recipe, overrides, quiet).analyse(names, _numbers(clusters))
+    from routerretriever.studies import runs as studies
+
+    analyses = studies.analyse_run(_pipeline(recipe, overrides, quiet), names, _numbers(clusters))
     for section in analyses_sections(analyses):
         show(section_table(section))
 
@@ -181,9 +184,10 @@ def noise_floor(
     """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
+    from routerretriever.studies import runs as studies
     from routerretriever.studies.analyses import noise_floor_section
 
-    floor = _pipeline(recipe, overrides, quiet).noise_floor(domain, copies)
+    floor = studies.measure_noise_floor(_pipeline(recipe, overrides, quiet), domain, copies)
     show(section_table(noise_floor_section(floor)))
 
 
@@ -205,9 +209,11 @@ def learning_curve(
     """Quality by number of training queries: experts trained on nested samples, measured on test."""
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
+    from routerretriever.studies import runs as studies
     from routerretriever.studies.analyses import learning_curve_section
 
-    curve = _pipeline(recipe, overrides, quiet).learning_curve(domain, _numbers(sizes) if sizes else None)
+    counts = _numbers(sizes) if sizes else None
+    curve = studies.draw_learning_curve(_pipeline(recipe, overrides, quiet), domain, counts)
     show(section_table(learning_curve_section(curve)))
 
 
@@ -241,6 +247,36 @@ def register(
 
 
 @app.command()
+def schema(
+    to: Annotated[
+        Path | None, typer.Option(help="File to write; by default the schema is printed.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Write the recipe's JSON schema, which lets an editor complete and check recipes."""
+    from routerretriever.config.loading import recipe_schema
+
+    if to is None:
+        typer.echo(recipe_schema(), nl=False)
+    else:
+        to.write_text(recipe_schema(), encoding="utf-8")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"routerretriever {routerretriever.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
 def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """List the registered bundles; a star marks the released one."""
     from routerretriever.registry.registry import versions_table
@@ -253,23 +289,38 @@ def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = Fal
 @app.command()
 def release(
     recipe: RecipeFile,
-    version: Annotated[int, typer.Option(help="The bundle's number; `versions` lists them.")],
+    version: Annotated[
+        int | None, typer.Option(help="The bundle's number; `versions` lists them.", show_default=False)
+    ] = None,
     challenger: Annotated[
         bool, typer.Option("--challenger", help="Only beside the released one: see serving.releases.")
+    ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also if another recipe made what is released now.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Have running services try bundles again that they refused.")
     ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Release a registered bundle: move the alias. Running services vet it and follow."""
+    """Release a registered bundle: move the alias. Running services validate it and follow."""
     from routerretriever.runtime.progress import console
 
+    if retry:
+        _retry_refused(recipe, overrides, quiet)
+    if version is None:
+        if not retry:
+            raise typer.BadParameter("give --version or --retry")
+        return
     registry = _registry(recipe, overrides, quiet)
     if challenger:
         registry.challenge(version)
         console.print(f"{registry.bundle_uri} is challenged by version {version}")
     else:
-        registry.release(version)
-        console.print(f"{registry.bundle_uri} is version {version}")
+        before = registry.release(version, take_over)
+        replaced = f", before {before}" if before not in (None, version) else ""
+        console.print(f"{registry.bundle_uri} is version {version}{replaced}")
 
 
 @app.command()
@@ -290,6 +341,15 @@ def rollback(
         console.print(f"{registry.bundle_uri} has no challenger")
     else:
         console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
+
+
+@app.command()
+def migrate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Bring the recipe's MLflow database to the installed MLflow's schema; copy it first."""
+    from routerretriever.runtime.progress import console
+
+    changed = _registry(recipe, overrides, quiet).migrate()
+    console.print("migrated" if changed else "nothing to do: the database is up to date")
 
 
 @app.command()
@@ -359,55 +419,6 @@ def run(
     log.info("figures and tables: %s", pipeline.report_folder)
 
 
-@datasets_app.command("check")
-def datasets_check(path: Annotated[str, typer.Argument(help="A BEIR folder, or sample:<domain>.")]) -> None:
-    """List every defect of a collection, with file and line; exit code 1 if there is an error."""
-    from routerretriever.datasets.checking import check_collection
-    from routerretriever.datasets.collection import open_collection
-    from routerretriever.runtime.progress import console
-
-    folder = open_collection("check", path).folder if path.startswith("sample:") else Path(path)
-    report = check_collection(folder)
-    for defect in report.defects:
-        place = defect.file if defect.line is None else f"{defect.file}:{defect.line}"
-        console.print(f"{defect.severity}: {place}: {defect.message}", markup=False, soft_wrap=True)
-    judgements = ", ".join(f"{split} {count}" for split, count in report.judgements.items()) or "none"
-    console.print(f"{report.documents} documents, {report.queries} queries, judgements: {judgements}")
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-@datasets_app.command("split")
-def datasets_split(
-    source: Annotated[str, typer.Argument(help="A BEIR folder.")],
-    target: Annotated[Path, typer.Argument(help="The new folder to write.")],
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of train to hold out if test is missing.")
-    ] = 0.2,
-) -> None:
-    """Write a collection with explicit train, dev and test splits, held out by hash of the query id."""
-    from routerretriever.datasets.collection import open_collection
-    from routerretriever.datasets.download import write_split
-    from routerretriever.runtime.progress import console
-
-    collection = open_collection(target.name, source)
-    fraction = 0.0 if "test" in collection.splits() else test_fraction
-    console.print(f"wrote {write_split(collection, target, fraction)}")
-
-
-@datasets_app.command("download")
-def datasets_download(
-    names: Annotated[list[str], typer.Argument(help="BEIR collections, e.g. scifact nfcorpus.")],
-    to: Annotated[Path, typer.Option(help="Folder that receives them.")] = Path("datasets"),
-) -> None:
-    """Download BEIR collections through beir's own downloader."""
-    from routerretriever.datasets.download import download
-    from routerretriever.runtime.progress import console
-
-    for name in names:
-        console.print(f"{name}: {download(name, to)}")
-
-
 def _registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registry:
     from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.config.loading import load_recipe
@@ -415,7 +426,20 @@ def _registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registr
 
     _set_up(quiet)
     settings = load_recipe(recipe, overrides)
-    return Registry(settings, ArtifactStore.open(settings.storage))
+    store = ArtifactStore.open(settings.storage)
+    return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
+
+
+def _retry_refused(recipe: Path, overrides: list[str] | None, quiet: bool) -> None:
+    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.runtime.progress import console
+    from routerretriever.serving.releases import ask_for_retry
+
+    _set_up(quiet)
+    settings = load_recipe(recipe, overrides)
+    ask_for_retry(ArtifactStore.open(settings.storage), settings)
+    console.print("services on this storage will try the bundles again that they refused")
 
 
 def _set_up(quiet: bool) -> None:

@@ -26,6 +26,22 @@ Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_encodable)]
 
 
+def _texts_only(given: object) -> object:
+    """Say what is wrong with texts in words that name the text, and what to change about token ids."""
+    if isinstance(given, list):
+        if given and all(isinstance(one, int) or (isinstance(one, list) and one) for one in given):
+            raise ValueError(
+                "token ids are of another tokenizer than ours; send text "
+                "(in LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+            )
+        if "" in given:
+            raise ValueError(f"text {given.index('')} is empty")
+    return given
+
+
+InputType = Literal["query", "document", "search_query", "search_document", "passage"]
+
+
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -100,10 +116,13 @@ class Route(BaseModel):
     """What the weights are made from; an expert that the router cannot choose is left out."""
     margin: float | None
     """Score of the best expert minus that of the second."""
+    familiarity: float | None = None
+    """How familiar the query is, 0 to 1; below 1 the out-of-domain fallback has a share. Null without a
+    fallback."""
     gate: float | None
-    """How familiar the query is, 0 to 1; below 1 the fallback has a share. Null without a gate."""
+    """The same, by its older name."""
     nearest: list[Neighbour]
-    """The most similar training queries; empty without a gate."""
+    """The most similar training queries; empty without a fallback."""
 
 
 class RouteResponse(BaseModel):
@@ -118,10 +137,15 @@ class EmbeddingsRequest(_Schema):
     ``model``: ``router``, ``base`` or an expert's name for queries; ``documents`` for documents.
     """
 
-    input: Text | Texts
+    input: Annotated[Text | Texts, BeforeValidator(_texts_only)]
+    """One text or several."""
     model: str = ROUTED_MODEL
+    input_type: InputType | None = None
+    """What the texts are, as Cohere's and NVIDIA's clients say it. Documents are embedded as by the model
+    ``documents``."""
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: None = None
+    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Length of the vectors; only the encoder's own is possible."""
     user: str | None = None
 
 
@@ -147,6 +171,8 @@ class EmbeddingsResponse(BaseModel):
     data: list[Embedding]
     model: str
     usage: Usage
+    truncated: list[int] = []
+    """Indexes of the texts that were longer than the encoder reads; their ends are not in the vectors."""
 
 
 class Model(BaseModel):

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from routerretriever.config.recipe import Recipe
+from routerretriever.config.renamed import new_key, rename_old_keys
 from routerretriever.errors import RecipeError
 from routerretriever.settings import Settings
 
@@ -65,9 +66,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: the file is missing, no YAML, or a setting is wrong.
     """
     values = read_settings(Path(path))
+    rename_old_keys(values, str(path))
     for override in overrides or []:
         _apply_override(values, override)
     return parse_recipe(values, source=str(path))
+
+
+def recipe_schema() -> str:
+    """The recipe's JSON schema, with a description of every setting; editors complete and check by it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -93,15 +101,21 @@ def _read_yaml(text: str) -> Any:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(dotted.split(".")):
         raise RecipeError(f"--set {override}: write it as dotted.key=value")
-    *parents, last = dotted.split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise RecipeError(f"--set {override}: {parent} is a value, not a group of settings")
+    # The same YAML as the file's: YAML 1.1, which OmegaConf reads, takes `no` for false and 010 for 8.
     try:
-        node[last] = _read_yaml(text)
+        value = _read_yaml(text)
     except YAMLError as error:
         raise RecipeError(f"--set {override}: the value is not readable as YAML: {error}") from None
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    rename_old_keys(value, f"--set {override}")
+    *parents, _ = new_key(dotted).split(".")
+    node = values
+    for parent in parents:
+        node.update({name: other for name, other in value.items() if name != parent})
+        node, value = node.setdefault(parent, {}), value[parent]
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {override}: {parent} is a value, not a group of settings")
+    node.update(value)

@@ -7,19 +7,17 @@ name of the field. Nothing heavy is imported here: ``routerretriever --help`` st
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, create_model, model_validator
 
+from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.methods.settings import DdrSettings, JointSettings
+from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.settings import DomainName, Settings
@@ -27,29 +25,68 @@ from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
 
+def _methods_model() -> type[Settings]:
+    """A setting for each known method; only the default one is on unless it is named."""
+    fields: dict[str, Any] = {
+        name: (method.settings | None, method.settings() if name == DEFAULT else None)
+        for name, method in METHODS.items()
+    }
+    return create_model("Methods", __base__=_NamedMethods, **fields)
+
+
+class _NamedMethods(Settings):
+    def named(self) -> dict[str, Any]:
+        """Settings of the methods that are on, by name."""
+        found = {name: getattr(self, name) for name in METHODS}
+        return {name: settings for name, settings in found.items() if settings is not None}
+
+
+if TYPE_CHECKING:
+    Methods = _NamedMethods
+else:
+    Methods = _methods_model()
+    """The recipe's ``methods``."""
+
+
 class Recipe(Settings):
     """A whole run: collections, base encoder and the settings of every step."""
 
     name: DomainName
+    """Name of the run; reports carry it."""
     storage: str = "runs/default"
     """Folder or fsspec URI under which every artifact is stored."""
     data_root: str = "."
+    """Folder at which relative collection paths start."""
     domains: Annotated[dict[DomainName, DomainSettings], Field(min_length=1)]
+    """Collections by name."""
     encoder: EncoderSettings = EncoderSettings()
+    """The shared base encoder."""
     corpus: CorpusSettings = CorpusSettings()
+    """How documents are encoded and indexed."""
     training: TrainingSettings = TrainingSettings()
-    single_models: dict[DomainName, JointSettings] = Field(default_factory=dict)
-    """Baselines by name."""
+    """How experts are trained."""
     scoring: ScoringSettings = ScoringSettings()
+    """Which queries are scored with every expert."""
     routing: RoutingSettings = RoutingSettings()
-    ddr: DdrSettings | None = None
-    """If set, Dynamic Dense Retrieval is trained too, and evaluated beside the experts."""
-    deploy: Literal["experts", "ddr"] = "experts"
-    """What is registered, released and served."""
+    """Which router is fitted."""
+    methods: Methods = Methods()
+    """Methods that are trained and evaluated, each with its settings."""
+    deploy: Literal[tuple(METHODS)] = DEFAULT  # type: ignore[valid-type]
+    """The method that is registered, released and served."""
     registry: RegistrySettings = RegistrySettings()
+    """Where experts and bundles are registered."""
     serving: ServingSettings = ServingSettings()
+    """The HTTP service."""
     question: str | None = None
     """What ``run`` asks the service at the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_model(cls, values: Any) -> Any:
+        # Two recipes on one MLflow server must not take each other's alias over.
+        if isinstance(values, dict) and isinstance(values.get("registry", {}), dict) and "name" in values:
+            values = {**values, "registry": {"name": values["name"], **values.get("registry", {})}}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -58,29 +95,17 @@ class Recipe(Settings):
         for name in (BASE, ROUTED_MODEL, DOCUMENT_MODEL):
             if name in self.domains:
                 raise ValueError(f"domains.{name}: this name is taken; it stands for another model")
-        if taken := sorted(self.single_models.keys() & self.domains.keys()):
-            raise ValueError(f"single_models: {', '.join(taken)}: a domain has this name")
         if self.scoring.source == "held_out" and self.training.held_out_fraction == 0:
             raise ValueError("scoring.source 'held_out' needs training.held_out_fraction above 0")
         known = {BASE, *self.expert_domains}
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
-        if self.deploy == "ddr" and self.ddr is None:
-            raise ValueError("deploy: 'ddr' needs settings under ddr")
-        if self.deploy == "ddr" and self.serving.placement != "shared":
-            raise ValueError("deploy: 'ddr' is one model; set serving.placement to 'shared'")
-        if self.ddr is not None:
-            for field, names, there in (
-                ("labels", self.ddr.labels, list(self.domains)),
-                ("general.domains", self.general_domains, self.expert_domains),
-            ):
-                if unknown := sorted(set(names) - set(there)):
-                    raise ValueError(
-                        f"ddr.{field}: no such domain as {unknown[0]!r}; there are {sorted(there)}"
-                    )
-        if self.training.prefix is not None and self.routing.merge == "weights":
+        self._check_methods()
+        kind = kind_named(self.training.adapter.kind)
+        if self.routing.merge not in kind.merges:
             raise ValueError(
-                "training.prefix: prefixes do not add up as LoRAs do; set routing.merge to 'embeddings'"
+                f"training.adapter: experts of kind {kind.name!r} cannot be merged by their "
+                f"{self.routing.merge}; set routing.merge to '{sorted(kind.merges)[0]}'"
             )
         if self.serving.placement == "dedicated" and self.routing.merge == "weights":
             raise ValueError(
@@ -92,12 +117,17 @@ class Recipe(Settings):
                 raise ValueError(f"serving.collections: no domain {name!r}; there are {sorted(self.domains)}")
         return self
 
-    @property
-    def general_domains(self) -> list[str]:
-        """Names of the domains that a general prefix is trained on; none if there is to be none."""
-        if self.ddr is None or self.ddr.general is None:
-            return []
-        return list(self.ddr.general.domains or self.expert_domains)
+    def _check_methods(self) -> None:
+        if self.deploy not in self.methods.named():
+            raise ValueError(f"deploy: {self.deploy!r} needs settings under methods.{self.deploy}")
+        if not METHODS[self.deploy].deployable:
+            there = ", ".join(name for name, method in METHODS.items() if method.deployable)
+            raise ValueError(f"deploy: {self.deploy!r} cannot be served, only evaluated; choose from {there}")
+        domains = {name: domain.expert for name, domain in self.domains.items()}
+        for name, settings in self.methods.named().items():
+            placement = self.serving.placement if name == self.deploy else ""
+            for problem in METHODS[name].problems(settings, domains, placement):
+                raise ValueError(problem)
 
     @property
     def expert_domains(self) -> list[str]:

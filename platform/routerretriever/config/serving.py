@@ -22,18 +22,27 @@ class ReplicaSettings(Settings):
     cpus: ResourceAmount = 0.5
     """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
+    """GPUs that Ray reserves for each replica; a fraction lets several share one."""
     min_replicas: NonNegativeInt = 1
-    """0 lets the deployment vanish when nobody asks. The next query waits for it to start, at most
-    ``limits.seconds``; where the cluster has no CPUs or GPUs left for it, in vain."""
+    """Lower bound of autoscaling. 0 stops an idle deployment; the next query waits for its start, at most
+    ``limits.seconds``."""
     max_replicas: PositiveInt = 1
+    """Upper bound of autoscaling."""
     target_ongoing_requests: PositiveFloat = 8.0
     """Calls in progress per replica that autoscaling aims at."""
     upscale_delay_seconds: NonNegativeFloat = 10.0
+    """Seconds of high load before a replica is added."""
     downscale_delay_seconds: NonNegativeFloat = 300.0
+    """Seconds of low load before a replica is removed."""
     max_batch_size: PositiveInt = 32
-    """Queries in one pass."""
+    """Texts in one pass."""
+    max_batch_tokens: PositiveInt = 2048
+    """Tokens in one pass, about; a single text may have more."""
     max_queue: PositiveInt = 512
-    """Queries that may wait in one replica; more are answered with 503 and Retry-After."""
+    """Searches that may wait for the index in one replica; more are answered with 503 and Retry-After."""
+    max_queue_tokens: PositiveInt = 32_768
+    """Tokens that may have to be read in one replica before a new request is done; if there are more it is
+    answered with 503 and Retry-After. Its own size and what comes after it do not count."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -46,21 +55,31 @@ class SmallReplicaSettings(ReplicaSettings):
     """The same for what leaves a CPU alone most of the time."""
 
     cpus: ResourceAmount = 0.1
+    """CPUs that Ray reserves for each replica."""
 
 
 class LimitSettings(Settings):
     """What one HTTP request may ask for; more gets a 4xx that names the field."""
 
     texts: PositiveInt = 2048
+    """Queries in one request."""
     text_length: PositiveInt = 32_768
     """Characters of a query; the encoder reads its first ``query_max_length`` tokens."""
     documents: PositiveInt = 256
+    """Documents in one request."""
     document_length: PositiveInt = 262_144
+    """Characters of a document, its title included."""
     body_bytes: PositiveInt = 16_000_000
+    """Bytes of a request's body."""
     requests: PositiveInt = 256
     """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
     seconds: PositiveFloat = 30.0
-    """A request that takes longer is given up (504), and what it waits for is cancelled."""
+    """A request times out after so long (504). Queued work of timed-out or disconnected requests is
+    cancelled."""
+    seconds_per_text: NonNegativeFloat = 0.1
+    """What every text or document of a request adds to ``seconds``."""
+    refuse_truncated: bool = False
+    """Refuse embeddings of texts that are longer than the encoder reads, instead of marking them."""
 
 
 class ReleaseSettings(Settings):
@@ -69,10 +88,15 @@ class ReleaseSettings(Settings):
     poll_seconds: PositiveFloat = 5.0
     """How often the registry is asked which version is released."""
     validation_queries: PositiveInt = 20
-    """Dev queries of each collection that a bundle carries, to be asked before it is let in."""
+    """Dev queries of each collection that a bundle carries and must answer before it is released."""
     max_validation_loss: Fraction = 0.02
-    """A bundle whose mean nDCG@10 on canary queries is lower than the present one's by more is refused."""
+    """A bundle whose mean nDCG@10 on validation queries is lower than the present one's by more is
+    refused."""
+    retry_seconds: PositiveFloat = 60.0
+    """A bundle that was refused for a reason that may pass, as storage that cannot be reached, is tried again
+    after so long. ``release --retry`` tries any refused bundle again at once."""
     challenger_alias: str = "challenger"
+    """MLflow alias of the version that challenges the released one."""
     challenger_share: Fraction = 0.0
     """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
     shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -89,22 +113,38 @@ class ServingSettings(Settings):
     """
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one."""
     placement: Literal["shared", "dedicated"] = "shared"
+    """Whether experts share every router replica or have replicas of their own."""
     collections: tuple[DomainName, ...] | None = None
     """Collections to search; by default all of the recipe."""
     tokens_file: str | None = None
-    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.access``."""
+    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.http.auth``."""
     allow_anonymous: bool = False
     """Serve other machines without tokens, as behind a proxy that checks who asks."""
     limits: LimitSettings = LimitSettings()
+    """Bounds on one request."""
     releases: ReleaseSettings = ReleaseSettings()
+    """How a running service takes over a release."""
     router: ReplicaSettings = ReplicaSettings()
+    """Replicas that take requests and route queries."""
     expert: SmallReplicaSettings = SmallReplicaSettings()
+    """Replicas of each expert, with ``placement: dedicated``."""
     index: SmallReplicaSettings = SmallReplicaSettings()
-    index_parts: PositiveInt = 1
-    """Parts into which every collection is cut, each searched by a deployment of its own."""
+    """Replicas that search each collection."""
+    cached_vectors: NonNegativeInt = 10_000
+    """Query vectors that every router replica keeps by bundle, model and text; 0 keeps none. One takes about
+    4 bytes a dimension and the text."""
+    root_path: Annotated[str, Field(pattern=r"^(/[^/\s?#]+)*$")] = ""
+    """Path prefix under which a proxy offers the service, as ``/retrieval``, if the proxy strips it and does
+    not send ``X-Forwarded-Prefix``."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the service from a browser; ``*`` for all."""
+    index_shards: PositiveInt = 1
+    """Shards of every collection; each is searched by a deployment of its own."""
     refresh_seconds: NonNegativeFloat = 1.0
     """Documents that were added or deleted show in searches after at most this long."""
-    fold_changes: PositiveInt = 256
-    """A collection's changes are folded into one file whenever so many have been made."""
+    compact_every: PositiveInt = 256
+    """Changes to a collection after which they are compacted into one checkpoint."""

@@ -18,10 +18,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import ArtifactMissing
 from routerretriever.hashing import content_hash
 
@@ -30,7 +30,7 @@ Vectors = NDArray[np.float32]
 
 def corpus_key(collection: Collection, encoder: EncoderSettings) -> str:
     """Where a collection's corpus artifact lies: a hash of the documents, the encoder and its precision."""
-    digest = content_hash(collection.corpus_hash(), encoder_fingerprint(encoder), encoder.dtype)
+    digest = content_hash(collection.corpus_hash(), tower_fingerprint(encoder), encoder.dtype)
     return f"corpora/{collection.name}-{digest}"
 
 

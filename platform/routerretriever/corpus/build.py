@@ -2,73 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-from routerretriever.artifacts.store import ArtifactStore, build_missing
-from routerretriever.corpus.artifact import Corpus, corpus_key, documents_file, embeddings_file, open_corpus
+from routerretriever.adapters.files import tower_fingerprint
+from routerretriever.artifacts.step import Step
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import corpus_key, documents_file, embeddings_file
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import DatasetError
-from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, count
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
 
 
-def build_corpora(
-    collections: list[Collection], encoder: EncoderSettings, settings: CorpusSettings, store: ArtifactStore
-) -> dict[str, Corpus]:
-    """Make the corpus artifacts that are missing, all in one Ray Data run, and open all of them.
-
-    Shards that an interrupted run has left are kept.
-
-    Returns:
-        Corpora by collection name.
-    """
-    keys = {collection.name: corpus_key(collection, encoder) for collection in collections}
-
-    def build(missing: list[str]) -> None:
-        _build([each for each in collections if keys[each.name] in missing], encoder, settings, store)
-
-    build_missing(store, list(keys.values()), build)
-    return {name: open_corpus(store, key) for name, key in keys.items()}
+def corpus_step(collection: Collection, encoder: EncoderSettings, settings: CorpusSettings) -> EncodeCorpus:
+    """The step that encodes a collection's documents."""
+    return EncodeCorpus(
+        name=collection.name,
+        key=corpus_key(collection, encoder),
+        collection=collection,
+        encoder=encoder,
+        settings=settings,
+    )
 
 
-def _build(
-    missing: list[Collection], encoder: EncoderSettings, settings: CorpusSettings, store: ArtifactStore
-) -> None:
-    keys = {collection.name: corpus_key(collection, encoder) for collection in missing}
-    sizes = {
-        collection.name: _write_documents(collection, keys[collection.name], settings.shard_size, store)
-        for collection in missing
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodeCorpus(Step):
+    """A collection's documents and their vectors. Shards that an interrupted run has left are kept."""
+
+    stage: ClassVar[str] = "encode"
+
+    collection: Collection
+    encoder: EncoderSettings
+    settings: CorpusSettings
+
+    def work(self) -> str:
+        """Documents and shards."""
+        documents = self.documents
+        return f"{documents} documents in {-(-documents // self.settings.shard_size)} shards"
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return sum(1 for _ in self.collection.documents())
+
+    def asks_for(self) -> str:
+        """Workers."""
+        return self.settings.describe()
+
+    @classmethod
+    def build_all(cls, steps: Sequence[EncodeCorpus], store: ArtifactStore) -> None:
+        """Encode all of them, in one Ray Data run for each encoder."""
+        for encoder in {step.encoder: None for step in steps}:
+            own = [step for step in steps if step.encoder == encoder]
+            sizes = {
+                step.key: _write_documents(step.collection, step.key, step.settings.shard_size, store)
+                for step in own
+            }
+            todo = [
+                {"key": key, "shard": shard}
+                for key, shards in sizes.items()
+                for shard in range(len(shards))
+                if not store.has(key, embeddings_file(shard))
+            ]
+            constructor = {"encoder": encoder, "store": store}
+            run_shards(todo, _ShardEncoder, constructor, own[0].settings, "encoding documents")
+            for step in own:
+                _finish(step, sizes[step.key], store)
+
+
+def _finish(step: EncodeCorpus, shards: list[int], store: ArtifactStore) -> None:
+    first = np.load(store.local_file(step.key, embeddings_file(0)), mmap_mode="r")
+    manifest = {
+        "kind": "corpus",
+        "collection": step.name,
+        "corpus_hash": step.collection.corpus_hash(),
+        "encoder": step.encoder.model_dump(),
+        "encoder_fingerprint": tower_fingerprint(step.encoder),
+        "dimension": int(first.shape[1]),
+        "shards": shards,
     }
-    todo = [
-        {"key": keys[name], "shard": shard}
-        for name, shards in sizes.items()
-        for shard in range(len(shards))
-        if not store.has(keys[name], embeddings_file(shard))
-    ]
-    run_shards(todo, _ShardEncoder, {"encoder": encoder, "store": store}, settings, "encoding documents")
-    for collection in missing:
-        key, shards = keys[collection.name], sizes[collection.name]
-        manifest = {
-            "kind": "corpus",
-            "collection": collection.name,
-            "corpus_hash": collection.corpus_hash(),
-            "encoder": encoder.model_dump(),
-            "encoder_fingerprint": encoder_fingerprint(encoder),
-            "dimension": int(np.load(store.local_file(key, embeddings_file(0)), mmap_mode="r").shape[1]),
-            "shards": shards,
-        }
-        store.commit(key, manifest)
-        log.info("encoded %s: %d documents", collection.name, sum(shards))
+    store.commit(step.key, manifest)
+    log.info("encoded %s: %d documents", step.name, sum(shards))
 
 
 def _write_documents(collection: Collection, key: str, shard_size: int, store: ArtifactStore) -> list[int]:
@@ -108,9 +132,9 @@ class _ShardEncoder(ShardWorker):
     """A Ray Data actor: documents of a shard in, embeddings of the shard in storage."""
 
     def __init__(self, encoder: EncoderSettings, store: ArtifactStore) -> None:
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
+        self._encoder = load_tower(encoder)
         self._store = store
 
     def work(self, row: dict[str, Any]) -> None:
@@ -123,7 +147,7 @@ class _ShardEncoder(ShardWorker):
         ]
         vectors = self._encoder.encode_documents(texts)
         self._store.put(key, embeddings_file(shard), lambda path: _save(vectors, path))
-        count(DOCUMENTS_ENCODED, len(texts))
+        increment(DOCUMENTS_ENCODED, len(texts))
 
 
 def _save(vectors: Any, path: Any) -> None:

@@ -14,4 +14,6 @@ class CorpusSettings(PoolSettings):
     """How documents are turned into the corpus artifact by Ray Data."""
 
     shard_size: PositiveInt = 2048
+    """Documents in one shard, the unit of work that is kept when a run stops."""
     index: IndexSettings = IndexSettings()
+    """Index that searches the documents' vectors."""

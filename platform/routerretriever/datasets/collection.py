@@ -1,8 +1,8 @@
 """Retrieval collections as BEIR folders, read as streams.
 
 A folder holds ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/{train,dev,test}.tsv``, each as it is or
-gzipped (``corpus.jsonl.gz``). Reading stops at the first flaw; ``checking`` lists them all. Nothing here
-knows about encoders, training or where a collection came from.
+compressed by gzip or zstd. Reading stops at the first error; ``checking`` lists them all. Nothing here knows
+about encoders, training or where a collection came from.
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from routerretriever.datasets.reading import (
-    DOCUMENT_TEXTS,
-    QUERY_TEXTS,
-    find_file,
-    read_blocks,
-    read_judgements,
-    read_objects,
-    record_flaws,
-    require_file,
-)
+from routerretriever.datasets.contents import SPLITS, Contents, QrelsFile, read_contents, split_files
+from routerretriever.datasets.files import find_file, import_hint, read_blocks, require_file
+from routerretriever.datasets.issues import SAME_ID, Issue, Notes, raise_error, refuse
+from routerretriever.datasets.passages import cut, passage_ids
+from routerretriever.datasets.reading import Record, read_records
+from routerretriever.datasets.settings import DomainSettings
 from routerretriever.datasets.splitting import hold_out
+from routerretriever.datasets.texts import equal_groups
 from routerretriever.errors import BadInput, DatasetError
 from routerretriever.hashing import content_hash
-
-SPLITS = ("train", "dev", "test")
 
 DEV_FRACTION = 0.1
 """Share of the train queries that becomes dev where a collection has no dev of its own."""
@@ -56,99 +50,100 @@ BEIR_NAMES = (
 _SAMPLE = Path(__file__).parent / "sample"
 
 
-class Document(NamedTuple):
-    """One document of a corpus."""
+Document = Record
+"""One document of a corpus, or one passage of it."""
 
-    id: str
-    title: str
-    text: str
+Qrels = dict[str, dict[str, int]]
+"""Query id -> document id -> grade."""
 
-    @property
-    def content(self) -> str:
-        """What is encoded: title and text, joined as BEIR joins them."""
-        return f"{self.title} {self.text}".strip()
+
+_DEFAULTS = DomainSettings(path="")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """One collection; make it with ``open_collection``. Files are read anew at every call."""
+    """One collection; make it with ``open_collection``. Files are read anew when they have changed."""
 
     name: str
     folder: Path
+    settings: DomainSettings = _DEFAULTS
 
     def documents(self) -> Iterator[Document]:
-        """Stream the corpus; it is never held in memory.
+        """Stream the corpus, or its passages; texts are never held in memory.
 
         Raises:
-            DatasetError: a line is flawed. Documents without any text pass: BEIR's collections have them.
+            DatasetError: a line is flawed, or an id comes twice. Documents without any text pass: BEIR's
+                collections have them.
         """
-        for _, record in _records(require_file(self.folder, "corpus.jsonl"), DOCUMENT_TEXTS):
-            yield Document(record["_id"], record.get("title", ""), record["text"])
+        path = require_file(self.folder, "corpus.jsonl")
+        seen: set[str] = set()
+        for line, record in read_records(path, raise_error):
+            if record.id in seen:
+                refuse(
+                    Issue(
+                        SAME_ID, path, line, f"document id {record.id!r} stands twice; rename or remove one"
+                    )
+                )
+            seen.add(record.id)
+            if self.settings.passages:
+                yield from cut(record, self.settings.passages)
+            else:
+                yield record
 
     def queries(self, split: str) -> dict[str, str]:
         """Query id -> text of the split's queries, in the order of ``queries.jsonl``.
 
         Raises:
-            DatasetError: a line is flawed, an id comes twice, or a judged query is not there.
+            DatasetError: the collection is flawed, or cannot give this split.
             BadInput: there is no such split name.
         """
-        judged = self.qrels(split)
-        path = require_file(self.folder, "queries.jsonl")
-        texts: dict[str, str] = {}
-        for line, record in _records(path, QUERY_TEXTS):
-            query = record["_id"]
-            if query in texts:
-                raise DatasetError(f"{path}:{line}: query {query!r} comes twice; keep one of them")
-            if query in judged:
-                texts[query] = record["text"]
-        if missing := judged.keys() - texts.keys():
-            raise DatasetError(
-                f"{path}: no query {min(missing)!r} ({len(missing)} judged in {split} are not there); "
-                "add the queries or remove their judgements"
-            )
-        return texts
+        judged = self._split(split)
+        return {query: text for query, text in self.require(split).queries.items() if query in judged}
 
-    def qrels(self, split: str) -> dict[str, dict[str, int]]:
-        """Query id -> document id -> grade, for the queries with a relevant document (grade above 0).
+    def qrels(self, split: str) -> Qrels:
+        """Query id -> document id -> grade.
 
-        Without ``qrels/dev.tsv``, dev is a tenth of the train queries, and train is the rest.
+        Train and dev have the queries with a relevant document (grade above 0) that exists; copies of a
+        judged document have its grade. Test is as BEIR's evaluator reads it: queries judged 0 only count 0,
+        and so does what is judged relevant and does not exist. Without ``qrels/dev.tsv``, dev is a tenth of
+        the train queries, equal texts kept together, and train is the rest. With ``passages``, train names
+        passages, dev and test their parents.
 
         Raises:
-            DatasetError: a line is flawed, or the collection cannot give this split.
+            DatasetError: the collection is flawed, or cannot give this split.
             BadInput: there is no such split name.
         """
-        _check_split_name(split)
-        path = find_file(self.folder, f"qrels/{split}.tsv")
-        train = find_file(self.folder, "qrels/train.tsv")
-        if split != "test" and train and not find_file(self.folder, "qrels/dev.tsv"):
-            grades = _relevant(train)
-            if len(grades) < 2:
-                raise DatasetError(
-                    f"{train}: {len(grades)} query with a relevant document, and no dev.tsv; dev is held "
-                    "out of train, which needs 2 or more: add queries or write qrels/dev.tsv"
-                )
-            dev = hold_out(grades, DEV_FRACTION, "dev")
-            return {query: grades[query] for query in grades if (query in dev) == (split == "dev")}
-        if path is None:
-            there = ", ".join(self.splits()) or "none"
-            raise DatasetError(f"{self.folder / 'qrels'}: no {split} split (found: {there}); add {split}.tsv")
-        grades = _relevant(path)
-        if not grades:
-            raise DatasetError(f"{path}: no query with a relevant document; add lines with a score above 0")
-        return grades
+        return {query: dict(judged) for query, judged in self._split(split).items()}
+
+    def own_kept(self, split: str) -> frozenset[str]:
+        """The queries of a split whose results keep the document of the query's own id.
+
+        For all others such a document is left out: that is BEIR's rule, and that of ``ignore_identical_ids``.
+        """
+        rule, survey = self.settings.ignore_identical_ids, self.require(split).survey
+        if rule is True:
+            return frozenset()
+        kept = survey.same_id_only if rule == "auto" else survey.same_id_only | survey.same_as_query
+        return frozenset(kept & self._split(split).keys())
+
+    def copies(self) -> list[list[str]]:
+        """Groups of documents with equal content, the first of the corpus first."""
+        return [[identifier for _, identifier in group] for group in self.require(None).survey.copies]
 
     def splits(self) -> tuple[str, ...]:
         """The splits that the collection can give, a held-out dev included."""
-        there = {split for split in SPLITS if find_file(self.folder, f"qrels/{split}.tsv")}
+        there = split_files(self.folder, self.settings)
         return tuple(split for split in SPLITS if split in there or (split == "dev" and "train" in there))
 
     def corpus_hash(self) -> str:
-        """Sixteen hex digits over the corpus's bytes, the same gzipped or not.
+        """Sixteen hex digits over the corpus's bytes, the same compressed or not, and how it is cut.
 
         Raises:
-            DatasetError: the corpus is missing or a damaged gzip file.
+            DatasetError: the corpus is missing or damaged.
         """
-        return _hash_file(*_stamp(require_file(self.folder, "corpus.jsonl")))
+        digest = _hash_file(*_stamp(require_file(self.folder, "corpus.jsonl")))
+        passages = self.settings.passages
+        return content_hash(digest, passages.model_dump()) if passages else digest
 
     def split_hash(self, split: str) -> str:
         """Sixteen hex digits over the split's queries and judgements, the same in any file order.
@@ -157,29 +152,86 @@ class Collection:
             DatasetError: the split cannot be read.
             BadInput: there is no such split name.
         """
-        _check_split_name(split)
-        names = ["queries.jsonl", *(f"qrels/{name}.tsv" for name in SPLITS)]
-        paths = [path for name in names if (path := find_file(self.folder, name))]
-        return _hash_split(self, split, tuple(_stamp(path) for path in paths))
+        parts: list[object] = [self.queries(split), self._split(split)]
+        if kept := self.own_kept(split):
+            parts.append(sorted(kept))
+        return content_hash(*parts)
+
+    def read(self) -> tuple[Contents, Notes]:
+        """All files as they are now, and what was noted; nothing is raised for what is noted."""
+        return _read(self, self._stamps())
+
+    def require(self, split: str | None) -> Contents:
+        """The files, if documents, queries and one split's judgements (``None``: no split) have no error.
+
+        Raises:
+            DatasetError: there is one, or the collection cannot give this split.
+            BadInput: there is no such split name.
+        """
+        if split not in (None, *SPLITS):
+            raise BadInput(f"split: no split is named {split!r}; there are {', '.join(SPLITS)}")
+        if split is not None and split not in self.splits():
+            there = ", ".join(self.splits()) or "none"
+            name = self.settings.test_split if split == "test" else split
+            raise DatasetError(
+                f"{self.folder / 'qrels'}: no {name} split (found: {there}); add {name}.tsv"
+                f"{'' if self.splits() else import_hint(self.folder)}"
+            )
+        contents, notes = self.read()
+        # Train and dev are checked together: one may be held out of the other.
+        used = {None: (), "test": ("test",)}.get(split, ("train", "dev"))
+        not_used = {file.path for name, file in contents.files.items() if name not in used}
+        notes.raise_first_error(self.folder, not_used)
+        return contents
+
+    def _split(self, split: str) -> Qrels:
+        contents = self.require(split)
+        if split == "test":
+            grades = contents.files[split].grades
+            return _with_copies(grades, contents) if self.settings.copies == "alike" else grades
+        if split in contents.files and (split == "dev" or "dev" in contents.files):
+            grades = _trainable(contents.files[split], contents)
+        else:
+            grades = _trainable(contents.files["train"], contents)
+            groups = equal_groups({query: contents.queries[query] for query in grades})
+            if len(set(groups.values())) < 2:
+                raise DatasetError(
+                    f"{contents.files['train'].path}: all queries ask the same, and no dev.tsv; dev is held "
+                    "out of train, which needs 2 or more: add queries or write qrels/dev.tsv"
+                )
+            held = hold_out(grades, DEV_FRACTION, "dev", groups)
+            grades = {
+                query: judged for query, judged in grades.items() if (query in held) == (split == "dev")
+            }
+        if self.settings.passages and split == "train":
+            return _by_passage(grades, contents)
+        return grades
+
+    def _stamps(self) -> tuple[tuple[Path, int, int], ...]:
+        paths = [*split_files(self.folder, self.settings).values()]
+        paths += [require_file(self.folder, name) for name in ("queries.jsonl", "corpus.jsonl")]
+        return tuple(_stamp(path) for path in sorted(paths))
 
 
-def open_collection(name: str, path: str | Path) -> Collection:
+def open_collection(name: str, path: str | Path, settings: DomainSettings | None = None) -> Collection:
     """Open a recipe's domain.
 
     Args:
         name: the domain's name.
         path: a BEIR folder, or ``sample:<domain>`` for the built-in sample.
+        settings: how it is read; its own ``path`` is ignored.
 
     Raises:
         DatasetError: there is no such folder or sample, or it has no corpus or queries file.
     """
     field = f"domains.{name}.path"
+    read_as = (settings or DomainSettings(path="")).model_copy(update={"path": ""})
     if str(path).startswith("sample:"):
         domain = str(path).removeprefix("sample:")
         if domain not in sample_domains():
             there = ", ".join(sample_domains())
             raise DatasetError(f"{field}: no built-in sample {domain!r}; there are {there}")
-        return Collection(name, _SAMPLE / domain)
+        return Collection(name, _SAMPLE / domain, read_as)
     folder = Path(path).expanduser().absolute()  # workers run in other folders
     known = folder.name in BEIR_NAMES
     command = f"`routerretriever datasets download {folder.name}`"
@@ -192,8 +244,10 @@ def open_collection(name: str, path: str | Path) -> Collection:
             remedy = f"remove it and run {command}" if known else "add it, or mend the recipe"
             if inner:
                 remedy = f"name one of the collections in it: {', '.join(inner)}"
+            elif hint := import_hint(folder):
+                remedy = f"import it{hint}"
             raise DatasetError(f"{field}: no {file} (or {file}.gz) in {folder}; {remedy}")
-    return Collection(name, folder)
+    return Collection(name, folder, read_as)
 
 
 def sample_domains() -> list[str]:
@@ -201,28 +255,50 @@ def sample_domains() -> list[str]:
     return sorted(path.parent.name for path in _SAMPLE.glob("*/corpus.jsonl"))
 
 
-def _refuse(path: Path, line: int, flaw: str) -> None:
-    raise DatasetError(f"{path}:{line}: {flaw}")
+@functools.lru_cache(maxsize=64)
+def _read(collection: Collection, _stamps: tuple[tuple[Path, int, int], ...]) -> tuple[Contents, Notes]:
+    notes = Notes()
+    return read_contents(collection.folder, collection.settings, SPLITS, notes), notes
 
 
-def _records(path: Path, texts: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, record in read_objects(path, _refuse):
-        for flaw in record_flaws(record, texts):
-            _refuse(path, line, flaw)
-        yield line, record
+def _trainable(file: QrelsFile, contents: Contents) -> Qrels:
+    found = contents.survey.found
+    grades = {
+        query: {document: grade for document, grade in judged.items() if document in found}
+        for query, judged in file.grades.items()
+    }
+    relevant = {query: judged for query, judged in grades.items() if any(judged.values())}
+    return _with_copies(relevant, contents)
 
 
-def _relevant(path: Path) -> dict[str, dict[str, int]]:
-    grades: dict[str, dict[str, int]] = {}
-    for line, (query, document, grade) in read_judgements(path, _refuse):
-        if grades.setdefault(query, {}).setdefault(document, grade) != grade:
-            _refuse(path, line, f"a second score for {query!r} and {document!r}, found {grade}; keep one")
-    return {query: judged for query, judged in grades.items() if any(judged.values())}
+def _with_copies(grades: Qrels, contents: Contents) -> Qrels:
+    copies = contents.survey.copies_of()
+    if not copies:
+        return grades
+    alike: Qrels = {}
+    for query, judged in grades.items():
+        alike[query] = dict(judged)
+        for document, grade in judged.items():
+            for copy in copies.get(document, ()):
+                alike[query][copy] = max(grade, alike[query].get(copy, 0))
+                alike[query][document] = max(alike[query][document], judged.get(copy, 0))
+    return alike
 
 
-def _check_split_name(split: str) -> None:
-    if split not in SPLITS:
-        raise BadInput(f"split: no split is named {split!r}; there are {', '.join(SPLITS)}")
+def _by_passage(grades: Qrels, contents: Contents) -> Qrels:
+    passages, copies = contents.survey.passages, contents.survey.copies_of()
+
+    def count(document: str) -> int:
+        return next(passages[one] for one in (document, *copies.get(document, ())) if one in passages)
+
+    return {
+        query: {
+            passage: grade
+            for document, grade in judged.items()
+            for passage in passage_ids(document, count(document))
+        }
+        for query, judged in grades.items()
+    }
 
 
 def _stamp(path: Path) -> tuple[Path, int, int]:
@@ -236,8 +312,3 @@ def _hash_file(path: Path, _mtime: int, _size: int) -> str:
     for block in read_blocks(path):
         digest.update(block)
     return digest.hexdigest()[:16]
-
-
-@functools.lru_cache(maxsize=256)
-def _hash_split(collection: Collection, split: str, _stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    return content_hash(collection.queries(split), collection.qrels(split))

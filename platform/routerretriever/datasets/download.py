@@ -9,12 +9,15 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from routerretriever.datasets.collection import BEIR_NAMES, Collection
-from routerretriever.datasets.reading import find_file, require_file
+from routerretriever.datasets.collection import BEIR_NAMES, DEV_FRACTION, Collection
+from routerretriever.datasets.contents import split_files
+from routerretriever.datasets.files import find_file, require_file
 from routerretriever.datasets.splitting import hold_out
+from routerretriever.datasets.texts import close_groups, equal_groups
 from routerretriever.errors import DatasetError
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
@@ -58,7 +61,9 @@ def download(name: str, folder: Path) -> Path:
     return target
 
 
-def write_split(collection: Collection, folder: Path, test_fraction: float = 0.0) -> Path:
+def write_split(
+    collection: Collection, folder: Path, test_fraction: float = 0.0, close: float | None = None
+) -> Path:
     """Write a collection into a new folder, with a file for every split, the held-out dev included.
 
     Queries without a relevant document lose their judgements.
@@ -67,7 +72,9 @@ def write_split(collection: Collection, folder: Path, test_fraction: float = 0.0
         collection: the one to copy.
         folder: the new folder.
         test_fraction: for a collection without test: share of the train queries (those that are not dev)
-            to hold out as test.
+            to hold out as test. Queries with equal texts stay together.
+        close: keep queries together too whose texts are so similar (Jaccard similarity of trigrams); dev is
+            then held out anew where it has no file of its own.
 
     Raises:
         DatasetError: the folder exists, there is no train split, or there is a test split already.
@@ -81,9 +88,16 @@ def write_split(collection: Collection, folder: Path, test_fraction: float = 0.0
     if test_fraction and "test" in splits:
         raise DatasetError(f"{collection.folder}: has a test split; leave out test_fraction {test_fraction}")
     qrels = {split: collection.qrels(split) for split in splits}
+    texts = {query: text for split in ("train", "dev") for query, text in collection.queries(split).items()}
+    group = equal_groups if close is None else partial(close_groups, similarity=close)
+    if close is not None and "dev" not in split_files(collection.folder, collection.settings):
+        both = {**qrels["train"], **qrels["dev"]}
+        held = hold_out(both, DEV_FRACTION, "dev", group(texts))
+        qrels["train"] = {query: grades for query, grades in both.items() if query not in held}
+        qrels["dev"] = {query: grades for query, grades in both.items() if query in held}
     if test_fraction:
         train = qrels["train"]
-        test = hold_out(train, test_fraction, "test")
+        test = hold_out(train, test_fraction, "test", group({query: texts[query] for query in train}))
         qrels["train"] = {query: grades for query, grades in train.items() if query not in test}
         qrels["test"] = {query: grades for query, grades in train.items() if query in test}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +107,13 @@ def write_split(collection: Collection, folder: Path, test_fraction: float = 0.0
         for name in ("corpus.jsonl", "queries.jsonl"):
             shutil.copy(require_file(collection.folder, name), copy)
         for split, queries in qrels.items():
-            _write_qrels(copy / "qrels" / f"{split}.tsv", queries)
+            write_qrels(copy / "qrels" / f"{split}.tsv", queries)
         copy.rename(folder)
     return folder
 
 
-def _write_qrels(path: Path, qrels: dict[str, dict[str, int]]) -> None:
+def write_qrels(path: Path, qrels: dict[str, dict[str, int]]) -> None:
+    """Write one split's judgements."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write("query-id\tcorpus-id\tscore\n")
         for query, grades in qrels.items():

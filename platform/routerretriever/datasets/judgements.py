@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.splitting import first_by_hash
@@ -21,11 +24,15 @@ class Judgements:
 
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
+    own_kept: frozenset[str] = frozenset()
+    """Queries whose results keep the document of the query's own id; for others it is left out."""
 
     def subset(self, query_ids: Iterable[str]) -> Judgements:
         """The same, of some queries only, in their order."""
         ids = list(query_ids)
-        return Judgements({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
+        return Judgements(
+            {i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids}, self.own_kept & set(ids)
+        )
 
 
 def judgements_key(collection: Collection, split: str, limit: int | None = None) -> str:
@@ -34,34 +41,60 @@ def judgements_key(collection: Collection, split: str, limit: int | None = None)
     return f"judgements/{collection.name}-{split}-{collection.split_hash(split)}{sample}"
 
 
-def store_judgements(
-    store: ArtifactStore, collection: Collection, split: str, limit: int | None = None
-) -> str:
-    """Put a split into storage, once; returns its key.
+def judgements_step(collection: Collection, split: str, limit: int | None = None) -> StoreJudgements:
+    """The step that puts a split, or a sample of it, into storage.
 
     Args:
-        store: where to.
         collection: whose split.
         split: its name.
         limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
     """
-    key = judgements_key(collection, split, limit)
-    if not store.verify(key):
-        chosen = Judgements(collection.queries(split), collection.qrels(split))
-        if limit is not None:
-            chosen = chosen.subset(first_by_hash(chosen.queries, limit, "sample"))
-        content = {"queries": chosen.queries, "qrels": chosen.qrels}
-        data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
-        store.put(key, _FILE, lambda path: _write(path, data))
-        store.commit(key, {"kind": "judgements", "collection": collection.name, "split": split})
-    return key
+    return StoreJudgements(
+        name=collection.name,
+        key=judgements_key(collection, split, limit),
+        collection=collection,
+        split=split,
+        limit=limit,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoreJudgements(Step):
+    """A split's queries and judgements, copied to where all workers can read them."""
+
+    stage: ClassVar[str] = "read"
+
+    collection: Collection
+    split: str
+    limit: int | None
+
+    @classmethod
+    def build_all(cls, steps: Sequence[StoreJudgements], store: ArtifactStore) -> None:
+        """Write each split."""
+        for step in steps:
+            whole = step.collection
+            chosen = Judgements(
+                whole.queries(step.split), whole.qrels(step.split), whole.own_kept(step.split)
+            )
+            if step.limit is not None:
+                chosen = chosen.subset(first_by_hash(chosen.queries, step.limit, "sample"))
+            content = {
+                "queries": chosen.queries,
+                "qrels": chosen.qrels,
+                "own_kept": sorted(chosen.own_kept),
+            }
+            data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
+            store.put(step.key, _FILE, partial(_write, data))
+            store.commit(
+                step.key, {"kind": "judgements", "collection": step.collection.name, "split": step.split}
+            )
 
 
 def load_judgements(store: ArtifactStore, key: str) -> Judgements:
     """Read a split back from storage."""
     content = json.loads(gzip.decompress((store.fetch(key) / _FILE).read_bytes()))
-    return Judgements(content["queries"], content["qrels"])
+    return Judgements(content["queries"], content["qrels"], frozenset(content.get("own_kept", ())))
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(data: bytes, path: Path) -> None:
     path.write_bytes(data)

@@ -1,30 +1,50 @@
-"""Reading the files of a BEIR folder line by line, plain or gzipped.
+"""The rules of a BEIR folder's lines: what a document, a query and a judgement are.
 
-Readers hand every flaw to a ``report`` function and go on. ``collection`` passes one that raises, and
-``checking`` one that takes notes, so that both mean the same by a flaw.
+Readers tell a ``Report`` of every issue and go on. ``collection`` passes one that raises at the first error,
+``checking`` one that takes notes, so that both mean the same. Harmless differences are read: a missing or
+null title, numbers as ids, scores like ``1.0``.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from routerretriever.errors import DatasetError
+from routerretriever.datasets.files import not_utf8, read_lines, shown
+from routerretriever.datasets.issues import (
+    FIELDS,
+    HEADER,
+    INTEGER_ID,
+    JUDGEMENT,
+    NO_TEXT_DOCUMENT,
+    NO_TEXT_QUERY,
+    NOT_JSON,
+    SURROGATE,
+    Issue,
+    Report,
+)
 
-DOCUMENT_TEXTS = ("title", "text")
-QUERY_TEXTS = ("text",)
+HIGHEST_GRADE = 1000
+"""trec_eval keeps a counter for every grade up to the highest, so a mistake here costs gigabytes."""
+_COLUMNS = "query-id, corpus-id, score"
+_GRADE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
-_QRELS_HEADER = ("query-id", "corpus-id", "score")
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
-Report = Callable[[Path, int, str], None]
-"""Told of a flaw: file, line, and what was found and what to do. It may raise."""
+class Record(NamedTuple):
+    """A document or a query."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        """What is encoded: title and text, joined as BEIR joins them."""
+        return f"{self.title} {self.text}".strip()
 
 
 class Judgement(NamedTuple):
@@ -35,124 +55,139 @@ class Judgement(NamedTuple):
     grade: int
 
 
-def find_file(folder: Path, name: str) -> Path | None:
-    """A collection's file as it is or gzipped; None when there is neither."""
-    paths = (folder / name, folder / f"{name}.gz")
-    return next((path for path in paths if path.is_file()), None)
-
-
-def require_file(folder: Path, name: str) -> Path:
-    """A collection's file as it is or gzipped.
-
-    Raises:
-        DatasetError: there is neither.
-    """
-    path = find_file(folder, name)
-    if path is None:
-        raise DatasetError(f"{folder / name}: no such file, nor {name}.gz; a BEIR folder needs it")
-    return path
-
-
-def read_objects(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and JSON object of every line that holds one; the others are reported."""
-    for line, raw in _read_lines(path, report):
-        try:
-            value = json.loads(raw.decode())
-        except UnicodeDecodeError as error:
-            report(path, line, _not_utf8(error))
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            report(path, line, f"not JSON ({reason}), found {_shown(raw)}; write one JSON object a line")
-        else:
-            if isinstance(value, dict):
-                yield line, value
-            else:
-                report(path, line, f"not a JSON object, found {_shown(raw)}; write one object a line")
-
-
-def record_flaws(record: dict[str, Any], texts: tuple[str, ...]) -> Iterator[str]:
-    """What is wrong with the fields of a document or query; ``title`` may be left out."""
-    for field in ("_id", *texts):
-        if field not in record:
-            if field != "title":
-                yield f'no "{field}", found {sorted(record)}; add it'
-        elif not isinstance(record[field], str):
-            found = _shown(json.dumps(record[field]).encode())
-            yield f'"{field}" is not a string, found {found}; put it in quotes'
-        elif field == "_id" and not record[field]:
-            yield '"_id" is empty; give every line an id of its own'
+def read_records(path: Path, report: Report, queries: bool = False) -> Iterator[tuple[int, Record]]:
+    """Line number and document (or query) of every line that holds one; issues are reported."""
+    for line, raw in read_lines(path, report):
+        record = _parse_record(path, line, raw, report, queries)
+        if record is not None:
+            yield line, record
 
 
 def read_judgements(path: Path, report: Report) -> Iterator[tuple[int, Judgement]]:
-    """Line number and judgement of every line that holds one; the others are reported."""
-    lines = _read_lines(path, report)
+    """Line number and judgement of every line that holds one; issues are reported."""
+    lines = read_lines(path, report)
     first_line, header = next(lines, (1, b""))
     names = header.split(b"\t")
     # Readers of this format skip the first line, whatever its names; a judgement there would be lost.
-    if len(names) != 3 or _INTEGER.fullmatch(names[2].decode(errors="replace")):
-        columns = ", ".join(_QRELS_HEADER)
-        report(path, first_line, f"not a header, found {_shown(header)}; write {columns}, separated by tabs")
+    if len(names) != 3 or _NUMBER.fullmatch(names[2].decode(errors="replace").strip()):
+        advice = f"write {_COLUMNS}, separated by tabs{_trec(header)}"
+        report(Issue(HEADER, path, first_line, f"not a header, found {shown(header)}; {advice}"))
     for line, raw in lines:
         try:
             judgement = _parse_judgement(raw)
         except UnicodeDecodeError as error:
-            report(path, line, _not_utf8(error))
+            report(not_utf8(path, line, error))
         except ValueError as error:
-            report(path, line, str(error))
+            report(Issue(JUDGEMENT, path, line, str(error)))
         else:
             yield line, judgement
 
 
-def read_blocks(path: Path) -> Iterator[bytes]:
-    """The file's (decompressed) bytes, a megabyte at a time.
-
-    Raises:
-        DatasetError: the gzip file is damaged.
-    """
+def parse_object(path: Path, line: int, raw: bytes, report: Report) -> dict[str, Any] | None:
+    """The JSON object of a line; None where there is none, which is reported."""
     try:
-        with _open(path) as stream:
-            while block := stream.read(1 << 20):
-                yield block
-    except _DAMAGE as error:
-        raise DatasetError(f"{path}: {_damaged(error)}") from None
+        value = json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        report(not_utf8(path, line, error))
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        text = f"not JSON ({reason}), found {shown(raw)}; write one JSON object a line"
+        report(Issue(NOT_JSON, path, line, text))
+    else:
+        if isinstance(value, dict):
+            return value
+        text = f"not a JSON object, found {shown(raw)}; write one object a line"
+        report(Issue(NOT_JSON, path, line, text))
+    return None
+
+
+def mend(text: str) -> str:
+    """Text in which halves of characters are joined or become U+FFFD, so that it can be written."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has no lone half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse_record(path: Path, line: int, raw: bytes, report: Report, queries: bool) -> Record | None:
+    record = parse_object(path, line, raw, report)
+    if record is None:
+        return None
+    flaws = list(_flaws(record, queries))
+    for flaw in flaws:
+        report(Issue(FIELDS, path, line, flaw))
+    if flaws:
+        return None
+    identifier = record["_id"]
+    if not isinstance(identifier, str):
+        report(Issue(INTEGER_ID, path, line, f"the id {identifier} is a number; read as '{identifier}'"))
+        identifier = str(identifier)
+    title, text = ("" if queries else record.get("title") or ""), record["text"]
+    if b"\\u" in raw and not is_encodable(title + text):
+        report(Issue(SURROGATE, path, line, f"{identifier!r} has half a character; read as U+FFFD"))
+        title, text = mend(title), mend(text)
+    if not text.strip() and not title.strip():
+        kind, what = (NO_TEXT_QUERY, "text") if queries else (NO_TEXT_DOCUMENT, "title and text")
+        report(Issue(kind, path, line, f"empty {what}; fill in or remove {identifier!r}"))
+    return Record(identifier, title, text)
+
+
+def _flaws(record: dict[str, Any], queries: bool) -> Iterator[str]:
+    identifier = record.get("_id")
+    if "_id" not in record:
+        yield f'no "_id", found {_names(record)}; add it'
+    elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        yield f'"_id" is not text, found {_value(identifier)}; put it in quotes'
+    elif isinstance(identifier, int) and abs(identifier) >= 10**18:
+        yield '"_id" is too large a number; put it in quotes'
+    elif identifier == "":
+        yield '"_id" is empty; give every line an id of its own'
+    elif isinstance(identifier, str) and not is_encodable(identifier):
+        yield f'"_id" has half a character, found {identifier!r}; write it again'
+    if "text" not in record:
+        yield f'no "text", found {_names(record)}; add it'
+    elif record["text"] is None:
+        yield '"text" is null; write "" for a document without text, or remove the line'
+    elif not isinstance(record["text"], str):
+        yield f'"text" is not a string, found {_value(record["text"])}; put it in quotes'
+    if not queries and not isinstance(record.get("title", ""), str | None):
+        yield f'"title" is not a string, found {_value(record["title"])}; put it in quotes, or leave it out'
 
 
 def _parse_judgement(raw: bytes) -> Judgement:
     columns = raw.decode().split("\t")
     if len(columns) != 3 or not all(columns):
-        wanted = ", ".join(_QRELS_HEADER)
-        raise ValueError(f"not three columns, found {_shown(raw)}; write {wanted}, separated by tabs")
+        raise ValueError(
+            f"not three columns, found {shown(raw)}; write {_COLUMNS}, separated by tabs{_trec(raw)}"
+        )
     query, document, score = columns
-    if not _INTEGER.fullmatch(score):
+    if not _GRADE.fullmatch(score.strip()):
         raise ValueError(f"score is not an integer, found {score!r}; write a grade: 0, 1, 2 ...")
+    digits = score.strip().split(".")[0]
+    if len(digits) > 5 or int(digits) > HIGHEST_GRADE:
+        raise ValueError(f"score {shown(score)} is above {HIGHEST_GRADE}; write a grade: 0, 1, 2 ...")
     # TREC's collections mark some documents -1: not relevant, whatever the reason.
-    return Judgement(query, document, max(0, int(score)))
+    return Judgement(query, document, max(0, int(digits)))
 
 
-def _read_lines(path: Path, report: Report) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of every line that is not blank."""
-    line = 0
-    try:
-        with _open(path) as stream:
-            for line, raw in enumerate(stream, start=1):
-                if raw.strip():
-                    yield line, raw.rstrip(b"\r\n")
-    except _DAMAGE as error:
-        report(path, line + 1, _damaged(error))
+def _trec(raw: bytes) -> str:
+    if len(raw.split()) == 4:
+        return " (this looks like a TREC qrels file: `routerretriever datasets import` reads it)"
+    return ""
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def _names(record: dict[str, Any]) -> str:
+    names = sorted(record)[:8]
+    known = {"query", "question", "anchor", "positive", "answer", "document", "passage"} & set(record)
+    hint = " (pairs? `routerretriever datasets import` reads them)" if known else ""
+    return f"{shown(str(names))}{hint}" if len(str(names)) > 57 else f"{names}{hint}"
 
 
-def _damaged(error: Exception) -> str:
-    return f"damaged gzip ({error}); download or compress the file again"
-
-
-def _shown(raw: bytes) -> str:
-    text = raw.decode(errors="replace")
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8, found {error.object[error.start]:#04x} as byte {error.start + 1}; save it as UTF-8"
+def _value(value: Any) -> str:
+    return shown(json.dumps(value))

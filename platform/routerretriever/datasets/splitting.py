@@ -7,12 +7,14 @@ in every file order, and a query that is added later moves few others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from routerretriever.errors import BadInput
 
 
-def hold_out(query_ids: Iterable[str], fraction: float, salt: str) -> set[str]:
+def hold_out(
+    query_ids: Iterable[str], fraction: float, salt: str, groups: Mapping[str, str] | None = None
+) -> set[str]:
     """Choose the queries to hold out: those with the smallest hashes.
 
     Args:
@@ -20,17 +22,29 @@ def hold_out(query_ids: Iterable[str], fraction: float, salt: str) -> set[str]:
         fraction: share to hold out, above 0 and below 1. Exactly ``round(n * fraction)`` ids are chosen,
             but at least one, and at least one is left.
         salt: what it is for; choices under different salts are independent.
+        groups: query -> its group. Queries of one group stay together, so a few more may be chosen. Without
+            groups of two or more the choice is the same as without this argument.
 
     Raises:
-        BadInput: the fraction is out of range, or there are fewer than two ids.
+        BadInput: the fraction is out of range, or there are fewer than two ids, or two groups.
     """
     ids = set(query_ids)
     if not 0 < fraction < 1:
         raise BadInput(f"fraction: {fraction} is not above 0 and below 1")
     if len(ids) < 2:
         raise BadInput(f"query_ids: holding some out and keeping some needs 2 or more, found {len(ids)}")
+    members: dict[str, list[str]] = {}
+    for query in first_by_hash(ids, len(ids), salt):  # a group's place is that of its first query
+        members.setdefault(groups[query] if groups else query, []).append(query)
+    if len(members) < 2:
+        raise BadInput(f"query_ids: all {len(ids)} ask the same, so none can be held out; add others")
     size = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
-    return set(first_by_hash(ids, size, salt))
+    held: set[str] = set()
+    for queries in list(members.values())[:-1]:
+        if len(held) >= size:
+            break
+        held.update(queries)
+    return held
 
 
 def first_by_hash(query_ids: Iterable[str], count: int, salt: str) -> list[str]:

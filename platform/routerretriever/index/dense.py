@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import faiss as faiss_module
@@ -157,12 +157,21 @@ class SearchIndex:
             for query_rows, query_scores in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
-    def run(self, query_ids: list[str], queries: Vectors, depth: int) -> dict[str, dict[str, float]]:
+    def run(
+        self, query_ids: list[str], queries: Vectors, depth: int, own_kept: Collection[str] = ()
+    ) -> dict[str, dict[str, float]]:
         """Search results as trec_eval reads them.
 
-        A document with the query's own id is left out, as BEIR does (in ArguAna queries are documents).
+        Args:
+            query_ids: of the queries.
+            queries: their vectors [B, d].
+            depth: documents of each.
+            own_kept: queries that may find the document of their own id. For all others it is left out, as
+                BEIR does (in ArguAna queries are documents).
         """
         found: dict[str, dict[str, float]] = {}
         for query_id, hits in zip(query_ids, self.hits(*self.search(queries, depth + 1)), strict=True):
-            found[query_id] = dict([hit for hit in hits if hit[0] != query_id][:depth])
+            found[query_id] = dict(
+                [hit for hit in hits if hit[0] != query_id or query_id in own_kept][:depth]
+            )
         return found

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from routerretriever.config.loading import load_recipe
 from routerretriever.errors import RecipeError
+from routerretriever.methods.known import DEFAULT
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
 from routerretriever.routing.settings import RoutingSettings
 
@@ -57,8 +58,12 @@ def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
 
 def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release: bool) -> Registered:
     with _draft(recipe_path, yaml, values) as draft:
-        # Single models would be trained anew for the new set of domains: that is left to the next full run.
-        pipeline = Pipeline(load_recipe(draft).model_copy(update={"single_models": {}}))
+        recipe = load_recipe(draft)
+        # Other methods train on all domains, so a new set trains them anew: left to the next full run.
+        methods = recipe.methods.model_copy(
+            update={name: None for name in recipe.methods.named() if name not in (recipe.deploy, DEFAULT)}
+        )
+        pipeline = Pipeline(recipe.model_copy(update={"methods": methods}))
         require_trained(pipeline, except_for=new)
         return pipeline.register(release)
 

@@ -8,20 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from routerretriever.evaluation.evaluate import (
-    DATASET_ORACLE,
-    INSTANCE_ORACLE,
-    OWN_EXPERT,
-    PAPER,
-    ROUTED,
-    Evaluation,
-)
+from routerretriever.evaluation.evaluation import Evaluation
+from routerretriever.evaluation.system import Kind, System
 from routerretriever.measures import MEASURES
 from routerretriever.reports.plots import render
-from routerretriever.reports.tables import p_value, percent, write_tables
-from routerretriever.types import BASE
+from routerretriever.reports.tables import p_value, percent, shares, tied_shares, write_tables
 
-_ORACLES = (DATASET_ORACLE, INSTANCE_ORACLE)
 _LOSSES = 12
 _NAMED_WEIGHT = 0.05
 """Weights below this are not listed with a query."""
@@ -43,11 +35,13 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "name": settings["name"],
         "encoder": settings["encoder"]["name"],
         "router": settings["routing"]["router"],
+        "deployed": evaluation.deployed,
         "experts": evaluation.experts,
         "datasets": evaluation.datasets,
         "zero_shot": evaluation.zero_shot,
         "total_queries": sum(len(ids) for ids in evaluation.query_ids.values()),
-        "ways": _ways(evaluation),
+        "systems": _systems(evaluation),
+        "notes": [f"{system.name}: {system.note}" for system in evaluation.systems if system.note],
         "rivals": _rivals(evaluation),
         "differences": _differences(evaluation),
         "heat_maps": _heat_maps(evaluation),
@@ -58,35 +52,35 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _ways(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _systems(evaluation: Evaluation) -> list[dict[str, Any]]:
     figures = evaluation.ndcg_at_10
     columns: list[dict[str, float | None]] = [
-        {way: figures[way][name] for way in figures} for name in evaluation.datasets
+        {system: figures[system].get(name) for system in figures} for name in evaluation.datasets
     ]
-    columns.append({way: evaluation.mean(way) for way in figures})
+    columns.append({system: evaluation.mean(system) for system in figures})
     if evaluation.zero_shot:
-        columns.append({way: evaluation.mean(way, zero_shot=True) for way in figures})
-    honest = [way for way in figures if way not in _ORACLES]
-    best = [max((column[way] or 0.0) for way in honest) for column in columns]
-    starts = (evaluation.routers[0], DATASET_ORACLE)
+        columns.append({system: evaluation.mean(system, zero_shot=True) for system in figures})
+    # What each domain's own expert reaches takes knowing the domain, as an oracle does.
+    honest = [system.name for system in evaluation.systems if system.kind not in (Kind.ORACLE, Kind.OWN)]
+    best = [max((column[system] or 0.0) for system in honest) for column in columns]
+    starts = {own[0].name for kind in (Kind.ROUTER, Kind.ORACLE) if (own := evaluation.of_kind(kind))}
     return [
         {
-            "way": way,
-            "ours": way == ROUTED,
-            "rule": way in starts,
+            "system": system,
+            "ours": system == evaluation.deployed,
+            "rule": system in starts,
             "cells": [
-                {"text": percent(column[way]), "best": way in honest and column[way] == top}
+                {"text": percent(column[system]), "best": system in honest and column[system] == top}
                 for column, top in zip(columns, best, strict=True)
             ],
         }
-        for way in figures
+        for system in figures
     ]
 
 
 def _rivals(evaluation: Evaluation) -> list[str]:
     known = {rival for rivals in evaluation.differences.values() for rival in rivals}
-    order = (BASE, OWN_EXPERT, *evaluation.single_models, PAPER, DATASET_ORACLE)
-    return [rival for rival in order if rival in known]
+    return [system for system in evaluation.measured if system in known]
 
 
 def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -102,7 +96,7 @@ def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
             cells.append(
                 {
                     "mean": f"{100 * found.mean:+.1f}",
-                    "detail": f"{interval}, p {p_value(found.p_value)}",
+                    "detail": f"{interval}, p {p_value(found.adjusted_p_value)}",
                     "sure": found.significant,
                 }
             )
@@ -111,43 +105,53 @@ def _differences(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _heat_maps(evaluation: Evaluation) -> list[dict[str, Any]]:
-    routed = evaluation.routed_to[ROUTED]
-    names = list(next(iter(routed.values())))
-    return [
-        {
-            "title": "router",
-            "experts": names,
-            "tied": False,
-            "rows": [{"set": s, "shares": [routed[s][name] for name in names]} for s in evaluation.datasets],
-        },
-        {
-            "title": "oracle",
-            "experts": evaluation.experts,
-            "tied": True,
-            "rows": [
-                {"set": s, "shares": list(evaluation.oracle_choice[s].values()), "tied": evaluation.tied[s]}
-                for s in evaluation.datasets
-            ],
-        },
-    ]
+    maps = []
+    tied = tied_shares(evaluation)
+    shown = [evaluation.system(evaluation.deployed)]
+    if evaluation.upper_bound is not None:
+        shown.append(evaluation.upper_bound)
+    for system in shown:
+        if system.routing is None:
+            continue
+        is_bound = system is evaluation.upper_bound
+        maps.append(
+            {
+                "title": system.name,
+                "experts": system.routing.experts,
+                "tied": is_bound,
+                "rows": [
+                    {
+                        "set": name,
+                        "shares": list(shares(system, name).values()),
+                        "tied": tied[name] if is_bound else None,
+                    }
+                    for name in evaluation.datasets
+                ],
+            }
+        )
+    return maps
 
 
 def _other_measures(evaluation: Evaluation) -> list[dict[str, Any]]:
     rows = []
-    for way in evaluation.measured:
-        cells = [percent(evaluation.mean(way, measure_name=name)) for name in MEASURES]
-        cells.append(percent(evaluation.average(evaluation.regret(way))))
-        encodings = evaluation.average(evaluation.encodings[way]) if way in evaluation.encodings else None
+    for system in evaluation.systems:
+        cells = [percent(evaluation.mean(system.name, measure_name=name)) for name in MEASURES]
+        complete = system.measured.keys() >= set(evaluation.datasets)
+        regret = evaluation.regret(system.name) if complete else {}
+        cells.append(percent(evaluation.average(regret) if regret else None))
+        encodings = evaluation.average(system.encodings) if system.encodings else None
         cells.append("–" if encodings is None else f"{encodings:.2f}")
-        rows.append({"way": way, "ours": way == ROUTED, "cells": cells})
+        rows.append({"system": system.name, "ours": system.name == evaluation.deployed, "cells": cells})
     return rows
 
 
 def _losses(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    ours = evaluation.measured[ROUTED][name].ndcg_at_10
-    best = evaluation.measured[INSTANCE_ORACLE][name].ndcg_at_10
-    experts_QT = np.stack([evaluation.measured[e][name].ndcg_at_10 for e in evaluation.experts], axis=1)
+    ours = evaluation.measured[evaluation.deployed][name].ndcg_at_10
+    experts = evaluation.of_kind(Kind.EXPERT)
+    experts_QT = np.stack([system.measured[name].ndcg_at_10 for system in experts], axis=1)
+    best = experts_QT.max(axis=1)
     lost = best - ours
+    deployed = evaluation.system(evaluation.deployed)
     return {
         "name": name,
         "queries": len(ours),
@@ -157,8 +161,8 @@ def _losses(evaluation: Evaluation, name: str) -> dict[str, Any]:
                 "text": evaluation.texts[name][row],
                 "ours": percent(ours[row]),
                 "best": percent(best[row]),
-                "expert": evaluation.experts[int(experts_QT[row].argmax())],
-                "weights": _weights(evaluation, name, row),
+                "expert": experts[int(experts_QT[row].argmax())].name,
+                "weights": _weights(deployed, name, row),
             }
             for row in np.argsort(-lost, kind="stable")[:_LOSSES]
             if lost[row] > 1e-9
@@ -166,8 +170,9 @@ def _losses(evaluation: Evaluation, name: str) -> dict[str, Any]:
     }
 
 
-def _weights(evaluation: Evaluation, name: str, row: int) -> str:
-    experts = list(evaluation.routed_to[ROUTED][name])
-    weights_T = evaluation.weights[name][row]
-    shares = sorted(zip(weights_T.tolist(), experts, strict=True), reverse=True)
-    return ", ".join(f"{expert} {100 * weight:.0f} %" for weight, expert in shares if weight >= _NAMED_WEIGHT)
+def _weights(system: System, name: str, row: int) -> str:
+    if system.routing is None:
+        return ""
+    weights_T = system.routing.weights[name][row]
+    ranked = sorted(zip(weights_T.tolist(), system.routing.experts, strict=True), reverse=True)
+    return ", ".join(f"{expert} {100 * weight:.0f} %" for weight, expert in ranked if weight >= _NAMED_WEIGHT)

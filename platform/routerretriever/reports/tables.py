@@ -12,48 +12,42 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from rich.table import Table
 
-from routerretriever.evaluation.evaluate import (
-    DATASET_ORACLE,
-    INSTANCE_ORACLE,
-    OWN_EXPERT,
-    PAPER,
-    ROUTED,
-    Evaluation,
-)
+from routerretriever.evaluation.evaluation import Evaluation
+from routerretriever.evaluation.system import Kind, System
 from routerretriever.measures import MEASURES
 from routerretriever.runtime.progress import figures_table
-from routerretriever.types import BASE
 
 
 def terminal_table(evaluation: Evaluation) -> Table:
-    """A row per test set, the ways that matter most; the files have all of them."""
+    """A row per test set, the systems that matter most; the files have all of them."""
     figures = evaluation.ndcg_at_10
-    shown = (BASE, *evaluation.single_models, ROUTED, PAPER, DATASET_ORACLE, INSTANCE_ORACLE)
-    table = figures_table("test set", OWN_EXPERT, *shown, title="nDCG@10 x 100")
+    # What each domain could have at best comes first.
+    shown = sorted(evaluation.headline, key=lambda system: system.kind is not Kind.OWN)
+    notes = "\n".join(f"{system.name}: {system.note}" for system in evaluation.systems if system.note)
+    table = figures_table("test set", *(system.name for system in shown), title="nDCG@10 x 100")
+    table.caption = notes or None
     for name in evaluation.datasets:
-        own = figures[name][name] if name in evaluation.experts else None
-        table.add_row(name, percent(own), *(percent(figures[way][name]) for way in shown))
+        table.add_row(name, *(percent(figures[system.name].get(name)) for system in shown))
     table.add_section()
-    means = [percent(evaluation.mean(way)) for way in (OWN_EXPERT, *shown)]
-    table.add_row("mean", *means, style="bold")
+    table.add_row("mean", *(percent(evaluation.mean(system.name)) for system in shown), style="bold")
     if evaluation.zero_shot:
-        means = [percent(evaluation.mean(way, zero_shot=True)) for way in (OWN_EXPERT, *shown)]
+        means = [percent(evaluation.mean(system.name, zero_shot=True)) for system in shown]
         table.add_row("zero-shot mean", *means)
     return table
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """All ways on all sets, and how sure the differences are."""
+    """All systems on all sets, and how sure the differences are."""
     header = ["nDCG@10 x 100", *evaluation.datasets, "mean", "zero-shot"]
     figures = evaluation.ndcg_at_10
-    ways = [
+    systems = [
         [
-            way,
-            *(percent(figures[way][name]) for name in evaluation.datasets),
-            percent(evaluation.mean(way)),
-            percent(evaluation.mean(way, zero_shot=True)),
+            system,
+            *(percent(figures[system].get(name)) for name in evaluation.datasets),
+            percent(evaluation.mean(system)),
+            percent(evaluation.mean(system, zero_shot=True)),
         ]
-        for way in evaluation.measured
+        for system in evaluation.measured
     ]
     differences = [
         [
@@ -61,39 +55,65 @@ def markdown(evaluation: Evaluation) -> str:
             rival,
             f"{100 * d.mean:+.1f}",
             f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
-            p_value(d.p_value),
+            p_value(d.adjusted_p_value),
         ]
         for name, rivals in evaluation.differences.items()
         for rival, d in rivals.items()
     ]
     return (
-        f"{_grid(header, ways)}\n{ROUTED} minus its rivals, paired over queries; "
-        "95 % bootstrap interval, p of a randomisation test:\n\n"
-        + _grid(["test set", "rival", "difference", "95 % interval", "p"], differences)
+        f"{_grid(header, systems)}\n{evaluation.deployed} minus its rivals, paired over queries; "
+        "95 % bootstrap interval, p of a randomisation test, corrected for the number of comparisons "
+        "(Holm):\n\n" + _grid(["test set", "rival", "difference", "95 % interval", "p"], differences)
     )
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     """All means, unrounded."""
+    routed = [system for system in evaluation.systems if system.routing is not None]
     return {
         "datasets": evaluation.datasets,
         "with_expert": evaluation.with_expert,
+        "deployed": evaluation.deployed,
+        "systems": {system.name: system.kind.name.lower() for system in evaluation.systems},
         "queries": {name: len(ids) for name, ids in evaluation.query_ids.items()},
         **{name: evaluation.means(name) for name in MEASURES},
         "mean_ndcg_at_10": {
-            way: {"with_expert": evaluation.mean(way), "zero_shot": evaluation.mean(way, zero_shot=True)}
-            for way in evaluation.measured
+            system: {
+                "with_expert": evaluation.mean(system),
+                "zero_shot": evaluation.mean(system, zero_shot=True),
+            }
+            for system in evaluation.measured
         },
-        "regret": {way: evaluation.regret(way) for way in evaluation.routers},
+        "regret": {system.name: evaluation.regret(system.name) for system in evaluation.of_kind(Kind.ROUTER)},
         "differences": {
             name: {rival: asdict(difference) for rival, difference in rivals.items()}
             for name, rivals in evaluation.differences.items()
         },
-        "routed_to": evaluation.routed_to,
-        "encodings": evaluation.encodings,
-        "oracle_choice": evaluation.oracle_choice,
-        "tied": evaluation.tied,
+        "routed_to": {
+            system.name: {name: shares(system, name) for name in system.measured} for system in routed
+        },
+        "encodings": {
+            system.name: dict(system.encodings) for system in evaluation.systems if system.encodings
+        },
+        "tied": tied_shares(evaluation),
         "settings": evaluation.settings,
+    }
+
+
+def shares(system: System, dataset: str) -> dict[str, float]:
+    """Expert -> mean weight that a routed system gives it on a test set."""
+    assert system.routing is not None
+    return system.routing.shares(dataset)
+
+
+def tied_shares(evaluation: Evaluation) -> dict[str, float]:
+    """Dataset -> share of queries on which two or more experts are equally the best."""
+    bound = evaluation.upper_bound
+    if bound is None or bound.routing is None:
+        return {}
+    return {
+        name: float(((bound.routing.weights[name] > 0).sum(axis=1) > 1).mean())
+        for name in evaluation.datasets
     }
 
 
@@ -103,12 +123,12 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
     figures, tables, queries = (folder / f"evaluation.{kind}" for kind in ("json", "md", "parquet"))
     figures.write_text(json.dumps(as_dict(evaluation), indent=2, ensure_ascii=False), encoding="utf-8")
     tables.write_text(markdown(evaluation), encoding="utf-8")
-    rows: dict[str, list[Any]] = {"way": [], "dataset": [], "query_id": []}
+    rows: dict[str, list[Any]] = {"system": [], "dataset": [], "query_id": []}
     values: dict[str, list[Any]] = {name: [] for name in MEASURES}
-    for way, measured in evaluation.measured.items():
+    for system, measured in evaluation.measured.items():
         for dataset, table in measured.items():
             ids = evaluation.query_ids[dataset]
-            rows["way"] += [way] * len(ids)
+            rows["system"] += [system] * len(ids)
             rows["dataset"] += [dataset] * len(ids)
             rows["query_id"] += ids
             for name in MEASURES:

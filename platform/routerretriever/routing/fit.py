@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from routerretriever.routing.constant import fit_fixed, fit_uniform
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.gate import fit_gate
+from routerretriever.routing.fallback import fit_fallback
 from routerretriever.routing.linear import (
     fit_centroids,
     fit_classification_head,
@@ -38,16 +38,18 @@ _ENOUGH = 10_000
 
 
 def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
-    """Fit the router that the settings name, and its gate if they ask for one; seconds, no expert is run.
+    """Fit the router that the settings name, and its fallback if they ask for one.
+
+    Takes seconds; no expert is run.
 
     Raises:
         BadInput: the settings do not fit the data.
     """
-    return complete(learn(data, settings), data, settings)
+    return calibrate(fit(data, settings), data, settings)
 
 
-def learn(data: RoutingData, settings: RoutingSettings) -> Router:
-    """The part that is learned, without gate: mixing, temperature and small shares do not change it.
+def fit(data: RoutingData, settings: RoutingSettings) -> Router:
+    """Fit what depends on the data alone. Mixing, temperature, fallback and ``min_share`` do not change it.
 
     Raises:
         BadInput: the settings do not fit the data.
@@ -57,15 +59,15 @@ def learn(data: RoutingData, settings: RoutingSettings) -> Router:
     return FITS[settings.router](data.sample(_ENOUGH, settings.seed), settings)
 
 
-def complete(router: Router, data: RoutingData, settings: RoutingSettings) -> Router:
-    """A learned router with the mixing, the gate and the smallest share that the settings ask for."""
+def calibrate(router: Router, data: RoutingData, settings: RoutingSettings) -> Router:
+    """Give a fitted router the mixing, the fallback and the smallest share that the settings ask for."""
     if _nothing_to_choose(data, settings):
         return router
     router = copy.copy(router)
     if isinstance(router, MixingRouter):
         router.mixing, router.temperature = settings.mixing, settings.temperature
-    if settings.gate is not None:
-        router = fit_gate(data, settings, settings.gate, router)
+    if settings.fallback is not None:
+        router = fit_fallback(data, settings, settings.fallback, router)
     router.min_share = settings.min_share
     return router
 

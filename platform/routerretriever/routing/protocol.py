@@ -30,8 +30,8 @@ class Explanation:
     """What the weights were made from; an expert that can never be chosen is left out."""
     margin: float | None
     """Distance from the best score to the second; None with fewer than two."""
-    gate: float | None = None
-    """How much the query looks like the training queries, 0 to 1; None without a gate."""
+    familiarity: float | None = None
+    """How much the query looks like the training queries, 0 to 1; None without a fallback."""
     nearest: tuple[Neighbour, ...] = ()
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from routerretriever.errors import BadInput
 from routerretriever.routing.constant import ConstantRouter
-from routerretriever.routing.gate import GatedRouter
+from routerretriever.routing.fallback import FallbackRouter
 from routerretriever.routing.linear import LinearRouter
 from routerretriever.routing.neighbours import NeighbourRouter
 from routerretriever.routing.pilots import PilotRouter
@@ -21,8 +21,11 @@ from routerretriever.routing.protocol import Router
 _SETTINGS_FILE, _ARRAYS_FILE = "router.json", "router.safetensors"
 _KINDS: dict[str, type[Router]] = {
     router.kind: router
-    for router in (ConstantRouter, GatedRouter, LinearRouter, NeighbourRouter, PilotRouter)
+    for router in (ConstantRouter, FallbackRouter, LinearRouter, NeighbourRouter, PilotRouter)
 }
+_OLD_KINDS = {"gated": "fallback"}
+_OLD_ARRAYS = {"shut_M": "unfamiliar_M", "open_M": "familiar_M"}
+"""Names in routers saved by release 0.1, and what they are now."""
 
 
 def save_router(router: Router, folder: Path) -> None:
@@ -43,7 +46,7 @@ def load_router(folder: Path) -> Router:
     """Read a router back.
 
     Raises:
-        BadInput: the folder holds a router of a kind that this version does not know.
+        BadInput: the folder holds a kind of router that this version does not know.
     """
     content = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
     try:
@@ -56,8 +59,13 @@ def load_router(folder: Path) -> Router:
 
 def _build(content: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Router:
     settings = dict(content["settings"])
-    own = {name: array for name, array in arrays.items() if not name.startswith("inner.")}
+    own = {
+        _OLD_ARRAYS.get(name, name): array for name, array in arrays.items() if not name.startswith("inner.")
+    }
     if "inner" in settings:
-        inner = {name.removeprefix("inner."): a for name, a in arrays.items() if name not in own}
+        inner = {
+            name.removeprefix("inner."): array for name, array in arrays.items() if name.startswith("inner.")
+        }
         settings["inner"] = _build(settings["inner"], inner)
-    return _KINDS[content["kind"]](content["experts"], **settings, **own)
+    kind = _OLD_KINDS.get(content["kind"], content["kind"])
+    return _KINDS[kind](content["experts"], **settings, **own)

@@ -15,27 +15,27 @@ from pydantic import (
 from routerretriever.settings import Fraction, Settings
 
 
-class GateSettings(Settings):
-    """The out-of-domain gate: how a query unlike all training queries is recognised and who then answers.
+class FallbackSettings(Settings):
+    """Out-of-domain fallback: how an unfamiliar query is recognised and who then answers it.
 
     Similarities are calibrated per dataset on its own training queries, each left out once.
     """
 
-    fallback: Literal["uniform", "base"] = "base"
+    answer: Literal["uniform", "base"] = "base"
     """Who answers an unfamiliar query: all experts alike, or the bare base."""
     neighbours: PositiveInt = 8
     """Training queries that a query is compared with."""
-    shut_quantile: Fraction = 0.01
+    unfamiliar_quantile: Fraction = 0.01
     """A query less similar than this share of the training queries is unfamiliar."""
-    open_quantile: Fraction = 0.5
+    familiar_quantile: Fraction = 0.5
     """A query more similar than this share of the training queries is familiar."""
     slack: Annotated[float, Field(ge=0)] = 1.0
-    """Widens the way from unfamiliar to familiar, downwards, by this many of its lengths."""
+    """Lowers the unfamiliar bound by this many times its distance to the familiar one."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.shut_quantile >= self.open_quantile:
-            raise ValueError("shut_quantile must be below open_quantile")
+        if self.unfamiliar_quantile >= self.familiar_quantile:
+            raise ValueError("unfamiliar_quantile must be below familiar_quantile")
         return self
 
 
@@ -43,17 +43,19 @@ class RoutingSettings(Settings):
     """How a query is turned into weights over the experts. See ``routerretriever.routing``.
 
     The defaults were chosen by ``tune-router`` on dev queries of six collections. The paper's router is
-    ``router: pilots, features: embedding, mixing: hard, gate: null``.
+    ``router: pilots, features: embedding, mixing: hard, fallback: null``.
     """
 
     router: Literal[
         "pilots", "posterior", "neighbours", "utility", "centroids", "expert_classifier",
         "classification_head", "dataset", "fixed", "uniform",
     ] = "posterior"  # fmt: skip
+    """Kind of router that is fitted."""
     features: Literal["embedding"] | NonNegativeInt = 0
     """What the router reads: the base embedding, or the mean hidden state entering layer n (0: the input
     embeddings, no transformer layer is run)."""
     mixing: Literal["hard", "soft"] = "soft"
+    """``hard`` gives all weight to the best expert; ``soft`` spreads it by a softmax of the scores."""
     temperature: PositiveFloat = 2.0
     """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
     values around 1, similarities and utilities with values around 0.05."""
@@ -63,8 +65,8 @@ class RoutingSettings(Settings):
     processes can make. With all weight on one expert they are the same."""
     min_share: Fraction = 0.2
     """Experts with less than this share of the best one's weight are left out, and need not be run."""
-    gate: GateSettings | None = GateSettings()
-    """None: every query is routed as if it were of some domain."""
+    fallback: FallbackSettings | None = FallbackSettings()
+    """Who answers out-of-domain queries; null routes every query as if it were of some domain."""
     ties: Literal["own", "drop", "first", "all"] = "own"
     """Pilots: who gets a query on which several experts are equally good."""
     clusters: PositiveInt = 1
@@ -74,12 +76,13 @@ class RoutingSettings(Settings):
     neighbours: PositiveInt = 32
     """Neighbours: scored queries that a query's utilities are predicted from."""
     references: PositiveInt = 1000
-    """Neighbours and gate: queries kept of each dataset; they are part of the bundle."""
+    """Neighbours and fallback: queries kept of each dataset; they are part of the bundle."""
     include_base: bool = False
     """Let the bare base encoder compete as if it were an expert."""
     expert: str | None = None
     """Fixed: the one expert that answers everything."""
     seed: int = 0
+    """Seed of samples, clusters and fits."""
 
     def changed(self) -> dict[str, Any]:
         """The settings that are not the defaults, as a recipe would give them."""
@@ -88,5 +91,5 @@ class RoutingSettings(Settings):
     @model_validator(mode="after")
     def _fixed_names_its_expert(self) -> Self:
         if (self.router == "fixed") != (self.expert is not None):
-            raise ValueError("expert is to be set with router 'fixed', and only then")
+            raise ValueError("expert: set it with router 'fixed', and only then")
         return self

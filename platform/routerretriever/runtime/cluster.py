@@ -6,11 +6,11 @@ import importlib.util
 import logging
 import os
 import time
-from functools import cache
 from typing import Any
 
 from routerretriever.errors import BadInput
-from routerretriever.runtime.progress import RUN_ID, log
+from routerretriever.runtime.progress import log
+from routerretriever.runtime.ray_metrics import export_to_ray
 
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
@@ -24,6 +24,7 @@ def connect() -> None:
     """
     import ray
 
+    export_to_ray()
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
@@ -36,22 +37,6 @@ def connect() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address=address, runtime_env=runtime_env, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
-
-
-def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
-    """Add to how long steps took among Ray's metrics."""
-    for step, value in seconds.items():
-        if value > 0:
-            _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
-
-
-@cache
-def _step_seconds() -> Any:
-    from ray.util.metrics import Counter
-
-    # Ray forgets a gauge that nobody sets again for some seconds.
-    tags = ("recipe", "step", "run")
-    return Counter("routerretriever_step_seconds", "Time that a run's step took.", tag_keys=tags)
 
 
 def on_drivers_node() -> dict[str, Any]:

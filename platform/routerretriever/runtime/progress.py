@@ -9,17 +9,34 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from routerretriever.runtime.metrics import take
+from routerretriever.runtime.metrics import drain
+
+_CONTROL_CODES = (*range(9), *range(11, 32), *range(127, 160))  # all but tab and newline
+_CONTROL = dict.fromkeys(_CONTROL_CODES, "\N{REPLACEMENT CHARACTER}")
+
+
+class PlainConsole(Console):
+    """A console that shows every string as text: no markup, no emoji codes, no control characters.
+
+    Documents, queries and names come from outside; ``[bold]`` or an escape sequence in them must not reach
+    the terminal as a command. Every string, a table's cells included, passes through ``render_str``.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text, whatever is in it."""
+        return super().render_str(text.translate(_CONTROL), **{**options, "markup": False, "emoji": False})
+
 
 # Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = PlainConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
 log = logging.getLogger("routerretriever")
 RUN_ID = uuid.uuid4().hex[:8]
 """This process's own; in its log lines and on what it registers."""
@@ -88,7 +105,7 @@ class StepClock:
             whole = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._within
             self._within = outer + whole
-            self.counts.update(take())
+            self.counts.update(drain())
 
 
 @contextmanager

@@ -8,72 +8,101 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as parquet
 
+from routerretriever.adapters.files import tower_fingerprint
+from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
-from routerretriever.datasets.judgements import store_judgements
+from routerretriever.datasets.judgements import judgements_step
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.hashing import content_hash
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of, make_parts
-from routerretriever.training.experts import Expert
+from routerretriever.training.expert import Expert
 from routerretriever.types import BASE
 
 
-def encode_mixtures(
-    collections: Sequence[Collection],
+def mixture_step(
+    collection: Collection,
     split: str,
-    weights: Mapping[str, Vectors],
+    weights: Vectors,
     columns: Sequence[str],
     experts: Mapping[str, Expert],
     encoder: EncoderSettings,
     settings: ScoringSettings,
-    store: ArtifactStore,
-) -> dict[str, Vectors]:
-    """Query vectors [Q, d] by collection; only what storage lacks is encoded.
+) -> EncodeMixtures:
+    """The step that encodes a split's queries, each by its own mixture of experts.
 
     Args:
-        collections: whose queries.
+        collection: whose queries.
         split: of this split, in its order.
-        weights: collection -> weights [Q, T] of each query.
+        weights: of each query [Q, T].
         columns: the T experts that these are of; the bare base may be among them.
         experts: the trained experts by name.
         encoder: the base.
         settings: how the work is shared out.
-        store: where experts and vectors lie.
     """
     mixed = {name: experts[name] for name in columns if name != BASE}
     made_from = content_hash(
-        encoder_fingerprint(encoder), encoder.dtype, columns, [expert.version for expert in mixed.values()]
+        tower_fingerprint(encoder), encoder.dtype, columns, [expert.version for expert in mixed.values()]
     )
-    keys: dict[str, str] = {}
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for collection in collections:
-        judgements, own = store_judgements(store, collection, split), weights[collection.name]
-        own = np.ascontiguousarray(own, dtype=np.float32)
-        digest = content_hash(made_from, judgements, hashlib.sha256(own.tobytes()).hexdigest())
-        keys[collection.name] = key = f"mixtures/dataset={collection.name}/split={split}-{digest}"
-        parts[key] = [
-            {"key": key, "part": f"part-{part:05d}.parquet", "judgements": judgements, "start": start,
-             "columns": ",".join(columns), "weights": own[start : start + settings.chunk_size].tobytes()}
-            for part, start in enumerate(range(0, len(own), settings.chunk_size))
+    judgements, own = judgements_step(collection, split), np.ascontiguousarray(weights, dtype=np.float32)
+    digest = content_hash(made_from, judgements.key, hashlib.sha256(own.tobytes()).hexdigest())
+    return EncodeMixtures(
+        name=collection.name,
+        key=f"mixtures/dataset={collection.name}/split={split}-{digest}",
+        inputs=(judgements,),
+        split=split,
+        weights=own,
+        columns=tuple(columns),
+        experts={name: expert.key for name, expert in mixed.items()},
+        encoder=encoder,
+        settings=settings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodeMixtures(Step):
+    """Query vectors [Q, d] of a split, as a router that merges weights makes them."""
+
+    stage: ClassVar[str] = "evaluate"
+
+    split: str
+    weights: Vectors
+    columns: tuple[str, ...]
+    experts: Mapping[str, str]
+    encoder: EncoderSettings
+    settings: ScoringSettings
+
+    @classmethod
+    def build_all(cls, steps: Sequence[EncodeMixtures], store: ArtifactStore) -> None:
+        """Encode all of them in one Ray Data run; they are of one router."""
+        first = steps[0]
+        make_parts(
+            {step.key: step.rows() for step in steps},
+            {s.key: {"kind": "mixtures", "split": s.split, "experts": list(s.columns)} for s in steps},
+            MixtureEncoder,
+            {"encoder": first.encoder, "experts": dict(first.experts), "store": store},
+            first.settings,
+            store,
+            f"encoding {first.split} queries by the router",
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The work in chunks of queries, one flat row each."""
+        size = self.settings.chunk_size
+        return [
+            {"key": self.key, "part": f"part-{part:05d}.parquet", "judgements": self.inputs[0].key,
+             "start": start, "columns": ",".join(self.columns),
+             "weights": self.weights[start : start + size].tobytes()}
+            for part, start in enumerate(range(0, len(self.weights), size))
         ]  # fmt: skip
 
-    make_parts(
-        parts,
-        {key: {"kind": "mixtures", "split": split, "experts": list(columns)} for key in parts},
-        MixtureEncoder,
-        {"encoder": encoder, "experts": {n: e.key for n, e in mixed.items()}, "store": store},
-        settings,
-        store,
-        f"encoding {split} queries by the router",
-    )
-    return {
-        name: embedding_of(parquet.read_table(sorted(store.fetch(key).glob("part-*.parquet"))))
-        for name, key in keys.items()
-    }
+    def read(self, store: ArtifactStore) -> Vectors:
+        """The vectors, once they have been made."""
+        return embedding_of(parquet.read_table(sorted(store.fetch(self.key).glob("part-*.parquet"))))

@@ -20,6 +20,8 @@ class ScoringSettings(PoolSettings):
     """
 
     source: Literal["train", "dev", "held_out"] = "train"
+    """Split whose queries are scored."""
     depth: Annotated[int, Field(ge=10, le=10_000)] = 100
     """Documents retrieved per query; the rank of the first relevant one is known up to here."""
     chunk_size: PositiveInt = 1024
+    """Queries in one chunk, the unit of work that is kept when a run stops."""

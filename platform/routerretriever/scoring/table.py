@@ -9,24 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
+from routerretriever.adapters.files import tower_fingerprint
+from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import corpus_key
+from routerretriever.corpus.build import EncodeCorpus
 from routerretriever.datasets.collection import Collection
-from routerretriever.datasets.judgements import judgements_key, store_judgements
+from routerretriever.datasets.judgements import judgements_key, judgements_step
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of, make_parts
-from routerretriever.training.experts import Expert
+from routerretriever.training.expert import version_of
 from routerretriever.types import BASE
 
 Vectors = NDArray[np.float32]
@@ -91,60 +93,128 @@ def score_key(
     return f"scores/dataset={collection.name}/split={split}-{digest}/expert={expert}"
 
 
-def build_scores(
-    collections: list[Collection],
+@dataclass(frozen=True)
+class ScoredModel:
+    """What queries are scored with: the bare base, or an expert that has been trained or is going to be."""
+
+    name: str
+    version: str
+    step: Step | None = None
+    """Makes the expert; None for the base."""
+
+    @classmethod
+    def base(cls, encoder: EncoderSettings) -> ScoredModel:
+        """The bare base."""
+        return cls(BASE, tower_fingerprint(encoder))
+
+    @classmethod
+    def expert(cls, name: str, step: Step) -> ScoredModel:
+        """An expert under a name."""
+        return cls(name, version_of(step.key), step)
+
+
+def score_steps(
+    corpus: EncodeCorpus,
     split: str,
-    experts: Mapping[str, Expert],
-    encoder: EncoderSettings,
+    models: Sequence[ScoredModel],
     index: IndexSettings,
     settings: ScoringSettings,
-    store: ArtifactStore,
-    only: Mapping[str, Sequence[str]] | None = None,
-) -> ScoreTable:
-    """Score a split of every collection with every expert and the bare base; only what is missing is done.
+) -> list[ScoreSplit]:
+    """The steps that score a split of a collection, one for each model.
 
-    The collections' corpora must have been built. ``only`` names the experts for each collection, if not all.
+    Args:
+        corpus: the collection, and the base encoder that encodes it.
+        split: whose queries.
+        models: the base and experts.
+        index: what searches the documents.
+        settings: how deep, and how the work is shared out.
     """
-    names = {each.name: (BASE, *(experts if only is None else only[each.name])) for each in collections}
-    keys: dict[tuple[str, str], str] = {}
-    manifests: dict[str, dict[str, Any]] = {}
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for collection in collections:
-        judgements = store_judgements(store, collection, split)
-        corpus = corpus_key(collection, encoder)
-        queries = len(collection.queries(split))
-        for name in names[collection.name]:
-            version = encoder_fingerprint(encoder) if name == BASE else experts[name].version
-            key = score_key(collection, split, f"{name}-{version}", encoder, index, settings)
-            keys[collection.name, name] = key
-            manifests[key] = {"kind": "scores", "dataset": collection.name, "split": split,
-                              "expert": name, "version": version, "corpus": corpus,
-                              "queries": queries}  # fmt: skip
-            parts[key] = [
-                {"key": key, "part": f"part-{part:05d}.parquet", "judgements": judgements, "corpus": corpus,
-                 "expert": name, "expert_key": "" if name == BASE else experts[name].key,
-                 "start": start, "stop": min(start + settings.chunk_size, queries)}
-                for part, start in enumerate(range(0, queries, settings.chunk_size))
-            ]  # fmt: skip
-
-    make_parts(
-        parts,
-        manifests,
-        ChunkScorer,
-        {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
-        settings,
-        store,
-        f"scoring {split} queries",
-    )
-    return {
-        collection.name: _read(
-            store,
-            collection.name,
-            split,
-            {name: keys[collection.name, name] for name in names[collection.name]},
+    collection, judgements = corpus.collection, judgements_step(corpus.collection, split)
+    return [
+        ScoreSplit(
+            name=f"{collection.name} by {model.name}",
+            key=score_key(
+                collection, split, f"{model.name}-{model.version}", corpus.encoder, index, settings
+            ),
+            inputs=(corpus, judgements, *([model.step] if model.step else [])),
+            corpus=corpus,
+            split=split,
+            model=model,
+            index=index,
+            settings=settings,
         )
-        for collection in collections
-    }
+        for model in models
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreSplit(Step):
+    """The scores of a split's queries by one model."""
+
+    stage: ClassVar[str] = "score"
+
+    corpus: EncodeCorpus
+    split: str
+    model: ScoredModel
+    index: IndexSettings
+    settings: ScoringSettings
+
+    @property
+    def queries(self) -> int:
+        """How many are scored."""
+        return len(self.corpus.collection.qrels(self.split))
+
+    def work(self) -> str:
+        """Queries."""
+        return f"{self.queries} queries"
+
+    def asks_for(self) -> str:
+        """Workers."""
+        return self.settings.describe()
+
+    @classmethod
+    def build_all(cls, steps: Sequence[ScoreSplit], store: ArtifactStore) -> None:
+        """Score all of them, in one Ray Data run for each base encoder, index and split."""
+        kinds = {(step.corpus.encoder, step.index, step.split, step.settings): None for step in steps}
+        for kind in kinds:
+            own = [s for s in steps if (s.corpus.encoder, s.index, s.split, s.settings) == kind]
+            encoder, index, split, settings = kind
+            make_parts(
+                {step.key: step.rows() for step in own},
+                {step.key: step.manifest() for step in own},
+                ChunkScorer,
+                {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
+                settings,
+                store,
+                f"scoring {split} queries",
+            )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The work in chunks of queries, one flat row each."""
+        queries, size = len(self.corpus.collection.queries(self.split)), self.settings.chunk_size
+        judgements = judgements_step(self.corpus.collection, self.split)
+        return [
+            {"key": self.key, "part": f"part-{part:05d}.parquet", "judgements": judgements.key,
+             "corpus": self.corpus.key, "expert": self.model.name,
+             "expert_key": self.model.step.key if self.model.step else "",
+             "start": start, "stop": min(start + size, queries)}
+            for part, start in enumerate(range(0, queries, size))
+        ]  # fmt: skip
+
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact is committed with."""
+        return {"kind": "scores", "dataset": self.corpus.collection.name, "split": self.split,
+                "expert": self.model.name, "version": self.model.version, "corpus": self.corpus.key,
+                "queries": len(self.corpus.collection.queries(self.split))}  # fmt: skip
+
+
+def read_scores(store: ArtifactStore, steps: Sequence[ScoreSplit]) -> ScoreTable:
+    """Read the scores that these steps have made, by collection."""
+    keys: dict[str, dict[str, str]] = {}
+    for step in steps:
+        keys.setdefault(step.corpus.collection.name, {})[step.model.name] = step.key
+    split = steps[0].split if steps else ""
+    return {dataset: _read(store, dataset, split, own) for dataset, own in keys.items()}
 
 
 def _read(store: ArtifactStore, dataset: str, split: str, keys: Mapping[str, str]) -> SplitScores:

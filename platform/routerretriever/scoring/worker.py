@@ -12,14 +12,14 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import open_corpus
 from routerretriever.datasets.judgements import Judgements, load_judgements
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured, measure
-from routerretriever.runtime.metrics import QUERIES_SCORED, count
+from routerretriever.runtime.metrics import QUERIES_SCORED, increment
 from routerretriever.runtime.shards import ShardWorker, run_shards
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.types import BASE
@@ -38,7 +38,7 @@ def make_parts(
     store: ArtifactStore,
     description: str,
 ) -> None:
-    """Have the artifacts made that storage lacks; parts that an interrupted run has left are kept.
+    """Make and commit artifacts of several files each; files that an interrupted run has left are kept.
 
     Args:
         parts: the worker's rows for each artifact, with its ``key`` and their file's name as ``part``.
@@ -49,14 +49,10 @@ def make_parts(
         store: where the artifacts lie.
         description: what the progress bar says.
     """
-
-    def make(missing: list[str]) -> None:
-        todo = [row for key in missing for row in parts[key] if not store.has(key, row["part"])]
-        run_shards(todo, worker, constructor, settings, description)
-        for key in missing:
-            store.commit(key, manifests[key])
-
-    build_missing(store, list(parts), make)
+    todo = [row for key, rows in parts.items() for row in rows if not store.has(key, row["part"])]
+    run_shards(todo, worker, constructor, settings, description)
+    for key in parts:
+        store.commit(key, manifests[key])
 
 
 class ChunkScorer(ShardWorker):
@@ -65,9 +61,9 @@ class ChunkScorer(ShardWorker):
     def __init__(
         self, encoder: EncoderSettings, index: IndexSettings, depth: int, store: ArtifactStore
     ) -> None:
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
+        self._encoder = load_tower(encoder)
         self._index = index
         self._depth = depth
         self._store = store
@@ -83,7 +79,7 @@ class ChunkScorer(ShardWorker):
         if expert != BASE and expert not in self._encoder.adapters:
             self._encoder.load_adapter(expert, self._store.fetch(row["expert_key"]))
         vectors = self._encoder.encode_queries(list(chunk.queries.values()), adapter=expert)
-        measured = measure(chunk.qrels, index.run(ids, vectors, self._depth), ids)
+        measured = measure(chunk.qrels, index.run(ids, vectors, self._depth, chunk.own_kept), ids)
         table = arrow.table(
             {
                 "query_id": ids,
@@ -92,7 +88,7 @@ class ChunkScorer(ShardWorker):
             }
         )
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
-        count(QUERIES_SCORED, len(ids))
+        increment(QUERIES_SCORED, len(ids))
 
     def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
         corpus = open_corpus(self._store, corpus_key)
@@ -104,11 +100,13 @@ class MixtureEncoder(ShardWorker):
 
     def __init__(self, encoder: EncoderSettings, experts: dict[str, str], store: ArtifactStore) -> None:
         """Load experts, keys by name."""
-        from routerretriever.adapters.batched import pack_experts
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.kinds import batch_adapters
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
-        self._packed = pack_experts(self._encoder, {name: store.fetch(key) for name, key in experts.items()})
+        self._encoder = load_tower(encoder)
+        self._experts = batch_adapters(
+            self._encoder, {name: store.fetch(key) for name, key in experts.items()}
+        )
         self._store = store
 
     def work(self, row: dict[str, Any]) -> None:
@@ -118,7 +116,7 @@ class MixtureEncoder(ShardWorker):
         queries = load_judgements(self._store, row["judgements"]).queries
         ids = list(queries)[int(row["start"]) : int(row["start"]) + len(weights)]
         rows = self._encoder.tokenize_queries([queries[i] for i in ids])
-        vectors = self._packed.embed(rows, weights, experts)
+        vectors = self._experts.embed(rows, weights, experts)
         table = arrow.table({"query_id": ids, "embedding": _embedding_column(vectors)})
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
 

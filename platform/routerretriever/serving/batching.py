@@ -1,7 +1,9 @@
-"""Batches that form by themselves: what arrives while one pass is running goes into the next.
+"""Batches that form by themselves, bounded by cost and shared fairly.
 
-Nobody waits for a timer. A lone query is run at once; under load the batches grow to their bound, and beyond
-the bound on what may wait new work is refused, so that the service answers late or not at all to none.
+What arrives while a pass runs goes into the next one; nobody waits for a timer. An item's cost is what it
+takes to run, such as its tokens. A big call is spread over several passes, and room in them goes to the
+client that has had least (start-time fair queueing, Goyal, Vin and Cheng 1996), within a client to its calls
+in turns. A single query beside any number of big calls so waits for the pass that runs, and no other.
 """
 
 from __future__ import annotations
@@ -23,10 +25,21 @@ class _Call(Generic[T, R]):
     """One caller's items; they may be spread over several passes."""
 
     items: Sequence[T]
+    costs: Sequence[int]
     done: asyncio.Future[list[R]]
+    waiting: int
+    """Cost of the items that no pass has taken."""
+    taken: int = 0
     results: dict[int, R] = field(default_factory=dict)
     """By position; passes may end in any order."""
-    taken: int = 0
+
+
+@dataclass(eq=False)
+class _Client(Generic[T, R]):
+    """A client that waits: its calls, and the cost it has been given since it came, from a common start."""
+
+    served: int
+    calls: deque[_Call[T, R]] = field(default_factory=deque)
 
 
 class Batcher(Generic[T, R]):
@@ -38,85 +51,124 @@ class Batcher(Generic[T, R]):
         max_batch: int,
         max_waiting: int,
         passes: int = 1,
+        max_cost: int | None = None,
     ) -> None:
         """Bounds of the batches.
 
         Args:
             work: gives one result for every item, in order.
             max_batch: most items in a pass.
-            max_waiting: most items that may wait for a pass. A call that finds nobody waiting is always let
-                in, however large it is.
+            max_waiting: most cost that may lie before a new call; more and the call is refused.
             passes: how many passes may run at the same time.
+            max_cost: most cost in a pass; an item that alone costs more has a pass to itself.
         """
         self._work = work
         self._max_batch = max_batch
+        self._max_cost = max_batch if max_cost is None else max_cost
         self._max_waiting = max_waiting
         self._free_passes = passes
-        self._calls: deque[_Call[T, R]] = deque()
+        self._clients: dict[str, _Client[T, R]] = {}
         self._passes: set[asyncio.Task[None]] = set()
         self.waiting = 0
         """Items that wait for a pass."""
 
-    async def submit(self, items: Sequence[T]) -> list[R]:
+    async def submit(
+        self, items: Sequence[T], costs: Sequence[int] | None = None, client: str = ""
+    ) -> list[R]:
         """Results of the items, in order. A cancelled call's items are not run if they have not been yet.
 
+        Args:
+            items: what to run.
+            costs: of each item, at least 1; 1 if not given.
+            client: who asks. Clients share the passes equally.
+
         Raises:
-            Overloaded: too much is waiting.
+            Overloaded: too much would run before this call is done. A call's own size is no reason.
         """
         if not items:
             return []
-        if self.waiting and self.waiting + len(items) > self._max_waiting:
-            raise Overloaded(f"{self.waiting} queries are waiting; the bound is {self._max_waiting}")
-        call: _Call[T, R] = _Call(items, asyncio.get_running_loop().create_future())
-        self._calls.append(call)
+        costs = [1] * len(items) if costs is None else costs
+        total = sum(costs)
+        if (ahead := self._ahead(client, total)) > self._max_waiting:
+            raise Overloaded(
+                f"the queue is full: {ahead} tokens come first; the bound is {self._max_waiting}"
+            )
+        call: _Call[T, R] = _Call(items, costs, asyncio.get_running_loop().create_future(), total)
+        if client not in self._clients:
+            # As far as whoever has had least: a client that was away has saved nothing up.
+            least = min((other.served for other in self._clients.values()), default=0)
+            self._clients[client] = _Client(least)
+        self._clients[client].calls.append(call)
         self.waiting += len(items)
         self._start_passes()
         try:
             return await call.done
         finally:
-            if call in self._calls:
-                self._calls.remove(call)
-                self.waiting -= len(call.items) - call.taken
+            self._drop(client, call)
+
+    @property
+    def waiting_cost(self) -> int:
+        """Cost of all items that wait for a pass."""
+        return sum(call.waiting for client in self._clients.values() for call in client.calls)
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not self._calls and not self._passes
+        return not self.waiting and not self._passes
+
+    def _ahead(self, client: str, cost: int) -> int:
+        """What others are given before a call of this cost is done: by fair shares, at most as much each."""
+        ahead = 0
+        for name, other in self._clients.items():
+            waiting = [min(call.waiting, cost) for call in other.calls]
+            ahead += sum(waiting) if name == client else min(sum(waiting), cost)
+        return ahead
+
+    def _drop(self, client: str, call: _Call[T, R]) -> None:
+        queue = self._clients.get(client)
+        if queue is not None and call in queue.calls:
+            queue.calls.remove(call)
+            self.waiting -= len(call.items) - call.taken
+            if not queue.calls:
+                del self._clients[client]
 
     def _start_passes(self) -> None:
-        while self._free_passes and self._calls:
+        while self._free_passes and self.waiting:
             self._free_passes -= 1
             task = asyncio.create_task(self._run(self._next_batch()))
             self._passes.add(task)
             task.add_done_callback(self._passes.discard)
 
-    def _next_batch(self) -> list[tuple[_Call[T, R], range]]:
-        """Items of the calls in turns, so that a question does not wait for a whole book before it."""
-        batch = []
-        room = self._max_batch
-        for _ in range(len(self._calls)):
-            share = max(1, room // len(self._calls))
-            call = self._calls.popleft()
-            positions = range(call.taken, min(call.taken + min(share, room), len(call.items)))
-            call.taken = positions.stop
-            batch.append((call, positions))
-            room -= len(positions)
-            if call.taken < len(call.items):
-                self._calls.append(call)
-            if not room:
+    def _next_batch(self) -> list[tuple[_Call[T, R], int]]:
+        """Items for a pass, as (call, position)."""
+        batch: list[tuple[_Call[T, R], int]] = []
+        room = self._max_cost
+        while self._clients and len(batch) < self._max_batch:
+            name, client = min(self._clients.items(), key=lambda entry: entry[1].served)
+            call = client.calls[0]
+            cost = call.costs[call.taken]
+            if batch and cost > room:
                 break
-        self.waiting -= self._max_batch - room
+            batch.append((call, call.taken))
+            room -= cost
+            client.served += cost
+            call.taken += 1
+            call.waiting -= cost
+            client.calls.rotate(-1)
+            if call.taken == len(call.items):
+                client.calls.remove(call)
+                if not client.calls:
+                    del self._clients[name]
+        self.waiting -= len(batch)
         return batch
 
-    async def _run(self, batch: list[tuple[_Call[T, R], range]]) -> None:
+    async def _run(self, batch: list[tuple[_Call[T, R], int]]) -> None:
         try:
-            results = iter(
-                await self._work([call.items[at] for call, positions in batch for at in positions])
-            )
-            for call, positions in batch:
-                call.results.update(zip(positions, results))  # noqa: B905  # takes its share of them all
+            results = await self._work([call.items[at] for call, at in batch])
+            for (call, at), result in zip(batch, results, strict=True):
+                call.results[at] = result
                 if len(call.results) == len(call.items) and not call.done.done():
-                    call.done.set_result([call.results[at] for at in range(len(call.items))])
+                    call.done.set_result([call.results[row] for row in range(len(call.items))])
         except Exception as error:
             for call, _ in batch:
                 if not call.done.done():

@@ -1,37 +1,39 @@
-"""One loaded bundle at work: queries that arrive together are routed and embedded together.
+"""One loaded bundle at work: texts that arrive together are routed and embedded together.
 
-With packed placement a batch is one pass in this process. With experts as applications of their own, this
-process routes and every expert that is needed gets its rows of the batch in a single call.
+With shared placement a batch is one pass in this process. With dedicated placement this process routes, and
+every expert that is needed gets its rows of the batch in a single call.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ray.serve.handle import DeploymentHandle
 
-from routerretriever.bundle.bundle import Dispatch, RouterRetriever, Vectors
+from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import UnknownName
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
-from routerretriever.serving.deployments.calls import OneThread, ask
-from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.serving.executor import SerialExecutor
+from routerretriever.serving.ports import ExpertPort, MetricsPort
 from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
-_DOCUMENTS_AT_ONCE = 4
+_BYTES_PER_TOKEN = 4
+"""About what English has. Only shares and bounds depend on it; usage is counted by the tokenizer."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """One query's vector [d], who made it, and how many tokens were read."""
+    """One text's vector [d], who made it, how many tokens were read, and whether the text was longer."""
 
     vector: Vectors
     weights: dict[str, float]
     tokens: int
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,31 +41,59 @@ class _Plan:
     """A batch, tokenised and routed."""
 
     rows: list[list[int]]
+    truncated: list[bool]
     weights: Vectors
     """[B, T] over the engine's columns, of which the router's experts are the first."""
     routed: list[int]
     """Rows that the router was asked about."""
+    documents: list[int]
+
+
+class VectorCache:
+    """The most recent results by model and text, at most ``size`` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[tuple[str, str], Embedded] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, text: str, model: str) -> Embedded | None:
+        """A result, if it is kept."""
+        if (found := self._entries.get((model, text))) is not None:
+            self._entries.move_to_end((model, text))
+        return found
+
+    def put(self, text: str, model: str, embedded: Embedded) -> None:
+        """Keep a result; the one that was not asked for longest makes room."""
+        if self._size:
+            self._entries[model, text] = embedded
+            if len(self._entries) > self._size:
+                self._entries.popitem(last=False)
 
 
 class Engine:
-    """Embeds queries by one bundle."""
+    """Embeds texts by one bundle."""
 
     def __init__(
         self,
         bundle: RouterRetriever,
-        thread: OneThread,
-        experts: Mapping[str, DeploymentHandle] | None,
+        thread: SerialExecutor,
+        experts: Mapping[str, ExpertPort] | None,
         sizes: ReplicaSettings,
-        metrics: Metrics,
+        metrics: MetricsPort,
+        cached_vectors: int = 0,
     ) -> None:
         """Put a bundle to work.
 
         Args:
-            bundle: holds the experts too, unless they are applications of their own.
+            bundle: holds the experts too, unless they run in processes of their own.
             thread: the encoder's. Features that stop at a layer would stop other passes too.
-            experts: the experts' applications, None with packed placement.
+            experts: the experts' processes, None with shared placement.
             sizes: bounds of batches and queue.
             metrics: where batches are counted.
+            cached_vectors: query vectors to keep.
         """
         self.bundle = bundle
         self._thread = thread
@@ -71,9 +101,14 @@ class Engine:
         self._metrics = metrics
         self._columns = list(dict.fromkeys([*bundle.router.experts, BASE, *bundle.experts]))
         # While experts embed one batch elsewhere, the next can be routed here.
-        self._batcher = Batcher(
-            self._run, sizes.max_batch_size, sizes.max_queue, passes=1 if experts is None else 4
+        self._batcher: Batcher[tuple[str, str], Embedded] = Batcher(
+            self._run,
+            sizes.max_batch_size,
+            sizes.max_queue_tokens,
+            passes=1 if experts is None else 4,
+            max_cost=sizes.max_batch_tokens,
         )
+        self._cache = VectorCache(cached_vectors)
         self._routed_T = np.zeros(len(bundle.router.experts))
         self._encodings_T = np.zeros(len(self._columns), dtype=np.int64)
         self._entropies: list[float] = []
@@ -83,24 +118,31 @@ class Engine:
         """What a request may name as its model."""
         return [ROUTED_MODEL, BASE, DOCUMENT_MODEL, *self.bundle.experts]
 
-    async def embed(self, texts: Sequence[str], model: str) -> list[Embedded]:
+    async def embed(self, texts: Sequence[str], model: str, client: str = "") -> list[Embedded]:
         """Route and embed queries, or embed them (or documents) by the one model named.
 
         Raises:
             UnknownName: there is no such model.
-            Overloaded: too many queries are waiting.
+            Overloaded: too much is waiting.
         """
         if model not in self.models:
             raise UnknownName("model", model, self.models)
-        if model == DOCUMENT_MODEL:
-            return await self.embed_documents(texts)
-        embedded = await self._batcher.submit([(text, model) for text in texts])
+        found = [self._cache.get(text, model) for text in texts]
+        missing = [row for row, kept in enumerate(found) if kept is None]
+        self._count_lookups(len(texts) - len(missing), len(missing))
+        costs = [self._cost(texts[row], model) for row in missing]
+        made = await self._batcher.submit([(texts[row], model) for row in missing], costs, client)
+        new = iter(made)
         self._metrics.waiting.set(self._batcher.waiting)
-        return embedded
+        self._metrics.waiting_tokens.set(self._batcher.waiting_cost)
+        if model != DOCUMENT_MODEL:
+            for row, embedded in zip(missing, made, strict=True):
+                self._cache.put(texts[row], model, embedded)
+        return [next(new) if kept is None else kept for kept in found]
 
     @property
     def waiting(self) -> int:
-        """Queries that wait for a pass."""
+        """Texts that wait for a pass."""
         return self._batcher.waiting
 
     def take_routed(self) -> dict[str, float]:
@@ -131,21 +173,20 @@ class Engine:
         """Weights of all experts for each query, and the reasons."""
         return await self._thread.run(self._explain, texts)
 
-    async def embed_documents(self, contents: Sequence[str]) -> list[Embedded]:
-        """Embed documents by the base; a few at a time, so that queries get their turn between them."""
-        embedded = []
-        for start in range(0, len(contents), _DOCUMENTS_AT_ONCE):
-            few = contents[start : start + _DOCUMENTS_AT_ONCE]
-            embedded.extend(await self._thread.run(self._embed_documents, few))
-        return embedded
+    async def embed_documents(self, contents: Sequence[str], client: str = "") -> list[Embedded]:
+        """Embed documents by the base."""
+        return await self.embed(contents, DOCUMENT_MODEL, client)
 
-    def _embed_documents(self, contents: Sequence[str]) -> list[Embedded]:
-        encoder = self.bundle.encoder
-        rows = encoder.tokenize_documents(contents)
-        return [
-            Embedded(vector, {BASE: 1.0}, len(row))
-            for vector, row in zip(encoder.embed_tokens(rows), rows, strict=True)
-        ]
+    def _cost(self, text: str, model: str) -> int:
+        """About how many tokens will be read of a text."""
+        settings = self.bundle.encoder.settings
+        longest = settings.document_max_length if model == DOCUMENT_MODEL else settings.query_max_length
+        return min(longest, 2 + len(text.encode()) // _BYTES_PER_TOKEN)
+
+    def _count_lookups(self, hits: int, misses: int) -> None:
+        for outcome, count in (("hit", hits), ("miss", misses)):
+            if count:
+                self._metrics.cache_lookups.inc(count, {"outcome": outcome})
 
     async def _run(self, batch: list[tuple[str, str]]) -> list[Embedded]:
         self._metrics.batch_size.observe(len(batch))
@@ -156,21 +197,34 @@ class Engine:
             with self._metrics.stage("experts"):
                 vectors = await self._embed_there(plan, self._experts)
         self._count(plan)
+        self._metrics.batch_tokens.observe(sum(map(len, plan.rows)))
         return [
             Embedded(
                 vector,
                 {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)},
                 len(tokens),
+                truncated,
             )
-            for vector, own, tokens in zip(vectors, plan.weights, plan.rows, strict=True)
+            for vector, own, tokens, truncated in zip(
+                vectors, plan.weights, plan.rows, plan.truncated, strict=True
+            )
         ]
 
     def _embed_here(self, batch: list[tuple[str, str]]) -> tuple[_Plan, Vectors]:
         plan = self._plan(batch)
         with self._metrics.stage("experts"):
-            return plan, self.bundle.embed(plan.rows, plan.weights, self._columns)
+            if not plan.documents:
+                return plan, self.bundle.embed(plan.rows, plan.weights, self._columns)
+            vectors = np.empty((len(plan.rows), self.bundle.encoder.dimension), dtype=np.float32)
+            documents = [plan.rows[row] for row in plan.documents]
+            vectors[plan.documents] = self.bundle.encoder.embed_tokens(documents)
+            queries = sorted(set(range(len(plan.rows))) - set(plan.documents))
+            if queries:
+                rows = [plan.rows[row] for row in queries]
+                vectors[queries] = self.bundle.embed(rows, plan.weights[queries], self._columns)
+            return plan, vectors
 
-    async def _embed_there(self, plan: _Plan, experts: Mapping[str, DeploymentHandle]) -> Vectors:
+    async def _embed_there(self, plan: _Plan, experts: Mapping[str, ExpertPort]) -> Vectors:
         shares = Dispatch.of(plan.weights)
         vectors = np.empty((len(shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
 
@@ -181,14 +235,14 @@ class Engine:
             if expert == BASE:
                 vectors[own] = await self._thread.run(self.bundle.encoder.embed_tokens, rows)
             else:
-                vectors[own] = await ask(experts[expert].embed, rows)
+                vectors[own] = await experts[expert].embed(rows)
 
         await asyncio.gather(*(embed(column) for column in np.unique(shares.columns).tolist()))
         return shares.mix(vectors)
 
     def _plan(self, batch: list[tuple[str, str]]) -> _Plan:
         with self._metrics.stage("routing"):
-            rows = self.bundle.tokenize([text for text, _ in batch])
+            rows, truncated = self._tokenize(batch)
             weights = np.zeros((len(batch), len(self._columns)), dtype=np.float32)
             routed = [row for row, (_, model) in enumerate(batch) if model == ROUTED_MODEL]
             if routed:
@@ -196,13 +250,36 @@ class Engine:
                 weights[routed, : made.shape[1]] = made
             for row, (_, model) in enumerate(batch):
                 if model != ROUTED_MODEL:
-                    weights[row, self._columns.index(model)] = 1.0
-            return _Plan(rows, weights, routed)
+                    column = BASE if model == DOCUMENT_MODEL else model
+                    weights[row, self._columns.index(column)] = 1.0
+            documents = [row for row, (_, model) in enumerate(batch) if model == DOCUMENT_MODEL]
+            return _Plan(rows, truncated, weights, routed, documents)
+
+    def _tokenize(self, batch: list[tuple[str, str]]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of queries and documents, and which texts were longer than what is read of them."""
+        rows: list[list[int]] = [[] for _ in batch]
+        truncated = [False] * len(batch)
+        encoder = self.bundle.encoder
+        for documents, longest, tokenize in (
+            (False, encoder.settings.query_max_length, encoder.tokenize_queries),
+            (True, encoder.settings.document_max_length, encoder.tokenize_documents),
+        ):
+            own = [row for row, (_, model) in enumerate(batch) if (model == DOCUMENT_MODEL) is documents]
+            tokens = tokenize([batch[row][0] for row in own]) if own else []
+            for row, ids in zip(own, tokens, strict=True):
+                rows[row] = ids
+            # One that is as long as it may be ended there, or was cut: with room for one more it tells.
+            full = [row for row in own if len(rows[row]) >= longest]
+            more = tokenize([batch[row][0] for row in full], longest + 1) if full else []
+            for row, ids in zip(full, more, strict=True):
+                truncated[row] = len(ids) > longest
+        return rows, truncated
 
     def _count(self, plan: _Plan) -> None:
         names = self.bundle.router.experts
         weights_BT = plan.weights[plan.routed, : len(names)]
-        self._encodings_T += (plan.weights > 0).sum(axis=0)
+        queries_BT = np.delete(plan.weights, plan.documents, axis=0)
+        self._encodings_T += (queries_BT > 0).sum(axis=0)
         self._routed_T += weights_BT.sum(axis=0)
         self._entropies.extend((-weights_BT * np.log2(np.maximum(weights_BT, 1e-12))).sum(axis=1).tolist())
         if BASE in names and (left := int((weights_BT[:, names.index(BASE)] > 0.5).sum())):

@@ -1,8 +1,7 @@
-"""Shadow traffic: the challenger answers some searches too, after the answer has gone out, for nobody to see.
+"""Shadow traffic: the challenger repeats some searches after they were answered; nobody sees what it finds.
 
-It says how a bundle that is not released would answer live queries. It is to cost users nothing: where
-queries wait, or other shadows are at it, a shadow is dropped; one that fails is counted and logged. What is
-left is that a query may find the encoder at work on a shadow's, for one pass of at most ``_AT_ONCE``.
+Shadows never delay users: they are dropped while queries wait or other shadows run. Failures are counted and
+logged. At worst a query finds the encoder busy with one pass of a shadow.
 """
 
 from __future__ import annotations
@@ -11,24 +10,36 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from routerretriever.client.schemas import SearchRequest, SearchResponse
 from routerretriever.errors import Overloaded
-from routerretriever.serving.deployments.metrics import Metrics
-
-if TYPE_CHECKING:
-    from routerretriever.serving.deployments.ingress import Service
+from routerretriever.serving.ports import MetricsPort
 
 log = logging.getLogger("ray.serve")
 
 _AT_ONCE = 2
 
 
+class Challenger(Protocol):
+    """A release that can repeat a search."""
+
+    @property
+    def version(self) -> int:
+        """The bundle's number in the registry."""
+        ...
+
+    async def shadow_search(
+        self, query: str, collection: str, top_k: int, model: str
+    ) -> tuple[str, list[str]]:
+        """The first expert and the documents' ids."""
+        ...
+
+
 class Shadows:
     """The shadowed searches of a router replica."""
 
-    def __init__(self, share: float, seconds: float, metrics: Metrics) -> None:
+    def __init__(self, share: float, seconds: float, metrics: MetricsPort) -> None:
         """Set the bounds.
 
         Args:
@@ -42,15 +53,20 @@ class Shadows:
         self._running: set[asyncio.Task[None]] = set()
 
     def offer(
-        self, challenger: Service, busy: bool, asked: SearchRequest, answer: SearchResponse, seconds: float
+        self,
+        challenger: Challenger,
+        busy: bool,
+        request: SearchRequest,
+        response: SearchResponse,
+        seconds: float,
     ) -> None:
         """Perhaps have the challenger search too; returns at once.
 
         Args:
             challenger: what is tried.
             busy: whether users' queries wait.
-            asked: a search that has been answered.
-            answer: what went out.
+            request: a search that has been answered.
+            response: what went out.
             seconds: how long that took.
         """
         if random.random() >= self._share:
@@ -58,18 +74,18 @@ class Shadows:
         if busy or len(self._running) >= _AT_ONCE:
             self._metrics.shadows.inc(1, {"outcome": "dropped"})
             return
-        task = asyncio.create_task(self._answer(challenger, asked, answer, seconds))
+        task = asyncio.create_task(self._answer(challenger, request, response, seconds))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
     async def _answer(
-        self, challenger: Service, asked: SearchRequest, answer: SearchResponse, seconds: float
+        self, challenger: Challenger, request: SearchRequest, response: SearchResponse, seconds: float
     ) -> None:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self._seconds):
                 expert, ids = await challenger.shadow_search(
-                    asked.query, answer.collection, asked.top_k, asked.model
+                    request.query, response.collection, request.top_k, request.model
                 )
         except Overloaded:
             self._metrics.shadows.inc(1, {"outcome": "dropped"})
@@ -80,9 +96,9 @@ class Shadows:
             return
         self._metrics.shadow_seconds.observe(seconds, {"answer": "sent"})
         self._metrics.shadow_seconds.observe(time.perf_counter() - start, {"answer": "shadow"})
-        same = "same expert" if expert == answer.expert else "other expert"
+        same = "same expert" if expert == response.expert else "other expert"
         self._metrics.shadows.inc(1, {"outcome": same})
-        both = len({hit.id for hit in answer.results} & set(ids))
-        for found, count in (("both", both), ("one", len(answer.results) - both)):
+        both = len({hit.id for hit in response.results} & set(ids))
+        for found, count in (("both", both), ("one", len(response.results) - both)):
             if count:
                 self._metrics.shadow_documents.inc(count, {"found_by": found})

@@ -3,7 +3,7 @@
 ``growing`` is Table 3 and Figures 4 and 5, ``with_and_without`` Tables 1 and 2, ``centroids`` the k-means
 ablation, ``projections`` Figure 2, ``LearningCurve`` Figure 3; Figure 6 is in the evaluation's report. All
 but the learning curve are read from the score table: no expert is run for them, and routers mix vectors (see
-``bench``). Every router that is fitted,
+``offline``). Every router that is fitted,
 and every projection, is a Ray task and is kept in storage, so that another order of experts, or one more
 number of centroids, costs only what is new.
 """
@@ -12,20 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from routerretriever.artifacts.step import Step, build_missing
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, PAPERS, ROUTED
 from routerretriever.hashing import content_hash
 from routerretriever.measures import Values
+from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPERS, ROUTED
 from routerretriever.reports.plots import Lines, Scatter, Section
 from routerretriever.reports.tables import percent
 from routerretriever.routing.protocol import Vectors
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.runtime.cluster import connect
 from routerretriever.scoring.table import SplitScores
-from routerretriever.studies.offline import RouterBench
+from routerretriever.studies.offline import OfflineEvaluator
 from routerretriever.types import BASE
 
 _PROJECTED = 200
@@ -117,13 +119,13 @@ class Analyses:
 
 
 def analyse(
-    bench: RouterBench,
+    bench: OfflineEvaluator,
     settings: RoutingSettings,
     order: Sequence[str],
     clusters: Sequence[int],
     store: ArtifactStore,
 ) -> Analyses:
-    """Run the analyses on a bench over the test split.
+    """Run the analyses on the test split.
 
     Args:
         bench: scored queries, and the test split to measure on.
@@ -154,12 +156,14 @@ def analyse(
     )
 
 
-def _sorted(bench: RouterBench, case: Case) -> Case:
+def _sorted(bench: OfflineEvaluator, case: Case) -> Case:
     """The same case, whatever the order of its experts, which changes nothing."""
     return case[0], tuple(name for name in bench.experts if name in case[1])
 
 
-def _routed(bench: RouterBench, cases: Iterable[Case], store: ArtifactStore) -> dict[Case, dict[str, float]]:
+def _routed(
+    bench: OfflineEvaluator, cases: Iterable[Case], store: ArtifactStore
+) -> dict[Case, dict[str, float]]:
     """Mean nDCG@10 by test set of every router."""
     keys = {
         case: f"analyses/routed-{content_hash(bench.identity, case[0].model_dump(mode='json'), case[1])}"
@@ -169,14 +173,14 @@ def _routed(bench: RouterBench, cases: Iterable[Case], store: ArtifactStore) -> 
     return {case: made[key] for case, key in keys.items()}
 
 
-def _routed_means(bench: RouterBench, case: Case) -> dict[str, float]:
+def _routed_means(bench: OfflineEvaluator, case: Case) -> dict[str, float]:
     settings, experts = case
     router = bench.router(settings, experts)
     return {name: _mean_of(bench.ndcg(router, settings, name)) for name in bench.datasets}
 
 
 def _projections(
-    bench: RouterBench, settings: Sequence[RoutingSettings], store: ArtifactStore
+    bench: OfflineEvaluator, settings: Sequence[RoutingSettings], store: ArtifactStore
 ) -> list[Projection]:
     """What routers of these settings read of the test queries."""
     keys = [f"analyses/projection-{content_hash(bench.identity, one.features)}" for one in settings]
@@ -192,7 +196,7 @@ def _projections(
     ]
 
 
-def _project(bench: RouterBench, settings: RoutingSettings) -> dict[str, Any]:
+def _project(bench: OfflineEvaluator, settings: RoutingSettings) -> dict[str, Any]:
     return asdict(project(settings.features, bench.features(settings)))
 
 
@@ -223,31 +227,50 @@ def project(features: str | int, vectors: Mapping[str, Vectors], seed: int = 0) 
 
 
 def _run_missing(
-    bench: RouterBench,
-    tasks: Mapping[str, tuple[Callable[[RouterBench, Any], dict[str, Any]], Any]],
+    bench: OfflineEvaluator,
+    tasks: Mapping[str, tuple[Callable[[OfflineEvaluator, Any], dict[str, Any]], Any]],
     store: ArtifactStore,
 ) -> dict[str, Any]:
-    """Run what storage lacks as Ray tasks, and read all results, each under its key."""
-    missing = [key for key in tasks if not store.exists(key)]
-    if missing:
+    """Make what storage lacks, and read all results, each under its key."""
+    steps = [
+        Analyse(name=function.__name__.strip("_"), key=key, bench=bench, function=function, argument=argument)
+        for key, (function, argument) in tasks.items()
+    ]
+    build_missing(steps, store)
+    return {key: store.manifest(key)["result"] for key in tasks}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Analyse(Step):
+    """One result of an analysis."""
+
+    stage: ClassVar[str] = "analyse"
+
+    bench: OfflineEvaluator
+    function: Callable[[OfflineEvaluator, Any], dict[str, Any]]
+    argument: Any
+
+    @classmethod
+    def build_all(cls, steps: Sequence[Analyse], store: ArtifactStore) -> None:
+        """Run each as a Ray task."""
         import ray
 
-        task, shared = ray.remote(num_cpus=1)(_run_and_keep), ray.put(bench)
-        ray.get([task.remote(store, key, shared, *tasks[key]) for key in missing])
-    return {key: store.manifest(key)["result"] for key in tasks}
+        connect()
+        task, shared = ray.remote(num_cpus=1)(_run_and_keep), ray.put(steps[0].bench)
+        ray.get([task.remote(store, step.key, shared, step.function, step.argument) for step in steps])
 
 
 def _run_and_keep(
     store: ArtifactStore,
     key: str,
-    bench: RouterBench,
-    function: Callable[[RouterBench, Any], dict[str, Any]],
+    bench: OfflineEvaluator,
+    function: Callable[[OfflineEvaluator, Any], dict[str, Any]],
     argument: Any,
 ) -> None:
     store.commit(key, {"kind": "analysis", "result": function(bench, argument)})
 
 
-def _growth(bench: RouterBench, experts: list[str], routed: Mapping[str, float]) -> Growth:
+def _growth(bench: OfflineEvaluator, experts: list[str], routed: Mapping[str, float]) -> Growth:
     inside = [name for name in experts if name in bench.datasets]
     outside = [name for name in bench.datasets if name not in experts]
     tables = {name: bench.scores[name].utilities(experts) for name in bench.datasets}
@@ -262,13 +285,13 @@ def _growth(bench: RouterBench, experts: list[str], routed: Mapping[str, float])
 
 
 def _presence(
-    bench: RouterBench, dataset: str, routed: Mapping[str, float], without: Mapping[str, float] | None
+    bench: OfflineEvaluator, dataset: str, routed: Mapping[str, float], without: Mapping[str, float] | None
 ) -> Presence:
     base = _mean_of(bench.scores[dataset].utilities([BASE]))
     return Presence(dataset, base, base if without is None else without[dataset], routed[dataset])
 
 
-def _centroids(bench: RouterBench, clusters: int, routed: Mapping[str, float]) -> Centroids:
+def _centroids(bench: OfflineEvaluator, clusters: int, routed: Mapping[str, float]) -> Centroids:
     return Centroids(
         clusters,
         _mean(value for name, value in routed.items() if name in bench.experts),

@@ -6,15 +6,15 @@ merges weights is within about a tenth of a point of that; the evaluation runs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from routerretriever.evaluation.evaluate import mix
 from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import Qrels, Values, measure
+from routerretriever.methods.experts import mix
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.fit import complete, learn
+from routerretriever.routing.fit import calibrate, fit
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.table import ScoreTable
@@ -22,7 +22,7 @@ from routerretriever.types import BASE
 
 
 @dataclass(frozen=True)
-class RouterBench:
+class OfflineEvaluator:
     """What routers are fitted and measured on."""
 
     fit_data: Callable[[RoutingSettings], RoutingData]
@@ -32,6 +32,8 @@ class RouterBench:
     """Routing features [Q, d] of the split's queries, in the score table's order."""
     qrels: Mapping[str, Qrels]
     indexes: Mapping[str, SearchIndex]
+    own_kept: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Queries that may find the document of their own id."""
     identity: str = ""
     """Hash of what all of this was made from; figures are stored under it."""
 
@@ -53,22 +55,22 @@ class RouterBench:
         """
         # What is learned does not depend on these: it is learned once.
         plain = settings.model_copy(
-            update={"mixing": "hard", "temperature": 1.0, "gate": None, "min_share": 0.0}
+            update={"mixing": "hard", "temperature": 1.0, "fallback": None, "min_share": 0.0}
         )
-        learned = self._learned(plain.model_dump_json(), tuple(experts))
-        return complete(learned, self.fit_data(settings).only(experts), settings)
+        fitted = self._learned(plain.model_dump_json(), tuple(experts))
+        return calibrate(fitted, self.fit_data(settings).only(experts), settings)
 
     def ndcg(self, router: Router, settings: RoutingSettings, dataset: str) -> Values:
         """nDCG@10 of every query [Q] when this router mixes the experts."""
         table = self.scores[dataset]
         vectors_Bd = mix(table, router.experts, router.weights(self.features(settings)[dataset]))
-        run = self.indexes[dataset].run(table.query_ids, vectors_Bd, depth=10)
+        run = self.indexes[dataset].run(table.query_ids, vectors_Bd, 10, self.own_kept.get(dataset, ()))
         return measure(self.qrels[dataset], run, table.query_ids).ndcg_at_10
 
     @cached_property
     def _learned(self) -> Callable[[str, tuple[str, ...]], Router]:
         def learned(settings_json: str, experts: tuple[str, ...]) -> Router:
             settings = RoutingSettings.model_validate_json(settings_json)
-            return learn(self.fit_data(settings).only(experts), settings)
+            return fit(self.fit_data(settings).only(experts), settings)
 
         return lru_cache(maxsize=64)(learned)

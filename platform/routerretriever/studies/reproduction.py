@@ -1,7 +1,7 @@
 """Known figures as data: what a recipe is to score, and whether it still does.
 
-A file holds cases by name; each is a recipe, what to change in it, and figures by way of answering and test
-set. A case of nothing but the bare base trains nothing and reads no collection that it does not name.
+A file holds cases by name; each is a recipe, what to change in it, and figures by system and test set. A
+case of nothing but the bare base trains nothing and reads no collection that it does not name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from rich.table import Table
 
 from routerretriever.config.loading import load_recipe, parse_settings, read_settings
 from routerretriever.errors import RecipeError
-from routerretriever.evaluation.evaluate import DATASET_ORACLE, INSTANCE_ORACLE, OWN_EXPERT, RIVALS, ROUTED
 from routerretriever.measures import MEASURES
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import figures_table, log
@@ -30,7 +29,7 @@ class Outcome:
     """One figure, as expected and as found, both times 100."""
 
     case: str
-    way: str
+    system: str
     dataset: str
     measure: str
     expected: float
@@ -68,20 +67,22 @@ def reproduce(path: Path, only: Sequence[str], overrides: Sequence[str]) -> list
 
 def _pipeline(path: Path, name: str, case: ReproductionCase, overrides: Sequence[str]) -> Pipeline:
     recipe = load_recipe(path.parent / case.recipe, [*case.changes, *overrides])
-    experts = recipe.expert_domains
-    ways = {BASE, *experts, *recipe.single_models, ROUTED, *RIVALS, DATASET_ORACLE, INSTANCE_ORACLE}
-    for way, figures in case.expected.items():
-        if way not in ways and way != OWN_EXPERT:
-            raise RecipeError(f"{path}: cases.{name}.expected: no way to answer is named {way!r}")
-        known = experts if way == OWN_EXPERT else list(recipe.domains)
-        if unknown := [dataset for dataset in figures if dataset not in known]:
-            raise RecipeError(
-                f"{path}: cases.{name}.expected.{way}: no {unknown[0]!r}; there are {', '.join(known)}"
-            )
+    for system, figures in case.expected.items():
+        for dataset in figures:
+            if dataset not in recipe.domains:
+                there = ", ".join(recipe.domains)
+                raise RecipeError(
+                    f"{path}: cases.{name}.expected.{system}: no {dataset!r}; there are {there}"
+                )
     if case.needs_base_only:
         named = {dataset: recipe.domains[dataset] for dataset in case.expected[BASE]}
-        recipe = recipe.model_copy(update={"domains": named})
-    return Pipeline(recipe)
+        return Pipeline(recipe.model_copy(update={"domains": named}))
+    pipeline = Pipeline(recipe)
+    known = [each for method in pipeline.methods.values() for each in method.system_names()]
+    for system in case.expected:
+        if system not in known:
+            raise RecipeError(f"{path}: cases.{name}.expected: no system is named {system!r}")
+    return pipeline
 
 
 def _compare(name: str, case: ReproductionCase, pipeline: Pipeline) -> Iterator[Outcome]:
@@ -89,13 +90,12 @@ def _compare(name: str, case: ReproductionCase, pipeline: Pipeline) -> Iterator[
         found = {BASE: pipeline.base_means(case.measure)}
     else:
         found = pipeline.evaluation.means(case.measure)
-        found[OWN_EXPERT] = {own: found[own][own] for own in pipeline.evaluation.with_expert}
-    for way, figures in case.expected.items():
+    for system, figures in case.expected.items():
         for dataset, expected in figures.items():
-            value = found.get(way, {}).get(dataset)
+            value = found.get(system, {}).get(dataset)
             value = None if value is None else 100 * value
             yield Outcome(
-                name, way, dataset, MEASURES[case.measure], expected, value, verdict(case, expected, value)
+                name, system, dataset, MEASURES[case.measure], expected, value, verdict(case, expected, value)
             )
 
 
@@ -111,11 +111,13 @@ def verdict(case: ReproductionCase, expected: float, found: float | None) -> Ver
 def reproduction_table(outcomes: Sequence[Outcome]) -> Table:
     """For the terminal."""
     table = figures_table(
-        "case", "way", "test set", "measure", "expected", "found", "verdict", title="measures x 100"
+        "case", "system", "test set", "measure", "expected", "found", "verdict", title="measures x 100"
     )
     for one in outcomes:
         found = "–" if one.found is None else f"{one.found:.2f}"
-        table.add_row(one.case, one.way, one.dataset, one.measure, f"{one.expected:.2f}", found, one.verdict)
+        table.add_row(
+            one.case, one.system, one.dataset, one.measure, f"{one.expected:.2f}", found, one.verdict
+        )
     return table
 
 

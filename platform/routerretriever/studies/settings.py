@@ -24,6 +24,7 @@ class ReproductionCase(Settings):
     measure: Literal["ndcg_at_10", "recall_at_100", "average_precision", "reciprocal_rank_at_10"] = (
         "ndcg_at_10"
     )
+    """Measure that is compared."""
     tolerance: PositiveFloat
     """A figure this close, up or down, is OK."""
     wide_tolerance: PositiveFloat
@@ -49,3 +50,4 @@ class ReproductionFile(Settings):
     """Cases by name."""
 
     cases: Annotated[dict[DomainName, ReproductionCase], Field(min_length=1)]
+    """Cases by name."""

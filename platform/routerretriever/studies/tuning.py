@@ -15,9 +15,9 @@ import numpy as np
 from rich.table import Table
 
 from routerretriever.errors import BadInput
-from routerretriever.routing.settings import GateSettings, RoutingSettings
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import figures_table, log, track
-from routerretriever.studies.offline import RouterBench
+from routerretriever.studies.offline import OfflineEvaluator
 
 _SOFT_TEMPERATURES = {
     "posterior": (1.0, 2.0, 4.0),
@@ -27,14 +27,14 @@ _SOFT_TEMPERATURES = {
     "pilots": (0.01, 0.03),
 }
 _HARD_ONLY = ("dataset", "expert_classifier", "classification_head")
-_GATES = tuple(
-    GateSettings(fallback=fallback, open_quantile=open_quantile, slack=slack)
-    for fallback in ("uniform", "base")
-    for open_quantile in (0.05, 0.2, 0.5)
+_FALLBACKS = tuple(
+    FallbackSettings(answer=answer, familiar_quantile=familiar_quantile, slack=slack)
+    for answer in ("uniform", "base")
+    for familiar_quantile in (0.05, 0.2, 0.5)
     for slack in (0.0, 1.0)
 )
-_GATED = 3
-"""How many of the best ungated routers are tried with gates."""
+_WITH_FALLBACK = 3
+"""How many of the best routers are tried with a fallback."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Trial:
 
 
 def tune(
-    bench: RouterBench,
+    bench: OfflineEvaluator,
     layers: Sequence[int],
     unseen_share: float,
     merge: Literal["weights", "embeddings"] = "weights",
     seed: int = 0,
 ) -> list[Trial]:
-    """Try routers, features and mixings, then gates on the best of them.
+    """Try routers, features and mixings, then fallbacks on the best of them.
 
     Args:
         bench: the scored queries, and dev to measure on.
@@ -81,21 +81,26 @@ def tune(
     """
     if not 0 <= unseen_share <= 1:
         raise BadInput(f"unseen_share: {unseen_share} is not between 0 and 1")
-    candidates = list(_ungated(layers, {"merge": merge, "seed": seed, "gate": None}))
+    candidates = list(_without_fallback(layers, {"merge": merge, "seed": seed, "fallback": None}))
     trials = []
     for settings in track(candidates, "routers", len(candidates)):
         try:
             trials.append(_run(bench, settings, unseen_share))
         except BadInput as error:
             log.warning("%s is left out: %s", settings.router, error)
-    best = sorted(trials, key=lambda trial: -trial.score)[:_GATED]
-    gated = [trial.settings.model_copy(update={"gate": gate}) for trial in best for gate in _GATES]
-    trials += [_run(bench, settings, unseen_share) for settings in track(gated, "gates", len(gated))]
-    # Stable: of two alike, the one that was tried first has the cheaper features and no gate.
+    best = sorted(trials, key=lambda trial: -trial.score)[:_WITH_FALLBACK]
+    with_fallback = [
+        trial.settings.model_copy(update={"fallback": fallback}) for trial in best for fallback in _FALLBACKS
+    ]
+    trials += [
+        _run(bench, settings, unseen_share)
+        for settings in track(with_fallback, "fallbacks", len(with_fallback))
+    ]
+    # Stable: of two alike, the one that was tried first has the cheaper features and no fallback.
     return sorted(trials, key=lambda trial: -trial.score)
 
 
-def _ungated(layers: Sequence[int], fixed: dict[str, Any]) -> Iterator[RoutingSettings]:
+def _without_fallback(layers: Sequence[int], fixed: dict[str, Any]) -> Iterator[RoutingSettings]:
     yield RoutingSettings.model_validate({**fixed, "router": "uniform"})
     for features in (*layers, "embedding"):
         common = {**fixed, "features": features}
@@ -108,7 +113,7 @@ def _ungated(layers: Sequence[int], fixed: dict[str, Any]) -> Iterator[RoutingSe
             yield RoutingSettings.model_validate({**common, "router": router, "mixing": "hard"})
 
 
-def _run(bench: RouterBench, settings: RoutingSettings, unseen_share: float) -> Trial:
+def _run(bench: OfflineEvaluator, settings: RoutingSettings, unseen_share: float) -> Trial:
     in_domain, unseen = {}, {}
     whole = bench.router(settings, bench.experts)
     for domain in bench.datasets:
@@ -130,9 +135,10 @@ def describe(settings: RoutingSettings) -> str:
     words = [settings.router, f"features {settings.features}", settings.mixing]
     if settings.mixing == "soft" and settings.router != "uniform":
         words.append(f"temperature {settings.temperature:g}")
-    if settings.gate is not None:
-        gate = settings.gate
-        words.append(f"gate to {gate.fallback}, open at {gate.open_quantile:g}, slack {gate.slack:g}")
+    if settings.fallback is not None:
+        fallback = settings.fallback
+        words += [f"fallback {fallback.answer}", f"familiar from {fallback.familiar_quantile:g}"]
+        words.append(f"slack {fallback.slack:g}")
     return ", ".join(words)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from routerretriever.adapters.tower import QueryTower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.datasets.judgements import Judgements, load_judgements
 from routerretriever.datasets.splitting import split_train
-from routerretriever.encoder.encoder import Encoder
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import mean_ndcg
@@ -23,11 +23,11 @@ ADAPTER = "expert"
 """What the adapter in training is called within its trainer."""
 
 
-def open_lesson(
-    part: TrainingPart, job: TrainingJob, encoder: Encoder, store: ArtifactStore, rank: int
-) -> Lesson:
-    """Open one domain of a job; ``rank`` is the worker's number, and the first alone looks at dev."""
-    kind = Lesson if job.general is None else LiveLesson
+def open_domain(
+    part: TrainingPart, job: TrainingJob, encoder: QueryTower, store: ArtifactStore, rank: int
+) -> TrainingDomain:
+    """Open one domain of a job; ``rank`` is the worker's number, and the first alone evaluates on dev."""
+    kind = TrainingDomain if job.both_towers is None else OnlineDocuments
     return kind(part, job, encoder, store, rank)
 
 
@@ -38,11 +38,11 @@ def resolve_objective(settings: TrainingSettings, documents: int) -> str:
     return "corpus" if documents <= settings.corpus_objective_limit else "sampled"
 
 
-class Lesson:
+class TrainingDomain:
     """A domain whose documents are frozen, and looked up."""
 
     def __init__(
-        self, part: TrainingPart, job: TrainingJob, encoder: Encoder, store: ArtifactStore, rank: int
+        self, part: TrainingPart, job: TrainingJob, encoder: QueryTower, store: ArtifactStore, rank: int
     ) -> None:
         settings = job.training
         self.corpus = open_corpus(store, part.corpus_key)
@@ -67,51 +67,51 @@ class Lesson:
         """What the recipe's objective means for this domain."""
         return resolve_objective(settings, len(self.corpus))
 
-    def enter(self, encoder: Encoder) -> None:
+    def enter(self, encoder: QueryTower) -> None:
         """Make the tower ready for this domain's queries."""
         if self._modules:
             encoder.restrict(ADAPTER, self._modules)
 
-    def candidates(self, rows: Rows | None, encoder: Encoder, tower: nn.Module) -> tuple[Rows, Tensor]:
+    def candidates(self, rows: Rows | None, encoder: QueryTower, tower: nn.Module) -> tuple[Rows, Tensor]:
         """Row numbers [C] and vectors [C, d] of a batch's candidate documents; None means all."""
         if rows is None:
             assert self._documents is not None
             return self._every_row, self._documents
         return rows, torch.from_numpy(self.corpus.lookup(rows)).to(encoder.device)
 
-    def dev_ndcg(self, encoder: Encoder, adapter: str) -> float:
+    def dev_ndcg(self, encoder: QueryTower, adapter: str) -> float:
         """Mean nDCG@10 of an adapter on the dev queries."""
         index = self.dev_index(encoder, adapter)
         self.enter(encoder)
         vectors = encoder.encode_queries(list(self.dev.queries.values()), adapter)
-        return mean_ndcg(self.dev.qrels, index.run(list(self.dev.queries), vectors, depth=10))
+        return mean_ndcg(self.dev.qrels, index.run(list(self.dev.queries), vectors, 10, self.dev.own_kept))
 
-    def dev_index(self, encoder: Encoder, adapter: str) -> SearchIndex:
+    def dev_index(self, encoder: QueryTower, adapter: str) -> SearchIndex:
         """What dev queries search."""
         assert self.index is not None
         return self.index
 
 
-class LiveLesson(Lesson):
+class OnlineDocuments(TrainingDomain):
     """A domain whose documents are encoded in every step, since the adapter in training changes them too."""
 
     def __init__(
-        self, part: TrainingPart, job: TrainingJob, encoder: Encoder, store: ArtifactStore, rank: int
+        self, part: TrainingPart, job: TrainingJob, encoder: QueryTower, store: ArtifactStore, rank: int
     ) -> None:
         super().__init__(part, job, encoder, store, rank)
-        assert job.general is not None
-        self._dev_rows = _some_rows(self.corpus, self.dev, job.general.dev_documents)
+        assert job.both_towers is not None
+        self._dev_rows = _some_rows(self.corpus, self.dev, job.both_towers)
 
     def objective(self, settings: TrainingSettings) -> str:
         """Negatives from the base's own results: all documents would be too many to encode."""
         return "sampled"
 
-    def candidates(self, rows: Rows | None, encoder: Encoder, tower: nn.Module) -> tuple[Rows, Tensor]:
+    def candidates(self, rows: Rows | None, encoder: QueryTower, tower: nn.Module) -> tuple[Rows, Tensor]:
         """Row numbers [C] and vectors [C, d] of a batch's candidate documents, with gradients."""
         assert rows is not None
         return rows, tower(*encoder.pad(encoder.tokenize_documents(_texts(self.corpus, rows))))
 
-    def dev_index(self, encoder: Encoder, adapter: str) -> SearchIndex:
+    def dev_index(self, encoder: QueryTower, adapter: str) -> SearchIndex:
         """Some of the documents, the relevant ones among them, encoded by the adapter as it is now."""
         vectors = encoder.encode_documents(_texts(self.corpus, self._dev_rows), adapter)
         return SearchIndex.flat(

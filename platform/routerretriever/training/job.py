@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.methods.settings import GeneralPrefixSettings
 from routerretriever.training.settings import TrainingSettings
 
 BEST_FOLDER = "best"
@@ -37,15 +35,11 @@ class TrainingJob:
     """At most so many train queries of each part; None uses all."""
     modules: tuple[str, ...] = ()
     """Names of the modules of a prefix that has several, with a router in each layer."""
-    general: GeneralPrefixSettings | None = None
-    """Set for a general prefix, which documents are encoded with too, anew in every step."""
+    both_towers: int | None = None
+    """Set for an adapter on both towers: documents are encoded with it too, anew in every step, and dev
+    queries search so many of them."""
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in a worker; see ``routerretriever.training.loop.train_adapter``.
-
-    The trainer's controller loads this function too. It has no use for models, which take seconds to import.
-    """
-    from routerretriever.training.loop import train_adapter
-
-    train_adapter(**config)
+def checkpoints_key(expert: str) -> str:
+    """Where the checkpoints of an expert in training lie."""
+    return f"training/{expert.split('/')[-1]}"

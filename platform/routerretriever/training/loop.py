@@ -1,7 +1,8 @@
 """The training loop that runs in every Ray Train worker of one expert.
 
-Every look at dev leaves a checkpoint that holds all that is needed to go on: current weights, optimiser,
-best adapter so far. A worker that is killed, or a run that is submitted again, continues from there.
+Every evaluation on dev leaves a checkpoint that holds all that is needed to go on: current weights,
+optimiser, best adapter so far. A worker that is killed, or a run that is submitted again, continues from
+there.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from ray import train
 from ray.train import Checkpoint
 from ray.train.torch import prepare_model
 
-from routerretriever.adapters.settings import PrefixSettings
+from routerretriever.adapters.kinds import kind_named
+from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.encoder.encoder import Encoder, load_encoder
 from routerretriever.errors import TrainingFailed
-from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, count, take
-from routerretriever.training.domains import ADAPTER, Lesson, open_lesson
+from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, drain, increment
+from routerretriever.runtime.ray_metrics import export_to_ray
+from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
 from routerretriever.training.job import BEST_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
 from routerretriever.training.settings import TrainingSettings
@@ -44,29 +46,29 @@ class Progress:
     best_step: int = 0
     best_dev: float = -1.0
     base_dev: float = 0.0
-    looks_without_gain: int = 0
+    evaluations_since_best: int = 0
     seconds: float = 0.0
     history: list[tuple[int, float]] = field(default_factory=list)
-    """Step and dev nDCG@10 of every look at dev."""
+    """Step and dev nDCG@10 of every evaluation on dev."""
     resumed_at: list[int] = field(default_factory=list)
     """Steps from which a new worker went on after one was lost."""
 
 
-def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
-    """Train one adapter as a worker of Ray Train; ``board`` is told how far it has come."""
+def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> None:
+    """Train one adapter as a worker of Ray Train; ``progress_actor`` is told how far it has come."""
     settings: TrainingSettings = job.training
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
 
-    encoder = load_encoder(job.encoder.model_copy(update={"dtype": "fp32"}))
+    encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
-    lessons = [open_lesson(part, job, encoder, store, rank) for part in job.parts]
+    domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
 
     tower = prepare_model(encoder.tower)
     weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    total_steps = run_length(settings, sum(lesson.examples.steps_per_epoch() for lesson in lessons))
-    plan = lesson_plan(len(lessons), total_steps, settings.seed)
+    total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
+    plan = domain_schedule(len(domains), total_steps, settings.seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(settings, step, total_steps)
     )
@@ -76,13 +78,13 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
     if progress.best_dev < 0:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
-            progress.best_dev = progress.base_dev = _dev_ndcg(encoder, lessons)
-            if isinstance(settings.adapter, PrefixSettings):
-                progress.base_dev = _dev_ndcg(encoder, lessons, BASE)  # a LoRA begins as the base
+            progress.best_dev = progress.base_dev = _dev_ndcg(encoder, domains)
+            if not kind_named(settings.adapter.kind).starts_as_base:
+                progress.base_dev = _dev_ndcg(encoder, domains, BASE)
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
     if rank == 0:
-        board.update.remote(job.name, progress.step, total_steps, progress.best_dev, False)
+        progress_actor.update.remote(job.name, progress.step, total_steps, progress.best_dev, False)
 
     autocast = (
         torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
@@ -91,16 +93,16 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
     )
     clock = time.monotonic()
     while progress.step < total_steps:
-        chosen, lesson_step = plan[progress.step]
-        lesson = lessons[chosen]
-        batch = lesson.examples.batch(lesson_step, rank, workers)
+        chosen, domain_step = plan[progress.step]
+        domain = domains[chosen]
+        batch = domain.examples.batch(domain_step, rank, workers)
         # Dropout depends on the step alone, so a run that was resumed ends as one that was not.
         torch.manual_seed(hash((settings.seed, progress.step, rank)))
-        lesson.enter(encoder)
+        domain.enter(encoder)
         tower.train()
         with autocast:
             vectors = tower(*encoder.pad(batch.tokens))
-            rows, candidates = lesson.candidates(batch.candidate_rows, encoder, tower)
+            rows, candidates = domain.candidates(batch.candidate_rows, encoder, tower)
         loss = candidate_loss(
             vectors.float(),
             candidates.float(),
@@ -126,21 +128,21 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, board: Any) -> None:
             continue
 
         if rank == 0:
-            dev = _dev_ndcg(encoder, lessons)
+            dev = _dev_ndcg(encoder, domains)
             progress.history.append((progress.step, dev))
             if dev > progress.best_dev:
-                progress.best_dev, progress.best_step, progress.looks_without_gain = dev, progress.step, 0
+                progress.best_dev, progress.best_step, progress.evaluations_since_best = dev, progress.step, 0
                 encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
             else:
-                progress.looks_without_gain += 1
+                progress.evaluations_since_best += 1
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
-        stop = _from_first_worker(progress.looks_without_gain >= settings.patience, workers)
+        stop = _from_first_worker(progress.evaluations_since_best >= settings.patience, workers)
         done = stop or progress.step >= total_steps
         checkpoint = None
         if rank == 0:
             checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress)
-            board.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
+            progress_actor.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
         metrics = {
             **vars(progress),
             "parameters": sum(weight.numel() for weight in weights),
@@ -173,12 +175,12 @@ def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
-def lesson_plan(lessons: int, total_steps: int, seed: int) -> list[tuple[int, int]]:
+def domain_schedule(domains: int, total_steps: int, seed: int) -> list[tuple[int, int]]:
     """Which domain each step trains on, every one as often as the others, and which step of it that is."""
     order = np.random.default_rng([seed, 3]).permuted(
-        np.tile(np.arange(lessons), (-(-total_steps // lessons), 1)), axis=1
+        np.tile(np.arange(domains), (-(-total_steps // domains), 1)), axis=1
     )
-    taken = [0] * lessons
+    taken = [0] * domains
     plan = []
     for chosen in order.reshape(-1)[:total_steps].tolist():
         plan.append((chosen, taken[chosen]))
@@ -186,12 +188,12 @@ def lesson_plan(lessons: int, total_steps: int, seed: int) -> list[tuple[int, in
     return plan
 
 
-def _dev_ndcg(encoder: Encoder, lessons: list[Lesson], adapter: str = ADAPTER) -> float:
-    return float(np.mean([lesson.dev_ndcg(encoder, adapter) for lesson in lessons]))
+def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str = ADAPTER) -> float:
+    return float(np.mean([domain.dev_ndcg(encoder, adapter) for domain in domains]))
 
 
 def _from_first_worker(flag: bool, workers: int) -> bool:
-    """The first worker alone looks at dev; the others follow its decision."""
+    """The first worker alone evaluates on dev; the others follow its decision."""
     if workers == 1:
         return flag
     shared = torch.tensor([int(flag)], device=train.torch.get_device())
@@ -199,12 +201,12 @@ def _from_first_worker(flag: bool, workers: int) -> bool:
     return bool(shared.item())
 
 
-def _trainable(encoder: Encoder) -> dict[str, torch.Tensor]:
+def _trainable(encoder: QueryTower) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
 
 
 def _checkpoint(
-    scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scaler: Any, progress: Progress
+    scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, scaler: Any, progress: Progress
 ) -> Checkpoint:
     state = {
         "progress": vars(progress),
@@ -217,7 +219,7 @@ def _checkpoint(
     return Checkpoint.from_directory(str(scratch))
 
 
-def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scaler: Any) -> Progress:
+def _resume(scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, scaler: Any) -> Progress:
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
         return Progress()
@@ -235,10 +237,11 @@ def _resume(scratch: Path, encoder: Encoder, optimizer: Any, schedule: Any, scal
 
 
 @ray.remote
-class Board:
-    """Where running trainers note how far they are: at the start, and at every look at dev."""
+class ProgressActor:
+    """Where running trainers note how far they are: at the start, and at every evaluation on dev."""
 
     def __init__(self) -> None:
+        export_to_ray()
         self._rows: dict[str, tuple[int, int, float, bool]] = {}
 
     def update(self, domain: str, step: int, total: int, best_dev: float, done: bool) -> None:
@@ -246,7 +249,7 @@ class Board:
         if domain in self._rows:
             steps = step - self._rows[domain][0]
             # Only a worker that has just started comes with a step that was there before.
-            count(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
+            increment(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
         self._rows[domain] = (step, total, best_dev, done)
 
     def read(self) -> dict[str, tuple[int, int, float, bool]]:
@@ -255,4 +258,4 @@ class Board:
 
     def counted(self) -> dict[str, int]:
         """What was counted here since this was last asked."""
-        return take()
+        return drain()

@@ -12,7 +12,8 @@ from pydantic import (
     model_validator,
 )
 
-from routerretriever.adapters.settings import LoraSettings, PrefixSettings
+from routerretriever.adapters.kinds import AnyAdapterSettings
+from routerretriever.adapters.lora import LoraSettings
 from routerretriever.settings import Fraction, ResourceAmount, Settings
 
 
@@ -29,18 +30,29 @@ class TrainingSettings(Settings):
     """
 
     objective: Literal["auto", "corpus", "sampled", "in_batch"] = "auto"
+    """Which documents a query's positives compete with."""
     corpus_objective_limit: PositiveInt = 200_000
+    """Documents up to which ``auto`` takes the ``corpus`` objective."""
     hard_negatives: NonNegativeInt = 16
+    """Sampled: negatives of each query, from the base encoder's own results."""
     random_negatives: NonNegativeInt = 1024
+    """Sampled: random negatives, shared by the batch."""
     temperature: PositiveFloat = 0.05
+    """Similarities are divided by this before the softmax."""
     learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
+    """AdamW's weight decay."""
     schedule: Literal["constant", "linear"] = "linear"
+    """Learning rate after the warmup."""
     warmup_fraction: Fraction = 0.1
+    """Share of the steps in which the learning rate rises to its peak."""
     batch_size: PositiveInt = 32
     """Queries per optimiser step, over all workers of the expert."""
     max_steps: PositiveInt | None = 400
+    """Optimiser steps at most."""
     max_epochs: PositiveInt | None = None
+    """Passes over the train queries at most."""
     evaluate_every: PositiveInt = 20
     """Steps between two looks at dev nDCG@10."""
     patience: PositiveInt = 5
@@ -49,18 +61,23 @@ class TrainingSettings(Settings):
     """At most this many dev queries are used for early stopping (a fixed sample): a look at dev should cost
     less than the steps between two looks."""
     max_gradient_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the forward pass; weights stay in fp32."""
     query_max_length: PositiveInt = 64
     """Tokens of a training query; longer ones are cut, to bound memory."""
     held_out_fraction: Fraction = 0.0
     """Share of the train queries that no expert trains on, so that they can be scored honestly."""
     seed: int = 0
-    lora: LoraSettings = LoraSettings()
-    prefix: PrefixSettings | None = None
-    """If set, experts are prefixes of this size in place of LoRAs."""
+    """Seed of initial weights, order and samples."""
+    adapter: AnyAdapterSettings = LoraSettings()
+    """What an expert is: one of the adapter kinds, with its settings."""
     workers: PositiveInt = 1
+    """Data-parallel workers of one expert."""
     cpus_per_worker: ResourceAmount = 1.0
+    """CPUs that Ray reserves for each worker."""
     gpus_per_worker: ResourceAmount = 0.0
+    """GPUs that Ray reserves for each worker."""
     at_once: PositiveInt | None = None
     """Experts in training at a time; by default as many as the cluster has room for. Besides its workers each
     keeps two processes on the driver's machine (some 500 MB) and three small ones anywhere."""
@@ -77,14 +94,8 @@ class TrainingSettings(Settings):
             raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
         return self
 
-    @property
-    def adapter(self) -> LoraSettings | PrefixSettings:
-        """What an expert is."""
-        return self.prefix or self.lora
-
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        unused = "prefix" if self.prefix is None else "lora"
-        return self.model_dump(
-            exclude={"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", unused}
-        )
+        unused = {"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", "adapter"}
+        own = self.adapter.model_dump(exclude={"kind"})
+        return self.model_dump(exclude=unused) | {self.adapter.kind: own}

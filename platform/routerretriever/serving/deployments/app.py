@@ -1,7 +1,7 @@
-"""The Serve application: router, index, writer and the keeper of releases.
+"""The Serve application: ingress, index, writer and release controller.
 
-Experts are not bound here. With per-expert placement each is an application of its own, started and stopped
-by the keeper of releases: the list of experts can then change without a restart of anything else, where new
+Experts are not bound here. With dedicated placement each is an application of its own, started and stopped
+by the release controller: the list of experts can then change without a restart of anything else, where new
 arguments of an application would replace its replicas.
 
 ``build`` is what ``serve run`` and the command line both call.
@@ -19,11 +19,12 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import NotFound
 from routerretriever.serving.deployments.index import Index, Writer
-from routerretriever.serving.deployments.ingress import Router
-from routerretriever.serving.deployments.releases import Releases, sized
+from routerretriever.serving.deployments.ingress import Ingress
+from routerretriever.serving.deployments.releases import ReleaseControllerDeployment
+from routerretriever.serving.deployments.sizes import sized
 from routerretriever.serving.http.auth import read_tokens
 
-_KEEPER = ReplicaSettings(cpus=0)
+_WITHOUT_CPU = ReplicaSettings(cpus=0)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -47,18 +48,18 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
 
     serving = recipe.serving
     tokens = read_tokens(serving)
-    registry = Registry(recipe, store)
+    registry = Registry(recipe.registry, store)
     if registry.released() is None:
         raise NotFound(
             f"{registry.bundle_uri}: nothing is released in {registry.tracking_uri}; "
             "run `routerretriever run` or `register` first"
         )
     indexes = [
-        sized(Index, f"index-{part}" if serving.index_parts > 1 else "index", serving.index).bind(
-            recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_parts
+        sized(Index, f"index-{part}" if serving.index_shards > 1 else "index", serving.index).bind(
+            recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_shards
         )
-        for part in range(serving.index_parts)
+        for part in range(serving.index_shards)
     ]
-    writer = sized(Writer, "writer", _KEEPER).bind(store, serving.fold_changes)
-    releases = sized(Releases, "releases", _KEEPER).bind(recipe, store, indexes)
-    return sized(Router, "router", serving.router).bind(recipe, tokens, store, releases, indexes, writer)
+    writer = sized(Writer, "writer", _WITHOUT_CPU).bind(store, serving.compact_every)
+    controller = sized(ReleaseControllerDeployment, "releases", _WITHOUT_CPU).bind(recipe, store, indexes)
+    return sized(Ingress, "router", serving.router).bind(recipe, tokens, store, controller, indexes, writer)

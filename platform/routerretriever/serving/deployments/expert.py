@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import Vectors, expert_folder
+from routerretriever.bundle.manifest import expert_folder
+from routerretriever.bundle.model import Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.serving.batching import Batcher
-from routerretriever.serving.deployments.calls import OneThread
+from routerretriever.serving.deployments.calls import call_with_retry
+from routerretriever.serving.executor import SerialExecutor
 
 
 @serve.deployment
@@ -34,18 +37,32 @@ class Expert:
             store: where bundles lie; every node reaches it.
             sizes: bounds of batches and queue.
         """
-        from routerretriever.adapters.batched import merge_expert
-        from routerretriever.encoder.encoder import load_encoder
+        from routerretriever.adapters.kinds import merge_adapter
+        from routerretriever.adapters.tower import load_tower
 
-        self._encoder = load_encoder(encoder)
-        merge_expert(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
+        self._encoder = load_tower(encoder)
+        merge_adapter(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
         self._encoder.encode_queries(["warm up"])
-        self._thread = OneThread()
-        self._batcher: Batcher[list[int], Vectors] = Batcher(self._run, sizes.max_batch_size, sizes.max_queue)
+        self._thread = SerialExecutor()
+        self._batcher: Batcher[list[int], Vectors] = Batcher(
+            self._run, sizes.max_batch_size, sizes.max_queue_tokens, max_cost=sizes.max_batch_tokens
+        )
 
     async def embed(self, rows: list[list[int]]) -> Vectors:
         """Vectors [B, d] of tokenised queries; calls that arrive together share a pass."""
-        return np.stack(await self._batcher.submit(rows))
+        return np.stack(await self._batcher.submit(rows, [len(row) for row in rows]))
 
     async def _run(self, rows: list[list[int]]) -> list[Vectors]:
         return list(await self._thread.run(self._encoder.embed_tokens, rows))
+
+
+class ExpertClient:
+    """An expert's deployment as an ``ExpertPort``."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def embed(self, rows: list[list[int]]) -> Vectors:
+        """Vectors [B, d] of tokenised queries."""
+        vectors: Vectors = await call_with_retry(self._handle.embed, rows)
+        return vectors

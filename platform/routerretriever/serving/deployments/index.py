@@ -1,4 +1,4 @@
-"""The index as a deployment: FAISS over all collections, or over one of several parts of each."""
+"""The index as deployments: each searches one shard of every collection. One writer numbers the changes."""
 
 from __future__ import annotations
 
@@ -6,41 +6,28 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import Vectors
+from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
 from routerretriever.index.live import (
     Found,
     LiveCollection,
-    changes_key,
     fold,
     last_change,
     write_change,
     write_deletion,
 )
 from routerretriever.index.settings import IndexSettings
-from routerretriever.serving.deployments.calls import OneThread, ask
+from routerretriever.serving.deployments.calls import call_with_retry
+from routerretriever.serving.executor import SerialExecutor
+from routerretriever.serving.ports import CollectionRef
 
 log = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a collection lies: its corpus artifact, and the changes made since."""
-
-    corpus: str
-    changes: str
-
-    @classmethod
-    def of(cls, collection: str, corpus: str, encoder_fingerprint: str) -> Place:
-        """A collection's place."""
-        return cls(corpus, changes_key(collection, encoder_fingerprint))
 
 
 @serve.deployment
@@ -55,62 +42,94 @@ class Index:
         part: int,
         parts: int,
     ) -> None:
-        """Nothing is opened yet: the keeper of releases searches every collection before anybody else does.
+        """Nothing is opened yet: the release controller searches every collection before anybody else does.
 
         Args:
             settings: kind of index.
             store: where corpora lie.
             refresh_seconds: changes are looked for at most this often.
-            part: the part of every collection that is searched here.
+            part: the shard of every collection that is searched here.
             parts: how many there are.
         """
         self._settings = settings
         self._store = store
         self._refresh_seconds = refresh_seconds
         self._part, self._parts = part, parts
-        self._open: dict[Place, LiveCollection] = {}
-        self._looked: dict[Place, float] = {}
+        self._open: dict[CollectionRef, LiveCollection] = {}
+        self._refreshed_at: dict[CollectionRef, float] = {}
         # One thread: a collection must not change under a search. FAISS has its own threads.
-        self._thread = OneThread()
+        self._thread = SerialExecutor()
 
-    async def search(self, place: Place, queries: Vectors, depths: list[int]) -> list[list[Found]]:
-        """The best documents of this part, for each query [B, d]."""
-        return await self._thread.run(self._search, place, queries, depths)
+    async def search(
+        self, collection: CollectionRef, queries: Vectors, depths: list[int]
+    ) -> list[list[Found]]:
+        """The best documents of this shard, for each query [B, d]."""
+        return await self._thread.run(self._search, collection, queries, depths)
 
-    async def document(self, place: Place, document_id: str) -> Document | None:
-        """A document, if it lies in this part."""
-        return await self._thread.run(self._document, place, document_id)
+    async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
+        """A document, if it lies in this shard."""
+        return await self._thread.run(self._document, collection, document_id)
 
-    def _search(self, place: Place, queries: Vectors, depths: list[int]) -> list[list[Found]]:
-        return self._collection(place).search(queries, depths)
+    def _search(self, collection: CollectionRef, queries: Vectors, depths: list[int]) -> list[list[Found]]:
+        return self._collection(collection).search(queries, depths)
 
-    def _document(self, place: Place, document_id: str) -> Document | None:
+    def _document(self, collection: CollectionRef, document_id: str) -> Document | None:
         try:
-            return self._collection(place).document(document_id)
+            return self._collection(collection).document(document_id)
         except KeyError:
             return None
 
-    def _collection(self, place: Place) -> LiveCollection:
-        if place not in self._open:
-            self._open[place] = LiveCollection(
-                self._store, place.corpus, place.changes, self._settings, self._part, self._parts
+    def _collection(self, collection: CollectionRef) -> LiveCollection:
+        if collection not in self._open:
+            self._open[collection] = LiveCollection(
+                self._store, collection.corpus, collection.changes, self._settings, self._part, self._parts
             )
-            self._looked[place] = time.monotonic()
-        elif time.monotonic() - self._looked[place] >= self._refresh_seconds:
-            self._open[place].refresh()
-            self._looked[place] = time.monotonic()
-        return self._open[place]
+            self._refreshed_at[collection] = time.monotonic()
+        elif time.monotonic() - self._refreshed_at[collection] >= self._refresh_seconds:
+            self._open[collection].refresh()
+            self._refreshed_at[collection] = time.monotonic()
+        return self._open[collection]
 
 
-async def search_parts(
-    indexes: Sequence[DeploymentHandle], place: Place, queries: Vectors, depths: list[int]
-) -> list[list[Found]]:
-    """The best documents of a collection for each query [B, d], from all of its parts."""
-    parts = await asyncio.gather(*(ask(index.search, place, queries, depths) for index in indexes))
-    return [
-        sorted((hit for hits in found for hit in hits), key=lambda hit: -hit.score)[:depth]
-        for depth, *found in zip(depths, *parts, strict=True)
-    ]
+class IndexShards:
+    """All shards of every collection: an ``IndexPort`` over their deployments."""
+
+    def __init__(self, shards: Sequence[DeploymentHandle]) -> None:
+        self._shards = list(shards)
+
+    async def search(
+        self, collection: CollectionRef, queries: Vectors, depths: list[int]
+    ) -> list[list[Found]]:
+        """The best documents of a collection for each query [B, d]."""
+        shards = await asyncio.gather(
+            *(call_with_retry(shard.search, collection, queries, depths) for shard in self._shards)
+        )
+        return [
+            sorted((hit for hits in found for hit in hits), key=lambda hit: -hit.score)[:depth]
+            for depth, *found in zip(depths, *shards, strict=True)
+        ]
+
+    async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
+        """A document, from the shard that has it."""
+        found = await asyncio.gather(
+            *(call_with_retry(shard.document, collection, document_id) for shard in self._shards)
+        )
+        return next((document for document in found if document is not None), None)
+
+
+class WriterClient:
+    """The writer's deployment as a ``WriterPort``."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
+        """Add or replace documents with their vectors [n, d]."""
+        return int(await call_with_retry(self._handle.upsert, collection, documents, vectors))
+
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
+        """Delete documents."""
+        return int(await call_with_retry(self._handle.delete, collection, ids))
 
 
 @serve.deployment
@@ -130,30 +149,32 @@ class Writer:
         self._last: dict[str, int] = {}
         self._turn = asyncio.Lock()
 
-    async def upsert(self, place: Place, documents: list[Document], vectors: Vectors) -> int:
+    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
         """Add or replace documents with their vectors [n, d]; returns the change's number."""
-        return await self._write(place, write_change, documents, vectors)
+        return await self._write(collection, write_change, documents, vectors)
 
-    async def delete(self, place: Place, ids: list[str]) -> int:
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
         """Delete documents; returns the change's number."""
-        return await self._write(place, write_deletion, ids)
+        return await self._write(collection, write_deletion, ids)
 
-    async def _write(self, place: Place, write: Callable[..., None], *content: Any) -> int:
+    async def _write(self, collection: CollectionRef, write: Callable[..., None], *content: Any) -> int:
         async with self._turn:
-            if place.changes not in self._last:
-                self._last[place.changes] = await asyncio.to_thread(last_change, self._store, place.changes)
-            number = self._last[place.changes] + 1
-            await asyncio.to_thread(write, self._store, place.changes, number, *content)
-            self._last[place.changes] = number
+            if collection.changes not in self._last:
+                self._last[collection.changes] = await asyncio.to_thread(
+                    last_change, self._store, collection.changes
+                )
+            number = self._last[collection.changes] + 1
+            await asyncio.to_thread(write, self._store, collection.changes, number, *content)
+            self._last[collection.changes] = number
         if number % self._fold_changes == 0:
-            task = asyncio.create_task(self._fold(place))
+            task = asyncio.create_task(self._fold(collection))
             self._folding.add(task)
             task.add_done_callback(self._folding.discard)
         return number
 
-    async def _fold(self, place: Place) -> None:
+    async def _fold(self, collection: CollectionRef) -> None:
         """Beside further changes, which do not wait for it."""
         try:
-            await asyncio.to_thread(fold, self._store, place.changes)
+            await asyncio.to_thread(fold, self._store, collection.changes)
         except Exception:
-            log.exception("the changes of %s were not folded; the next fold does it", place.changes)
+            log.exception("the changes of %s were not folded; the next fold does it", collection.changes)

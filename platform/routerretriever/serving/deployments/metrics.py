@@ -31,9 +31,18 @@ class Metrics:
             "routerretriever_stage_seconds", "Time of each stage of a batch.", _SECONDS, ("stage",)
         )
         self.batch_size = Histogram(
-            "routerretriever_batch_queries", "Queries in a pass.", [1, 2, 4, 8, 16, 32, 64, 128], ()
+            "routerretriever_batch_queries", "Texts in a pass.", [1, 2, 4, 8, 16, 32, 64, 128], ()
         )
-        self.waiting = Gauge("routerretriever_waiting_queries", "Queries that wait for a pass.", ())
+        self.batch_tokens = Histogram(
+            "routerretriever_batch_tokens", "Tokens in a pass.", [8, 32, 128, 512, 1024, 2048, 4096, 8192], ()
+        )
+        self.waiting = Gauge("routerretriever_waiting_queries", "Texts that wait for a pass.", ())
+        self.waiting_tokens = Gauge(
+            "routerretriever_waiting_tokens", "Tokens, about, that wait for a pass.", ()
+        )
+        self.cache_lookups = Counter(
+            "routerretriever_cache_lookups", "Texts looked up in the cache of vectors.", ("outcome",)
+        )
         self.expert_weight = Counter(
             "routerretriever_expert_weight", "Sum of the weights given to each expert.", ("expert",)
         )

@@ -1,18 +1,16 @@
-"""The HTTP API as an application. It knows nothing of Ray: any service in this process can be behind it."""
+"""The HTTP API as an ASGI application, for any service in this process. It knows nothing of Ray."""
 
 from __future__ import annotations
 
 import base64
 import time
 from collections.abc import Callable, Sequence
-from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI, Query, Request
 from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 import routerretriever
 from routerretriever.client.schemas import (
@@ -22,7 +20,6 @@ from routerretriever.client.schemas import (
     Embedding,
     EmbeddingsRequest,
     EmbeddingsResponse,
-    ErrorResponse,
     ExpertState,
     Hit,
     Model,
@@ -38,66 +35,39 @@ from routerretriever.client.schemas import (
 )
 from routerretriever.config.serving import LimitSettings, ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import BadInput, Damaged, NotFound, Refused, RouterRetrieverError, Unavailable
-from routerretriever.serving.http.auth import Doorkeeper
-from routerretriever.serving.http.middleware import Gate, answer, problem
-
-if TYPE_CHECKING:
-    from routerretriever.serving.deployments.ingress import Service
-    from routerretriever.serving.deployments.metrics import Metrics
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The body is no JSON."},
-    401: {"model": ErrorResponse, "description": "No known token."},
-    403: {"model": ErrorResponse, "description": "Not from here, or not with this token."},
-    404: {"model": ErrorResponse, "description": "A name is not known; the message lists those that are."},
-    405: {"model": ErrorResponse, "description": "Another method is meant."},
-    409: {"model": ErrorResponse, "description": "Parts of the body contradict each other."},
-    413: {"model": ErrorResponse, "description": "The body is too large."},
-    422: {"model": ErrorResponse, "description": "A field is wrong; the message names it."},
-    429: {"model": ErrorResponse, "description": "The token's rate is used up; see Retry-After."},
-    503: {"model": ErrorResponse, "description": "Too much is waiting; see Retry-After."},
-    504: {"model": ErrorResponse, "description": "It took too long and was given up."},
-}
-
-
-STATUS: dict[type[RouterRetrieverError], int] = {
-    BadInput: 422,
-    NotFound: 404,
-    Refused: 409,
-    Unavailable: 503,
-    Damaged: 500,
-}
-"""HTTP status by kind of error; what is of no kind is a 500."""
-
-
-def status_of(error: RouterRetrieverError) -> int:
-    """The HTTP status that an error's kind stands for."""
-    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
-
-
-class _Wrong(BadInput):
-    """A field is against the service's limits."""
-
-    def __init__(self, field: str, message: str, status: int = 422) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-        self.status = status
+from routerretriever.errors import UnknownName
+from routerretriever.serving.http.auth import Authenticator
+from routerretriever.serving.http.errors import RESPONSES, Contradiction, WrongField, answer, explain_errors
+from routerretriever.serving.http.middleware import Middleware
+from routerretriever.serving.http.pages import add_pages
+from routerretriever.serving.ports import MetricsPort
+from routerretriever.serving.service import Service
+from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
 
 
 def build_api(
-    service: Callable[[], Service], settings: ServingSettings, doorkeeper: Doorkeeper, metrics: Metrics
-) -> Gate:
+    service: Callable[[], Service],
+    settings: ServingSettings,
+    authenticator: Authenticator,
+    metrics: MetricsPort,
+) -> ASGIApp:
     """The application.
 
     Args:
         service: gives the release that answers a request.
         settings: limits and the like.
-        doorkeeper: says who is let in.
+        authenticator: says who is let in.
         metrics: where answers are counted.
     """
     limits = settings.limits
-    api = FastAPI(title="RouterRetriever", version=routerretriever.__version__, responses=_ERRORS)
+    api = FastAPI(
+        title="RouterRetriever",
+        version=routerretriever.__version__,
+        responses=RESPONSES,
+        docs_url=None,
+        redoc_url=None,
+        root_path=settings.root_path,
+    )
 
     def pick(request: Request) -> Service:
         chosen = service()
@@ -109,7 +79,9 @@ def build_api(
         """Route one query, embed it by the chosen expert or mixture, and search a collection."""
         _check_length("query", body.query, limits.text_length)
         chosen, start = pick(request), time.perf_counter()
-        collection, embedded, found = await chosen.search(body.query, body.collection, body.top_k, body.model)
+        collection, embedded, found = await chosen.search(
+            body.query, body.collection, body.top_k, body.model, request.state.client
+        )
         seconds = time.perf_counter() - start
         weights = embedded.weights
         response = SearchResponse(
@@ -128,7 +100,18 @@ def build_api(
     @api.post("/v1/embeddings")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
         """Embed queries, routed or by a named expert. Compatible with OpenAI's clients."""
-        embedded = await pick(request).embed(_texts(body.input, limits), body.model)
+        texts = _texts(body.input, limits)
+        chosen = pick(request)
+        if body.dimensions is not None and body.dimensions != chosen.dimension:
+            raise WrongField(
+                "dimensions",
+                f"found {body.dimensions}; vectors of this encoder have {chosen.dimension} and cannot be cut",
+            )
+        request.state.allow(len(texts))
+        embedded = await chosen.embed(texts, _model(body), request.state.client)
+        truncated = [row for row, one in enumerate(embedded) if one.truncated]
+        if truncated and limits.refuse_truncated:
+            raise WrongField(f"input.{truncated[0]}", "is longer than the encoder reads")
         tokens = sum(one.tokens for one in embedded)
         pack = _base64 if body.encoding_format == "base64" else _floats
         response = EmbeddingsResponse.model_construct(
@@ -138,19 +121,30 @@ def build_api(
             ],
             model=body.model,
             usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+            truncated=truncated,
         )
         return _ready(response)
 
     @api.post("/v1/route")
     async def route(body: RouteRequest, request: Request) -> RouteResponse:
         """Say which experts would answer, and how sure the router is."""
-        return RouteResponse(data=await pick(request).route(_texts(body.input, limits)))
+        texts = _texts(body.input, limits)
+        request.state.allow(len(texts))
+        return RouteResponse(data=await pick(request).route(texts))
 
     @api.get("/v1/models")
     async def models(request: Request) -> ModelsResponse:
         """What may be named as a model, as OpenAI lists it."""
         known = pick(request).models
         return ModelsResponse(data=[Model(id=name, created=0) for name in known])
+
+    @api.get("/v1/models/{name}")
+    async def model(name: str, request: Request) -> Model:
+        """One of them."""
+        known = pick(request).models
+        if name not in known:
+            raise UnknownName("model", name, known)
+        return Model(id=name, created=0)
 
     @api.get("/v1/experts")
     async def experts(request: Request) -> list[ExpertState]:
@@ -171,20 +165,21 @@ def build_api(
     async def upsert(name: str, body: UpsertRequest, request: Request) -> ChangeResponse:
         """Add documents; those whose ids are there already are replaced."""
         if len(body.documents) > limits.documents:
-            raise _Wrong("documents", f"{len(body.documents)} are more than {limits.documents}")
+            raise WrongField("documents", f"{len(body.documents)} are more than {limits.documents}")
         for row, document in enumerate(body.documents):
             _check_length(f"documents.{row}.text", document.text, limits.document_length)
             _check_length(f"documents.{row}.title", document.title, limits.document_length)
         documents = {d.id: Document(d.id, d.title, d.text) for d in body.documents}
         if len(documents) < len(body.documents):
-            raise _Wrong("documents", "an id comes twice", status=409)
-        return await pick(request).upsert(name, list(documents.values()))
+            raise Contradiction("documents", "an id comes twice")
+        request.state.allow(len(documents))
+        return await pick(request).upsert(name, list(documents.values()), request.state.client)
 
     @api.post("/v1/collections/{name}/documents/delete")
     async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
         """Delete documents by their ids."""
         if len(body.ids) > limits.documents:
-            raise _Wrong("ids", f"{len(body.ids)} are more than {limits.documents}")
+            raise WrongField("ids", f"{len(body.ids)} are more than {limits.documents}")
         return await pick(request).delete(name, body.ids)
 
     @api.get("/v1/collections/{name}/document")
@@ -206,46 +201,27 @@ def build_api(
         chosen = pick(request)
         return Status(status="ok", details={"version": chosen.version, "collections": chosen.collections})
 
-    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def playground() -> str:
-        return files("routerretriever.serving.http").joinpath("playground.html").read_text(encoding="utf-8")
+    add_pages(api)
+    explain_errors(api)
+    app = Middleware(api, settings.limits, authenticator, metrics)
+    if not settings.cors_origins:
+        return app
+    # Outermost: a browser asks for leave without a token.
+    return CORSMiddleware(app, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
 
-    _explain_errors(api)
-    return Gate(api, settings.limits, doorkeeper, metrics)
 
-
-def _explain_errors(api: FastAPI) -> None:
-    @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
-        where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        where = where or (["query"] if "query" in first["loc"] else ["body"])
-        problems = list(dict.fromkeys(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors()))
-        named = where[0] if len(problems) > 1 else ".".join(part for part in where if "[" not in part)
-        return problem(422, f"{named}: {'; '.join(problems)}", where[0])
-
-    @api.exception_handler(RouterRetrieverError)
-    async def known(request: Request, error: RouterRetrieverError) -> Response:
-        status = error.status if isinstance(error, _Wrong) else status_of(error)
-        if status >= 500 and not isinstance(error, Unavailable):
-            raise error
-        return problem(status, str(error), error.field, retry_after=1 if status == 503 else None)
-
-    @api.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        message = f"{request.url.path}: {error.detail}"
-        return problem(error.status_code, message, headers=dict(error.headers or {}))
-
-    @api.exception_handler(Exception)
-    async def ours(_: Request, error: Exception) -> Response:
-        raise error  # the gate answers, and names the request's id
+def _model(body: EmbeddingsRequest) -> str:
+    """The model that a request means, by its name or by what it says its texts are."""
+    is_document = body.input_type in ("document", "search_document", "passage")
+    if is_document and body.model not in (ROUTED_MODEL, DOCUMENT_MODEL):
+        raise WrongField("input_type", f"found {body.input_type!r}; documents are embedded by the base alone")
+    return DOCUMENT_MODEL if is_document else body.model
 
 
 def _texts(given: str | Sequence[str], limits: LimitSettings) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     if len(texts) > limits.texts:
-        raise _Wrong("input", f"{len(texts)} texts are more than {limits.texts}")
+        raise WrongField("input", f"{len(texts)} texts are more than {limits.texts}")
     for row, text in enumerate(texts):
         _check_length(f"input.{row}", text, limits.text_length)
     return texts
@@ -253,7 +229,7 @@ def _texts(given: str | Sequence[str], limits: LimitSettings) -> list[str]:
 
 def _check_length(field: str, text: str, longest: int) -> None:
     if len(text) > longest:
-        raise _Wrong(field, f"{len(text)} characters are more than {longest}")
+        raise WrongField(field, f"{len(text)} characters are more than {longest}")
 
 
 def _base64(vector: Any) -> str:

@@ -33,7 +33,9 @@ class Token(Settings):
     """What one client may do."""
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the token, in hex."""
     requests_per_minute: PositiveInt | None = None
+    """Requests in a minute before the client gets 429."""
     write: bool = False
     """Whether documents may be added and deleted."""
 
@@ -74,7 +76,7 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Denied:
     """Why a request is not let in."""
 
     status: int
@@ -82,35 +84,46 @@ class Refused:
     retry_after: int | None = None
 
 
-class Doorkeeper:
+class RateLimiter:
+    """Counts the requests of each client in a moving minute."""
+
+    def __init__(self) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def allows(self, client: str, per_minute: int) -> bool:
+        """Count a request, unless there have been too many."""
+        return self._limiter.hit(RateLimitItemPerMinute(per_minute), client)
+
+
+class Authenticator:
     """Checks tokens and rates."""
 
     def __init__(self, tokens: Mapping[str, Token], allow_anonymous: bool = False) -> None:
         self._by_hash = {token.sha256: (name, token) for name, token in tokens.items()}
         self._allow_anonymous = allow_anonymous
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._limiter = RateLimiter()
 
-    def check(self, authorization: str | None, client: str | None, writes: bool) -> Refused | None:
-        """Why a request is refused, or None.
+    def check(self, authorization: str | None, address: str | None, writes: bool) -> str | Denied:
+        """The client's name, by which the service is shared fairly, or why the request is denied.
 
         Args:
             authorization: the header of that name.
-            client: address of who asks; without tokens only this machine may.
+            address: of who asks; without tokens only this machine may. It is the name then.
             writes: whether documents would be changed.
         """
         if not self._by_hash:
-            if self._allow_anonymous or client is None or is_loopback(client):
-                return None
-            return Refused(403, "this service has no tokens and answers its own machine only")
+            if self._allow_anonymous or address is None or is_loopback(address):
+                return address or ""
+            return Denied(403, "this service has no tokens and answers its own machine only")
         kind, _, secret = (authorization or "").partition(" ")
         known = self._by_hash.get(hashlib.sha256(secret.strip().encode()).hexdigest())
         if kind.lower() != "bearer" or known is None:
-            return Refused(401, "Authorization: a known bearer token is needed")
+            return Denied(401, "Authorization: a known bearer token is needed")
         name, token = known
         if writes and not token.write:
-            return Refused(403, "Authorization: this token may not change documents")
-        if token.requests_per_minute is not None:
-            rate = RateLimitItemPerMinute(token.requests_per_minute)
-            if not self._limiter.hit(rate, name):
-                return Refused(429, f"more than {token.requests_per_minute} requests in a minute", 60)
-        return None
+            return Denied(403, "Authorization: this token may not change documents")
+        if token.requests_per_minute is not None and not self._limiter.allows(
+            name, token.requests_per_minute
+        ):
+            return Denied(429, f"more than {token.requests_per_minute} requests in a minute", 60)
+        return name

@@ -7,52 +7,29 @@ import logging
 import time
 import uuid
 
-from fastapi import Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from routerretriever.client.schemas import ErrorResponse, Problem
 from routerretriever.config.serving import LimitSettings
-from routerretriever.serving.deployments.metrics import Metrics
-from routerretriever.serving.http.auth import Doorkeeper
+from routerretriever.serving.http.auth import Authenticator, Denied
+from routerretriever.serving.http.errors import problem
+from routerretriever.serving.ports import MetricsPort
 
 log = logging.getLogger("ray.serve")
 
 _OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 """Need no token: they tell nothing that was put into the service."""
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def answer(status: int, body: BaseModel, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response."""
-    return Response(body.model_dump_json(), status, headers, "application/json")
+class Middleware:
+    """Around the whole application: authentication, limits, deadline, access log."""
 
-
-def problem(
-    status: int,
-    message: str,
-    param: str | None = None,
-    retry_after: int | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """An error, in OpenAI's form."""
-    headers = dict(headers or {})
-    if retry_after is not None:
-        headers["Retry-After"] = str(retry_after)
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return answer(status, ErrorResponse(error=Problem(message=message, type=kind, param=param)), headers)
-
-
-class Gate:
-    """ASGI middleware around the whole application."""
-
-    def __init__(self, app: ASGIApp, limits: LimitSettings, doorkeeper: Doorkeeper, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: LimitSettings, authenticator: Authenticator, metrics: MetricsPort
+    ) -> None:
         self._app = app
         self._limits = limits
-        self._doorkeeper = doorkeeper
+        self._authenticator = authenticator
         self._metrics = metrics
         self._in_progress = 0
         self._too_large = f"body: more than {limits.body_bytes} bytes"
@@ -68,7 +45,7 @@ class Gate:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:128]
         if not request_id or not request_id.replace("-", "").replace("_", "").isalnum():
             request_id = uuid.uuid4().hex
-        scope["state"] = {"bundle": None}
+        scope["state"] = {"bundle": None, "client": ""}
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -99,16 +76,17 @@ class Gate:
         if scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
-        refused = self._doorkeeper.check(
+        client = self._authenticator.check(
             headers.get(b"authorization", b"").decode("latin-1"),
             (scope.get("client") or [None])[0],
             writes="/documents" in scope["path"] and scope["method"] != "GET",
         )
-        if refused is not None:
-            response = problem(refused.status, refused.message, retry_after=refused.retry_after)
+        if isinstance(client, Denied):
+            response = problem(client.status, client.message, retry_after=client.retry_after)
         elif self._in_progress >= self._limits.requests:
             response = problem(503, f"{self._in_progress} requests are in progress", retry_after=1)
         else:
+            scope["state"]["client"] = client
             await self._run(scope, headers, receive, send)
             return
         await response(scope, receive, send)
@@ -120,10 +98,20 @@ class Gate:
             if length.isdigit() and int(length) > self._limits.body_bytes:
                 await problem(413, self._too_large)(scope, receive, send)
                 return
-            async with asyncio.timeout(self._limits.seconds):
+            seconds = self._limits.seconds
+            started = asyncio.get_running_loop().time()
+            async with asyncio.timeout(seconds) as deadline:
+
+                def allow(texts: int) -> None:
+                    """Move the deadline by what a request of so many texts may take longer."""
+                    nonlocal seconds
+                    seconds = self._limits.seconds + self._limits.seconds_per_text * texts
+                    deadline.reschedule(started + seconds)
+
+                scope["state"]["allow"] = allow
                 await self._app(scope, self._bounded(receive), send)
         except TimeoutError:
-            message = f"not done within {self._limits.seconds:g} seconds"
+            message = f"not done within {seconds:g} seconds"
             await problem(504, message)(scope, receive, send)
         finally:
             self._in_progress -= 1

@@ -1,8 +1,7 @@
-"""The out-of-domain gate: a query unlike all training queries is not left to one expert.
+"""The out-of-domain fallback: all experts alike, or the bare base, answer an unfamiliar query.
 
-Each training query's similarity to its nearest others says what is usual in its dataset. A query whose
-nearest training queries are less similar than is usual there gets part of its weight, in the end all of it,
-from the fallback: all experts alike, or the bare base.
+Calibration measures how similar each training query is to its nearest others in the same dataset. A query
+below that range is unfamiliar and goes to the fallback. In between, the two are blended.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.neighbours import References
 from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors
-from routerretriever.routing.settings import GateSettings, RoutingSettings
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.types import BASE
 
 _QUOTED = 3
@@ -25,14 +24,15 @@ _CALIBRATED = 200
 """Queries of each dataset that say what is usual there."""
 
 
-class GatedRouter(Router):
+class FallbackRouter(Router):
     """Another router's weights, blended with a fallback by how familiar the query is.
 
     N reference queries of M datasets: ``reference_Nd``, the dataset of each ``dataset_N``, and per dataset
-    the similarity at which the gate is shut (``shut_M``) and fully open (``open_M``).
+    the similarity up to which a query is unfamiliar (``unfamiliar_M``) and from which it is familiar
+    (``familiar_M``).
     """
 
-    kind = "gated"
+    kind = "fallback"
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class GatedRouter(Router):
         inner: Router,
         reference_Nd: Vectors,
         dataset_N: NDArray[np.int64],
-        shut_M: Vectors,
-        open_M: Vectors,
+        unfamiliar_M: Vectors,
+        familiar_M: Vectors,
         fallback: str,
         count: int,
         datasets: list[str],
@@ -52,9 +52,9 @@ class GatedRouter(Router):
         self._reference_Nd = reference_Nd
         self._references = References(reference_Nd)
         self._dataset_N = dataset_N
-        self._shut_M = shut_M
-        self._open_M = open_M
-        self._bounds_N2 = np.stack([shut_M, open_M], axis=1)[dataset_N]
+        self._unfamiliar_M = unfamiliar_M
+        self._familiar_M = familiar_M
+        self._bounds_N2 = np.stack([unfamiliar_M, familiar_M], axis=1)[dataset_N]
         self._fallback = fallback
         takes_part_T = np.array(
             [(name == BASE) == (fallback == "base") for name in experts], dtype=np.float32
@@ -64,14 +64,14 @@ class GatedRouter(Router):
         self._datasets = datasets
         self._queries = queries
 
-    def gate(self, features_Bd: Vectors) -> Vectors:
+    def familiarity(self, features_Bd: Vectors) -> Vectors:
         """How familiar each query is [B], 0 to 1."""
         similarity_Bk, rows_Bk = self._references.nearest(features_Bd, self._count)
-        return self._openness(similarity_Bk, rows_Bk)
+        return self._familiarity(similarity_Bk, rows_Bk)
 
-    def _openness(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Vectors:
-        shut_B, open_B = self._bounds_N2[rows_Bk].mean(axis=1).T
-        way_B = (similarity_Bk.mean(axis=1) - shut_B) / np.maximum(open_B - shut_B, 1e-6)
+    def _familiarity(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Vectors:
+        unfamiliar_B, familiar_B = self._bounds_N2[rows_Bk].mean(axis=1).T
+        way_B = (similarity_Bk.mean(axis=1) - unfamiliar_B) / np.maximum(familiar_B - unfamiliar_B, 1e-6)
         return np.clip(way_B, 0.0, 1.0).astype(np.float32)
 
     def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
@@ -81,22 +81,26 @@ class GatedRouter(Router):
         return np.pad(scores_BT, ((0, 0), (0, extra)), constant_values=-np.inf)
 
     def mixture(self, features_Bd: Vectors) -> Vectors:
-        """The inner router's weights times the gate, the fallback's times the rest."""
-        gate_B1 = self.gate(features_Bd)[:, None]
+        """The inner router's weights times the familiarity, the fallback's times the rest."""
+        familiarity_B1 = self.familiarity(features_Bd)[:, None]
         own_BT = self.inner.mixture(features_Bd)
-        mixed_BT = (1 - gate_B1) * self._fallback_T
+        mixed_BT = (1 - familiarity_B1) * self._fallback_T
         # The bare base, if it is the fallback alone, comes after the inner router's experts.
-        mixed_BT[:, : own_BT.shape[1]] += gate_B1 * own_BT
+        mixed_BT[:, : own_BT.shape[1]] += familiarity_B1 * own_BT
         return mixed_BT
 
     def explain(self, features_Bd: Vectors) -> list[Explanation]:
-        """The inner router's reasons, with the gate and the nearest training queries."""
+        """The inner router's reasons, with the familiarity and the nearest training queries."""
         similarity_Bk, rows_Bk = self._references.nearest(features_Bd, max(self._count, _QUOTED))
-        gate_B = self._openness(similarity_Bk[:, : self._count], rows_Bk[:, : self._count])
+        familiarity_B = self._familiarity(similarity_Bk[:, : self._count], rows_Bk[:, : self._count])
         return [
-            replace(reasons, gate=float(gate), nearest=self._quote(similarities[:_QUOTED], rows[:_QUOTED]))
-            for reasons, gate, similarities, rows in zip(
-                self.inner.explain(features_Bd), gate_B, similarity_Bk, rows_Bk, strict=True
+            replace(
+                reasons,
+                familiarity=float(familiarity),
+                nearest=self._quote(similarities[:_QUOTED], rows[:_QUOTED]),
+            )
+            for reasons, familiarity, similarities, rows in zip(
+                self.inner.explain(features_Bd), familiarity_B, similarity_Bk, rows_Bk, strict=True
             )
         ]
 
@@ -123,14 +127,16 @@ class GatedRouter(Router):
         arrays: dict[str, NDArray[Any]] = {
             "reference_Nd": self._reference_Nd,
             "dataset_N": self._dataset_N,
-            "shut_M": self._shut_M,
-            "open_M": self._open_M,
+            "unfamiliar_M": self._unfamiliar_M,
+            "familiar_M": self._familiar_M,
         }
         return settings, {**arrays, **{f"inner.{name}": array for name, array in inner_arrays.items()}}
 
 
-def fit_gate(data: RoutingData, settings: RoutingSettings, gate: GateSettings, inner: Router) -> GatedRouter:
-    """Calibrate the gate on the training queries of the datasets that have an expert, each left out once."""
+def fit_fallback(
+    data: RoutingData, settings: RoutingSettings, fallback: FallbackSettings, inner: Router
+) -> FallbackRouter:
+    """Calibrate the fallback on training queries of datasets with an expert, each left out once."""
     names = data.own_datasets
     sampled = data.sample(settings.references, settings.seed)
     features, _, labels = sampled.stacked(names)
@@ -138,18 +144,27 @@ def fit_gate(data: RoutingData, settings: RoutingSettings, gate: GateSettings, i
     for label in range(len(names)):
         own = features[labels == label][:_CALIBRATED]
         # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
-        similarity_Qk, _ = references.nearest(own, gate.neighbours + 1)
+        similarity_Qk, _ = references.nearest(own, fallback.neighbours + 1)
         usual.append(similarity_Qk[:, 1:].mean(axis=1))
-    shut, open_ = (
+    unfamiliar, familiar = (
         np.array([np.quantile(own, quantile) for own in usual], dtype=np.float32)
-        for quantile in (gate.shut_quantile, gate.open_quantile)
+        for quantile in (fallback.unfamiliar_quantile, fallback.familiar_quantile)
     )
-    # Below the smallest similarity seen there is still some way to a query that is plainly foreign.
-    shut = shut - gate.slack * (open_ - shut)
+    # A plainly foreign query is still well below the smallest similarity seen.
+    unfamiliar = unfamiliar - fallback.slack * (familiar - unfamiliar)
     experts = inner.experts
-    if gate.fallback == "base" and BASE not in experts:
+    if fallback.answer == "base" and BASE not in experts:
         experts = [*experts, BASE]
     texts = [text for name in names for text in sampled.queries.get(name, [])]
-    return GatedRouter(
-        experts, inner, features, labels, shut, open_, gate.fallback, gate.neighbours, names, texts
+    return FallbackRouter(
+        experts,
+        inner,
+        features,
+        labels,
+        unfamiliar,
+        familiar,
+        fallback.answer,
+        fallback.neighbours,
+        names,
+        texts,
     )

@@ -1,0 +1,168 @@
+"""The commands ``routerretriever datasets ...``: collections before any recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from routerretriever.datasets.checking import CheckReport
+
+datasets_app = typer.Typer(
+    help="Import, check, split, export and download collections (BEIR folders).", no_args_is_help=True
+)
+
+Source = Annotated[str, typer.Argument(help="A BEIR folder, or sample:<domain>.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+
+
+@datasets_app.command("check")
+def check(
+    path: Source,
+    every: Annotated[bool, typer.Option("--all", help="List every issue, not the first five.")] = False,
+    as_json: AsJson = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+) -> None:
+    """List what is wrong with a collection, by kind, with file and line.
+
+    Exit codes: 0 it can be used; 1 it has errors; 2 the command was mistyped.
+    """
+    from routerretriever.datasets.checking import check_collection
+
+    report = check_collection(_folder(path), None if every else 5)
+    if as_json:
+        _print(json.dumps(report.as_json(), indent=2))
+    else:
+        _print_report(report)
+    if not report.ok or (strict and report.warnings):
+        raise typer.Exit(1)
+
+
+@datasets_app.command("statistics")
+def statistics(
+    path: Source,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Count in tokens of this recipe's encoder, not in words.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lengths, judgements a query, overlap of splits, copies and scripts of a collection."""
+    from routerretriever.datasets.statistics import describe, tokens_of
+
+    tokens = None
+    if recipe is not None:
+        from routerretriever.config.loading import load_recipe
+
+        tokens = tokens_of(load_recipe(recipe, None).encoder)
+    found = describe(_folder(path), tokens)
+    _print(json.dumps(found.as_json(), indent=2) if as_json else found.page())
+
+
+@datasets_app.command("split")
+def split(
+    source: Annotated[str, typer.Argument(help="A BEIR folder.")],
+    target: Annotated[Path, typer.Argument(help="The new folder to write.")],
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of train to hold out if test is missing.")
+    ] = 0.2,
+    close: Annotated[
+        float | None,
+        typer.Option(help="Keep queries together that are so similar, e.g. 0.7; 1 is equal.", min=0.1, max=1),
+    ] = None,
+) -> None:
+    """Write a collection with explicit train, dev and test splits, held out by hash of the query id.
+
+    Queries with equal texts stay together.
+    """
+    from routerretriever.datasets.collection import Collection
+    from routerretriever.datasets.download import write_split
+
+    collection = Collection(target.name, _folder(source))
+    fraction = 0.0 if "test" in collection.splits() else test_fraction
+    _print(f"wrote {write_split(collection, target, fraction, close)}")
+
+
+@datasets_app.command("download")
+def download(
+    names: Annotated[list[str], typer.Argument(help="BEIR collections, e.g. scifact nfcorpus.")],
+    to: Annotated[Path, typer.Option(help="Folder that receives them.")] = Path("datasets"),
+) -> None:
+    """Download BEIR collections through beir's own downloader."""
+    from routerretriever.datasets.download import download as fetch
+
+    for name in names:
+        _print(f"{name}: {fetch(name, to)}")
+
+
+@datasets_app.command("import")
+def import_source(
+    source: Annotated[Path, typer.Argument(help="A file or folder of data.")],
+    to: Annotated[Path, typer.Option(help="The new BEIR folder.")],
+    split_name: Annotated[
+        str, typer.Option("--split", help="The split of judgements that name none.", metavar="NAME")
+    ] = "train",
+    passage_tokens: Annotated[
+        int | None, typer.Option(help="Cut files of a folder into passages of so many words.", min=8)
+    ] = None,
+) -> None:
+    """Write a BEIR folder from other formats; says what it understood and ends with a check.
+
+    Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet),
+    lists of questions and answers, TREC topics and qrels, MS MARCO's TSV, and folders of text files.
+    """
+    from routerretriever.datasets.checking import check_collection
+    from routerretriever.datasets.importing import import_data
+
+    understood = import_data(source, to, split_name, passage_tokens)
+    _print(understood.told())
+    report = check_collection(to, 5)
+    _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@datasets_app.command("export")
+def export(
+    source: Annotated[str, typer.Argument(help="A BEIR folder.")],
+    to: Annotated[Path, typer.Option(help="The new folder.")],
+) -> None:
+    """Write a collection in Hugging Face's retrieval layout: Parquet files of corpus, queries and qrels."""
+    from routerretriever.datasets.export import export_parquet
+
+    _print(f"wrote {export_parquet(_folder(source), to)}")
+
+
+def _folder(path: str) -> Path:
+    if path.startswith("sample:"):
+        from routerretriever.datasets.collection import open_collection
+
+        return open_collection("check", path).folder
+    return Path(path)
+
+
+def _print_report(report: CheckReport) -> None:
+    from routerretriever.datasets.checking import relative
+
+    for each in report.kinds:
+        _print(f"{each.kind.severity}: {each.kind.name} ({each.count}): {each.kind.meaning}")
+        for issue in each.first:
+            place = relative(report.folder, issue)
+            _print(f"    {place if issue.line is None else f'{place}:{issue.line}'}: {issue.message}")
+        if each.more:
+            _print(f"    ... and {each.more} more; --all lists them")
+        _print(f"    what to do: {each.kind.remedy}")
+    judgements = ", ".join(f"{name} {count}" for name, count in report.judgements.items()) or "none"
+    _print(f"{report.documents} documents, {report.queries} queries, judgements: {judgements}")
+    _print(f"{report.errors} errors, {report.warnings} warnings")
+
+
+def _print(text: str) -> None:
+    from routerretriever.datasets.texts import printable
+    from routerretriever.runtime.progress import console
+
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        console.print(indent + printable(line), markup=False, emoji=False, soft_wrap=True)

@@ -1,0 +1,288 @@
+"""What a collection's files say together: every rule that needs more than one line, in one place.
+
+``read_contents`` is what reading, ``checking`` and ``preflight`` share. They differ in the splits that they
+ask for, and in what they do when they are told of an issue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from routerretriever.datasets import issues
+from routerretriever.datasets.files import check_forms, find_file, find_split, import_hint, missing_file
+from routerretriever.datasets.issues import Issue, Kind, Report
+from routerretriever.datasets.passages import cut
+from routerretriever.datasets.reading import read_judgements, read_records
+from routerretriever.datasets.settings import DomainSettings
+from routerretriever.datasets.survey import Survey, report_same_ids, survey_corpus
+from routerretriever.datasets.texts import normal_text
+
+SPLITS = ("train", "dev", "test")
+MISSING_SHARE = 0.1
+"""More judged documents than this that do not exist are a mistake in the ids, not a few lost documents."""
+
+
+@dataclass
+class QrelsFile:
+    """One file of judgements."""
+
+    path: Path
+    grades: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Query -> document -> grade."""
+    lines: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Pair -> its first line."""
+
+    @property
+    def relevant(self) -> set[str]:
+        """Queries with a grade above 0."""
+        return {query for query, judged in self.grades.items() if any(judged.values())}
+
+    def line_of(self, query: str) -> int:
+        """Where a query is judged first."""
+        return min(self.lines[query, document] for document in self.grades[query])
+
+
+@dataclass
+class Contents:
+    """What was read."""
+
+    queries: dict[str, str]
+    """Texts of the judged queries, in the order of the file."""
+    query_lines: dict[str, int]
+    """Every query -> its line."""
+    files: dict[str, QrelsFile]
+    """Split -> its judgements, for the splits that were asked for and have a file."""
+    survey: Survey
+    equal_queries: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(Split, other split) -> its queries whose text is a query of the other's too."""
+
+
+def split_files(folder: Path, settings: DomainSettings) -> dict[str, Path]:
+    """Split -> its file. A split that plays test plays nothing else."""
+    found = {split: find_split(folder, split) for split in ("train", "dev")}
+    found["test"] = find_split(folder, settings.test_split)
+    return {
+        split: path
+        for split, path in found.items()
+        if path is not None and (split == "test" or path != found["test"])
+    }
+
+
+def read_contents(
+    folder: Path, settings: DomainSettings, splits: Iterable[str], report: Report, whole: bool = False
+) -> Contents:
+    """Read queries, judgements and corpus, and look every judgement up.
+
+    Args:
+        folder: the collection.
+        settings: which split plays test, and so on.
+        splits: those to be read; dev is held out of train where it has no file.
+        report: told of every issue.
+        whole: report what does not concern a run too: unused queries, missing splits, files beside.
+    """
+    there = split_files(folder, settings)
+    wanted = set(splits)
+    if "dev" in wanted and "dev" not in there:
+        wanted.add("train")
+    if "train" in wanted:
+        wanted.add("dev")  # they are each other's rest, or must not overlap
+    files = {
+        split: read_qrels(there[split], report) for split in SPLITS if split in wanted and split in there
+    }
+    judged = {query for file in files.values() for query in file.grades}
+    texts, query_lines = _read_queries(folder, judged, report)
+    contents = Contents(texts, query_lines, files, _survey(folder, settings, files, texts, report))
+    _look_up(folder, contents, report)
+    _compare_splits(contents, settings, report)
+    _compare_ids(contents, settings, report)
+    for split, file in files.items():
+        if not file.relevant:
+            text = "no query with a relevant document; add lines with a score above 0"
+            report(Issue(issues.EMPTY_SPLIT, file.path, None, text))
+        elif split == "train" and "dev" not in there and len(_usable(file, contents.survey)) < 2:
+            text = (
+                f"{len(file.relevant)} query with a relevant document, and no dev.tsv; dev is held out of "
+                "train, which is too small for it and needs 2 or more: add queries or write qrels/dev.tsv"
+            )
+            report(Issue(issues.NO_DEV, file.path, None, text))
+    if whole:
+        _report_missing_splits(folder, there, report)
+        _report_unused(folder, contents, report)
+    _report_copies(folder, contents, report)
+    return contents
+
+
+def read_qrels(path: Path, report: Report) -> QrelsFile:
+    """Read one file of judgements; a pair that is judged twice keeps its first grade."""
+    check_forms(path.parent, path.name.removesuffix(".gz").removesuffix(".zst"), report)
+    file = QrelsFile(path)
+    for line, (query, document, grade) in read_judgements(path, report):
+        judged = file.grades.setdefault(query, {})
+        if document not in judged:
+            judged[document] = grade
+            file.lines[query, document] = line
+        else:
+            first = file.lines[query, document]
+            kind = issues.SAME_JUDGEMENT if judged[document] == grade else issues.TWO_GRADES
+            again = "judged alike" if kind is issues.SAME_JUDGEMENT else "a second score: they are judged"
+            report(Issue(kind, path, line, f"{query!r} and {document!r}: {again} in line {first}; keep one"))
+    for query, judged in file.grades.items():
+        if not any(judged.values()):
+            text = f"query {query!r} has no judgement above 0"
+            report(Issue(issues.ONLY_ZERO, path, file.line_of(query), text))
+    return file
+
+
+def _usable(file: QrelsFile, survey: Survey) -> list[str]:
+    return [
+        query
+        for query, judged in file.grades.items()
+        if any(grade > 0 and document in survey.found for document, grade in judged.items())
+    ]
+
+
+def _open(folder: Path, name: str, report: Report) -> Path | None:
+    path = find_file(folder, name)
+    if path is None:
+        report(Issue(issues.NO_FILE, folder / name, None, missing_file(folder, name)))
+    else:
+        check_forms(folder, name, report)
+    return path
+
+
+def _read_queries(folder: Path, judged: set[str], report: Report) -> tuple[dict[str, str], dict[str, int]]:
+    texts: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    path = _open(folder, "queries.jsonl", report)
+    if path is None:
+        return texts, lines
+    for line, record in read_records(path, report, queries=True):
+        report_same_ids(path, lines, line, record.id, report)
+        if record.id in judged:
+            texts.setdefault(record.id, record.text)
+    if not lines:
+        report(Issue(issues.NO_LINE, path, None, "no usable line; write one JSON object a line"))
+    return texts, lines
+
+
+def _survey(
+    folder: Path,
+    settings: DomainSettings,
+    files: Mapping[str, QrelsFile],
+    queries: Mapping[str, str],
+    report: Report,
+) -> Survey:
+    path = _open(folder, "corpus.jsonl", report)
+    if path is None:
+        return Survey()
+    wanted = {document for file in files.values() for judged in file.grades.values() for document in judged}
+    passages = settings.passages
+    count: Callable[..., int] | None = None if passages is None else lambda one: len(cut(one, passages))
+    return survey_corpus(path, wanted, queries, report, count)
+
+
+def _look_up(folder: Path, contents: Contents, report: Report) -> None:
+    for file in contents.files.values():
+        missing = 0
+        for (query, document), line in file.lines.items():
+            # Without any usable line the file itself was the issue.
+            if contents.query_lines and query not in contents.query_lines:
+                text = f"query {query!r} is not in queries.jsonl; add it or cut this line"
+                report(Issue(issues.NO_QUERY, file.path, line, text))
+            if contents.survey.documents and document not in contents.survey.found:
+                missing += 1
+                text = f"document {document!r} is not in the corpus; add it or cut this line"
+                report(Issue(issues.NO_DOCUMENT, file.path, line, text))
+        if missing > MISSING_SHARE * len(file.lines):
+            text = f"{missing} of {len(file.lines)} judged documents are not in the corpus; mend the ids"
+            report(Issue(issues.NO_DOCUMENTS, file.path, None, text))
+
+
+def _compare_splits(contents: Contents, settings: DomainSettings, report: Report) -> None:
+    leak: Kind = issues.LEAK if settings.equal_texts == "warn" else issues.LEAK_REFUSED
+    seen: dict[str, tuple[str, str]] = {}
+    for split, file in contents.files.items():
+        counted = {other: 0 for other in contents.files if other != split}
+        for query in file.grades:
+            text = normal_text(contents.queries.get(query, ""))
+            for other in counted:
+                earlier = contents.files[other]
+                if query in earlier.grades and SPLITS.index(other) < SPLITS.index(split):
+                    place = f"qrels/{earlier.path.name}, line {earlier.line_of(query)}"
+                    message = f"query {query!r} is in two splits, see {place}; keep it in one"
+                    report(Issue(issues.TWO_SPLITS, file.path, file.line_of(query), message))
+            if not text:
+                continue
+            first_split, first = seen.setdefault(text, (split, query))
+            if first_split != split and first != query:
+                counted[first_split] += 1
+                message = f"query {query!r} asks what {first!r} of {first_split} asks"
+                report(Issue(leak, file.path, file.line_of(query), message))
+        contents.equal_queries |= {(split, other): count for other, count in counted.items() if count}
+
+
+def _compare_ids(contents: Contents, settings: DomainSettings, report: Report) -> None:
+    rule, survey = settings.ignore_identical_ids, contents.survey
+    for file in contents.files.values():
+        for query, judged in file.grades.items():
+            same = query in survey.same_as_query
+            if rule is not False and judged.get(query, 0) > 0 and (same or rule is True):
+                text = f"document {query!r} has its query's id and is left out, though it is judged relevant"
+                report(Issue(issues.SAME_ID_LEFT_OUT, file.path, file.lines[query, query], text))
+            elif rule == "auto" and query in survey.same_id_only:
+                text = f"document {query!r} has its query's id and another text; it stays in the results"
+                report(Issue(issues.SAME_ID_KEPT, file.path, file.line_of(query), text))
+
+
+def _report_missing_splits(folder: Path, there: Mapping[str, Path], report: Report) -> None:
+    qrels = folder / "qrels"
+    known = set(there.values())
+    beside = [
+        path for path in sorted([*folder.glob("*.tsv*"), *folder.glob("qrels/*.tsv*")]) if path.is_file()
+    ]
+    unread = [path for path in beside if path not in known]
+    if not there:
+        found = "".join(f"; found {path.relative_to(folder).as_posix()}: " for path in unread[:1])
+        advice = f"{found}move it to qrels/test.tsv or qrels/train.tsv" if found else import_hint(folder)
+        report(
+            Issue(issues.NO_SPLITS, qrels, None, f"no split, so nothing to train on or to measure{advice}")
+        )
+        return
+    for path in unread:
+        if not any(path.name.startswith(f"{used.name.partition('.')[0]}.") for used in known):
+            report(Issue(issues.UNREAD_SPLIT, path, None, "not read; no split has this name"))
+    for split, path in there.items():
+        name = path.name.partition(".")[0]
+        if split == "dev" and name != "dev":
+            report(Issue(issues.OTHER_NAME, path, None, f"read as {split}"))
+    notes = {
+        "train": "no train split; set expert: false, for no expert can be trained",
+        "dev": "no dev split; a tenth of the train queries is held out for it"
+        if "train" in there
+        else "no dev split, and no train split to hold it out of",
+        "test": "no test split; this collection cannot be evaluated",
+    }
+    for split in SPLITS:
+        if split not in there:
+            report(Issue(issues.NO_SPLIT, qrels / f"{split}.tsv", None, notes[split]))
+
+
+def _report_unused(folder: Path, contents: Contents, report: Report) -> None:
+    path = find_file(folder, "queries.jsonl")
+    if path is None or not contents.files:
+        return
+    for query, line in contents.query_lines.items():
+        if not any(query in file.grades for file in contents.files.values()):
+            text = f"query {query!r} has no judgement; it is never used"
+            report(Issue(issues.UNUSED, path, line, text))
+
+
+def _report_copies(folder: Path, contents: Contents, report: Report) -> None:
+    path = find_file(folder, "corpus.jsonl")
+    for group in contents.survey.copies:
+        first_line, first = group[0]
+        for line, identifier in group[1:]:
+            text = f"document {identifier!r} has the text of {first!r}, line {first_line}"
+            report(Issue(issues.COPY, path or folder, line, text))

@@ -1,0 +1,155 @@
+"""Files of a collection: plain, gzip or zstd, told apart by their first bytes and not by their names."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import zstandard
+
+from routerretriever.datasets.issues import ENCODING, NO_FILE, TWO_FILES, UNREADABLE, Issue, Report, refuse
+
+SUFFIXES = ("", ".gz", ".zst")
+DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, OSError)  # a damaged gzip file is an OSError
+_GZIP, _ZSTD, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
+SPLIT_NAMES = {"dev": ("dev", "validation", "valid", "val")}
+"""Names under which a split's file is looked for, the best first."""
+
+
+def find_files(folder: Path, name: str) -> list[Path]:
+    """All forms in which a collection's file is there: as it is, gzipped, compressed by zstd."""
+    return [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """A collection's file as it is or compressed; None when there is none."""
+    return next(iter(find_files(folder, name)), None)
+
+
+def find_split(folder: Path, split: str) -> Path | None:
+    """A split's judgements; ``validation.tsv`` is dev too."""
+    names = SPLIT_NAMES.get(split, (split,))
+    return next((path for name in names if (path := find_file(folder, f"qrels/{name}.tsv"))), None)
+
+
+def require_file(folder: Path, name: str) -> Path:
+    """A collection's file as it is or compressed.
+
+    Raises:
+        DatasetError: there is none, or there are two that differ.
+    """
+    paths = find_files(folder, name)
+    if not paths:
+        refuse(Issue(NO_FILE, folder / name, None, missing_file(folder, name)))
+    if different := _different(paths):
+        refuse(different)
+    return paths[0]
+
+
+def missing_file(folder: Path, name: str) -> str:
+    """What to say of a file that is not there."""
+    return f"no such file, nor {name}.gz or {name}.zst; a BEIR folder needs it{import_hint(folder)}"
+
+
+def check_forms(folder: Path, name: str, report: Report) -> None:
+    """Report a file that is there in two forms with different content."""
+    if different := _different(find_files(folder, name)):
+        report(different)
+
+
+def import_hint(folder: Path) -> str:
+    """Which import command to type for what lies in a folder, if it looks like data; else nothing."""
+    known = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".trec", ".md", ".txt", ".html", ".pdf", ".docx")
+    if not folder.is_dir():
+        return ""
+    there = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.name.removesuffix(".gz").removesuffix(".zst").lower().endswith(known)
+        and not path.name.startswith(("corpus.jsonl", "queries.jsonl"))
+        and path.parent.name != "qrels"
+    )
+    if not there:
+        return ""
+    shown = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+    return f" (found {shown}: type `routerretriever datasets import {folder} --to {folder.name}-beir`)"
+
+
+def open_plain(path: Path) -> IO[bytes]:
+    """Open a file for reading its decompressed bytes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_GZIP) or (path.suffix == ".gz" and start):
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if start == _ZSTD or (path.suffix == ".zst" and start):
+        stream = zstandard.ZstdDecompressor().stream_reader(
+            path.open("rb"), read_across_frames=True, closefd=True
+        )
+        return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream)))
+    return path.open("rb")
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """The file's (decompressed) bytes, a megabyte at a time.
+
+    Raises:
+        DatasetError: the file is damaged or may not be read.
+    """
+    try:
+        with open_plain(path) as stream:
+            while block := stream.read(1 << 20):
+                yield block
+    except DAMAGE as error:
+        refuse(Issue(UNREADABLE, path, None, damage(error)))
+
+
+def read_lines(path: Path, report: Report) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line that is not blank; a byte order mark is dropped."""
+    line = 0
+    try:
+        with open_plain(path) as stream:
+            for line, raw in enumerate(stream, start=1):
+                if line == 1 and raw.startswith(_BOM):
+                    raw = raw[len(_BOM) :]
+                if raw.strip():
+                    yield line, raw.rstrip(b"\r\n")
+    except DAMAGE as error:
+        report(Issue(UNREADABLE, path, line + 1, damage(error)))
+
+
+def damage(error: Exception) -> str:
+    """What to say of a file that cannot be read to its end."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({error.strerror}); mend its permissions or its disk"
+    return f"damaged gzip or zstd ({error}); download or compress the file again"
+
+
+def not_utf8(path: Path, line: int | None, error: UnicodeDecodeError) -> Issue:
+    """The issue of bytes that are not UTF-8."""
+    found = f"{error.object[error.start]:#04x} as byte {error.start + 1}"
+    return Issue(ENCODING, path, line, f"not UTF-8, found {found}; save it as UTF-8")
+
+
+def shown(raw: bytes | str) -> str:
+    """The start of a line, quoted."""
+    text = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _different(paths: list[Path]) -> Issue | None:
+    if len(paths) < 2 or len({_digest(path) for path in paths}) == 1:
+        return None
+    names = " and ".join(path.name for path in paths)
+    return Issue(TWO_FILES, paths[0], None, f"{names} are both there and differ; remove one of them")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in read_blocks(path):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,68 @@
+"""Passages of long documents: cut, named after their parent, and led back to it (MaxP).
+
+A passage's id is its parent's with ``#`` and a number. Every passage has one, so no two ids collide and the
+parent is what stands before the last ``#``. MaxP: Dai and Callan, 2019.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from routerretriever.datasets.reading import Record
+from routerretriever.datasets.settings import PassageSettings
+
+# Scripts without spaces count by the character.
+_TOKEN = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]"
+)
+
+
+def count_tokens(text: str) -> int:
+    """Words and punctuation marks of a text."""
+    return sum(1 for _ in _TOKEN.finditer(text))
+
+
+def cut(document: Record, settings: PassageSettings) -> list[Record]:
+    """The passages of a document, at least one; each keeps the title."""
+    texts = [document.text]
+    if count_tokens(document.text) > settings.tokens:
+        texts = _splitter(settings).chunks(document.text) or texts
+    return [
+        Record(f"{document.id}#{number}", document.title, text) for number, text in enumerate(texts, start=1)
+    ]
+
+
+def parent_of(passage_id: str) -> str:
+    """The document that a passage was cut from."""
+    return passage_id.rpartition("#")[0]
+
+
+def best_passages(run: Mapping[str, Mapping[str, float]], depth: int) -> dict[str, dict[str, float]]:
+    """Search results over passages as results over documents: the best passage's score, the first ``depth``.
+
+    Search for more passages than ``depth``: several of one document may be found.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for query, scores in run.items():
+        best: dict[str, float] = {}
+        for passage, score in scores.items():
+            parent = parent_of(passage)
+            best[parent] = max(score, best.get(parent, score))
+        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
+        found[query] = dict(ranked[:depth])
+    return found
+
+
+def passage_ids(document_id: str, count: int) -> Iterator[str]:
+    """The ids of a document's passages."""
+    return (f"{document_id}#{number}" for number in range(1, count + 1))
+
+
+@lru_cache(maxsize=8)
+def _splitter(settings: PassageSettings) -> Any:
+    from semantic_text_splitter import TextSplitter
+
+    return TextSplitter.from_callback(count_tokens, settings.tokens, overlap=settings.overlap)

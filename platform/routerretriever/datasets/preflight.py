@@ -1,0 +1,64 @@
+"""Before a run starts: read all that it will read, by the rules of ``checking``, and remember what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from routerretriever.datasets.checking import CheckReport, check_report
+from routerretriever.datasets.collection import Collection
+from routerretriever.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a preflight found in collections without an error."""
+
+    checks: dict[str, CheckReport]
+    """Collection -> its counts and warnings."""
+    hashes: dict[str, dict[str, str]]
+    """Collection -> ``corpus`` and each split -> hash at the start."""
+
+    def notes(self, name: str) -> list[str]:
+        """One sentence for each kind of warning of a collection: for the training log and the report."""
+        return [f"{each.count} x {each.kind.name}: {each.kind.meaning}" for each in self.checks[name].kinds]
+
+    def require_unchanged(self, collections: Iterable[Collection]) -> None:
+        """Compare collections with what they were at the start; files with old stamps are not read again.
+
+        Raises:
+            DatasetError: one has changed since.
+        """
+        for collection in collections:
+            now = _hashes(collection, [name for name in self.hashes[collection.name] if name != "corpus"])
+            changed = [name for name, value in self.hashes[collection.name].items() if now[name] != value]
+            if changed:
+                raise DatasetError(
+                    f"{collection.folder}: {', '.join(changed)} changed since the run started; leave a "
+                    "collection alone while it is used, and run again"
+                )
+
+
+def preflight(collections: Iterable[Collection], needs: Mapping[str, Iterable[str]]) -> Report:
+    """Read every split that a run will read, and look up every judgement.
+
+    Args:
+        collections: those of the run.
+        needs: collection's name -> the splits that the run reads; none means the documents only.
+
+    Raises:
+        DatasetError: a collection is flawed; the message names file and line, and how many errors there are.
+    """
+    checks, hashes = {}, {}
+    for collection in collections:
+        splits = tuple(needs.get(collection.name, ()))
+        for split in (None, *splits):
+            collection.require(split)
+        contents, notes = collection.read()
+        checks[collection.name] = check_report(collection.folder, notes, contents)
+        hashes[collection.name] = _hashes(collection, splits)
+    return Report(checks, hashes)
+
+
+def _hashes(collection: Collection, splits: Iterable[str]) -> dict[str, str]:
+    return {"corpus": collection.corpus_hash(), **{split: collection.split_hash(split) for split in splits}}

@@ -1,0 +1,94 @@
+"""Which texts are the same, or nearly, and how any text reaches a terminal as text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def normal_text(text: str) -> str:
+    """A text without its case and spacing; texts that agree in it ask the same."""
+    return " ".join(text.casefold().split())
+
+
+def equal_groups(texts: Mapping[str, str]) -> dict[str, str]:
+    """Id -> the first id (by order of ids) whose text is the same but for case and spaces."""
+    first: dict[str, str] = {}
+    for identifier in sorted(texts):
+        first.setdefault(normal_text(texts[identifier]), identifier)
+    return {identifier: first[normal_text(text)] for identifier, text in texts.items()}
+
+
+def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str, str]:
+    """Id -> one id of its group; texts that share most of their words are in one group, chains included.
+
+    Groups come from MinHash signatures over pairs of letters' trigrams in words (Broder, 1997), bucketed by
+    locality-sensitive hashing. What is found is close to the Jaccard similarity, not equal to it.
+
+    Args:
+        texts: texts by id.
+        similarity: Jaccard similarity of character trigrams from which two texts belong together.
+    """
+    from rensa import RMinHash, RMinHashLSH
+
+    lsh = RMinHashLSH(threshold=similarity, num_perm=128, num_bands=32)
+    group = equal_groups(texts)
+    ids = sorted(set(group.values()))
+    parent = dict(zip(ids, ids, strict=True))
+
+    def root(identifier: str) -> str:
+        while parent[identifier] != identifier:
+            parent[identifier] = parent[parent[identifier]]
+            identifier = parent[identifier]
+        return identifier
+
+    signatures: list[Any] = []
+    for number, identifier in enumerate(ids):
+        signature = RMinHash(num_perm=128, seed=42)
+        signature.update(_shingles(texts[identifier]))
+        for other in lsh.query(signature):
+            if signature.jaccard(signatures[other]) >= similarity:
+                low, high = sorted((root(ids[other]), root(identifier)))
+                parent[high] = low
+        lsh.insert(number, signature)
+        signatures.append(signature)
+    return {identifier: root(first) for identifier, first in group.items()}
+
+
+def printable(text: str) -> str:
+    """A text as a terminal can show it: on one line, without control or direction characters.
+
+    Markup of the terminal library is the printer's business (``rich.markup.escape`` or ``markup=False``).
+    """
+    shown = (" " if char.isspace() else _shown(char) for char in text)
+    return re.sub(r" {2,}", " ", "".join(shown)).strip()
+
+
+def scripts(texts: Iterable[str]) -> dict[str, float]:
+    """Script -> share of the letters, the largest first; from the characters' Unicode names."""
+    counts: dict[str, int] = {}
+    for text in texts:
+        for char in text:
+            if char.isalpha():
+                script = (
+                    "LATIN" if char.isascii() else unicodedata.name(char, "UNKNOWN").split()[0].split("-")[0]
+                )
+                counts[script] = counts.get(script, 0) + 1
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {script.capitalize(): count / total for script, count in ordered}
+
+
+def _shown(char: str) -> str:
+    if unicodedata.category(char) not in _CONTROL or char == "\u200d":  # joins emoji
+        return char
+    return "\ufffd" if unicodedata.category(char) == "Cs" else f"\\u{ord(char):04x}"
+
+
+def _shingles(text: str) -> list[str]:
+    padded = f" {normal_text(text)} "
+    return [padded[start : start + 3] for start in range(max(1, len(padded) - 2))]

@@ -1,0 +1,114 @@
+"""Write a BEIR folder row by row; what comes without an id gets one, and equal texts become one record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from routerretriever.errors import DatasetError
+
+
+class FolderWriter:
+    """A BEIR folder in the making. Memory: some bytes for every record and every judgement."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "qrels").mkdir(parents=True)
+        self.folder = folder
+        self.counts = {"documents": 0, "queries": 0, "merged": 0}
+        self.judgements: dict[str, int] = {}
+        self._corpus = (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n")
+        self._queries = (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n")
+        self._qrels: dict[str, IO[str]] = {}
+        self._made: set[bytes] = set()
+        self._judged: dict[bytes, int] = {}
+        self._raised: dict[str, dict[tuple[str, str], int]] = {}
+        """Split -> pairs that came again with a higher grade."""
+
+    def document(
+        self,
+        text: str,
+        title: str = "",
+        identifier: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str:
+        """Add a document; returns its id. One without an id is written once, however often it comes."""
+        record: dict[str, Any] = {"title": title, "text": text}
+        if metadata:
+            record["metadata"] = metadata
+        return self._record(self._corpus, "documents", "d", record, identifier, f"{title}\0{text}")
+
+    def query(self, text: str, identifier: str | None = None, metadata: dict[str, Any] | None = None) -> str:
+        """Add a query; returns its id."""
+        record: dict[str, Any] = {"text": text}
+        if metadata:
+            record["metadata"] = metadata
+        return self._record(self._queries, "queries", "q", record, identifier, text)
+
+    def judge(self, split: str, query: str, document: str, grade: int, place: str) -> None:
+        """Add a judgement; of several for a pair the highest grade counts.
+
+        Raises:
+            DatasetError: an id cannot be written into a tab-separated file.
+        """
+        for identifier in (query, document):
+            if not identifier or any(char in identifier for char in "\t\r\n"):
+                raise DatasetError(f"{place}: the id {identifier!r} is empty or holds a tab; give another")
+        pair = _digest(f"{split}\0{query}\0{document}")
+        if pair in self._judged:
+            if grade > self._judged[pair]:
+                self._judged[pair] = grade
+                self._raised.setdefault(split, {})[query, document] = grade
+            return
+        self._judged[pair] = grade
+        if split not in self._qrels:
+            path = self.folder / "qrels" / f"{split}.tsv"
+            self._qrels[split] = path.open("w", encoding="utf-8", newline="\n")
+            self._qrels[split].write("query-id\tcorpus-id\tscore\n")
+        self._qrels[split].write(f"{query}\t{document}\t{grade}\n")
+        self.judgements[split] = self.judgements.get(split, 0) + 1
+
+    def close(self) -> None:
+        """Finish all files."""
+        for stream in (self._corpus, self._queries, *self._qrels.values()):
+            stream.close()
+        for split, raised in self._raised.items():
+            self._rewrite(self.folder / "qrels" / f"{split}.tsv", raised)
+
+    def _rewrite(self, path: Path, raised: dict[tuple[str, str], int]) -> None:
+        new = path.with_suffix(".new")
+        with (
+            path.open(encoding="utf-8", newline="\n") as old,
+            new.open("w", encoding="utf-8", newline="\n") as out,
+        ):
+            for line in old:
+                query, document, grade = line.rstrip("\n").split("\t")
+                out.write(f"{query}\t{document}\t{raised.get((query, document), grade)}\n")
+        new.replace(path)
+
+    def _record(
+        self,
+        stream: IO[str],
+        what: str,
+        letter: str,
+        record: dict[str, Any],
+        identifier: str | None,
+        key: str,
+    ) -> str:
+        if identifier is None:
+            digest = _digest(f"{letter}\0{key}")
+            identifier = f"{letter}{digest.hex()}"
+            if digest in self._made:
+                self.counts["merged"] += 1
+                return identifier
+            self._made.add(digest)
+        line = json.dumps({"_id": identifier, **record}, ensure_ascii=False, default=str)
+        stream.write(line + "\n")
+        self.counts[what] += 1
+        return identifier
+
+
+def _digest(text: str) -> bytes:
+    # 80 bits: among a thousand million texts the chance of one collision is below one in a million.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).digest()

@@ -1,0 +1,162 @@
+"""Single models for all domains: what a mixture of experts has to beat.
+
+``joint`` is the multi-task baseline of RouterRetriever (arXiv 2409.02685): one adapter on all domains, taken
+in turns, with the experts' own objective. ``average`` is the plain mean of the experts' weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict, PositiveInt, RootModel
+
+from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from routerretriever.artifacts.step import Step
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.evaluation.system import Kind, System
+from routerretriever.hashing import content_hash
+from routerretriever.methods.base import Method, Workspace
+from routerretriever.methods.experts import measured_by
+from routerretriever.scoring.table import ScoredModel, ScoreSplit
+from routerretriever.settings import DomainName, Settings
+from routerretriever.training.expert import Expert, TrainAdapter, expert_key, open_expert, train_step
+from routerretriever.training.settings import TrainingSettings
+
+
+class JointSettings(Settings):
+    """One adapter for all domains. It is trained as the experts are and shown in the evaluation."""
+
+    kind: Literal["joint", "average"] = "joint"
+    """Trained on all domains in turns, or the plain mean of the experts' weights."""
+    equal_data: bool = True
+    """Joint: no more train queries of a domain than the smallest has (the paper's), or else all."""
+    max_steps: PositiveInt | None = None
+    """Joint: replaces ``training.max_steps``, which is meant for one domain."""
+
+
+class BaselinesSettings(RootModel[dict[DomainName, JointSettings]]):
+    """Baselines by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Baselines(Method):
+    """Single models, evaluated beside the experts."""
+
+    name = "baselines"
+    settings = BaselinesSettings
+    deployable = False
+
+    def __init__(self, settings: BaselinesSettings, workspace: Workspace) -> None:
+        super().__init__(settings, workspace)
+        self._models = settings.root
+
+    @classmethod
+    def problems(cls, settings: Any, domains: Mapping[str, bool], placement: str) -> Any:
+        """A baseline must not have a domain's name."""
+        if taken := sorted(settings.root.keys() & domains.keys()):
+            yield f"methods.baselines: {', '.join(taken)}: a domain has this name"
+
+    @cached_property
+    def train_steps(self) -> dict[str, Step]:
+        """The steps that make the baselines, by name."""
+        workspace = self._workspace
+        experts = {
+            each.name: expert_key(each, workspace.encoder, workspace.training)
+            for each in workspace.trained_on
+        }
+        return {
+            name: self._joint(name, model) if model.kind == "joint" else self._average(name, experts)
+            for name, model in self._models.items()
+        }
+
+    def _joint(self, name: str, model: JointSettings) -> TrainAdapter:
+        workspace = self._workspace
+        training = joint_training(workspace.training, model)
+        parts = [expert_key(each, workspace.encoder, training) for each in workspace.trained_on]
+        smallest = min(len(each.qrels("train")) for each in workspace.trained_on)
+        return train_step(
+            name,
+            f"experts/{name}-{content_hash(parts, model.equal_data)}",
+            [workspace.source(domain) for domain in workspace.expert_domains],
+            workspace.encoder,
+            training,
+            queries_per_domain=smallest if model.equal_data else None,
+            describe=f"joint of {len(workspace.expert_domains)} domains",
+        )
+
+    def _average(self, name: str, experts: Mapping[str, str]) -> AverageExperts:
+        workspace = self._workspace
+        members = tuple(
+            train_step(domain, key, [workspace.source(domain)], workspace.encoder, workspace.training)
+            for domain, key in experts.items()
+        )
+        key = f"experts/{name}-{content_hash([member.key for member in members])}"
+        return AverageExperts(name=name, key=key, inputs=members)
+
+    def steps(self) -> list[Step]:
+        """The models, and their scores on the test queries."""
+        return [*self.train_steps.values(), *self._score_steps()]
+
+    def _score_steps(self) -> list[ScoreSplit]:
+        workspace = self._workspace
+        base = ScoredModel.base(workspace.encoder)
+        models = [base, *(ScoredModel.expert(name, step) for name, step in self.train_steps.items())]
+        return workspace.score_steps("test", models, [each.name for each in workspace.tested])
+
+    @cached_property
+    def models(self) -> dict[str, Expert]:
+        """The trained models."""
+        return self._workspace.train(self.train_steps)
+
+    def system_names(self) -> list[str]:
+        """The baselines' names."""
+        return list(self._models)
+
+    def systems(self) -> list[System]:
+        """Each model."""
+        scores = self._workspace.scores(self._score_steps())
+        return [
+            System(name, Kind.SINGLE, measured_by(scores, name), headline=True, rival=True)
+            for name in self._models
+        ]
+
+
+def joint_training(training: TrainingSettings, joint: JointSettings) -> TrainingSettings:
+    """How a joint model is trained: as the experts, perhaps for longer."""
+    return training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AverageExperts(Step):
+    """An adapter whose weights are the plain mean of the inputs' weights."""
+
+    stage: ClassVar[str] = "average"
+
+    def work(self) -> str:
+        """How many are averaged."""
+        return f"average of {len(self.inputs)} domains"
+
+    def asks_for(self) -> str:
+        """No worker."""
+        return "the driver"
+
+    @classmethod
+    def build_all(cls, steps: Sequence[AverageExperts], store: ArtifactStore) -> None:
+        """Average each."""
+        from safetensors.numpy import load_file, save_file
+
+        for step in steps:
+            members = [open_expert(store, each.key) for each in step.inputs]
+            weights = [load_file(expert.folder(store) / ADAPTER_WEIGHTS) for expert in members]
+            mean = {field: np.mean([one[field] for one in weights], axis=0) for field in weights[0]}
+            store.put(step.key, ADAPTER_WEIGHTS, partial(save_file, mean))
+            source = members[0].folder(store) / ADAPTER_CONFIG
+            store.put(step.key, ADAPTER_CONFIG, partial(shutil.copyfile, source))
+            manifest = {"kind": "expert", "domain": step.name, "averaged": [e.key for e in members]}
+            store.commit(step.key, manifest)

@@ -1,0 +1,272 @@
+"""RouterRetriever: an adapter a domain on the query tower, and a router over them (arXiv 2409.02685).
+
+Documents are encoded once, by the frozen base, whatever the number of experts. Beside the deployed router
+stand the paper's own routers, each as it describes them, the bare base, each expert alone, and two oracles.
+
+Shapes: Q queries, T experts, d dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from routerretriever.artifacts.step import Step
+from routerretriever.datasets.splitting import split_train
+from routerretriever.errors import BadInput
+from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.measures import Measured, Values, measure
+from routerretriever.methods.base import Deployment, Method, Workspace
+from routerretriever.routing.data import RoutingData
+from routerretriever.routing.fit import fit_router
+from routerretriever.routing.protocol import Router
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.runtime.progress import log
+from routerretriever.scoring.mixtures import mixture_step
+from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable, SplitScores
+from routerretriever.settings import Settings
+from routerretriever.training.expert import Expert, TrainAdapter, expert_key, train_step
+from routerretriever.types import BASE, Vectors
+
+ROUTED = "RouterRetriever"
+PAPER = "pilot library"
+DATASET_ORACLE, INSTANCE_ORACLE = "DatasetOracle", "InstanceOracle"
+OWN_EXPERT = "own expert"
+PAPERS = RoutingSettings(features="embedding", mixing="hard", merge="embeddings", fallback=None)
+"""What all of the paper's routers have in common."""
+BASELINE_ROUTERS: dict[str, RoutingSettings] = {
+    PAPER: PAPERS.model_copy(update={"router": "pilots"}),
+    "ExpertClassifierRouter": PAPERS.model_copy(update={"router": "expert_classifier"}),
+    "ClassificationHeadRouter": PAPERS.model_copy(update={"router": "classification_head"}),
+    "DatasetRouter": PAPERS.model_copy(update={"router": "dataset"}),
+    "uniform mixing": PAPERS.model_copy(update={"router": "uniform"}),
+}
+"""The paper's routers, each as it describes them, and mixing without routing."""
+
+
+class ExpertsSettings(Settings):
+    """Nothing of its own: ``training``, ``scoring`` and ``routing`` of the recipe say it all."""
+
+
+class Experts(Method):
+    """Domain experts and a router over them."""
+
+    name = "experts"
+    settings = ExpertsSettings
+
+    def __init__(self, settings: ExpertsSettings, workspace: Workspace) -> None:
+        super().__init__(settings, workspace)
+
+    @property
+    def system(self) -> str:
+        """The deployed router's name."""
+        return ROUTED
+
+    def steps(self) -> list[Step]:
+        """Corpora, experts, and scores of the queries that routers learn from and of the test queries."""
+        workspace = self._workspace
+        tested = [each.name for each in workspace.tested]
+        return [
+            *(workspace.corpus_step(name) for name in workspace.collections),
+            *self.train_steps.values(),
+            *self._source_steps(),
+            *workspace.score_steps("test", self.models, tested),
+        ]
+
+    @cached_property
+    def train_steps(self) -> dict[str, TrainAdapter]:
+        """The steps that train the experts, by domain."""
+        workspace = self._workspace
+        made = {}
+        for collection in workspace.trained_on:
+            key = expert_key(collection, workspace.encoder, workspace.training)
+            sources = [workspace.source(collection.name)]
+            made[collection.name] = train_step(
+                collection.name, key, sources, workspace.encoder, workspace.training
+            )
+        return made
+
+    @property
+    def models(self) -> list[ScoredModel]:
+        """The base and all experts."""
+        experts = [ScoredModel.expert(name, step) for name, step in self.train_steps.items()]
+        return [ScoredModel.base(self._workspace.encoder), *experts]
+
+    @cached_property
+    def experts(self) -> dict[str, Expert]:
+        """The trained experts."""
+        return self._workspace.train(self.train_steps)
+
+    def untrained(self) -> list[str]:
+        """Domains whose expert, under the present settings, has not been trained."""
+        store = self._workspace.store
+        return [name for name, step in self.train_steps.items() if not store.exists(step.key)]
+
+    @property
+    def source_split(self) -> str:
+        """The split that routers learn from."""
+        return "dev" if self._workspace.scoring.source == "dev" else "train"
+
+    def _source_steps(self) -> list[ScoreSplit]:
+        return self._workspace.score_steps(
+            self.source_split, self.models, list(self._workspace.expert_domains)
+        )
+
+    @cached_property
+    def scores(self) -> ScoreTable:
+        """The queries that routers learn from, scored with every expert and the base."""
+        workspace = self._workspace
+        table = workspace.scores(self._source_steps())
+        if workspace.scoring.source == "held_out":
+            for name, scores in table.items():
+                held = set(split_train(scores.query_ids, workspace.training.held_out_fraction)[1])
+                table[name] = scores.subset([row for row, i in enumerate(scores.query_ids) if i in held])
+        return table
+
+    def test_scores(self) -> ScoreTable:
+        """The test queries, scored with every expert and the base."""
+        return self.split_scores("test", [each.name for each in self._workspace.tested])
+
+    def split_scores(self, split: str, names: list[str]) -> ScoreTable:
+        """A split of some domains, scored with every expert and the base."""
+        return self._workspace.scores(self._workspace.score_steps(split, self.models, names))
+
+    @cached_property
+    def router(self) -> Router:
+        """The recipe's router, fitted."""
+        with self._workspace.timed("route"):
+            return self.fit(self._workspace.routing)
+
+    def fit(self, settings: RoutingSettings) -> Router:
+        """Fit a router, the recipe's or another, on the scored queries.
+
+        Raises:
+            BadInput: the settings do not fit the data.
+        """
+        return fit_router(self.routing_data(settings), settings)
+
+    def routing_data(self, settings: RoutingSettings) -> RoutingData:
+        """What a router of these settings learns from."""
+        names = list(self._workspace.expert_domains)
+        if settings.include_base:
+            names.append(BASE)
+        split = self.source_split
+        return RoutingData(
+            names,
+            {name: scores.utilities(names) for name, scores in self.scores.items()},
+            self._workspace.features(self.scores, split, settings.features),
+            self._workspace.query_texts(self.scores, split),
+        )
+
+    def system_names(self) -> list[str]:
+        """The base, each expert, routers and oracles."""
+        domains = self._workspace.expert_domains
+        routers = (ROUTED, *BASELINE_ROUTERS)
+        return [BASE, *domains, OWN_EXPERT, *routers, DATASET_ORACLE, INSTANCE_ORACLE]
+
+    def deployment(self) -> Deployment:
+        """All experts and the recipe's router."""
+        workspace = self._workspace
+        return Deployment(
+            ROUTED,
+            self.experts,
+            self.router,
+            workspace.encoder,
+            workspace.routing,
+            {name: workspace.corpus_step(name).key for name in workspace.collections},
+        )
+
+    def systems(self) -> list[System]:
+        """The base, each expert, routers and oracles."""
+        scores = self.test_scores()
+        routed = {ROUTED: self._routed(self.router, self._workspace.routing, scores)}
+        routed[ROUTED] = _changed(routed[ROUTED], ROUTED, headline=True, rival=True)
+        for name, settings in BASELINE_ROUTERS.items():
+            try:
+                system = self._routed(self.fit(settings), settings, scores)
+            except BadInput as error:
+                log.warning("%s is left out of the evaluation: %s", name, error)
+                continue
+            routed[name] = _changed(system, name, headline=name == PAPER, rival=name == PAPER)
+        return [*single_systems(scores), *routed.values(), *oracles(scores)]
+
+    def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> System:
+        """What a fitted router makes of the test queries, run as in service: one search a query."""
+        workspace = self._workspace
+        features = workspace.features(scores, "test", settings.features)
+        weights = {name: router.weights(features[name]) for name in scores}
+        if settings.merge == "embeddings":
+            vectors = {name: mix(table, router.experts, weights[name]) for name, table in scores.items()}
+            encodings = {name: float((own > 0).sum(axis=1).mean()) for name, own in weights.items()}
+        else:
+            steps = {
+                name: mixture_step(
+                    workspace.collections[name], "test", weights[name], router.experts, self.experts,
+                    workspace.encoder, workspace.scoring,
+                )
+                for name in scores
+            }  # fmt: skip
+            workspace.build(steps.values())
+            vectors = {name: step.read(workspace.store) for name, step in steps.items()}
+            encodings = dict.fromkeys(scores, 1.0)
+        measured = {}
+        for name, table in scores.items():
+            collection, index = workspace.collections[name], workspace.open_index(name)
+            depth, kept = workspace.scoring.depth, collection.own_kept("test")
+            run = index.run(table.query_ids, vectors[name], depth, kept)
+            measured[name] = measure(collection.qrels("test"), run, table.query_ids)
+        return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings)
+
+
+def _changed(system: System, name: str, headline: bool, rival: bool) -> System:
+    return System(
+        name, system.kind, system.measured, system.routing, system.encodings, headline=headline, rival=rival
+    )
+
+
+def single_systems(scores: ScoreTable) -> list[System]:
+    """The base, each expert alone, and each domain's own expert, read from the score table."""
+    names = next(iter(scores.values())).experts
+    of = {
+        name: {dataset: table.measured[:, table.of(name)] for dataset, table in scores.items()}
+        for name in names
+    }
+    own = {dataset: of[dataset][dataset] for dataset in scores if dataset in names}
+    return [
+        System(BASE, Kind.BASE, of[BASE], headline=True, rival=True),
+        *(System(name, Kind.EXPERT, of[name]) for name in names if name != BASE),
+        System(OWN_EXPERT, Kind.OWN, own, headline=True, rival=True),
+    ]
+
+
+def oracles(scores: ScoreTable) -> list[System]:
+    """The best expert for each test set, and for each query. The base is no candidate, as in the paper."""
+    by_dataset: dict[str, Measured] = {}
+    by_query: dict[str, Measured] = {}
+    shares: dict[str, Vectors] = {}
+    experts = [name for name in next(iter(scores.values())).experts if name != BASE]
+    for dataset, table in scores.items():
+        columns = np.array([table.of(name) for name in experts])
+        ndcg_QT: Values = table.measured.ndcg_at_10[:, columns]
+        by_dataset[dataset] = table.measured[:, columns[ndcg_QT.mean(axis=0).argmax()]]
+        best_Q = columns[ndcg_QT.argmax(axis=1)]
+        by_query[dataset] = table.measured[np.arange(len(best_Q)), best_Q]
+        is_best_QT = ndcg_QT >= ndcg_QT.max(axis=1, keepdims=True) - 1e-9
+        shares[dataset] = is_best_QT / is_best_QT.sum(axis=1, keepdims=True)
+    return [
+        System(DATASET_ORACLE, Kind.ORACLE, by_dataset, headline=True, rival=True),
+        System(INSTANCE_ORACLE, Kind.ORACLE, by_query, Routing(experts, shares), headline=True),
+    ]
+
+
+def mix(table: SplitScores, experts: list[str], weights_BT: Vectors) -> Vectors:
+    """Query vectors merged by weight [B, d]; exact, since all experts search the same documents."""
+    columns = [table.of(name) for name in experts]
+    return np.einsum("bt,btd->bd", weights_BT, table.vectors_QEd[:, columns], dtype=np.float32)
+
+
+def measured_by(scores: ScoreTable, model: str) -> Mapping[str, Measured]:
+    """One model's measures by dataset."""
+    return {name: table.measured[:, table.of(model)] for name, table in scores.items()}

@@ -1,0 +1,113 @@
+"""How errors become answers: one table from an error's kind to its HTTP status, and OpenAI's form for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from routerretriever.client.schemas import ErrorResponse, Problem
+from routerretriever.errors import BadInput, Damaged, NotFound, Refused, RouterRetrieverError, Unavailable
+
+STATUS: dict[type[RouterRetrieverError], int] = {
+    BadInput: 422,
+    NotFound: 404,
+    Refused: 409,
+    Unavailable: 503,
+    Damaged: 500,
+}
+"""HTTP status by kind of error. Any other exception is our mistake: a 500 with its traceback in the log."""
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The body is no JSON."},
+    401: {"model": ErrorResponse, "description": "No known token."},
+    403: {"model": ErrorResponse, "description": "Not from here, or not with this token."},
+    404: {"model": ErrorResponse, "description": "A name is not known; the message lists those that are."},
+    405: {"model": ErrorResponse, "description": "Another method is meant."},
+    409: {"model": ErrorResponse, "description": "Parts of the body contradict each other."},
+    413: {"model": ErrorResponse, "description": "The body is too large."},
+    422: {"model": ErrorResponse, "description": "A field is wrong; the message names it."},
+    429: {"model": ErrorResponse, "description": "The token's rate is used up; see Retry-After."},
+    500: {"model": ErrorResponse, "description": "Our mistake; the message names the request's id."},
+    503: {"model": ErrorResponse, "description": "Too much is waiting; see Retry-After."},
+    504: {"model": ErrorResponse, "description": "It took too long and was given up."},
+}
+"""For the OpenAPI schema."""
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class WrongField(BadInput):
+    """A field of a request is against the service's limits."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class Contradiction(Refused):
+    """Parts of a request contradict each other."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+def status_of(error: RouterRetrieverError) -> int:
+    """The HTTP status that an error's kind stands for."""
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+
+
+def answer(status: int, body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(body.model_dump_json(), status, headers, "application/json")
+
+
+def problem(
+    status: int,
+    message: str,
+    param: str | None = None,
+    retry_after: int | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An error, in OpenAI's form."""
+    headers = dict(headers or {})
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return answer(status, ErrorResponse(error=Problem(message=message, type=kind, param=param)), headers)
+
+
+def explain_errors(api: FastAPI) -> None:
+    """Answer errors in OpenAI's form; our own mistakes go on to the middleware, which knows the request."""
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
+        where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        where = where or (["query"] if "query" in first["loc"] else ["body"])
+        problems = list(dict.fromkeys(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors()))
+        named = where[0] if len(problems) > 1 else ".".join(part for part in where if "[" not in part)
+        return problem(422, f"{named}: {'; '.join(problems)}", where[0])
+
+    @api.exception_handler(RouterRetrieverError)
+    async def known(_: Request, error: RouterRetrieverError) -> Response:
+        status = status_of(error)
+        if status == 500:
+            raise error
+        return problem(status, str(error), error.field, retry_after=1 if status == 503 else None)
+
+    @api.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        message = f"{request.url.path}: {error.detail}"
+        return problem(error.status_code, message, headers=dict(error.headers or {}))
+
+    @api.exception_handler(Exception)
+    async def ours(_: Request, error: Exception) -> Response:
+        raise error

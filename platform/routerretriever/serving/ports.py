@@ -1,0 +1,216 @@
+"""What the pure modules ask of the world: small protocols, and the values that pass through them.
+
+Deployments implement the protocols with Ray Serve, tests with plain objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from routerretriever.bundle.manifest import ValidationQuery, Vectors
+from routerretriever.datasets.collection import Document
+from routerretriever.index.live import Found, changes_key
+
+Clock = Callable[[], float]
+"""Seconds that only ever grow, like ``time.monotonic``."""
+
+
+@dataclass(frozen=True)
+class CollectionRef:
+    """Where a collection lies: its corpus artifact, and the changes made since."""
+
+    corpus: str
+    changes: str
+
+    @classmethod
+    def of(cls, collection: str, corpus: str, encoder_fingerprint: str) -> CollectionRef:
+        """The reference of a collection in a bundle."""
+        return cls(corpus, changes_key(collection, encoder_fingerprint))
+
+
+@dataclass(frozen=True)
+class Release:
+    """A bundle that may be served."""
+
+    version: int
+    bundle_key: str
+    collections: dict[str, CollectionRef]
+    experts: dict[str, str]
+    """The application of each expert; none with shared placement."""
+
+
+@dataclass(frozen=True)
+class DesiredState:
+    """What every ingress replica should serve."""
+
+    current: Release
+    challenger: Release | None
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What an ingress replica serves, and what it has routed since its last heartbeat."""
+
+    replica: str
+    versions: tuple[int, ...]
+    weights: dict[int, dict[str, float]]
+    """Sum of the weights of each expert, by bundle version."""
+
+
+@dataclass(frozen=True)
+class ValidatedBundle:
+    """A bundle that is whole and fits its base, with the vectors of its validation queries."""
+
+    bundle_key: str
+    manifest: dict[str, Any]
+    validation: dict[str, tuple[list[ValidationQuery], Vectors]]
+    """By collection: queries and their vectors [n, d]."""
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a bundle is not served."""
+
+    reason: str
+    transient: bool = False
+    """Whether the cause may go away by itself, as when storage cannot be reached."""
+
+
+class IndexPort(Protocol):
+    """Searches collections, over all their shards."""
+
+    async def search(
+        self, collection: CollectionRef, queries: Vectors, depths: list[int]
+    ) -> list[list[Found]]:
+        """The best documents for each query [B, d]."""
+        ...
+
+    async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
+        """A document as it is now, if there is one."""
+        ...
+
+
+class WriterPort(Protocol):
+    """Writes changes of collections; each gets a number."""
+
+    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
+        """Add or replace documents with their vectors [n, d]."""
+        ...
+
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
+        """Delete documents."""
+        ...
+
+
+class ExpertPort(Protocol):
+    """An expert in a process of its own."""
+
+    async def embed(self, rows: list[list[int]]) -> Vectors:
+        """Vectors [B, d] of tokenised queries."""
+        ...
+
+
+class ControllerPort(Protocol):
+    """Knows what is served over all replicas."""
+
+    async def state(self) -> dict[str, Any]:
+        """Fields of ``schemas.ServiceState``."""
+        ...
+
+    async def experts(self) -> list[dict[str, Any]]:
+        """Fields of ``schemas.ExpertState``."""
+        ...
+
+
+class RegistryPort(Protocol):
+    """Which versions the registry's aliases point at."""
+
+    def released(self) -> int | None:
+        """The released version."""
+        ...
+
+    def challenger(self) -> int | None:
+        """The version that is tried beside it."""
+        ...
+
+
+class ApplicationsPort(Protocol):
+    """Experts that run as applications of their own."""
+
+    async def replicas(self) -> dict[str, dict[str, int]]:
+        """Replicas by state of every expert's application."""
+        ...
+
+    async def start(self, applications: dict[str, str], bundle: ValidatedBundle) -> Rejection | None:
+        """Start applications (by expert) and wait until they run; gives the reason if one does not."""
+        ...
+
+    async def stop(self, application: str) -> None:
+        """Stop one."""
+        ...
+
+
+class PointersPort(Protocol):
+    """Small named notes that outlive the process; the artifact store has them."""
+
+    def read_pointer(self, name: str) -> dict[str, Any] | None:
+        """A note, if there is one."""
+        ...
+
+    def write_pointer(self, name: str, content: dict[str, Any]) -> None:
+        """Write or replace a note."""
+        ...
+
+
+class CounterPort(Protocol):
+    """A number that grows."""
+
+    def inc(self, value: float = ..., tags: dict[str, str] | None = ...) -> None:
+        """Add to it."""
+        ...
+
+
+class GaugePort(Protocol):
+    """A number that is set."""
+
+    def set(self, value: float, tags: dict[str, str] | None = ...) -> None:
+        """Set it."""
+        ...
+
+
+class HistogramPort(Protocol):
+    """A distribution."""
+
+    def observe(self, value: float, tags: dict[str, str] | None = ...) -> None:
+        """Add an observation."""
+        ...
+
+
+class MetricsPort(Protocol):
+    """The metrics of a replica; ``deployments.metrics`` says what each one is."""
+
+    requests: CounterPort
+    request_seconds: HistogramPort
+    stage_seconds: HistogramPort
+    batch_size: HistogramPort
+    batch_tokens: HistogramPort
+    waiting: GaugePort
+    waiting_tokens: GaugePort
+    expert_weight: CounterPort
+    expert_queries: CounterPort
+    routing_entropy: HistogramPort
+    fallback_queries: CounterPort
+    cache_lookups: CounterPort
+    drift: GaugePort
+    releases: CounterPort
+    shadows: CounterPort
+    shadow_documents: CounterPort
+    shadow_seconds: HistogramPort
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time and trace a stage."""
+        ...

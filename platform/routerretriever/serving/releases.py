@@ -1,0 +1,373 @@
+"""Which bundle is served: releases are validated, made ready beside the present one, then switched to.
+
+The controller polls the registry's aliases and says what every ingress replica should serve. A bundle that is
+damaged, made for another base, or worse on its own validation queries is rejected, and the present one goes
+on serving. A rejection whose cause may pass is tried again after ``releases.retry_seconds``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from routerretriever.config.recipe import Recipe
+from routerretriever.errors import ArtifactMissing, BundleError, RouterRetrieverError, Unavailable
+from routerretriever.hashing import content_hash
+from routerretriever.measures import measure
+from routerretriever.serving.ports import (
+    ApplicationsPort,
+    Clock,
+    CollectionRef,
+    DesiredState,
+    Heartbeat,
+    IndexPort,
+    MetricsPort,
+    PointersPort,
+    RegistryPort,
+    Rejection,
+    Release,
+    ValidatedBundle,
+)
+
+log = logging.getLogger("ray.serve")
+
+_VALIDATION_DEPTH = 10
+_DRIFT_QUERIES = 100
+"""Fewer say nothing: the first query alone is far from any mixture."""
+_FORGOTTEN_SECONDS = 20.0
+"""An ingress replica that has not been heard of for so long is gone."""
+
+Validate = Callable[[int], Awaitable[ValidatedBundle | Rejection]]
+
+
+@dataclass
+class Candidate:
+    """A bundle that is served or may be."""
+
+    release: Release
+    bundle: ValidatedBundle
+    weights: Counter[str] = field(default_factory=Counter)
+    """Sum of the weights given to each expert, over all replicas."""
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    rejection: Rejection
+    since: float
+    signal: str | None
+    """The signal to try again that had been seen by then."""
+
+
+class ReleaseController:
+    """Follows the registry's aliases, and says what is to be served."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        registry: RegistryPort,
+        pointers: PointersPort,
+        index: IndexPort,
+        applications: ApplicationsPort,
+        validate: Validate,
+        metrics: MetricsPort,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Nothing is read yet; ``start`` does.
+
+        Args:
+            recipe: names, placement and bounds.
+            registry: where the aliases are.
+            pointers: where the version that was served last is noted.
+            index: searches the collections.
+            applications: experts with processes of their own.
+            validate: checks a registered version and puts it into storage.
+            metrics: where releases are counted.
+            clock: the time.
+        """
+        self._recipe = recipe
+        self._settings = recipe.serving.releases
+        self._registry = registry
+        self._pointers = pointers
+        self._index = index
+        self._applications = applications
+        self._validate = validate
+        self._metrics = metrics
+        self._clock = clock
+        self._rejected: dict[int, _Rejected] = {}
+        self._seen: dict[str, tuple[float, tuple[int, ...]]] = {}
+        self._leaving: dict[str, float] = {}
+        self._challenger: Candidate | None = None
+        self._current_or_none: Candidate | None = None
+
+    async def start(self) -> None:
+        """Make the released bundle ready; if it is rejected, the last one that was served.
+
+        Raises:
+            BundleError: neither can be served.
+        """
+        released = await asyncio.to_thread(self._registry.released)
+        last = await asyncio.to_thread(self._pointers.read_pointer, self._last_served)
+        for version in dict.fromkeys([released, int(last["version"]) if last else None]):
+            candidate = None if version is None else await self._prepare(version, None)
+            if candidate is not None:
+                self._current_or_none = candidate
+                await self._remember(candidate)
+                return
+        reasons = "; ".join(f"version {version}: {reason}" for version, reason in self._reasons().items())
+        uri = f"models:/{self._recipe.registry.name}@{self._recipe.registry.alias}"
+        raise BundleError(f"{uri}: {reasons or 'nothing was released yet'}")
+
+    async def follow(self) -> None:
+        """Poll for ever. The registry may be away for a while; what is served is not touched by that."""
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            try:
+                await self.poll()
+            except Exception:
+                log.exception("the registry could not be followed; the present bundle goes on serving")
+
+    @property
+    def _current(self) -> Candidate:
+        assert self._current_or_none is not None, "start() comes first"
+        return self._current_or_none
+
+    def desired(self, heartbeat: Heartbeat | None = None) -> DesiredState:
+        """What is to be served; ingress replicas ask every second and send a heartbeat on the way."""
+        if heartbeat is not None:
+            self._seen[heartbeat.replica] = (self._clock(), heartbeat.versions)
+            for candidate in self._candidates():
+                candidate.weights.update(heartbeat.weights.get(candidate.release.version, {}))
+        return DesiredState(self._current.release, self._challenger.release if self._challenger else None)
+
+    async def repair(self, version: int) -> None:
+        """Have a served bundle's copy in storage checked, and fetched again if it is damaged."""
+        rejected = await self._validate(version)
+        if isinstance(rejected, Rejection):
+            log.error("version %d cannot be repaired: %s", version, rejected.reason)
+
+    async def state(self) -> dict[str, Any]:
+        """What is served and was refused; fields of ``schemas.ServiceState``."""
+        current = self._current
+        return {
+            "version": current.release.version,
+            "encoder": current.bundle.manifest["encoder"]["name"],
+            "placement": self._recipe.serving.placement,
+            "challenger": self._challenger.release.version if self._challenger else None,
+            "challenger_share": self._settings.challenger_share,
+            "shadow_share": self._settings.shadow_share,
+            "routed_queries": round(current.weights.total()),
+            "drift": self._drift(),
+            "refused": self._reasons(),
+        }
+
+    async def experts(self) -> list[dict[str, Any]]:
+        """The experts that are served; fields of ``schemas.ExpertState``."""
+        manifest, weights = self._current.bundle.manifest, self._current.weights
+        total = weights.total()
+        apps = self._current.release.experts
+        replicas = await self._applications.replicas() if apps else {}
+        return [
+            {
+                **expert,
+                "expected_share": manifest["shares"].get(expert["name"], 0.0),
+                "live_share": weights[expert["name"]] / total if total else None,
+                "replicas": replicas.get(apps[expert["name"]], {}) if apps else None,
+            }
+            for expert in manifest["experts"]
+        ]
+
+    async def poll(self) -> None:
+        """Look where the aliases point, and take over what is new."""
+        released = await asyncio.to_thread(self._registry.released)
+        challenger = None
+        if self._settings.challenger_share or self._settings.shadow_share:
+            challenger = await asyncio.to_thread(self._registry.challenger)
+        signal = await self._retry_signal()
+        now = self._clock()
+        self._rejected = {
+            version: rejected
+            for version, rejected in self._rejected.items()
+            if version in (released, challenger) and not self._try_again(rejected, signal, now)
+        }
+        if released is not None and released not in (self._current.release.version, *self._rejected):
+            candidate = await self._prepare(released, self._current)
+            if candidate is not None:
+                log.info("serving version %d, before %d", released, self._current.release.version)
+                self._current_or_none = candidate
+                await self._remember(candidate)
+        await self._take_challenger(challenger)
+        self._metrics.drift.set(self._drift() or 0.0)
+        await self._clean_up()
+
+    def _try_again(self, rejected: _Rejected, signal: str | None, now: float) -> bool:
+        passed = now - rejected.since >= self._settings.retry_seconds
+        return (rejected.rejection.transient and passed) or signal != rejected.signal
+
+    async def _retry_signal(self) -> str | None:
+        pointer = await asyncio.to_thread(self._pointers.read_pointer, _retry_pointer(self._recipe))
+        return None if pointer is None else str(pointer["signal"])
+
+    def _reasons(self) -> dict[int, str]:
+        return {version: rejected.rejection.reason for version, rejected in self._rejected.items()}
+
+    async def _remember(self, candidate: Candidate) -> None:
+        """Note what is served, for a service that starts when the alias points at a bad bundle."""
+        note = {"version": candidate.release.version}
+        await asyncio.to_thread(self._pointers.write_pointer, self._last_served, note)
+
+    async def _take_challenger(self, version: int | None) -> None:
+        if version is None or version == self._current.release.version:
+            self._challenger = None
+        elif version not in self._rejected and (
+            self._challenger is None or self._challenger.release.version != version
+        ):
+            self._challenger = await self._prepare(version, self._current)
+
+    async def _prepare(self, version: int, present: Candidate | None) -> Candidate | None:
+        """Validate a bundle, and start those of its experts that are not running; None if it is rejected."""
+        signal = await self._retry_signal()
+        validated = await self._validate(version)
+        candidate, rejection = None, None
+        if isinstance(validated, Rejection):
+            rejection = validated
+        else:
+            candidate = Candidate(self._release(version, validated), validated)
+            rejection = await self.rejection_reason(candidate, present) or await self._start_experts(
+                candidate
+            )
+        self._metrics.releases.inc(1, {"outcome": "refused" if rejection else "let in"})
+        if rejection is not None:
+            self._rejected[version] = _Rejected(rejection, self._clock(), signal)
+            log.error("version %d is refused: %s", version, rejection.reason)
+            return None
+        return candidate
+
+    def _release(self, version: int, bundle: ValidatedBundle) -> Release:
+        fingerprint = bundle.manifest["encoder_fingerprint"]
+        collections = {
+            name: CollectionRef.of(name, corpus, fingerprint)
+            for name, corpus in bundle.manifest["corpora"].items()
+        }
+        experts = {}
+        if self._recipe.serving.placement == "dedicated":
+            experts = {
+                expert["name"]: f"expert-{expert['name']}-{content_hash(expert['version'], fingerprint)[:8]}"
+                for expert in bundle.manifest["experts"]
+            }
+        return Release(version, bundle.bundle_key, collections, experts)
+
+    async def rejection_reason(self, candidate: Candidate, present: Candidate | None) -> Rejection | None:
+        """Why a whole bundle is not served: documents missing, another base, worse on validation queries."""
+        mine = candidate.bundle.manifest
+        try:
+            await self._open(candidate)
+            scores = await self._validation_scores(candidate.release, candidate.bundle)
+        except RouterRetrieverError as error:
+            cause = getattr(error, "cause", error)  # the index's own words, without its traceback
+            return Rejection(str(cause), transient=isinstance(error, (Unavailable, ArtifactMissing)))
+        if present is None:
+            return None
+        theirs = present.bundle.manifest
+        if mine["encoder_fingerprint"] != theirs["encoder_fingerprint"]:
+            return Rejection(
+                f"made for base {mine['encoder']['name']} ({mine['encoder_fingerprint']}); this service runs "
+                f"{theirs['encoder']['name']} ({theirs['encoder_fingerprint']})"
+            )
+        before = await self._validation_scores(candidate.release, present.bundle)
+        # A domain that comes or goes says nothing of how the others fare.
+        both = sorted(scores.keys() & before.keys())
+        if not both:
+            return None
+        now, then = (float(np.mean([found[name] for name in both])) for found in (scores, before))
+        if now < then - self._settings.max_validation_loss:
+            return Rejection(
+                f"mean nDCG@10 on validation queries of {', '.join(both)} is {now:.4f}; "
+                f"the present bundle has {then:.4f}"
+            )
+        return None
+
+    async def _open(self, candidate: Candidate) -> None:
+        """Search every collection once: it must be there, and no user should wait until it is opened."""
+        probe = np.zeros((1, candidate.bundle.dimension), dtype=np.float32)
+        for collection in candidate.release.collections.values():
+            await self._index.search(collection, probe, [1])
+
+    async def _validation_scores(self, release: Release, bundle: ValidatedBundle) -> dict[str, float]:
+        """nDCG@10 of a bundle's validation vectors by collection, on the collections as they are now."""
+        scores = {}
+        for name, (queries, vectors) in bundle.validation.items():
+            if name not in release.collections or not queries:
+                continue
+            depths = [_VALIDATION_DEPTH] * len(queries)
+            found = await self._index.search(release.collections[name], vectors, depths)
+            ids = [str(number) for number in range(len(queries))]
+            qrels = {i: query.relevant for i, query in zip(ids, queries, strict=True)}
+            run = {
+                i: {hit.document.id: hit.score for hit in hits} for i, hits in zip(ids, found, strict=True)
+            }
+            scores[name] = float(measure(qrels, run, ids).ndcg_at_10.mean())
+        return scores
+
+    async def _start_experts(self, candidate: Candidate) -> Rejection | None:
+        experts = candidate.release.experts
+        if not experts:
+            return None
+        for app in experts.values():
+            self._leaving.pop(app, None)
+        running = await self._applications.replicas()
+        wanted = {name: app for name, app in experts.items() if app not in running}
+        return await self._applications.start(wanted, candidate.bundle) if wanted else None
+
+    async def _clean_up(self) -> None:
+        """Stop the experts that nobody serves any more, once no request can still be on its way to them."""
+        now = self._clock()
+        self._seen = {
+            replica: (seen, versions)
+            for replica, (seen, versions) in self._seen.items()
+            if now - seen < _FORGOTTEN_SECONDS
+        }
+        wanted = {app for candidate in self._candidates() for app in candidate.release.experts.values()}
+        versions = {candidate.release.version for candidate in self._candidates()}
+        if any(set(loaded) - versions for _, loaded in self._seen.values()):
+            return
+        for app in (await self._applications.replicas()).keys() - wanted:
+            leaving_since = self._leaving.setdefault(app, now)
+            if now - leaving_since > self._recipe.serving.limits.seconds:
+                log.info("stopping %s", app)
+                await self._applications.stop(app)
+                del self._leaving[app]
+
+    def _candidates(self) -> list[Candidate]:
+        return [self._current, *([self._challenger] if self._challenger else [])]
+
+    def _drift(self) -> float | None:
+        """Jensen-Shannon distance (base 2) of the live routing shares from the expected ones."""
+        from scipy.spatial.distance import jensenshannon
+
+        live, expected = self._current.weights, self._current.bundle.manifest["shares"]
+        if live.total() < _DRIFT_QUERIES:
+            return None
+        names = sorted(live.keys() | expected.keys())
+        return float(jensenshannon([live[n] for n in names], [expected.get(n, 0.0) for n in names], base=2))
+
+    @property
+    def _last_served(self) -> str:
+        """Name of the note that says which version was last let in."""
+        return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
+
+
+def ask_for_retry(pointers: PointersPort, recipe: Recipe) -> None:
+    """Have every running service that shares these pointers try again the bundles that it refused."""
+    pointers.write_pointer(_retry_pointer(recipe), {"signal": uuid.uuid4().hex})
+
+
+def _retry_pointer(recipe: Recipe) -> str:
+    return f"retry-{recipe.registry.name}"

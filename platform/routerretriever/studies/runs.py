@@ -1,0 +1,189 @@
+"""Studies of a finished run: each gathers what it needs, computes, and writes its figures and its page.
+
+They are about the experts and their routers, whichever method is deployed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from routerretriever.datasets.collection import Collection
+from routerretriever.errors import BadInput, RecipeError
+from routerretriever.hashing import content_hash
+from routerretriever.methods.experts import PAPERS, Experts
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.reports.plots import Section, write_sections
+from routerretriever.runtime.progress import log
+from routerretriever.scoring.table import ScoredModel, ScoreTable
+from routerretriever.studies.analyses import (
+    Analyses,
+    LearningCurve,
+    NoiseFloor,
+    analyse,
+    analyses_sections,
+    learning_curve,
+    learning_curve_section,
+    noise_floor,
+    noise_floor_section,
+)
+from routerretriever.studies.offline import OfflineEvaluator
+from routerretriever.studies.tuning import Trial, tune
+from routerretriever.training.expert import TrainAdapter, expert_key, train_step
+
+
+def tune_router(pipeline: Pipeline, unseen_share: float) -> list[Trial]:
+    """Try routers on dev, write what was tried beside the reports; the best comes first.
+
+    Raises:
+        BadInput: routers would learn from the dev queries that they are measured on.
+    """
+    if pipeline.recipe.scoring.source == "dev":
+        raise BadInput("scoring.source: routers learn from dev; tuning needs 'train' or 'held_out'")
+    bench = offline_evaluator(pipeline, pipeline.expert_collections, "dev")
+    layers = pipeline.workspace.base.layers
+    # The input embeddings, and the middle, where a query's domain is plainest.
+    middle = sorted({0, layers // 2, 2 * layers // 3})
+    trials = tune(bench, middle, unseen_share, pipeline.recipe.routing.merge)
+    _write_json(pipeline, "router-tuning.json", [trial.as_dict() for trial in trials])
+    return trials
+
+
+def analyse_run(pipeline: Pipeline, order: list[str] | None, clusters: list[int]) -> Analyses:
+    """The paper's analyses on the test sets, written beside the reports.
+
+    Raises:
+        RecipeError: the order does not name each expert once, or a number of centroids is not positive.
+    """
+    known, order = pipeline.recipe.expert_domains, order or pipeline.recipe.expert_domains
+    if sorted(order) != sorted(known):
+        raise RecipeError(f"order: found {', '.join(order)}; name each once of {', '.join(known)}")
+    if not clusters or min(clusters) < 1:
+        raise RecipeError(f"clusters: found {clusters}; give one or more numbers from 1 up")
+    bench = _portable(pipeline, offline_evaluator(pipeline, pipeline.workspace.tested, "test"))
+    analyses = analyse(bench, pipeline.recipe.routing, order, clusters, pipeline.store)
+    _write_json(pipeline, "analyses.json", asdict(analyses))
+    _write_page(pipeline, "analyses", analyses_sections(analyses))
+    return analyses
+
+
+def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFloor:
+    """Train one expert with several seeds, and see what an oracle gains by choosing among the copies.
+
+    Raises:
+        RecipeError: the domain has no expert or no test split, or fewer than two copies are asked for.
+    """
+    collection = _studied(pipeline, domain)
+    if copies < 2:
+        raise RecipeError(f"copies: {copies} is too few; an oracle needs 2 or more to choose from")
+    workspace, training = pipeline.workspace, pipeline.recipe.training
+    steps = []
+    for number in range(copies):
+        own = training.model_copy(update={"seed": training.seed + number})
+        name = f"{domain}-seed-{own.seed}"
+        key = expert_key(collection, workspace.encoder, own)
+        steps.append(train_step(name, key, [workspace.source(domain)], workspace.encoder, own))
+    floor = noise_floor(
+        _test_scores(pipeline, domain, steps)[domain],
+        pipeline.method(Experts).split_scores("test", [domain])[domain],
+    )
+    _write_json(pipeline, f"noise-floor-{domain}.json", asdict(floor))
+    _write_page(pipeline, f"noise-floor-{domain}", [noise_floor_section(floor)])
+    return floor
+
+
+def draw_learning_curve(pipeline: Pipeline, domain: str, sizes: list[int] | None) -> LearningCurve:
+    """Train a domain's expert on nested samples of its train queries, and on all; measure all on test.
+
+    A sample is of the split: ``held_out_fraction``, if set, is taken out of each.
+
+    Raises:
+        RecipeError: the domain has no expert or no test split, or there are no samples of these sizes.
+    """
+    collection, workspace = _studied(pipeline, domain), pipeline.workspace
+    queries = len(collection.qrels("train"))
+    sizes = sizes or [queries // 8, queries // 4, queries // 2]
+    if min(sizes) < 1 or max(sizes) >= queries:
+        raise RecipeError(
+            f"sizes: found {sizes}; {domain} has {queries} train queries, and all of them are always "
+            f"tried; give numbers from 1 to {queries - 1}"
+        )
+    training = pipeline.recipe.training
+    own_key = expert_key(collection, workspace.encoder, training)
+    steps = {}
+    for size in sorted(set(sizes)):
+        name = f"{domain}-{size}-queries"
+        key = f"experts/{name}-{content_hash(own_key, size)}"
+        sources = [workspace.source(domain, train_limit=size)]
+        steps[size] = train_step(name, key, sources, workspace.encoder, training)
+    steps[queries] = train_step(domain, own_key, [workspace.source(domain)], workspace.encoder, training)
+    scores = _test_scores(pipeline, domain, list(steps.values()))
+    curve = learning_curve(scores[domain], {size: step.name for size, step in steps.items()})
+    _write_json(pipeline, f"learning-curve-{domain}.json", asdict(curve))
+    _write_page(pipeline, f"learning-curve-{domain}", [learning_curve_section(curve)])
+    return curve
+
+
+def offline_evaluator(pipeline: Pipeline, collections: Sequence[Collection], split: str) -> OfflineEvaluator:
+    """Routers can be fitted and measured on a split by this, without running an expert."""
+    experts, workspace, recipe = pipeline.method(Experts), pipeline.workspace, pipeline.recipe
+    scores = experts.split_scores(split, [each.name for each in collections])
+    return OfflineEvaluator(
+        fit_data=experts.routing_data,
+        scores=scores,
+        features=lambda settings: workspace.features(scores, split, settings.features),
+        qrels={name: pipeline.collections[name].qrels(split) for name in scores},
+        indexes={name: workspace.open_index(name) for name in scores},
+        own_kept={name: pipeline.collections[name].own_kept(split) for name in scores},
+        identity=content_hash(
+            {name: expert.version for name, expert in experts.experts.items()},
+            {name: workspace.corpus_step(name).key for name in scores},
+            [each.split_hash(split) for each in collections],
+            [each.split_hash(experts.source_split) for each in pipeline.expert_collections],
+            recipe.scoring.source,
+            recipe.corpus.index.model_dump(),
+        ),
+    )
+
+
+def _portable(pipeline: Pipeline, bench: OfflineEvaluator) -> OfflineEvaluator:
+    """The same for workers, with the features of the recipe's router and the paper's alone."""
+    kinds = (pipeline.recipe.routing, PAPERS)
+    experts = pipeline.method(Experts)
+    data = {(one.features, one.include_base): experts.routing_data(one) for one in kinds}
+    features = {one.features: bench.features(one) for one in kinds}
+    return replace(
+        bench,
+        fit_data=lambda settings: data[settings.features, settings.include_base],
+        features=lambda settings: features[settings.features],
+    )
+
+
+def _test_scores(pipeline: Pipeline, domain: str, steps: Sequence[TrainAdapter]) -> ScoreTable:
+    workspace = pipeline.workspace
+    models = [ScoredModel.base(workspace.encoder), *(ScoredModel.expert(step.name, step) for step in steps)]
+    return workspace.scores(workspace.score_steps("test", models, [domain]))
+
+
+def _studied(pipeline: Pipeline, domain: str) -> Collection:
+    known = pipeline.recipe.expert_domains
+    if domain not in known:
+        raise RecipeError(f"domain: no expert {domain!r}; there are {', '.join(known)}")
+    collection = pipeline.collections[domain]
+    if "test" not in collection.splits():
+        raise RecipeError(f"domain: {collection.folder} has no test split to measure on; choose another")
+    return collection
+
+
+def _write_page(pipeline: Pipeline, name: str, sections: list[Section]) -> None:
+    path = pipeline.report_folder / f"{name}.html"
+    log.info("wrote %s", write_sections(f"{pipeline.recipe.name}: {name}", sections, path))
+
+
+def _write_json(pipeline: Pipeline, name: str, content: Any) -> None:
+    pipeline.report_folder.mkdir(parents=True, exist_ok=True)
+    path = pipeline.report_folder / name
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    log.info("wrote %s", path)

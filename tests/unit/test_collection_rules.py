@@ -1,0 +1,311 @@
+"""Rules that hold for any collection, odd or not: checking, reading and BEIR's evaluator agree."""
+
+import gzip
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import pytrec_eval
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from routerretriever.datasets.checking import check_collection
+from routerretriever.datasets.collection import Collection, open_collection, sample_domains
+from routerretriever.datasets.download import write_split
+from routerretriever.datasets.export import export_parquet
+from routerretriever.datasets.importing import import_data
+from routerretriever.datasets.passages import best_passages, parent_of
+from routerretriever.datasets.preflight import preflight
+from routerretriever.datasets.settings import DomainSettings, PassageSettings
+from routerretriever.datasets.splitting import hold_out
+from routerretriever.datasets.texts import close_groups, printable
+from routerretriever.errors import DatasetError, RouterRetrieverError
+from routerretriever.measures import measure
+
+HEADER = "query-id\tcorpus-id\tscore\n"
+SAMPLE_HASHES = {
+    "debate": "7446ca607605110d b0e76f7e479ae8fd fc557c6729501165 b92b4efed058a0fd",
+    "garden": "c111b09672cdaf69 39bb6e61022b97e2 60bec93f0ada9758 955b0363b9030033",
+    "health": "af120317427024a1 9735802ff788e2e7 50d28b32a811d9a0 c759683c9a197c43",
+    "kitchen": "d163c885c7a5c285 cf9612fec426e523 403d67ce6a26807f 173309dabf745d05",
+    "shell": "08a8716a984e6516 29f3e819985c4377 447f6f4f314a9b82 88a48a2ebdce99b1",
+    "support": "78252693ce3f5800 5204b51d353dda61 7ab372238f88281a 74a5d673a37b3b63",
+    "tenancy": "0ffc903656684a14 60c9951f4e4695ff cbfa962e5e7b4609 3e7c7ed91f63894d",
+}
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def write(folder, corpus, queries, qrels, **domain):
+    (folder / "qrels").mkdir(parents=True)
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        data = (
+            records
+            if isinstance(records, bytes)
+            else "".join(json.dumps(one) + "\n" for one in records).encode()
+        )
+        (folder / f"{name}.jsonl").write_bytes(data)
+    for split, content in qrels.items():
+        data = content if isinstance(content, bytes) else (HEADER + content).encode()
+        (folder / "qrels" / f"{split}.tsv").write_bytes(data)
+    return Collection("toy", folder, DomainSettings(path="", **domain))
+
+
+def documents(*texts):
+    return [{"_id": f"d{number}", "text": text} for number, text in enumerate(texts)]
+
+
+def queries(*texts):
+    return [{"_id": f"q{number}", "text": text} for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("domain", sample_domains())
+def test_keys_of_earlier_runs_stay_valid(domain):
+    one = open_collection(domain, f"sample:{domain}")
+    assert " ".join([one.corpus_hash(), *map(one.split_hash, one.splits())]) == SAMPLE_HASHES[domain]
+
+
+def test_harmless_differences_are_read(tmp_path):
+    corpus = b'\xef\xbb\xbf{"_id": 7, "title": null, "text": "a \\ud83d"}\n'
+    one = write(tmp_path / "a", corpus, queries("x"), {"validation": "q0\t7\t+1.0\n"})
+    for name, compress in (("corpus.jsonl", gzip.compress), ("queries.jsonl", zstandard.compress)):
+        (one.folder / name).write_bytes(compress((one.folder / name).read_bytes()))
+    (found,) = one.documents()
+    assert (found.id, found.title, found.text) == ("7", "", "a \ufffd")
+    assert one.qrels("dev") == {"q0": {"7": 1}}
+    assert {each.kind.name for each in check_collection(one.folder).kinds} >= {
+        "lone-surrogate",
+        "integer-id",
+        "other-name",
+    }
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("auto", {"1"}), (True, set()), (False, {"0", "1"})])
+def test_own_documents_stay_where_only_the_id_is_the_querys(tmp_path, rule, kept):
+    corpus = [{"_id": "0", "text": "Same  Text"}, {"_id": "1", "text": "other"}]
+    asked = [{"_id": "0", "text": "same text"}, {"_id": "1", "text": "question"}]
+    one = write(tmp_path / "a", corpus, asked, {"test": "0\t1\t1\n1\t0\t1\n"}, ignore_identical_ids=rule)
+    assert one.own_kept("test") == kept
+    plain = Collection("toy", one.folder, DomainSettings(path="", ignore_identical_ids=True))
+    assert (one.split_hash("test") == plain.split_hash("test")) == (not kept)
+
+
+def test_missing_documents_are_left_out_of_train_and_count_in_test(tmp_path):
+    lines = "".join(f"q{number}\td0\t1\n" for number in range(1, 12))
+    qrels = {"train": lines + "q1\tgone\t1\n", "dev": "q12\td0\t1\n", "test": "q0\td0\t1\n"}
+    one = write(tmp_path / "a", documents("a"), queries(*map(str, range(13))), qrels)
+    assert one.qrels("train")["q1"] == {"d0": 1}
+    (one.folder / "qrels/test.tsv").write_text(HEADER + "q0\tgone\t1\n")
+    with pytest.raises(DatasetError, match=r"1 of 1 judged documents are not in the corpus"):
+        one.qrels("test")
+    assert one.qrels("train")["q1"] == {"d0": 1}  # its own file is sound
+
+
+def test_copies_are_judged_alike_in_training(tmp_path):
+    qrels = {"train": "q0\td0\t2\n", "dev": "q1\td2\t1\n", "test": "q2\td0\t1\n"}
+    one = write(tmp_path / "a", documents("a", "a", "b"), queries("x", "y", "z"), qrels)
+    assert one.qrels("train") == {"q0": {"d0": 2, "d1": 2}}
+    assert one.qrels("test") == {"q2": {"d0": 1}}
+    assert one.copies() == [["d0", "d1"]]
+    alike = Collection("toy", one.folder, DomainSettings(path="", copies="alike"))
+    assert alike.qrels("test") == {"q2": {"d0": 1, "d1": 1}}
+
+
+def test_a_leak_by_text_is_counted_and_refused_on_demand(tmp_path):
+    qrels = {"train": "q0\td0\t1\n", "dev": "q1\td0\t1\n", "test": "q2\td0\t1\n"}
+    one = write(tmp_path / "a", documents("a"), queries("Where", "y", " where"), qrels)
+    assert check_collection(one.folder).equal_queries == {"test in train": 1}
+    assert preflight([one], {"toy": ["train", "test"]}).notes("toy")
+    strict = Collection("toy", one.folder, DomainSettings(path="", equal_texts="refuse"))
+    with pytest.raises(DatasetError, match=r"test\.tsv:2: query 'q2' asks what 'q0' of train asks"):
+        preflight([strict], {"toy": ["test"]})
+
+
+def test_another_split_may_play_test(tmp_path):
+    lines = "".join(f"q{number}\td0\t1\n" for number in range(1, 11))
+    qrels = {"train": lines, "dev": "q0\td0\t1\n"}
+    one = write(tmp_path / "a", documents("a"), queries(*map(str, range(11))), qrels, test_split="dev")
+    assert one.splits() == ("train", "dev", "test")
+    assert one.qrels("test") == {"q0": {"d0": 1}}
+    assert len(one.qrels("dev")) == 1
+    assert not one.qrels("dev").keys() & {"q0"}
+
+
+def test_a_change_during_a_run_is_noticed(tmp_path):
+    one = write(tmp_path / "a", documents("a"), queries("x"), {"test": "q0\td0\t1\n"})
+    report = preflight([one], {"toy": ["test"]})
+    report.require_unchanged([one])
+    (one.folder / "corpus.jsonl").write_text(json.dumps({"_id": "d0", "text": "changed"}) + "\n")
+    with pytest.raises(DatasetError, match="corpus changed since the run started"):
+        report.require_unchanged([one])
+
+
+def test_passages_name_their_parent_and_the_best_counts(tmp_path):
+    text = " ".join(f"word{number}." for number in range(60))
+    qrels = {"train": "q0\td0\t2\n", "dev": "q1\td1\t1\n"}
+    settings = {"passages": PassageSettings(tokens=20, overlap=5)}
+    one = write(tmp_path / "a", documents(text, "short"), queries("x", "y"), qrels, **settings)
+    cut = [document.id for document in one.documents()]
+    assert len(cut) > 4
+    assert {parent_of(identifier) for identifier in cut} == {"d0", "d1"}
+    assert one.qrels("train") == {
+        "q0": {identifier: 2 for identifier in cut if parent_of(identifier) == "d0"}
+    }
+    assert one.corpus_hash() != Collection("toy", one.folder).corpus_hash()
+    assert best_passages({"q": {"a#1": 0.1, "a#2": 0.9, "b#c#1": 0.5}}, 2) == {"q": {"a": 0.9, "b#c": 0.5}}
+
+
+@FUZZ
+@given(st.dictionaries(st.text(max_size=4), st.sampled_from("abcd"), min_size=2, max_size=30))
+def test_groups_stay_together_and_single_ones_change_nothing(groups):
+    if len(set(groups.values())) > 1:
+        held = hold_out(groups, 0.3, "dev", groups)
+        assert 0 < len(held) < len(groups)
+        assert not {groups[query] for query in held} & {groups[query] for query in groups.keys() - held}
+    assert hold_out(groups, 0.3, "dev", {query: query for query in groups}) == hold_out(groups, 0.3, "dev")
+
+
+def test_split_keeps_paraphrases_together_on_demand(tmp_path):
+    texts = [f"how do I reset password number {number} of my account" for number in range(3)] * 3
+    texts += [
+        f"{word} {word}s" for word in ("kettle", "ladder", "bridge", "valve", "lamp", "pillow", "engine")
+    ]
+    qrels = {"train": "".join(f"q{number}\td0\t1\n" for number in range(len(texts)))}
+    one = write(tmp_path / "a", documents("a"), queries(*texts), qrels)
+    new = Collection("new", write_split(one, tmp_path / "b", 0.3, close=0.6))
+    sides = {split for split in new.splits() for text in new.queries(split).values() if "password" in text}
+    assert len(sides) == 1
+    assert len(set(close_groups({str(number): text for number, text in enumerate(texts)}, 0.6).values())) == 8
+
+
+def test_any_text_is_printed_as_text():
+    assert printable("[/INST] a\x1b[31m\n\u202eb \ud83d é") == "[/INST] a\\u001b[31m \\u202eb \ufffd é"
+
+
+ids = st.sampled_from(["0", "1", "2", "d0", "d1"])
+words = st.sampled_from(["a", "b", "A ", "", "\ud83d", "[/x]"])
+records = st.lists(
+    st.fixed_dictionaries(
+        {"_id": ids | st.integers(0, 3) | st.none(), "text": words}, optional={"title": words | st.none()}
+    ),
+    max_size=5,
+)
+judgements = st.lists(
+    st.builds("\t".join, st.tuples(ids, ids, st.sampled_from(["0", "1", "2", "1.0", "0.5", "-1"]))),
+    max_size=5,
+).map(lambda lines: "".join(f"{line}\n" for line in lines))
+splits = st.dictionaries(st.sampled_from(["train", "dev", "test", "validation"]), judgements, max_size=3)
+
+
+@FUZZ
+@given(records, records, splits)
+def test_what_check_passes_can_be_read_and_what_it_refuses_cannot(corpus, asked, qrels):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        one = write(folder / "c", corpus, asked, qrels)
+        report = check_collection(one.folder)
+        try:
+            preflight([one], {"toy": one.splits() or ("test",)})
+            list(one.documents())
+            for split in one.splits():
+                assert one.queries(split).keys() == one.qrels(split).keys()
+                one.split_hash(split)
+        except DatasetError as error:
+            assert not report.ok, f"check passes: {error}"
+            assert str(folder) in str(error)
+        else:
+            assert report.ok, report.issues
+    finally:
+        shutil.rmtree(folder)
+
+
+garbage = st.binary(max_size=60) | st.text(max_size=30).map(lambda text: text.encode("utf-8", "replace"))
+
+
+@FUZZ
+@given(garbage, garbage, garbage, st.sampled_from(["", ".gz", ".zst"]))
+def test_no_bytes_make_anything_but_an_error_of_ours(corpus, asked, qrels, suffix):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        one = write(folder / "c", corpus, asked, {"test": qrels})
+        for path in list(one.folder.rglob("*.*")):
+            path.rename(path.with_name(path.name + suffix))
+        check_collection(one.folder)
+        for read in (lambda: list(one.documents()), lambda: one.qrels("test"), one.corpus_hash):
+            try:
+                read()
+            except RouterRetrieverError as error:
+                assert str(one.folder) in str(error)
+    finally:
+        shutil.rmtree(folder)
+
+
+@FUZZ
+@given(
+    garbage,
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "topics.txt", "a.md", "a.gz"]),
+)
+def test_no_bytes_make_an_import_fail_but_by_an_error_of_ours(data, name):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        (folder / name).write_bytes(data)
+        import_data(folder / name, folder / "out")
+    except RouterRetrieverError as error:
+        assert str(folder) in str(error)
+        assert not (folder / "out").exists()
+    finally:
+        shutil.rmtree(folder)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=5)
+
+
+@FUZZ
+@given(
+    st.dictionaries(names, texts, min_size=1, max_size=4),
+    st.dictionaries(names, texts, min_size=1, max_size=4),
+    st.data(),
+)
+def test_import_then_export_is_the_identity(corpus, asked, data):
+    pairs = data.draw(
+        st.sets(st.tuples(st.sampled_from(sorted(asked)), st.sampled_from(sorted(corpus))), min_size=1)
+    )
+    lines = "".join(f"{query}\t{document}\t1\n" for query, document in sorted(pairs))
+    folder = Path(tempfile.mkdtemp())
+    try:
+        one = write(
+            folder / "a",
+            [{"_id": key, "title": "t", "text": text} for key, text in corpus.items()],
+            [{"_id": key, "text": text} for key, text in asked.items()],
+            {"test": lines},
+        )
+        import_data(export_parquet(one.folder, folder / "b"), folder / "c")
+        again = Collection("toy", folder / "c")
+        assert list(again.documents()) == list(one.documents())
+        assert again.split_hash("test") == one.split_hash("test")
+    finally:
+        shutil.rmtree(folder)
+
+
+@FUZZ
+@given(st.dictionaries(ids, st.dictionaries(ids, st.integers(0, 2), min_size=1), min_size=1), st.data())
+def test_measures_are_beirs_with_queries_judged_0_only(judged, data):
+    folder = Path(tempfile.mkdtemp())
+    if not any(any(grades.values()) for grades in judged.values()):
+        return
+    try:
+        lines = "".join(f"q{q}\t{d}\t{g}\n" for q, grades in judged.items() for d, g in grades.items())
+        asked = [{"_id": f"q{query}", "text": query} for query in judged]
+        corpus = [{"_id": one, "text": f"text {one}"} for one in ("0", "1", "2", "d0", "d1")]
+        one = write(folder / "c", corpus, asked, {"test": lines})
+        qrels = one.qrels("test")
+        run = {query: {d: data.draw(st.floats(0, 1)) for d in ("0", "1", "2", "d0", "d1")} for query in qrels}
+        # What beir.retrieval.evaluation does with the file as its loader reads it.
+        raw = {f"q{query}": dict(grades) for query, grades in judged.items()}
+        scores = pytrec_eval.RelevanceEvaluator(raw, {"ndcg_cut.10"}).evaluate(run)
+        expected = round(sum(each["ndcg_cut_10"] for each in scores.values()) / len(scores), 5)
+        assert round(float(measure(qrels, run, list(qrels)).ndcg_at_10.mean()), 5) == expected
+    finally:
+        shutil.rmtree(folder)
