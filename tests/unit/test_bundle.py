@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from routerretriever import RouterRetriever
-from routerretriever.adapters.settings import LoraSettings
+from routerretriever.adapters.lora import LoraSettings
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, ServiceFacts, write_bundle
 from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries

@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from routerretriever.bundle.manifest import ValidationQuery, Vectors
+from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.datasets.collection import Document
 from routerretriever.index.live import Found, changes_key
+from routerretriever.types import Vectors
 
 Clock = Callable[[], float]
 """Seconds that only ever grow, like ``time.monotonic``."""
