@@ -43,7 +43,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, overrides))
+    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
     placement = pipeline.recipe.serving.placement
     queries = dev_queries(pipeline)
     rows, figures = [], []

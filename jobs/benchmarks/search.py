@@ -63,7 +63,7 @@ def main(
     set_up(quiet=True)
     over_http: Callable[[str, IndexSettings], Load] | None = None
     if recipe is not None:
-        pipeline = Pipeline(load_recipe(recipe, overrides))
+        pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
         variant = released_beside(pipeline, "search", ServiceFacts({_COLLECTION: _CORPUS}, {}, {}))
         over_http = partial(_served, variant, dev_queries(pipeline))
     rows, figures = [], []

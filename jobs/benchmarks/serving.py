@@ -47,7 +47,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, overrides))
+    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
     queries = dev_queries(pipeline)
     with served(pipeline) as url:
         ways: dict[str, tuple[str, list[dict[str, Any]]]] = {

@@ -47,7 +47,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, overrides))
+    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
     registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
     second = pipeline.register(release=False).version

@@ -36,17 +36,17 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
             {"training": {"adapter": {"kind": "prefix"}}},
             "(?s)training.adapter.*set routing.merge to 'embeddings'",
         ),
-        ({"deploy": "ddr"}, "needs settings under ddr"),
-        ({"ddr": {"general": {"domains": []}}}, "ddr.general.domains"),
-        ({"ddr": {"general": {"domains": ["b"]}}}, "ddr.general.domains: no such domain as 'b'"),
+        ({"deploy": "ddr"}, "needs settings under methods.ddr"),
+        ({"methods": {"ddr": {"general": {"domains": []}}}}, "ddr.general.domains"),
+        ({"methods": {"ddr": {"general": {"domains": ["b"]}}}}, "ddr.general.domains: no such domain as 'b'"),
         (
-            {"ddr": {"general": {"domains": ["a"]}, "labels": {"b": ["x"]}}},
+            {"methods": {"ddr": {"general": {"domains": ["a"]}, "labels": {"b": ["x"]}}}},
             "ddr.labels: no such domain as 'b'",
         ),
-        ({"ddr": {"general": {"domains": ["a"]}, "labels": {"a": []}}}, "ddr.labels.a"),
+        ({"methods": {"ddr": {"general": {"domains": ["a"]}, "labels": {"a": []}}}}, "ddr.labels.a"),
         (
             {
-                "ddr": {"general": {"domains": ["a"]}},
+                "methods": {"ddr": {"general": {"domains": ["a"]}}},
                 "deploy": "ddr",
                 "routing": {"merge": "embeddings"},
                 "serving": {"placement": "dedicated"},

@@ -24,7 +24,7 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse datasets encode evaluate learning-curve noise-floor pilots register release "
+        "add-expert analyse datasets encode evaluate learning-curve migrate noise-floor pilots register release "
         "remove-expert reproduce rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
@@ -41,6 +41,7 @@ def test_commands_stay_few():
 def test_every_step_has_its_job():
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__"}
     not_steps = {
+        "migrate",
         "add-expert",
         "datasets",
         "release",

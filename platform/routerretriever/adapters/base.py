@@ -33,6 +33,7 @@ class AdapterSettings(Settings):
     """Base of a kind's settings. A subclass adds ``kind: Literal["its name"]``, by which a recipe chooses."""
 
     kind: str
+    """The kind of adapter."""
 
 
 class BatchedAdapters(Protocol):

@@ -45,6 +45,7 @@ class Ia3Settings(AdapterSettings):
     """
 
     kind: Literal["ia3"] = "ia3"
+    """This kind of adapter."""
     output_modules: tuple[str, ...] | None = None
     """Layers whose output is scaled; by default those that make keys and values."""
     input_modules: tuple[str, ...] | None = None

@@ -41,10 +41,13 @@ class LoraSettings(AdapterSettings):
     """Low-rank adapter on the query tower (PEFT's LoRA)."""
 
     kind: Literal["lora"] = "lora"
+    """This kind of adapter."""
     rank: PositiveInt = 8
+    """Rank of each update; more learns more and needs more data."""
     alpha: PositiveInt = 32
     """The update is multiplied by alpha / rank."""
     dropout: Fraction = 0.1
+    """Share of the inputs that is dropped in training."""
     target_modules: tuple[str, ...] = ("query", "key", "value", "dense")
     """Names of the linear layers that are adapted, or how their names end."""
 

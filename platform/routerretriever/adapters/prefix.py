@@ -36,6 +36,7 @@ class PrefixSettings(AdapterSettings):
     """
 
     kind: Literal["prefix"] = "prefix"
+    """This kind of adapter."""
     length: PositiveInt = 16
     """Prefix tokens in each layer."""
     layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None

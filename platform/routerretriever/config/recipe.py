@@ -28,7 +28,13 @@ from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 def _methods_model() -> type[Settings]:
     """A setting for each known method; only the default one is on unless it is named."""
     fields: dict[str, Any] = {
-        name: (method.settings | None, method.settings() if name == DEFAULT else None)
+        name: (
+            method.settings | None,
+            Field(
+                default=method.settings() if name == DEFAULT else None,
+                description=(method.settings.__doc__ or "").split("\n")[0],
+            ),
+        )
         for name, method in METHODS.items()
     }
     return create_model("Methods", __base__=_NamedMethods, **fields)
@@ -80,16 +86,12 @@ class Recipe(Settings):
     question: str | None = None
     """What ``run`` asks the service at the end."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_model(cls, values: Any) -> Any:
-        # Two recipes on one MLflow server must not take each other's alias over.
-        if isinstance(values, dict) and isinstance(values.get("registry", {}), dict) and "name" in values:
-            values = {**values, "registry": {"name": values["name"], **values.get("registry", {})}}
-        return values
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.registry.name:
+            # Two recipes on one MLflow server must not take each other's alias over.
+            registry = self.registry.model_copy(update={"name": self.name})
+            object.__setattr__(self, "registry", registry)
         if not self.expert_domains:
             raise ValueError("domains: at least one domain must have expert: true")
         for name in (BASE, ROUTED_MODEL, DOCUMENT_MODEL):

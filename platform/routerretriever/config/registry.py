@@ -15,7 +15,7 @@ class RegistrySettings(Settings):
 
     tracking_uri: str | None = None
     """MLflow's server or database. Better without a password: MLflow reads ``MLFLOW_TRACKING_PASSWORD``."""
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")] = "routerretriever"
+    name: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,80})?$")] = ""
     """The registered model. A recipe that names none registers under its own name."""
     alias: str = "champion"
     """MLflow alias of the released version. Services follow it."""

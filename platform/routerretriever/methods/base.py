@@ -198,9 +198,15 @@ class Method(ABC):
     def systems(self) -> list[System]:
         """Its systems on the test sets; what is missing is made."""
 
+    @classmethod
     @abstractmethod
-    def system_names(self) -> list[str]:
-        """The names of its systems, before anything is made; one may be missing in the end."""
+    def system_names(cls, settings: Any, expert_domains: Sequence[str]) -> list[str]:
+        """The names of its systems, before anything is made; one may be missing in the end.
+
+        Args:
+            settings: of this method.
+            expert_domains: domains that are trained on.
+        """
 
     @property
     def system(self) -> str:

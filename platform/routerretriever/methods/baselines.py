@@ -114,9 +114,10 @@ class Baselines(Method):
         """The trained models."""
         return self._workspace.train(self.train_steps)
 
-    def system_names(self) -> list[str]:
+    @classmethod
+    def system_names(cls, settings: BaselinesSettings, expert_domains: Sequence[str]) -> list[str]:
         """The baselines' names."""
-        return list(self._models)
+        return list(settings.root)
 
     def systems(self) -> list[System]:
         """Each model."""

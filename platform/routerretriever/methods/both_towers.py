@@ -11,6 +11,7 @@ training queries scored on every expert's own index too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -107,7 +108,8 @@ class BothTowers(Method):
         tested = [each.name for each in tower.tested]
         return tower.score_steps("test", [ScoredModel.base(tower.encoder)], tested)
 
-    def system_names(self) -> list[str]:
+    @classmethod
+    def system_names(cls, settings: BothTowersSettings, expert_domains: Sequence[str]) -> list[str]:
         """Each domain's own expert, the routed one, and the two oracles."""
         return [OWN, ROUTED, DATASET_ORACLE, INSTANCE_ORACLE]
 

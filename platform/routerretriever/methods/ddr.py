@@ -258,9 +258,10 @@ class Ddr(Method):
             steps += self.inner.score_steps("test", models, [name])
         return steps
 
-    def system_names(self) -> list[str]:
+    @classmethod
+    def system_names(cls, settings: DdrSettings, expert_domains: Sequence[str]) -> list[str]:
         """The general prefix, and every way to use domain prefixes."""
-        shared = [] if self.general_step is None else [GENERAL_PREFIX]
+        shared = [] if settings.general is None else [GENERAL_PREFIX]
         return [*shared, DDR, DDR_TOP_K, DDR_PRIOR, DDR_UNROUTED]
 
     def systems(self) -> list[System]:

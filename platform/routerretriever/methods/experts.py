@@ -8,8 +8,9 @@ Shapes: Q queries, T experts, d dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -160,11 +161,11 @@ class Experts(Method):
             self._workspace.query_texts(self.scores, split),
         )
 
-    def system_names(self) -> list[str]:
+    @classmethod
+    def system_names(cls, settings: Any, expert_domains: Sequence[str]) -> list[str]:
         """The base, each expert, routers and oracles."""
-        domains = self._workspace.expert_domains
         routers = (ROUTED, *BASELINE_ROUTERS)
-        return [BASE, *domains, OWN_EXPERT, *routers, DATASET_ORACLE, INSTANCE_ORACLE]
+        return [BASE, *expert_domains, OWN_EXPERT, *routers, DATASET_ORACLE, INSTANCE_ORACLE]
 
     def deployment(self) -> Deployment:
         """All experts and the recipe's router."""

@@ -16,6 +16,7 @@ from rich.table import Table
 from routerretriever.config.loading import load_recipe, parse_settings, read_settings
 from routerretriever.errors import RecipeError
 from routerretriever.measures import MEASURES
+from routerretriever.methods.known import METHODS
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import figures_table, log
 from routerretriever.studies.settings import ReproductionCase, ReproductionFile
@@ -77,12 +78,15 @@ def _pipeline(path: Path, name: str, case: ReproductionCase, overrides: Sequence
     if case.needs_base_only:
         named = {dataset: recipe.domains[dataset] for dataset in case.expected[BASE]}
         return Pipeline(recipe.model_copy(update={"domains": named}))
-    pipeline = Pipeline(recipe)
-    known = [each for method in pipeline.methods.values() for each in method.system_names()]
+    known = [
+        system
+        for method, settings in recipe.methods.named().items()
+        for system in METHODS[method].system_names(settings, recipe.expert_domains)
+    ]
     for system in case.expected:
         if system not in known:
             raise RecipeError(f"{path}: cases.{name}.expected: no system is named {system!r}")
-    return pipeline
+    return Pipeline(recipe)
 
 
 def _compare(name: str, case: ReproductionCase, pipeline: Pipeline) -> Iterator[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import socket
 import time
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from routerretriever.errors import BundleError, Unavailable
 from routerretriever.runtime.cluster import connect
+from routerretriever.runtime.haproxy import free_port
 from routerretriever.runtime.progress import console, log, show
 
 if TYPE_CHECKING:
@@ -36,8 +39,15 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = (settings.port if port is None else port) or free_port(settings.host)
     application = build_application(pipeline.recipe, pipeline.store)
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        require_free(settings.host, port)
     serve.start(http_options={"host": settings.host, "port": port})
-    serve.run(application, name=APPLICATION, route_prefix="/")
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        if (reason := why_not_started(str(error))) is None:
+            raise
+        raise BundleError(f"the service did not start: {reason}") from None
     there = _get_global_client().http_config
     return f"http://{there.host}:{there.port}"
 
@@ -93,8 +103,20 @@ def ask_once(pipeline: Pipeline) -> None:
     show(table)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind((host, 0))
-        return int(free.getsockname()[1])
+def require_free(host: str, port: int) -> None:
+    """Raise ``Unavailable`` if the address cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"serving.port: {host}:{port} cannot be used ({error.strerror}); "
+                "choose another with --set serving.port=PORT, or 0 for a free one"
+            ) from None
+
+
+def why_not_started(message: str) -> str | None:
+    """Our own reason in what Ray says of an application that did not start, without the traceback around."""
+    found = re.findall(r"routerretriever\.errors\.\w+: (.+)", message)
+    return found[-1].strip() if found else None

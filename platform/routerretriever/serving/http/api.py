@@ -66,7 +66,6 @@ def build_api(
         responses=RESPONSES,
         docs_url=None,
         redoc_url=None,
-        root_path=settings.root_path,
     )
 
     def pick(request: Request) -> Service:
@@ -203,7 +202,7 @@ def build_api(
 
     add_pages(api)
     explain_errors(api)
-    app = Middleware(api, settings.limits, authenticator, metrics)
+    app = Middleware(api, settings, authenticator, metrics)
     if not settings.cors_origins:
         return app
     # Outermost: a browser asks for leave without a token.

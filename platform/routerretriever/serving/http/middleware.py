@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from routerretriever.config.serving import LimitSettings
+from routerretriever.config.serving import ServingSettings
 from routerretriever.serving.http.auth import Authenticator, Denied
 from routerretriever.serving.http.errors import problem
 from routerretriever.serving.ports import MetricsPort
 
 log = logging.getLogger("ray.serve")
+
+_PREFIX = re.compile(r"(/[\w.~-]+)+")
 
 _OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 """Need no token: they tell nothing that was put into the service."""
@@ -25,14 +28,15 @@ class Middleware:
     """Around the whole application: authentication, limits, deadline, access log."""
 
     def __init__(
-        self, app: ASGIApp, limits: LimitSettings, authenticator: Authenticator, metrics: MetricsPort
+        self, app: ASGIApp, settings: ServingSettings, authenticator: Authenticator, metrics: MetricsPort
     ) -> None:
         self._app = app
-        self._limits = limits
+        self._limits = settings.limits
+        self._root_path = settings.root_path
         self._authenticator = authenticator
         self._metrics = metrics
         self._in_progress = 0
-        self._too_large = f"body: more than {limits.body_bytes} bytes"
+        self._too_large = f"body: more than {settings.limits.body_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or say why not."""
@@ -45,6 +49,11 @@ class Middleware:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:128]
         if not request_id or not request_id.replace("-", "").replace("_", "").isalnum():
             request_id = uuid.uuid4().hex
+        prefix = headers.get(b"x-forwarded-prefix", b"").decode("latin-1").rstrip("/")
+        if not _PREFIX.fullmatch(prefix):
+            prefix = self._root_path
+        if prefix:
+            scope["root_path"] = prefix  # what openapi.json gives as the service's address
         scope["state"] = {"bundle": None, "client": ""}
         status = 0
 
