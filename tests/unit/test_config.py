@@ -109,7 +109,7 @@ def test_old_keys_are_read_with_one_warning_each_that_names_the_new_one(tmp_path
         "routing: {mix: vectors, gate: {fallback: uniform, shut_quantile: 0.02, slack: 0.5}}\n"
         "serving: {placement: per_expert, index_parts: 2, releases: {max_canary_loss: 0.1}}\n"
     )
-    recipe = load_recipe(path, ["serving.compact_every=7", "routing.gate.open_quantile=0.3"])
+    recipe = load_recipe(path, ["serving.fold_changes=7", "routing.gate.open_quantile=0.3"])
     assert recipe.routing.merge == "embeddings"
     assert recipe.routing.fallback == FallbackSettings(
         answer="uniform", unfamiliar_quantile=0.02, familiar_quantile=0.3, slack=0.5

@@ -8,7 +8,8 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import documents_file, embeddings_file
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import StorageError
-from routerretriever.index.live import LiveCollection, fold, last_change, write_change, write_deletion
+from routerretriever.index.changes import compact, last_change, write_change, write_deletion
+from routerretriever.index.live import LiveCollection
 from routerretriever.index.settings import IndexSettings
 
 DIMENSION = 8
@@ -130,7 +131,7 @@ def crash_at(store_, step, monkeypatch):
         for name in ("_write", "_remove"):
             patch.setattr(ArtifactStore, name, dying(getattr(ArtifactStore, name)))
         try:
-            fold(store_, CHANGES)
+            compact(store_, CHANGES)
         except Crash:
             return True
     return False
@@ -138,7 +139,7 @@ def crash_at(store_, step, monkeypatch):
 
 ACTION = st.one_of(
     CHANGE,
-    st.tuples(st.just("fold"), st.none()),
+    st.tuples(st.just("compact"), st.none()),
     st.tuples(st.just("crash"), st.integers(0, 12)),
     st.tuples(st.just("refresh"), st.integers(0, 2)),
 )
@@ -156,8 +157,8 @@ def test_whatever_is_changed_folded_and_broken_off_readers_hold_what_a_dict_woul
     seen = [dict(held) for _ in readers]
     number = 0
     for kind, what in actions:
-        if kind == "fold":
-            fold(store, CHANGES)
+        if kind == "compact":
+            compact(store, CHANGES)
         elif kind == "crash":
             crash_at(store, what, monkeypatch)
         elif kind == "refresh":
@@ -195,11 +196,11 @@ def test_files_do_not_become_ever_more_and_those_of_one_fold_before_stay(tmp_pat
     for number in range(1, 101):
         write_change(store, CHANGES, number, [Document(f"d{number % 7}", "", str(number))], unit(number, 1))
         if number % 10 == 0:
-            fold(store, CHANGES)
+            compact(store, CHANGES)
             assert store.names(CHANGES)[0] == f"{max(0, number - 10) + 1:010d}.parquet"
             assert len(store.names(CHANGES)) <= 10 + 2
     assert len(list((tmp_path / CHANGES).iterdir())) == len(store.names(CHANGES))
-    fold(store, CHANGES)
+    compact(store, CHANGES)
     assert last_change(store, CHANGES) == 100
     behind.refresh()
     assert behind.document("d2").text == "100"
@@ -216,9 +217,9 @@ def test_a_reader_that_finds_a_file_folded_away_under_its_hands_looks_again(tmp_
         listed = names(self, key)
         monkeypatch.setattr(ArtifactStore, "names", names)
         for number in (3, 4):
-            fold(store, CHANGES)
+            compact(store, CHANGES)
             write_deletion(store, CHANGES, number, [f"d{number}"])
-        fold(store, CHANGES)
+        compact(store, CHANGES)
         assert f"{1:010d}.parquet" not in names(self, key)
         return listed
 
@@ -232,7 +233,7 @@ def test_a_change_that_is_gone_or_altered_is_told_and_one_that_a_fold_holds_is_n
     reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
     for number in (1, 2, 3):
         write_deletion(store, CHANGES, number, [f"d{number}"])
-    fold(store, CHANGES)
+    compact(store, CHANGES)
     (tmp_path / CHANGES / f"{2:010d}.parquet").write_bytes(b"other")
     reader.refresh()
     assert (reader.change, len(reader)) == (3, 17)
@@ -243,7 +244,7 @@ def test_a_change_that_is_gone_or_altered_is_told_and_one_that_a_fold_holds_is_n
         reader.refresh()
     assert (reader.change, len(reader)) == (4, 16)
     with pytest.raises(StorageError):
-        fold(store, CHANGES)
+        compact(store, CHANGES)
     assert store.names(CHANGES)[0] == f"{1:010d}.parquet"
 
 

@@ -14,9 +14,9 @@ from pydantic import Field, create_model, model_validator
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
-from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.index.settings import CollectionSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.settings import ScoringSettings
@@ -67,7 +67,7 @@ class Recipe(Settings):
     """Collections by name."""
     encoder: EncoderSettings = EncoderSettings()
     """The shared base encoder."""
-    corpus: CorpusSettings = CorpusSettings()
+    corpus: CollectionSettings = CollectionSettings()
     """How documents are encoded and indexed."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""

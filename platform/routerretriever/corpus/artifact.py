@@ -1,13 +1,15 @@
 """Reading a corpus artifact.
 
-Layout: ``documents/00000.parquet`` (id, title, text) and ``embeddings/00000.npy`` ([n, d] float32) for each
-shard of documents, in the collection's order; ``artifact.json`` with the shards' sizes.
+Layout: ``documents/00000.parquet`` (id, title, text, and metadata as JSON where there is any) and
+``embeddings/00000.npy`` ([n, d] float32) for each shard of documents, in the collection's order;
+``artifact.json`` with the shards' sizes.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +44,24 @@ def documents_file(shard: int) -> str:
 def embeddings_file(shard: int) -> str:
     """Name of a shard's embeddings within the artifact."""
     return f"embeddings/{shard:05d}.npy"
+
+
+def documents_table(documents: Sequence[Document]) -> arrow.Table:
+    """Documents as Parquet holds them; metadata is JSON, and left out where nobody has any."""
+    columns = {
+        "id": [document.id for document in documents],
+        "title": [document.title for document in documents],
+        "text": [document.text for document in documents],
+    }
+    if any(document.metadata for document in documents):
+        columns["metadata"] = [json.dumps(document.metadata or {}) for document in documents]
+    return arrow.table(columns)
+
+
+def read_document(row: Mapping[str, Any]) -> Document:
+    """A document from a row of such a table."""
+    metadata = json.loads(row.get("metadata") or "{}")
+    return Document(row["id"], row.get("title") or "", row.get("text") or "", metadata or None)
 
 
 def open_corpus(store: ArtifactStore, key: str) -> Corpus:
@@ -116,9 +136,30 @@ class Corpus:
         for document_id in ids:
             row = self.rows.get(document_id)
             if row is not None:
-                shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-                values = self._texts(shard).slice(row - int(self._starts[shard]), 1).to_pylist()[0]
-                found[document_id] = Document(values["id"], values["title"], values["text"])
+                found[document_id] = self.document(row)
+        return found
+
+    def document(self, row: int) -> Document:
+        """One row's document."""
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return read_document(self._texts(shard).slice(row - int(self._starts[shard]), 1).to_pylist()[0])
+
+    def stream(self) -> Iterator[Document]:
+        """All documents by row, a shard in memory at a time."""
+        for shard in range(len(self.shards)):
+            yield from map(read_document, parquet.read_table(self._documents_file(shard)).to_pylist())
+
+    @cached_property
+    def metadata(self) -> list[dict[str, Any] | None]:
+        """JSON fields by row; None where a document has none."""
+        found: list[dict[str, Any] | None] = []
+        for shard, size in enumerate(self.shards):
+            file = parquet.ParquetFile(self._documents_file(shard))
+            if "metadata" in file.schema_arrow.names:
+                texts = file.read(columns=["metadata"])["metadata"].to_pylist()
+                found += [json.loads(text) or None if text else None for text in texts]
+            else:
+                found += [None] * size
         return found
 
     @cached_property

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import corpus_key, documents_file, embeddings_file
+from routerretriever.corpus.artifact import corpus_key, documents_file, documents_table, embeddings_file
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
@@ -108,14 +107,7 @@ def _write_documents(collection: Collection, key: str, shard_size: int, store: A
                     "`routerretriever datasets check` lists all defects"
                 )
             seen.add(document.id)
-        table = arrow.table(
-            {
-                "id": [document.id for document in documents],
-                "title": [document.title for document in documents],
-                "text": [document.text for document in documents],
-            }
-        )
-        store.put(key, documents_file(shard), partial(parquet.write_table, table))
+        store.put(key, documents_file(shard), partial(parquet.write_table, documents_table(documents)))
         sizes.append(len(documents))
     if not sizes:
         raise DatasetError(f"{collection.folder}: the corpus has no documents")

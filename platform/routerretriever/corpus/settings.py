@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import (
-    PositiveInt,
-)
+from pydantic import PositiveInt
 
-from routerretriever.index.settings import IndexSettings
 from routerretriever.settings import PoolSettings
 
 
@@ -15,5 +12,3 @@ class CorpusSettings(PoolSettings):
 
     shard_size: PositiveInt = 2048
     """Documents in one shard, the unit of work that is kept when a run stops."""
-    index: IndexSettings = IndexSettings()
-    """Index that searches the documents' vectors."""

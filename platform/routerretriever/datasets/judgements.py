@@ -26,12 +26,17 @@ class Judgements:
     qrels: dict[str, dict[str, int]]
     own_kept: frozenset[str] = frozenset()
     """Queries whose results keep the document of the query's own id; for others it is left out."""
+    passages: bool = False
+    """Whether the corpus holds passages of the documents that dev and test queries are judged for."""
 
     def subset(self, query_ids: Iterable[str]) -> Judgements:
         """The same, of some queries only, in their order."""
         ids = list(query_ids)
         return Judgements(
-            {i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids}, self.own_kept & set(ids)
+            {i: self.queries[i] for i in ids},
+            {i: self.qrels[i] for i in ids},
+            self.own_kept & set(ids),
+            self.passages,
         )
 
 
@@ -74,7 +79,10 @@ class StoreJudgements(Step):
         for step in steps:
             whole = step.collection
             chosen = Judgements(
-                whole.queries(step.split), whole.qrels(step.split), whole.own_kept(step.split)
+                whole.queries(step.split),
+                whole.qrels(step.split),
+                whole.own_kept(step.split),
+                whole.settings.passages is not None,
             )
             if step.limit is not None:
                 chosen = chosen.subset(first_by_hash(chosen.queries, step.limit, "sample"))
@@ -82,6 +90,7 @@ class StoreJudgements(Step):
                 "queries": chosen.queries,
                 "qrels": chosen.qrels,
                 "own_kept": sorted(chosen.own_kept),
+                "passages": chosen.passages,
             }
             data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
             store.put(step.key, _FILE, partial(_write, data))
@@ -93,7 +102,12 @@ class StoreJudgements(Step):
 def load_judgements(store: ArtifactStore, key: str) -> Judgements:
     """Read a split back from storage."""
     content = json.loads(gzip.decompress((store.fetch(key) / _FILE).read_bytes()))
-    return Judgements(content["queries"], content["qrels"], frozenset(content.get("own_kept", ())))
+    return Judgements(
+        content["queries"],
+        content["qrels"],
+        frozenset(content.get("own_kept", ())),
+        content.get("passages", False),
+    )
 
 
 def _write(data: bytes, path: Path) -> None:

@@ -40,6 +40,8 @@ class Record(NamedTuple):
     id: str
     title: str
     text: str
+    metadata: dict[str, Any] | None = None
+    """JSON fields that searches can filter by."""
 
     @property
     def content(self) -> str:

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from routerretriever.artifacts.store import ArtifactStore, build_missing
 from routerretriever.corpus.artifact import Corpus, Vectors
+from routerretriever.datasets.passages import best_passages
 from routerretriever.hashing import content_hash
+from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores
 from routerretriever.index.settings import IndexSettings
 
 faiss: Any = faiss_module  # its stubs know less than it has
 _INDEX_FILE = "index.faiss"
+_PASSAGES_A_DOCUMENT = 8
+"""Passages that are searched for every document wanted: several of one document may be found."""
 _TRAINING_POINTS_PER_LIST = 64
 
 
@@ -158,7 +162,12 @@ class SearchIndex:
         ]
 
     def run(
-        self, query_ids: list[str], queries: Vectors, depth: int, own_kept: Collection[str] = ()
+        self,
+        query_ids: list[str],
+        queries: Vectors,
+        depth: int,
+        own_kept: Collection[str] = (),
+        passages: bool = False,
     ) -> dict[str, dict[str, float]]:
         """Search results as trec_eval reads them.
 
@@ -168,10 +177,77 @@ class SearchIndex:
             depth: documents of each.
             own_kept: queries that may find the document of their own id. For all others it is left out, as
                 BEIR does (in ArguAna queries are documents).
+            passages: the index holds passages; a document scores as its best one (MaxP).
         """
-        found: dict[str, dict[str, float]] = {}
-        for query_id, hits in zip(query_ids, self.hits(*self.search(queries, depth + 1)), strict=True):
-            found[query_id] = dict(
-                [hit for hit in hits if hit[0] != query_id or query_id in own_kept][:depth]
-            )
+        wanted = (depth + 1) * (_PASSAGES_A_DOCUMENT if passages else 1)
+        hits = self.hits(*self.search(queries, wanted))
+        found = {query_id: dict(own) for query_id, own in zip(query_ids, hits, strict=True)}
+        if passages:
+            found = best_passages(found, depth + 1)
+        for query_id, own in found.items():
+            if query_id not in own_kept:
+                own.pop(query_id, None)
+            found[query_id] = dict(list(own.items())[:depth])
+        return found
+
+
+class DenseIndex:
+    """Inner products with the vectors of a corpus, or of one shard of it, and of documents appended since."""
+
+    def __init__(self, base: SearchIndex, corpus: Corpus, first_row: int, rows: int) -> None:
+        """An index over a corpus.
+
+        Args:
+            base: the index of the corpus's vectors that are searched here.
+            corpus: those vectors.
+            first_row: the row of the first of them.
+            rows: rows of the whole corpus.
+        """
+        self._base, self._corpus = base, corpus
+        self._first, self._rows = first_row, rows
+        self._tail = np.empty((0, corpus.dimension), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self._rows + len(self._tail)
+
+    def append(self, documents: Sequence[Entry]) -> None:
+        """Documents become the next rows."""
+        if documents:
+            self._tail = np.concatenate([self._tail, np.stack([entry.vector for entry in documents])])
+
+    def delete(self, rows: Rows) -> None:
+        """Nothing to do: rows that are gone are never allowed."""
+
+    def truncate(self, rows: int) -> None:
+        """Forget the rows from this number on; only appended ones can be."""
+        self._tail = self._tail[: rows - self._rows]
+
+    def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
+        """The nearest documents of each query."""
+        here = slice(self._first, self._first + len(self._corpus))
+        visible = None if allowed is None or allowed[here].all() else allowed[here]
+        scores, rows = self._base.search(queries.vectors, depth, visible)
+        rows = np.where(rows >= 0, rows + self._first, -1)
+        tail = np.arange(len(self._tail)) if allowed is None else np.flatnonzero(allowed[self._rows :])
+        if len(tail):
+            more, places = _nearest(np.ascontiguousarray(queries.vectors), self._tail[tail], depth)
+            scores = np.concatenate([scores, more], axis=1)
+            rows = np.concatenate([rows, tail[places] + self._rows], axis=1)
+        found = []
+        for own_rows, own_scores in zip(rows, scores, strict=True):
+            kept = own_rows >= 0
+            order = np.argsort(-own_scores[kept], kind="stable")[:depth]
+            found.append(Hits(own_rows[kept][order], own_scores[kept][order]))
+        return found
+
+    def score(self, queries: Queries, rows: Sequence[Rows]) -> list[Scores]:
+        """Inner products of each query with given documents; they must be searched here."""
+        return [self.vectors(wanted) @ vector for vector, wanted in zip(queries.vectors, rows, strict=True)]
+
+    def vectors(self, rows: Rows) -> Vectors:
+        """Vectors [R, d] of some rows."""
+        found = np.empty((len(rows), self._corpus.dimension), dtype=np.float32)
+        old = rows < self._rows
+        found[old] = self._corpus.lookup(rows[old] - self._first)
+        found[~old] = self._tail[rows[~old] - self._rows]
         return found

@@ -1,34 +1,36 @@
-"""Documents added, replaced and deleted while a collection is being served.
+"""A collection as it is served: its corpus and the changes made since, searched by vectors, words or both.
 
-Every change is one Parquet file in storage, numbered from 1 without gaps; nothing is ever rewritten. A
-reader looks whether the next number is there. The corpus artifact below stays as it is: a document that was
-replaced or deleted is hidden in it, and the new ones are searched beside it.
-
-So that files do not become ever more, changes are folded (``fold``): one more file holds what the changes up
-to a number come to, the last word on every document that any of them touched. It can be taken after any
-number before its own, so a reader that finds its next change gone goes on from there.
+The corpus artifact stays as it is: a document that was replaced or deleted is hidden in it, and the new ones
+are searched beside it. Several shards may share the vectors of a collection. Each counts the words of all
+documents, so that BM25 means the same in every shard, and answers with its own documents only.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from zlib import crc32
 
 import numpy as np
 import pyarrow as arrow
-import pyarrow.parquet as parquet
-from numpy.typing import NDArray
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import Corpus, Vectors, open_corpus
+from routerretriever.corpus.artifact import open_corpus
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import ArtifactDamaged, StorageError
-from routerretriever.index.dense import SearchIndex, open_index
-from routerretriever.index.settings import IndexSettings
+from routerretriever.errors import StorageError
+from routerretriever.index.base import Entry, Hits, Index, Mask, Queries, Vectors
+from routerretriever.index.changes import is_latest, read_rows, take_changes
+from routerretriever.index.dense import DenseIndex, open_index
+from routerretriever.index.documents import DocumentTable
+from routerretriever.index.filters import Filter
+from routerretriever.index.hybrid import Fused, HybridIndex, Look
+from routerretriever.index.lexical import LexicalIndex, open_postings
+from routerretriever.index.settings import IndexSettings, LexicalSettings
+
+_ATTEMPTS = 3
+_ATTEMPT_SECONDS = 0.1
+_RECLAIM_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,103 +39,14 @@ class Found:
 
     score: float
     document: Document
-
-
-def changes_key(collection: str, encoder_fingerprint: str) -> str:
-    """Where a collection's changes lie. Another base encoder would need other vectors."""
-    return f"changes/{collection}-{encoder_fingerprint}"
-
-
-def last_change(store: ArtifactStore, key: str) -> int:
-    """Number of the latest change, 0 if there is none."""
-    return max([0, *map(_number, store.names(key))])
-
-
-def fold(store: ArtifactStore, key: str) -> None:
-    """Fold the changes so far, and remove what the fold *before* this one holds.
-
-    So whoever reads while this runs finds that fold and all changes since it. What is left undone when this
-    is interrupted, the next fold does; changes may be written meanwhile, and two folds at once do no harm.
-
-    Raises:
-        ArtifactDamaged, FileNotFoundError: a change is not what was written, or missing; nothing is removed.
-    """
-    names = store.names(key)
-    before, last = _last_fold(names), max([0, *map(_number, names)])
-    if last == before:
-        return
-    parts = [_fold_file(before)] if before else []
-    parts += [_file(number) for number in range(before + 1, last + 1)]
-    table = arrow.concat_tables([parquet.read_table(store.local_file(key, name)) for name in parts])
-    newest = {document_id: row for row, document_id in enumerate(table["id"].to_pylist())}
-    store.put(key, _fold_file(last), partial(parquet.write_table, table.take(sorted(newest.values()))))
-    for name in names:
-        if _number(name) < before or name == _file(before):
-            store.remove_file(key, name)
-
-
-def write_change(
-    store: ArtifactStore, key: str, number: int, documents: Sequence[Document], vectors: Vectors
-) -> None:
-    """Record documents with their vectors [n, d] as added or replaced.
-
-    Only one writer may give out numbers.
-    """
-    assert not store.has(key, _file(number))
-    table = arrow.table(
-        {
-            "id": [document.id for document in documents],
-            "title": [document.title for document in documents],
-            "text": [document.text for document in documents],
-            "embedding": list(vectors.astype(np.float32)),
-        },
-        schema=_SCHEMA,
-    )
-    store.put(key, _file(number), partial(parquet.write_table, table))
-
-
-def write_deletion(store: ArtifactStore, key: str, number: int, ids: Sequence[str]) -> None:
-    """Record documents as deleted. Only one writer may give out numbers."""
-    assert not store.has(key, _file(number))
-    table = arrow.Table.from_pylist([{"id": document_id} for document_id in ids], schema=_SCHEMA)
-    store.put(key, _file(number), partial(parquet.write_table, table))
-
-
-_SCHEMA = arrow.schema(
-    [
-        ("id", arrow.string()),
-        ("title", arrow.string()),
-        ("text", arrow.string()),
-        ("embedding", arrow.list_(arrow.float32())),
-    ]
-)
-
-
-_FOLD = "folded-"
-_ROWS_AT_ONCE = 1024
-_LOOKS = 3
-_LOOK_SECONDS = 0.1
-
-
-def _file(number: int) -> str:
-    return f"{number:010d}.parquet"
-
-
-def _fold_file(number: int) -> str:
-    return f"{_FOLD}{_file(number)}"
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix(_FOLD).removesuffix(".parquet"))
-
-
-def _last_fold(names: Iterable[str]) -> int:
-    """Up to which change they have been folded, 0 if never."""
-    return max([0, *(_number(name) for name in names if name.startswith(_FOLD))])
+    cosine: float | None = None
+    """Of its vector, where vectors were searched."""
+    bm25: float | None = None
+    """Of its words, where words were searched."""
 
 
 class LiveCollection:
-    """A corpus with the changes made since, or one of several parts of both. Not thread-safe."""
+    """A corpus with the changes made since, or one of several shards of both. Not thread-safe."""
 
     def __init__(
         self,
@@ -141,111 +54,183 @@ class LiveCollection:
         corpus_key: str,
         changes_key: str,
         settings: IndexSettings,
-        part: int = 0,
-        parts: int = 1,
+        shard: int = 0,
+        shards: int = 1,
+        lexical: LexicalSettings | None = None,
     ) -> None:
-        """Open the index and read all changes so far.
+        """Open the indexes and read all changes so far. Without ``lexical`` only vectors are searched.
 
         Raises:
             ArtifactMissing: the corpus has not been made.
         """
         self._store = store
         self._key = changes_key
-        self._part, self._parts = part, parts
-        self._corpus: Corpus = open_corpus(store, corpus_key).part(part, parts)
-        self._index: SearchIndex = open_index(self._corpus, settings, store)
-        self._visible: NDArray[np.bool_] = np.ones(len(self._corpus), dtype=bool)
-        self._added: dict[str, tuple[Document, Vectors]] = {}
-        self._overlay = SearchIndex.flat([], [], self._corpus.dimension)
+        self._shard, self._shards = shard, shards
+        corpus = open_corpus(store, corpus_key)
+        own = corpus.part(shard, shards)
+        first = sum(corpus.shards[: own.first])
+        self._table = DocumentTable(corpus)
+        self._mine: Mask = np.zeros(len(corpus), dtype=bool)
+        self._mine[first : first + len(own)] = True
+        self._dense = DenseIndex(open_index(own, settings, store), own, first, len(corpus))
+        self._indexes: list[Index] = [self._dense]
+        self._hybrid: HybridIndex | None = None
+        if lexical is not None:
+            words = LexicalIndex(open_postings(corpus, lexical, store), lexical)
+            self._indexes.append(words)
+            self._hybrid = HybridIndex(self._dense, words)
         self.change = 0
         self.refresh()
 
     def __len__(self) -> int:
-        return int(self._visible.sum()) + len(self._added)
+        return int((self._table.present & self._mine).sum())
 
     def refresh(self) -> None:
-        """Take in the changes that have been made since the last look.
+        """Take in the changes that were made since the last refresh.
 
         Raises:
-            StorageError: a change, or the fold that holds it, is not what was written, or missing.
+            StorageError: a change, or the checkpoint that holds it, is missing or not what was written.
         """
-        before, missing = self.change, None
-        for _ in range(_LOOKS):
-            missing = None if self._is_latest() else self._advance(self._store.names(self._key))
+        missing = None
+        for _ in range(_ATTEMPTS):
+            if is_latest(self._store, self._key, self.change):
+                return
+            self.change, missing = take_changes(self._store, self._key, self.change, self._take)
             if missing is None:
-                break
-            time.sleep(_LOOK_SECONDS)  # being written, or folded and removed, just now
-        if self.change > before:
-            self._overlay = SearchIndex.flat(
-                [vector for _, vector in self._added.values()], list(self._added), self._corpus.dimension
-            )
-        if missing is not None:
-            raise StorageError(
-                f"{self._store.location(self._key)}/{missing}: missing or altered since it was written; "
-                "restore it from a copy"
-            )
+                return
+            time.sleep(_ATTEMPT_SECONDS)  # being written, or compacted and removed, just now
+        raise StorageError(
+            f"{self._store.location(self._key)}/{missing}: missing or altered since it was written; "
+            "restore it from a copy"
+        )
 
-    def search(self, queries: Vectors, depths: Sequence[int]) -> list[list[Found]]:
-        """The best documents of each query [B, d], best first, at most ``depths`` of each."""
-        depth = max(depths)
-        visible = None if self._visible.all() else self._visible
-        answers = []
-        old = self._index.hits(*self._index.search(queries, depth, visible))
-        new = self._overlay.hits(*self._overlay.search(queries, depth))
-        for wanted, own, added in zip(depths, old, new, strict=True):
-            best = sorted([*own, *added], key=lambda hit: -hit[1])[:wanted]
-            answers.append([Found(score, self.document(document_id)) for document_id, score in best])
-        return answers
+    def allowed(self, filter: Filter | None = None) -> Mask:
+        """The rows of this shard that are present and pass a filter."""
+        mask = self._table.present & self._mine
+        return mask if filter is None else mask & self._table.matching(filter)
+
+    def search(
+        self, queries: Vectors, depths: Sequence[int], filter: Filter | None = None
+    ) -> list[list[Found]]:
+        """The nearest documents of each query [B, d], best first, at most ``depths`` of each."""
+        hits = self._dense.search(Queries([""] * len(queries), queries), max(depths), self.allowed(filter))
+        return [
+            [Found(score, document, cosine=score) for score, document in self._resolve(each, depth)]
+            for each, depth in zip(hits, depths, strict=True)
+        ]
+
+    def search_words(
+        self, texts: Sequence[str], depths: Sequence[int], filter: Filter | None = None
+    ) -> list[list[Found]]:
+        """The documents whose words fit each text best, best first."""
+        queries = Queries(texts, np.zeros((len(texts), 0), np.float32))
+        hits = self._both.lexical.search(queries, max(depths), self.allowed(filter))
+        return [
+            [Found(score, document, bm25=score) for score, document in self._resolve(each, depth)]
+            for each, depth in zip(hits, depths, strict=True)
+        ]
+
+    def look(self, queries: Queries, filter: Filter | None = None) -> list[Look]:
+        """What both indexes find first: enough to choose a weight, and the greatest scores of this shard."""
+        return self._both.look(queries, self.allowed(filter))
+
+    def search_hybrid(
+        self, queries: Queries, depths: Sequence[int], weights: Sequence[float], filter: Filter | None = None
+    ) -> list[list[Found]]:
+        """The best documents by words and vectors, where this is the only shard.
+
+        Args:
+            queries: texts and vectors [B, d].
+            depths: how many documents are wanted for each.
+            weights: of BM25 for each; 1 finds only documents that share a word with the query.
+            filter: which documents may be found.
+        """
+        looks = self.look(queries, filter)
+        tops = [(look.top_cosine, look.top_bm25) for look in looks]
+        found = self.fuse(queries, looks, weights, tops, max(depths), filter)
+        return [hits[:depth] for hits, depth in zip(found, depths, strict=True)]
+
+    def fuse(
+        self,
+        queries: Queries,
+        looks: Sequence[Look],
+        weights: Sequence[float],
+        tops: Sequence[tuple[float, float]],
+        depth: int,
+        filter: Filter | None = None,
+    ) -> list[list[Found]]:
+        """The best documents of this shard by words and vectors; see ``HybridIndex.fuse``."""
+        fused = self._both.fuse(queries, looks, weights, tops, depth, self.allowed(filter))
+        return [self._found(each) for each in fused]
 
     def document(self, document_id: str) -> Document:
         """A document as it is now.
 
         Raises:
-            KeyError: it is not here, or was deleted.
+            KeyError: it is not in this shard, or was deleted.
         """
-        if document_id in self._added:
-            return self._added[document_id][0]
-        row = self._corpus.rows.get(document_id)
-        if row is None or not self._visible[row]:
+        row = self._table.row(document_id)
+        if row is None or not self._mine[row]:
             raise KeyError(document_id)
-        return self._corpus.documents([document_id])[document_id]
+        return self._table.document(row)
 
-    def _is_latest(self) -> bool:
-        """Whether nothing follows, at less cost than a list of names.
+    def documents(self, offset: int, limit: int, filter: Filter | None = None) -> list[Document]:
+        """Documents of this shard by page, in the order of rows."""
+        rows = np.flatnonzero(self.allowed(filter))[offset : offset + limit]
+        return [self._table.document(int(row)) for row in rows]
 
-        While the change that was taken last is there, those after it are, too.
-        """
-        return (
-            self.change > 0
-            and not self._store.has(self._key, _file(self.change + 1))
-            and self._store.has(self._key, _file(self.change))
-        )
+    def rarity(self, text: str) -> list[float]:
+        """How rare each word of a query is here, 0 to 1."""
+        lexical = self._both.lexical
+        assert isinstance(lexical, LexicalIndex)
+        return lexical.rarity(text)
 
-    def _advance(self, names: Sequence[str]) -> str | None:
-        """Take in what these files hold beyond ``change``; gives the change that cannot be read, if any."""
-        folded, last = _last_fold(names), max([0, *map(_number, names)])
-        while self.change < last:
-            ways = [(_file(self.change + 1), self.change + 1)]
-            if folded > self.change:
-                # At the start it is the shorter way.
-                ways.insert(len(ways) if self.change else 0, (_fold_file(folded), folded))
-            for name, number in ways:
-                with suppress(FileNotFoundError, ArtifactDamaged):
-                    self._take(parquet.read_table(self._store.local_file(self._key, name)))
-                    self.change = number
-                    break
-            else:
-                return ways[0][0]
-        return None
+    @property
+    def _both(self) -> HybridIndex:
+        assert self._hybrid is not None, "opened without a lexical index"
+        return self._hybrid
+
+    def _resolve(self, hits: Hits, depth: int) -> list[tuple[float, Document]]:
+        return [
+            (float(score), self._table.document(int(row)))
+            for row, score in zip(hits.rows[:depth], hits.scores[:depth], strict=True)
+        ]
+
+    def _found(self, fused: Fused) -> list[Found]:
+        columns = (fused.rows, fused.scores, fused.cosines, fused.bm25)
+        return [
+            Found(float(score), self._table.document(int(row)), float(cosine), float(bm25))
+            for row, score, cosine, bm25 in zip(*columns, strict=True)
+        ]
 
     def _take(self, change: arrow.Table) -> None:
-        rows = (row for few in change.to_batches(max_chunksize=_ROWS_AT_ONCE) for row in few.to_pylist())
-        for row in rows:
-            document_id = row["id"]
-            if document_id in self._corpus.rows:
-                self._visible[self._corpus.rows[document_id]] = False
-            self._added.pop(document_id, None)
-            mine = crc32(document_id.encode()) % self._parts == self._part
-            if mine and row["embedding"] is not None:
-                document = Document(document_id, row["title"], row["text"])
-                self._added[document_id] = document, np.array(row["embedding"], dtype=np.float32)
+        newest = dict(read_rows(change))
+        gone = self._table.delete([each for each, entry in newest.items() if entry is None])
+        entries = [entry for entry in newest.values() if entry is not None]
+        replaced = self._append(entries)
+        for index in self._indexes:
+            index.delete(np.concatenate([gone, replaced]))
+        if self._table.hidden_in_tail > max(_RECLAIM_ROWS, len(self._table) // 2):
+            self._reclaim()
+
+    def _append(self, entries: Sequence[Entry]) -> np.ndarray:
+        replaced = self._table.append([entry.document for entry in entries])
+        self._mine = np.concatenate([self._mine, [self._is_mine(entry.document.id) for entry in entries]])
+        self._mine = self._mine.astype(bool)
+        for index in self._indexes:
+            index.append(entries)
+        return replaced
+
+    def _reclaim(self) -> None:
+        """Drop the rows of documents that came and were replaced or deleted since."""
+        vectors_of = self._dense.vectors
+        first, kept = self._table.reclaim()
+        vectors = vectors_of(np.array(kept, dtype=np.int64))
+        entries = [Entry(self._table.document(first + i), vector) for i, vector in enumerate(vectors)]
+        self._mine = np.concatenate([self._mine[:first], self._mine[np.array(kept, dtype=np.int64)]])
+        for index in self._indexes:
+            index.truncate(first)
+            index.append(entries)
+
+    def _is_mine(self, document_id: str) -> bool:
+        return crc32(document_id.encode()) % self._shards == self._shard

@@ -1,14 +1,44 @@
-"""Which index searches the documents' vectors."""
+"""How documents are searched: by vectors, by words."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.settings import Settings
+
+Language = Literal[
+    "none", "code", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish",
+    "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",
+    "nepali", "norwegian", "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil",
+    "turkish", "yiddish",
+]  # fmt: skip
+
+
+class LexicalSettings(Settings):
+    """BM25 over words."""
+
+    language: Language = "english"
+    """Whose stemmer is used. ``none`` stems nothing; ``code`` also counts the parts of identifiers."""
+    stop_words: bool = True
+    """Leave out words without content, where a list of the language's is known."""
+    k1: NonNegativeFloat = 0.9
+    """How much repeated words count."""
+    b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    """How much long documents are marked down."""
+
+
+class FusionSettings(Settings):
+    """How the weight of BM25 is found for each query."""
+
+    prior: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The weight where nothing speaks for another."""
+    shrinkage: NonNegativeFloat = 50.0
+    """Queries that a domain must have for half of what they say to be believed."""
+    caution: NonNegativeFloat = 0.05
+    """The gain in nDCG@10 that moving the weight by 1 must bring."""
 
 
 class IndexSettings(Settings):
@@ -26,3 +56,10 @@ class IndexSettings(Settings):
     """HNSW: candidates kept while the graph is built."""
     hnsw_ef_search: PositiveInt = 128
     """HNSW: candidates kept while it is searched."""
+
+
+class CollectionSettings(CorpusSettings):
+    """How documents are encoded and searched."""
+
+    index: IndexSettings = IndexSettings()
+    """Index that searches the documents' vectors."""

@@ -17,12 +17,12 @@ from routerretriever.artifacts.step import Step, build_missing
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.corpus.build import EncodeCorpus, corpus_step
-from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import Refused
 from routerretriever.evaluation.system import System
 from routerretriever.index.dense import SearchIndex, open_index
+from routerretriever.index.settings import CollectionSettings
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import StepClock
@@ -47,7 +47,7 @@ class Workspace:
     expert_domains: tuple[str, ...]
     """Domains that are trained on."""
     encoder: EncoderSettings
-    corpus: CorpusSettings
+    corpus: CollectionSettings
     training: TrainingSettings
     scoring: ScoringSettings
     routing: RoutingSettings

@@ -216,7 +216,8 @@ class Experts(Method):
         for name, table in scores.items():
             collection, index = workspace.collections[name], workspace.open_index(name)
             depth, kept = workspace.scoring.depth, collection.own_kept("test")
-            run = index.run(table.query_ids, vectors[name], depth, kept)
+            passages = collection.settings.passages is not None
+            run = index.run(table.query_ids, vectors[name], depth, kept, passages)
             measured[name] = measure(collection.qrels("test"), run, table.query_ids)
         return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings)
 

@@ -79,7 +79,9 @@ class ChunkScorer(ShardWorker):
         if expert != BASE and expert not in self._encoder.adapters:
             self._encoder.load_adapter(expert, self._store.fetch(row["expert_key"]))
         vectors = self._encoder.encode_queries(list(chunk.queries.values()), adapter=expert)
-        measured = measure(chunk.qrels, index.run(ids, vectors, self._depth, chunk.own_kept), ids)
+        measured = measure(
+            chunk.qrels, index.run(ids, vectors, self._depth, chunk.own_kept, chunk.passages), ids
+        )
         table = arrow.table(
             {
                 "query_id": ids,

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.datasets.collection import Document
-from routerretriever.index.live import Found, changes_key
+from routerretriever.index.changes import changes_key
+from routerretriever.index.live import Found
 from routerretriever.types import Vectors
 
 Clock = Callable[[], float]

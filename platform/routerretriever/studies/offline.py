@@ -34,6 +34,8 @@ class OfflineEvaluator:
     indexes: Mapping[str, SearchIndex]
     own_kept: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Queries that may find the document of their own id."""
+    passages: Collection[str] = ()
+    """Collections whose index holds passages."""
     identity: str = ""
     """Hash of what all of this was made from; figures are stored under it."""
 
@@ -64,7 +66,9 @@ class OfflineEvaluator:
         """nDCG@10 of every query [Q] when this router mixes the experts."""
         table = self.scores[dataset]
         vectors_Bd = mix(table, router.experts, router.weights(self.features(settings)[dataset]))
-        run = self.indexes[dataset].run(table.query_ids, vectors_Bd, 10, self.own_kept.get(dataset, ()))
+        run = self.indexes[dataset].run(
+            table.query_ids, vectors_Bd, 10, self.own_kept.get(dataset, ()), dataset in self.passages
+        )
         return measure(self.qrels[dataset], run, table.query_ids).ndcg_at_10
 
     @cached_property

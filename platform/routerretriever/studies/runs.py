@@ -137,6 +137,7 @@ def offline_evaluator(pipeline: Pipeline, collections: Sequence[Collection], spl
         qrels={name: pipeline.collections[name].qrels(split) for name in scores},
         indexes={name: workspace.open_index(name) for name in scores},
         own_kept={name: pipeline.collections[name].own_kept(split) for name in scores},
+        passages=[each.name for each in collections if each.settings.passages],
         identity=content_hash(
             {name: expert.version for name, expert in experts.experts.items()},
             {name: workspace.corpus_step(name).key for name in scores},

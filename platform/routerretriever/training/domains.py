@@ -10,6 +10,7 @@ from routerretriever.adapters.tower import QueryTower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.datasets.judgements import Judgements, load_judgements
+from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.splitting import split_train
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
@@ -84,7 +85,10 @@ class TrainingDomain:
         index = self.dev_index(encoder, adapter)
         self.enter(encoder)
         vectors = encoder.encode_queries(list(self.dev.queries.values()), adapter)
-        return mean_ndcg(self.dev.qrels, index.run(list(self.dev.queries), vectors, 10, self.dev.own_kept))
+        return mean_ndcg(
+            self.dev.qrels,
+            index.run(list(self.dev.queries), vectors, 10, self.dev.own_kept, self.dev.passages),
+        )
 
     def dev_index(self, encoder: QueryTower, adapter: str) -> SearchIndex:
         """What dev queries search."""
@@ -121,8 +125,9 @@ class OnlineDocuments(TrainingDomain):
 
 def _some_rows(corpus: Corpus, dev: Judgements, wanted: int) -> Rows:
     """Rows of the documents that are relevant for dev queries, filled up to a number with others."""
+    judged = {doc for grades in dev.qrels.values() for doc, grade in grades.items() if grade > 0}
     relevant = {
-        corpus.rows[doc] for grades in dev.qrels.values() for doc, grade in grades.items() if grade > 0
+        row for doc, row in corpus.rows.items() if (parent_of(doc) if dev.passages else doc) in judged
     }
     others = np.random.default_rng(0).permutation(len(corpus))
     filling = [row for row in others.tolist() if row not in relevant][: max(0, wanted - len(relevant))]

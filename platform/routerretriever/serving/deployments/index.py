@@ -14,14 +14,8 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
-from routerretriever.index.live import (
-    Found,
-    LiveCollection,
-    fold,
-    last_change,
-    write_change,
-    write_deletion,
-)
+from routerretriever.index.changes import compact, last_change, write_change, write_deletion
+from routerretriever.index.live import Found, LiveCollection
 from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
@@ -175,6 +169,6 @@ class Writer:
     async def _fold(self, collection: CollectionRef) -> None:
         """Beside further changes, which do not wait for it."""
         try:
-            await asyncio.to_thread(fold, self._store, collection.changes)
+            await asyncio.to_thread(compact, self._store, collection.changes)
         except Exception:
             log.exception("the changes of %s were not folded; the next fold does it", collection.changes)

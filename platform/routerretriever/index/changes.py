@@ -1,0 +1,164 @@
+"""Changes of a collection in storage: documents added, replaced and deleted while it is being served.
+
+Every change is one Parquet file, numbered from 1 without gaps; nothing is ever rewritten. A reader looks
+whether the next number is there.
+
+Compaction keeps the files few: ``checkpoint-N`` holds what the changes up to N come to, the last word on
+every document that any of them touched. It can be taken after any number before its own, so a reader whose
+next change was removed goes on from there. ``folded-N`` is the name that earlier releases gave it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import read_document
+from routerretriever.datasets.collection import Document
+from routerretriever.errors import ArtifactDamaged
+from routerretriever.index.base import Entry, Vectors
+
+_CHECKPOINT, _FOLDED = "checkpoint-", "folded-"
+_ROWS_AT_ONCE = 1024
+_SCHEMA = arrow.schema(
+    [
+        ("id", arrow.string()),
+        ("title", arrow.string()),
+        ("text", arrow.string()),
+        ("embedding", arrow.list_(arrow.float32())),
+        ("metadata", arrow.string()),
+    ]
+)
+
+
+def changes_key(collection: str, encoder_fingerprint: str) -> str:
+    """Where a collection's changes lie. Another base encoder would need other vectors."""
+    return f"changes/{collection}-{encoder_fingerprint}"
+
+
+def last_change(store: ArtifactStore, key: str) -> int:
+    """Number of the latest change, 0 if there is none."""
+    return max([0, *map(_number, store.names(key))])
+
+
+def write_change(
+    store: ArtifactStore, key: str, number: int, documents: Sequence[Document], vectors: Vectors
+) -> None:
+    """Record documents with their vectors [n, d] as added or replaced.
+
+    Only one writer may give out numbers.
+    """
+    rows = [
+        {
+            "id": document.id,
+            "title": document.title,
+            "text": document.text,
+            "embedding": vector,
+            "metadata": json.dumps(document.metadata) if document.metadata else None,
+        }
+        for document, vector in zip(documents, vectors.astype(np.float32), strict=True)
+    ]
+    _write(store, key, number, rows)
+
+
+def write_deletion(store: ArtifactStore, key: str, number: int, ids: Sequence[str]) -> None:
+    """Record documents as deleted. Only one writer may give out numbers."""
+    _write(store, key, number, [{"id": document_id} for document_id in ids])
+
+
+def _write(store: ArtifactStore, key: str, number: int, rows: list[dict[str, Any]]) -> None:
+    assert not store.has(key, _file(number))
+    table = arrow.Table.from_pylist(rows, schema=_SCHEMA)
+    store.put(key, _file(number), partial(parquet.write_table, table))
+
+
+def compact(store: ArtifactStore, key: str) -> None:
+    """Write a checkpoint of the changes so far, and remove what the checkpoint *before* it holds.
+
+    So whoever reads while this runs finds that checkpoint and all changes since it. What is left undone when
+    this is interrupted, the next compaction does; changes may be written meanwhile, and two compactions at
+    once do no harm.
+
+    Raises:
+        ArtifactDamaged, FileNotFoundError: a change is not what was written, or missing; nothing is removed.
+    """
+    names = store.names(key)
+    checkpoint, last = _last_checkpoint(names), max([0, *map(_number, names)])
+    before = _number(checkpoint) if checkpoint else 0
+    if last == before:
+        return
+    files = [checkpoint] if checkpoint else []
+    files += [_file(number) for number in range(before + 1, last + 1)]
+    table = arrow.concat_tables(
+        [parquet.read_table(store.local_file(key, name)) for name in files], promote_options="default"
+    )
+    newest = {document_id: row for row, document_id in enumerate(table["id"].to_pylist())}
+    kept = table.take(sorted(newest.values()))
+    store.put(key, f"{_CHECKPOINT}{_file(last)}", partial(parquet.write_table, kept))
+    for name in names:
+        if _number(name) < before or name == _file(before):
+            store.remove_file(key, name)
+
+
+def is_latest(store: ArtifactStore, key: str, change: int) -> bool:
+    """Whether nothing follows a change, at less cost than a list of names.
+
+    While the change that was taken last is there, those after it are, too.
+    """
+    return change > 0 and not store.has(key, _file(change + 1)) and store.has(key, _file(change))
+
+
+def take_changes(
+    store: ArtifactStore, key: str, change: int, take: Callable[[arrow.Table], None]
+) -> tuple[int, str | None]:
+    """Give everything after a change to ``take``, in order.
+
+    Returns:
+        The number of the last change that was taken, and the file that cannot be read, if any.
+    """
+    names = store.names(key)
+    checkpoint, last = _last_checkpoint(names), max([0, *map(_number, names)])
+    while change < last:
+        steps = [(_file(change + 1), change + 1)]
+        if checkpoint and _number(checkpoint) > change:
+            # At the start it is the shorter way.
+            steps.insert(len(steps) if change else 0, (checkpoint, _number(checkpoint)))
+        for name, number in steps:
+            with suppress(FileNotFoundError, ArtifactDamaged):
+                take(parquet.read_table(store.local_file(key, name)))
+                change = number
+                break
+        else:
+            return change, steps[0][0]
+    return change, None
+
+
+def read_rows(change: arrow.Table) -> Iterator[tuple[str, Entry | None]]:
+    """Each document id of a change with what it holds now; None where it was deleted."""
+    for batch in change.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            vector = row["embedding"]
+            entry = None if vector is None else Entry(read_document(row), np.array(vector, dtype=np.float32))
+            yield row["id"], entry
+
+
+def _file(number: int) -> str:
+    return f"{number:010d}.parquet"
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix(_CHECKPOINT).removeprefix(_FOLDED).removesuffix(".parquet"))
+
+
+def _last_checkpoint(names: Iterable[str]) -> str | None:
+    """The newest checkpoint's file; None if there is none."""
+    there = [name for name in names if name.startswith((_CHECKPOINT, _FOLDED))]
+    return max(there, key=_number, default=None)

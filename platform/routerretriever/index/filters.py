@@ -1,0 +1,185 @@
+"""Conditions on documents' metadata, checked when they are read and applied before anything is ranked.
+
+    {"field": "year", "gte": 2001, "lt": 2011}          a range, of numbers or of texts
+    {"field": "language", "equals": "en"}               also {"in": ["en", "de"]}, {"exists": true}
+    {"and": [...]}   {"or": [...]}   {"not": {...}}
+
+A field that holds a list passes when any of its elements does. Numbers and texts never equal each other.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.errors import BadInput
+from routerretriever.index.base import Mask
+
+MAX_DEPTH = 8
+MAX_CONDITIONS = 256
+MAX_VALUES = 10_000
+
+_RANGES: dict[str, Callable[[Any, Any], Any]] = {
+    "gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le,
+}  # fmt: skip
+_LEAF = ("equals", "in", "exists", *_RANGES)
+_Number = (int, float)
+
+
+class Column:
+    """One metadata field of all rows: a code a row, and the value that each code stands for."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        codes: dict[Any, int] = {}
+        self.codes = np.fromiter(
+            (codes.setdefault(_key(each), len(codes)) for each in values), np.int32, len(values)
+        )
+        self.values: list[Any] = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
+        # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
+        self.numbers: NDArray[np.float64] | None = None
+        plain = [each for each in self.values if each is not None]
+        if all(_is_number(each) for each in plain) and all(-(2**53) < each < 2**53 for each in plain):
+            self.numbers = np.array([np.nan if each is None else each for each in self.values], np.float64)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A condition; make it with ``parse_filter``."""
+
+    operator: str
+    field: str = ""
+    operand: Any = None
+    inner: tuple[Filter, ...] = ()
+
+    def mask(self, column: Callable[[str], Column], rows: int) -> Mask:
+        """Which rows pass.
+
+        Args:
+            column: gives a metadata field.
+            rows: how many there are.
+        """
+        parts = [each.mask(column, rows) for each in self.inner]
+        if self.operator == "and":
+            return np.logical_and.reduce(parts) if parts else np.ones(rows, dtype=bool)
+        if self.operator == "or":
+            return np.logical_or.reduce(parts) if parts else np.zeros(rows, dtype=bool)
+        if self.operator == "not":
+            return ~parts[0]
+        found = column(self.field)
+        if self.operator in _RANGES and found.numbers is not None and _is_number(self.operand):
+            passing = _RANGES[self.operator](found.numbers, self.operand)
+        else:
+            passing = np.array([self.passes(value) for value in found.values], dtype=bool)
+        return passing[found.codes] if len(passing) else np.zeros(rows, dtype=bool)
+
+    def passes(self, value: Any) -> bool:
+        """Whether one field's value passes; None stands for a field that is not there."""
+        if self.operator == "exists":
+            return (value is not None) == self.operand
+        return any(self._holds(each) for each in (value if isinstance(value, list) else [value]))
+
+    def _holds(self, value: Any) -> bool:
+        if value is None:
+            return False
+        if self.operator == "equals":
+            return _key(value) == _key(self.operand)
+        if self.operator == "in":
+            return _key(value) in self.operand
+        comparable = (_is_number(value) and _is_number(self.operand)) or (
+            isinstance(value, str) and isinstance(self.operand, str)
+        )
+        return bool(comparable and _RANGES[self.operator](value, self.operand))
+
+
+def parse_filter(value: Any, place: str = "filter") -> Filter:
+    """Read a filter as it comes in JSON.
+
+    Raises:
+        BadInput: it is no filter; the message and ``field`` name the place.
+    """
+    found = _parse(value, place, 1)
+    if _size(found) > MAX_CONDITIONS:
+        raise _bad(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
+    return found
+
+
+def _parse(value: Any, place: str, depth: int) -> Filter:
+    if depth > MAX_DEPTH:
+        raise _bad(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter")
+    if not isinstance(value, dict):
+        raise _bad(place, f"expected an object, found {type(value).__name__}")
+    for name in ("and", "or", "not"):
+        if name in value:
+            if len(value) > 1:
+                other = next(key for key in value if key != name)
+                raise _bad(f"{place}.{other}", f"stands beside `{name}`; put both into an `and`")
+            return _combination(name, value[name], f"{place}.{name}", depth)
+    field = value.get("field")
+    if not isinstance(field, str) or not field:
+        raise _bad(f"{place}.field", f"expected the name of a metadata field, found {field!r}")
+    conditions = [(name, operand) for name, operand in value.items() if name != "field"]
+    if not conditions:
+        raise _bad(place, f"no condition on {field!r}; there are {', '.join(_LEAF)}")
+    leaves = tuple(_leaf(field, name, operand, f"{place}.{name}") for name, operand in conditions)
+    return leaves[0] if len(leaves) == 1 else Filter("and", inner=leaves)
+
+
+def _combination(name: str, value: Any, place: str, depth: int) -> Filter:
+    if name == "not":
+        return Filter(name, inner=(_parse(value, place, depth + 1),))
+    if not isinstance(value, list) or not value:
+        raise _bad(place, f"expected a list of conditions, found {value!r:.80}")
+    return Filter(name, inner=tuple(_parse(each, f"{place}[{i}]", depth + 1) for i, each in enumerate(value)))
+
+
+def _leaf(field: str, name: str, operand: Any, place: str) -> Filter:
+    if name == "exists":
+        if not isinstance(operand, bool):
+            raise _bad(place, f"expected true or false, found {operand!r:.80}")
+    elif name == "in":
+        if not isinstance(operand, list) or not all(_is_scalar(each) for each in operand):
+            raise _bad(place, f"expected a list of texts, numbers or booleans, found {operand!r:.80}")
+        if len(operand) > MAX_VALUES:
+            raise _bad(place, f"{len(operand)} values; at most {MAX_VALUES} are allowed")
+        operand = frozenset(_key(each) for each in operand)
+    elif name == "equals":
+        if not _is_scalar(operand):
+            raise _bad(place, f"expected a text, a number or a boolean, found {operand!r:.80}")
+    elif name in _RANGES:
+        if not (_is_number(operand) or isinstance(operand, str)):
+            raise _bad(place, f"expected a number or a text, found {operand!r:.80}")
+    else:
+        raise _bad(place, f"unknown operator; there are {', '.join(_LEAF)}, and `and`, `or`, `not`")
+    return Filter(name, field, operand)
+
+
+def _size(filter: Filter) -> int:
+    return 1 + sum(_size(each) for each in filter.inner)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, _Number) and not isinstance(value, bool)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | bool | int | float)
+
+
+def _key(value: Any) -> tuple[str, Any]:
+    """A value that can be hashed; 1, true and "1" differ, 1 and 1.0 do not."""
+    if isinstance(value, list):
+        return "list", tuple(each if _is_scalar(each) else str(each) for each in value)
+    if isinstance(value, dict):
+        return "object", str(value)
+    return ("number" if _is_number(value) else type(value).__name__), value
+
+
+def _bad(place: str, problem: str) -> BadInput:
+    error = BadInput(f"{place}: {problem}")
+    error.field = place
+    return error

@@ -1,0 +1,97 @@
+"""The weight of BM25 for a query, from the domains that it may belong to.
+
+Each domain has a curve: how much nDCG@10 its dev queries gain at every weight over the prior weight. A
+query's curve is the mean of the domains' curves by the router's posterior; what the router does not know
+counts as no gain anywhere. A small cost for every step away from the prior keeps weak evidence from moving
+the weight, and little evidence shrinks a curve towards zero. So a query that nobody knows gets the prior.
+
+A model of single queries (score margins, overlap of the lists, rarity of words, length) was tried in its
+place. Leaving domains out, it lost to the prior, and with domains known it did not gain: see
+docs/explanation/hybrid.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.errors import BadInput
+from routerretriever.index.settings import FusionSettings
+
+GRID = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
+"""Weights that are compared."""
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """Curves of domains, in the order of ``domains``."""
+
+    settings: FusionSettings
+    domains: tuple[str, ...]
+    gains_DW: NDArray[np.float64]
+    """Shrunk gain in nDCG@10 of each domain at each weight of the grid over the prior."""
+
+    @classmethod
+    def fit(cls, ndcg: Mapping[str, NDArray[np.float64]], settings: FusionSettings) -> FusionWeights:
+        """Learn from dev queries, labelled or generated.
+
+        Args:
+            ndcg: for each domain the nDCG@10 of its queries at each weight of the grid [Q, W].
+            settings: prior, shrinkage and caution.
+
+        Raises:
+            BadInput: a domain's values are not [Q, W].
+        """
+        curves = []
+        for domain, values in ndcg.items():
+            if values.ndim != 2 or values.shape[1] != len(GRID) or not len(values):
+                raise BadInput(f"{domain}: expected nDCG of [queries, {len(GRID)}], found {values.shape}")
+            prior = np.array([np.interp(settings.prior, GRID, row) for row in values])
+            evidence = len(values) / (len(values) + settings.shrinkage)
+            curves.append(evidence * (values - prior[:, None]).mean(axis=0))
+        return cls(settings, tuple(ndcg), np.array(curves).reshape(-1, len(GRID)))
+
+    def predict(self, posterior_BD: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights of queries [B].
+
+        Args:
+            posterior_BD: how likely each query is of each domain. Rows may add up to less than 1: the rest is
+                the chance that it is of none.
+        """
+        weights = np.array([*GRID, self.settings.prior])
+        gains = posterior_BD @ np.column_stack([self.gains_DW, np.zeros(len(self.domains))])
+        best: NDArray[np.float64] = weights[
+            (gains - self.settings.caution * np.abs(weights - self.settings.prior)).argmax(axis=1)
+        ]
+        return best
+
+    def for_domain(self, domain: str) -> float:
+        """The weight of a query that is known to be of a domain; the prior for an unknown one."""
+        posterior = np.array([[float(name == domain) for name in self.domains]])
+        return float(self.predict(posterior)[0]) if self.domains else self.settings.prior
+
+    def to_json(self) -> dict[str, object]:
+        """Everything that ``from_json`` needs."""
+        return {
+            "settings": self.settings.model_dump(),
+            "grid": list(GRID),
+            "domains": dict(zip(self.domains, self.gains_DW.tolist(), strict=True)),
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Mapping[str, object] | Sequence[float]]) -> FusionWeights:
+        """Read what ``to_json`` gave.
+
+        Raises:
+            BadInput: it was made with another grid.
+        """
+        if list(saved["grid"]) != list(GRID):
+            raise BadInput(
+                "fusion weights: made with other weights than this release compares; fit them again"
+            )
+        domains = dict(saved["domains"])  # type: ignore[arg-type]
+        gains = np.array(list(domains.values()), dtype=np.float64).reshape(-1, len(GRID))
+        return cls(FusionSettings.model_validate(saved["settings"]), tuple(domains), gains)

@@ -1,0 +1,202 @@
+"""BM25 over the words of documents that come and go.
+
+    score(q, d) = sum over words w of q: idf(w) * tf / (tf + k1 * (1 - b + b * length(d) / mean length))
+    idf(w)      = ln(1 + (N - df + 0.5) / (df + 0.5))
+
+This is BM25 as Lucene computes it (Robertson and Zaragoza, 2009), without the rounding of lengths. N, df and
+the mean length are those of the documents that are present, at every moment: a document's score does not
+depend on whether it came with the corpus or later, nor on documents that were deleted.
+
+Rows: those of the corpus first, then one for each document that was appended. Knows nothing of ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.corpus.artifact import Corpus
+from routerretriever.hashing import content_hash
+from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
+from routerretriever.index.settings import LexicalSettings
+from routerretriever.index.words import Analyzer
+
+_ARRAYS = ("starts", "rows", "counts", "lengths")
+_WORDS_FILE = "words.txt"
+_FILES = (*(f"{name}.npy" for name in _ARRAYS), _WORDS_FILE)
+_WORDS_VERSION = 1  # raise it when the analyzer cuts otherwise
+
+
+@dataclass(frozen=True)
+class Postings:
+    """Which documents each word is in, and how often.
+
+    Word w's documents are ``rows[starts[w]:starts[w + 1]]``, ascending; ``counts`` lies beside ``rows``.
+    """
+
+    words: dict[str, int]
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    counts: NDArray[np.float32]
+    lengths: NDArray[np.float32]
+    """Words of each document [N]."""
+
+    @classmethod
+    def build(cls, texts: Iterable[Sequence[str]]) -> Postings:
+        """Count the words of documents."""
+        words: dict[str, int] = {}
+        word_of: list[NDArray[np.int32]] = []
+        counts: list[NDArray[np.float32]] = []
+        lengths: list[int] = []
+        for text in texts:
+            counted = Counter(text)
+            numbers = [words.setdefault(word, len(words)) for word in counted]
+            word_of.append(np.array(numbers, dtype=np.int32))
+            counts.append(np.fromiter(counted.values(), dtype=np.float32, count=len(counted)))
+            lengths.append(len(text))
+        sizes = [len(each) for each in word_of]
+        rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        all_words = np.concatenate(word_of) if word_of else np.empty(0, np.int32)
+        all_counts = np.concatenate(counts) if counts else np.empty(0, np.float32)
+        order = np.argsort(all_words, kind="stable")
+        starts = np.zeros(len(words) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(all_words, minlength=len(words)), out=starts[1:])
+        return cls(words, starts, rows[order], all_counts[order], np.array(lengths, dtype=np.float32))
+
+    def of(self, word: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows and counts of a word, empty where nobody has it."""
+        number = self.words.get(word)
+        if number is None:
+            return self.rows[:0], self.counts[:0]
+        part = slice(self.starts[number], self.starts[number + 1])
+        return self.rows[part], self.counts[part]
+
+    def save(self, name: str, path: Path) -> None:
+        """Write one of the files: an array, or the words one a line."""
+        if name == _WORDS_FILE:
+            path.write_text("\n".join(self.words), encoding="utf-8")
+        else:
+            with path.open("wb") as file:
+                np.save(file, getattr(self, name.removesuffix(".npy")))
+
+    @classmethod
+    def load(cls, folder: Path) -> Postings:
+        """Read the files that ``save`` wrote; the arrays stay on disk until they are needed."""
+        text = (folder / _WORDS_FILE).read_text(encoding="utf-8")
+        words = {word: number for number, word in enumerate(text.split("\n"))} if text else {}
+        return cls(words, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+
+
+class LexicalIndex:
+    """BM25 over a corpus's postings and the documents appended since."""
+
+    def __init__(self, base: Postings, settings: LexicalSettings) -> None:
+        self._settings = settings
+        self._analyze = Analyzer(settings)
+        self._base = base
+        self._tail = Postings.build([])
+        self._tail_words: list[list[str]] = []
+        self._present = np.ones(len(base.lengths), dtype=bool)
+        self._lengths = np.asarray(base.lengths)
+        self._count()
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def append(self, documents: Sequence[Entry]) -> None:
+        """Documents become the next rows."""
+        self._set_tail([*self._tail_words, *(self._analyze(entry.document.content) for entry in documents)])
+
+    def delete(self, rows: Rows) -> None:
+        """Documents are gone; their rows stay."""
+        self._present[rows] = False
+        self._count()
+
+    def truncate(self, rows: int) -> None:
+        """Forget the rows from this number on; only appended ones can be."""
+        self._set_tail(self._tail_words[: rows - len(self._base.lengths)])
+
+    def _set_tail(self, words: list[list[str]]) -> None:
+        self._tail_words = words
+        self._tail = Postings.build(words)
+        self._lengths = np.concatenate([self._base.lengths, self._tail.lengths])
+        present = np.ones(len(self._lengths), dtype=bool)
+        kept = min(len(present), len(self._present))
+        present[:kept] = self._present[:kept]
+        self._present = present
+        self._count()
+
+    def _count(self) -> None:
+        """What BM25 needs to know of all documents that are present."""
+        self._documents = int(self._present.sum())
+        total = float(self._lengths[self._present].sum(dtype=np.float64))
+        self._mean_length = max(total / max(self._documents, 1), 1e-9)
+        self._none_gone = self._documents == len(self._present)
+
+    def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
+        """The best documents that share a word with each query."""
+        found = []
+        for text in queries.texts:
+            scores = self.all_scores(text)
+            rows = np.flatnonzero(scores if allowed is None else scores * allowed)
+            found.append(best_hits(rows, scores[rows], depth))
+        return found
+
+    def score(self, queries: Queries, rows: Sequence[Rows]) -> list[Scores]:
+        """Scores of given documents for each query; 0 where no word is shared."""
+        return [self.all_scores(text)[wanted] for text, wanted in zip(queries.texts, rows, strict=True)]
+
+    def all_scores(self, text: str) -> Scores:
+        """BM25 of every row [N]; 0 for those that are gone."""
+        k1, b = self._settings.k1, self._settings.b
+        scores = np.zeros(len(self._present), dtype=np.float32)
+        present, mean = self._documents, self._mean_length
+        first_of_tail = len(self._base.lengths)
+        for word, repeated in Counter(self._analyze(text)).items():
+            (old, old_counts), (new, new_counts) = self._base.of(word), self._tail.of(word)
+            rows = np.concatenate([old, new + first_of_tail]) if len(new) else old
+            counts = np.concatenate([old_counts, new_counts]) if len(new) else old_counts
+            if not self._none_gone:
+                here = self._present[rows]
+                rows, counts = rows[here], counts[here]
+            if len(rows):
+                idf = np.log1p((present - len(rows) + 0.5) / (len(rows) + 0.5))
+                norm = k1 * (1 - b + b * self._lengths[rows] / mean)
+                scores[rows] += np.float32(repeated * idf) * (counts / (counts + norm))
+        return scores
+
+    def rarity(self, text: str) -> list[float]:
+        """The idf of each word of a query, as a share of the greatest possible: 1 where nobody has it."""
+        present = max(self._documents, 1)
+        top = np.log1p((present + 0.5) / 0.5)
+        shares = []
+        for word in dict.fromkeys(self._analyze(text)):
+            having = sum(len(postings.of(word)[0]) for postings in (self._base, self._tail))
+            having = min(having, present)
+            shares.append(float(np.log1p((present - having + 0.5) / (having + 0.5)) / top))
+        return shares
+
+
+def open_postings(corpus: Corpus, settings: LexicalSettings, store: ArtifactStore) -> Postings:
+    """The postings of a corpus: an artifact, keyed by the corpus and by what cuts its words."""
+    if not len(corpus):
+        return Postings.build([])
+    digest = content_hash(settings.model_dump(include={"language", "stop_words"}), _WORDS_VERSION)
+    key = f"indexes/{corpus.key.split('/')[-1]}-words-{digest}"
+
+    def build(_: list[str]) -> None:
+        analyze = Analyzer(settings)
+        built = Postings.build(analyze(document.content) for document in corpus.stream())
+        for name in _FILES:
+            store.put(key, name, partial(built.save, name))
+        store.commit(key, {"kind": "words", "corpus": corpus.key, "settings": settings.model_dump()})
+
+    build_missing(store, [key], build)
+    return Postings.load(store.fetch(key))

@@ -1,0 +1,40 @@
+"""The part of a document that shows why it was found."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from routerretriever.index.words import Analyzer
+
+
+class Snippet(NamedTuple):
+    """A part of a text, and where in it the query's words stand."""
+
+    text: str
+    highlights: tuple[tuple[int, int], ...]
+    """First and last + 1 character of each word, counted from the start of the part."""
+
+
+def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snippet:
+    """The stretch of at most ``length`` characters with most different words of the query.
+
+    It begins at a word. Without any of the words it is the beginning of the text.
+    """
+    wanted = set(analyze(query))
+    places = [(start, stop, word) for word, start, stop in analyze.spans(text) if word in wanted]
+    best, most = 0, 0
+    last = 0
+    for first, (start, _, _) in enumerate(places):
+        last = max(last, first)
+        while last < len(places) and places[last][1] <= start + length:
+            last += 1
+        different = len({word for _, _, word in places[first:last]})
+        if different > most:
+            best, most = start, different
+    if best + length > len(text):
+        best = max(0, len(text) - length)
+        while best and text[best - 1 : best].strip() and best < len(text) - 1:
+            best += 1  # to the next word
+    stop = best + length
+    marks = sorted({(start - best, end - best) for start, end, _ in places if best <= start and end <= stop})
+    return Snippet(text[best:stop], tuple(marks))
