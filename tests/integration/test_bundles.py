@@ -9,7 +9,7 @@ from routerretriever import RouterRetriever
 from routerretriever.bundle.manifest import read_manifest
 from routerretriever.errors import BundleError
 from routerretriever.methods.experts import Experts
-from routerretriever.registry.registry import fetch_bundle
+from routerretriever.registry.loading import fetch_bundle
 from routerretriever.types import BASE
 
 pytestmark = pytest.mark.integration

@@ -28,7 +28,7 @@ from routerretriever.runtime.metrics import (
     STORAGE_RETRIES,
     TRAINING_STEPS,
     WORKERS_REPLACED,
-    count,
+    increment,
 )
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.run import deploy
@@ -257,7 +257,7 @@ def test_prometheus_has_every_name_that_the_dashboard_asks_for(service):
     asked = set(re.findall(r"\bray_\w+", dashboard)) - {"ray_node_gpus_utilization"}
     # What happens in runs, or seldom, happens here: it is Ray's way with names that is looked at.
     for name in (DOCUMENTS_ENCODED, QUERIES_SCORED, TRAINING_STEPS, STORAGE_RETRIES, WORKERS_REPLACED):
-        count(name)
+        increment(name)
     metrics = Metrics()
     metrics.fallback_queries.inc(1)
     metrics.shadows.inc(1, {"outcome": "failed"})

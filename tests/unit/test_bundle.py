@@ -9,19 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from routerretriever import RouterRetriever
-from routerretriever.adapters.settings import LoraSettings
+from routerretriever.adapters.lora import LoraSettings
+from routerretriever.adapters.tower import load_tower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, ServiceFacts, write_bundle
 from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries
 from routerretriever.config.registry import RegistrySettings
-from routerretriever.encoder.encoder import load_encoder
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import BundleError
 from routerretriever.registry.registry import Registry, RunRecord
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.settings import RoutingSettings
-from routerretriever.training.experts import open_expert
+from routerretriever.training.expert import open_expert
 from routerretriever.training.settings import TrainingSettings
 
 ENCODER = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
@@ -35,7 +35,7 @@ QUERIES = ["where is the fig", "an apple"]
 def made(tmp_path_factory):
     """A storage with one expert, and the parts of a bundle."""
     store = ArtifactStore.open(str(tmp_path_factory.mktemp("made") / "storage"))
-    encoder = load_encoder(ENCODER)
+    encoder = load_tower(ENCODER)
     encoder.add_adapter("fruit", LoraSettings())
     folder = tmp_path_factory.mktemp("adapter")
     encoder.save_adapter("fruit", folder)

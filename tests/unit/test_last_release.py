@@ -15,7 +15,7 @@ from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import read_validation_queries
 from routerretriever.corpus.artifact import open_corpus
-from routerretriever.training.experts import open_expert
+from routerretriever.training.expert import open_expert
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format2"
 

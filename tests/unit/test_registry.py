@@ -11,7 +11,6 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import free_port, tiny_recipe
 from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.registry import RegistrySettings
@@ -19,6 +18,8 @@ from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, R
 from routerretriever.registry.connection import open_to_write, present_location
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
+from routerretriever.serving.deployments.run import free_port
+from support.recipes import tiny_recipe
 
 NAME = "tiny"
 
