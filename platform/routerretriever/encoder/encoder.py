@@ -252,11 +252,30 @@ class Encoder:
         )
         return self._tokenize([f"{self.settings.query_prompt}{text}" for text in texts], limit)
 
-    def tokenize_documents(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, unpadded."""
         assert self.settings.document_max_length is not None
         prompted = [f"{self.settings.document_prompt}{text}" for text in texts]
-        return self._tokenize(prompted, max_length or self.settings.document_max_length)
+        return self._tokenize(prompted, self.settings.document_max_length)
+
+    def are_cut(self, texts: Sequence[str], rows: Sequence[Sequence[int]], documents: bool) -> list[bool]:
+        """Which texts are longer than what is read of them.
+
+        Args:
+            texts: queries or documents.
+            rows: their token ids, as they are read.
+            documents: whether they are documents.
+        """
+        prompt = self.settings.document_prompt if documents else self.settings.query_prompt
+        limit = self.settings.document_max_length if documents else self._query_limit
+        assert limit is not None
+        # One that is as long as it may be ended there, or was cut: with room for one more it tells.
+        full = [position for position, row in enumerate(rows) if len(row) >= limit]
+        longer = self._tokenize([f"{prompt}{texts[position]}" for position in full], limit + 1)
+        cut = [False] * len(texts)
+        for position, row in zip(full, longer, strict=True):
+            cut[position] = len(row) > limit
+        return cut
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
