@@ -258,6 +258,12 @@ class Encoder:
         prompted = [f"{self.settings.document_prompt}{text}" for text in texts]
         return self._tokenize(prompted, self.settings.document_max_length)
 
+    def limit(self, documents: bool) -> int:
+        """Tokens that are read of a query or a document, its prompt among them."""
+        limit = self.settings.document_max_length if documents else self._query_limit
+        assert limit is not None
+        return limit
+
     def are_cut(self, texts: Sequence[str], rows: Sequence[Sequence[int]], documents: bool) -> list[bool]:
         """Which texts are longer than what is read of them.
 
@@ -267,8 +273,7 @@ class Encoder:
             documents: whether they are documents.
         """
         prompt = self.settings.document_prompt if documents else self.settings.query_prompt
-        limit = self.settings.document_max_length if documents else self._query_limit
-        assert limit is not None
+        limit = self.limit(documents)
         # One that is as long as it may be ended there, or was cut: with room for one more it tells.
         full = [position for position, row in enumerate(rows) if len(row) >= limit]
         longer = self._tokenize([f"{prompt}{texts[position]}" for position in full], limit + 1)

@@ -179,9 +179,9 @@ class Engine:
 
     def _cost(self, text: str, model: str) -> int:
         """About how many tokens will be read of a text."""
-        settings = self.bundle.encoder.settings
-        longest = settings.document_max_length if model == DOCUMENT_MODEL else settings.query_max_length
-        return min(longest, 2 + len(text.encode()) // _BYTES_PER_TOKEN)
+        return min(
+            self.bundle.encoder.limit(model == DOCUMENT_MODEL), 2 + len(text.encode()) // _BYTES_PER_TOKEN
+        )
 
     def _count_lookups(self, hits: int, misses: int) -> None:
         for outcome, count in (("hit", hits), ("miss", misses)):
