@@ -17,8 +17,7 @@ from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
-
-from tests.support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
+from support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
 
 TEXTS = ["the quick brown fox", "a", "copper and zinc over the lazy dog and a long long text for the query",
          "a b " * 30]  # fmt: skip
