@@ -18,7 +18,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.bundle.build import ServiceFacts
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.pipeline.pipeline import Pipeline

@@ -26,7 +26,7 @@ import pyarrow.parquet as parquet
 import typer
 from numpy.typing import NDArray
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.bundle.build import ServiceFacts
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus, documents_file, embeddings_file, open_corpus

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from routerretriever.bundle.bundle import ServiceFacts
+from routerretriever.bundle.build import BundleParts, ServiceFacts
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
-from routerretriever.evaluation.evaluate import ROUTED
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.registry.registry import Registry
+from routerretriever.registry.registry import Registry, RunRecord
+from routerretriever.reports.tables import as_dict
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import set_up
@@ -98,11 +98,12 @@ def released_beside(
     settings = recipe.registry.model_copy(update={"name": f"{recipe.registry.name}-{name}"})
     update = {"registry": settings, "routing": routing or recipe.routing}
     recipe = recipe.model_copy(update=update)
-    registry = Registry(recipe, pipeline.store)
-    registry.register_bundle(
-        recipe, router or pipeline.router, experts or pipeline.experts, pipeline.evaluation, ROUTED, facts,
-        pipeline.store,
+    registry = Registry(recipe.registry, pipeline.store)
+    parts = BundleParts(
+        recipe.model_dump(mode="json"), recipe.encoder, recipe.routing, router or pipeline.router,
+        experts or pipeline.experts, as_dict(pipeline.evaluation), facts,
     )  # fmt: skip
+    registry.register_bundle(parts, RunRecord())
     # Named, since the variant may be served with another storage.
     settings = settings.model_copy(update={"tracking_uri": registry.tracking_uri})
     return recipe.model_copy(update={"registry": settings})

@@ -48,7 +48,7 @@ def main(
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
     second = pipeline.register(release=False).version
     collection = pipeline.recipe.expert_domains[0]

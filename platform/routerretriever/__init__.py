@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from routerretriever.bundle.bundle import RouterRetriever
+    from routerretriever.bundle.model import RouterRetriever
     from routerretriever.config.loading import load_recipe
     from routerretriever.config.recipe import Recipe
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "RouterRetriever":
-        from routerretriever.bundle.bundle import RouterRetriever
+        from routerretriever.bundle.model import RouterRetriever
 
         return RouterRetriever
     if name in ("Recipe", "load_recipe"):

@@ -6,7 +6,15 @@ command line prints one line. Any other exception is our own mistake and is show
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URIs have lost their user names and passwords."""
+    return _CREDENTIALS.sub("***@", text)
 
 
 class RouterRetrieverError(Exception):
@@ -14,6 +22,9 @@ class RouterRetrieverError(Exception):
 
     field: str | None = None
     """The setting or request field that is at fault, if it is one."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class BadInput(RouterRetrieverError):

@@ -34,7 +34,7 @@ def run(storage):
 def test_the_main_job_ends_with_an_answer_over_http(run):
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert "expert     tenancy" in run.stdout
-    assert "bundle models:/routerretriever@champion (version 1" in run.stdout
+    assert "bundle models:/sample@champion (version 1" in run.stdout
     assert "Traceback" not in run.stdout + run.stderr
 
 

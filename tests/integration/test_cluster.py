@@ -13,7 +13,7 @@ import ray
 from conftest import WORDS, tiny_recipe, write_collection
 from routerretriever.config.recipe import Recipe
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, WORKERS_REPLACED, count, take
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, WORKERS_REPLACED, drain, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
 from routerretriever.settings import PoolSettings
@@ -70,12 +70,12 @@ def test_a_lost_worker_is_replaced_and_counted_and_no_shard_is_missing(one_node,
                 (tmp_path / "died").touch()
                 os._exit(1)
             (tmp_path / f"done-{row['shard']}").touch()
-            count(DOCUMENTS_ENCODED, 10)
+            increment(DOCUMENTS_ENCODED, 10)
 
-    take()
+    drain()
     run_shards([{"shard": shard} for shard in range(5)], Worker, {}, PoolSettings(workers=1), "working")
     assert len(list(tmp_path.glob("done-*"))) == 5
-    counts = take()
+    counts = drain()
     assert counts[WORKERS_REPLACED] == 1
     # What a worker had counted and not yet handed over goes with it.
     assert 40 <= counts[DOCUMENTS_ENCODED] <= 50

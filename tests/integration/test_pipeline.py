@@ -18,7 +18,7 @@ import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from routerretriever import RouterRetriever
-from routerretriever.bundle.bundle import read_manifest
+from routerretriever.bundle.manifest import read_manifest
 from routerretriever.cli.main import main
 from routerretriever.config.loading import load_recipe, parse_recipe
 from routerretriever.errors import BundleError, RecipeError, TrainingFailed
@@ -27,7 +27,8 @@ from routerretriever.index.dense import open_index
 from routerretriever.measures import measure
 from routerretriever.pipeline.domains import add_domain, remove_domain
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.registry.registry import Registry, fetch_bundle
+from routerretriever.registry.loading import fetch_bundle
+from routerretriever.registry.registry import Registry
 from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED
 from routerretriever.studies.reproduction import reproduce
 from routerretriever.types import BASE
@@ -57,7 +58,7 @@ def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(done):
 def test_mlflow_keeps_what_the_run_took_and_counted(done):
     pipeline, registered, _ = done
     client = mlflow.MlflowClient(registered.tracking_uri)
-    version = client.get_model_version("routerretriever", str(registered.version))
+    version = client.get_model_version("tiny", str(registered.version))
     kept = client.get_run(version.run_id).data.metrics
     documents = sum(len(corpus) for corpus in pipeline.corpora.values())
     assert kept["counts/documents_encoded"] == documents
@@ -378,7 +379,7 @@ def test_experts_without_a_test_set_are_registered_and_shown_on_the_others(done,
     zero_shot = Pipeline(parse_recipe(pipeline.recipe.model_dump(mode="json") | changes))
     registered = zero_shot.register()
     assert zero_shot.evaluation.datasets == ["sport"]
-    (bundle,) = Registry(zero_shot.recipe, zero_shot.store).bundles()
+    (bundle,) = Registry(zero_shot.recipe.registry, zero_shot.store).bundles()
     assert (bundle.version, bundle.ndcg_at_10) == (registered.version, "")
     page = (zero_shot.report_folder / "evaluation.html").read_text()
     assert "sport" in page

@@ -29,7 +29,7 @@ from routerretriever.runtime.metrics import (
     STORAGE_RETRIES,
     TRAINING_STEPS,
     WORKERS_REPLACED,
-    count,
+    increment,
 )
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.run import deploy
@@ -56,7 +56,7 @@ def served(done, merge="weights", **serving) -> Pipeline:
     values["routing"] |= {"merge": merge}
     values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
-    Registry(changed.recipe, changed.store).release(registered.version)
+    Registry(changed.recipe.registry, changed.store).release(registered.version)
     return changed
 
 
@@ -87,7 +87,7 @@ def url(service):
 @pytest.fixture(scope="module")
 def model(done):
     _, registered, _ = done
-    return RouterRetriever.load(f"models:/routerretriever/{registered.version}", registered.tracking_uri)
+    return RouterRetriever.load(f"models:/tiny/{registered.version}", registered.tracking_uri)
 
 
 def test_search_answers_with_the_expert_and_the_documents(service, model):
@@ -167,7 +167,7 @@ def test_documents_come_change_and_go(service, model):
 
 def test_a_release_is_followed_under_load_and_rolled_back(service, url):
     pipeline, client = service
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
     values = pipeline.recipe.model_dump(mode="json")
     values["routing"] = {"router": "uniform", "gate": None}
@@ -199,7 +199,7 @@ def test_a_release_is_followed_under_load_and_rolled_back(service, url):
 
 def test_a_challenger_gets_its_share(service):
     pipeline, client = service
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     first, second = registry.released(), max(bundle.version for bundle in registry.bundles())
     assert first != second
 
@@ -226,7 +226,7 @@ def test_a_challenger_gets_its_share(service):
 
 def test_a_bad_release_is_refused_and_the_old_one_goes_on(service):
     pipeline, client = service
-    registry = Registry(pipeline.recipe, pipeline.store)
+    registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
     values = pipeline.recipe.model_dump(mode="json")
     values["routing"] = {"router": "fixed", "expert": "fruit", "gate": None}
@@ -265,7 +265,7 @@ def test_prometheus_has_every_name_that_the_dashboard_asks_for(service):
     asked = set(re.findall(r"\bray_\w+", dashboard)) - {"ray_node_gpus_utilization"}
     # What happens in runs, or seldom, happens here: it is Ray's way with names that is looked at.
     for name in (DOCUMENTS_ENCODED, QUERIES_SCORED, TRAINING_STEPS, STORAGE_RETRIES, WORKERS_REPLACED):
-        count(name)
+        increment(name)
     metrics = Metrics()
     metrics.fallback_queries.inc(1)
     metrics.shadows.inc(1, {"outcome": "failed"})
@@ -319,7 +319,7 @@ def test_experts_of_their_own_answer_the_same_and_come_and_go(service, done):
             "fruit": {"RUNNING": 1},
             "metal": {"RUNNING": 1},
         }
-        registry = Registry(pipeline.recipe, pipeline.store)
+        registry = Registry(pipeline.recipe.registry, pipeline.store)
         _, mixes_adapters, _ = done
         registry.release(mixes_adapters.version)
         wait_until(lambda: "routing.merge" in client.service().refused.get(mixes_adapters.version, ""))

@@ -5,10 +5,11 @@ from routerretriever.runtime.metrics import (
     DOCUMENTS_ENCODED,
     QUERIES_SCORED,
     STORAGE_RETRIES,
-    carry,
-    count,
+    drain,
+    export_to,
     figures,
-    take,
+    increment,
+    merge,
 )
 
 
@@ -29,14 +30,14 @@ def test_a_steps_time_leaves_out_the_steps_that_it_waited_for(monkeypatch):
 
 
 def test_what_steps_counted_here_and_elsewhere_becomes_the_runs_figures():
-    take()
+    drain()
     clock = console.StepClock()
     with clock.step("score"):
         with clock.step("encode"):
-            carry({DOCUMENTS_ENCODED: 60})
-            count(DOCUMENTS_ENCODED, 40)
-        count(STORAGE_RETRIES)
-    assert take() == {}
+            merge({DOCUMENTS_ENCODED: 60})
+            increment(DOCUMENTS_ENCODED, 40)
+        increment(STORAGE_RETRIES)
+    assert drain() == {}
     kept = figures({"encode": 4.0, "score": 2.0}, clock.counts)
     assert kept["seconds/encode"] == 4
     assert kept["counts/documents_encoded"] == 100
@@ -57,3 +58,15 @@ def test_plain_log_lines_carry_the_runs_id(capsys):
         console.set_up(quiet=False)
         console.log.handlers[:], console.log.propagate = before
         console.log.setLevel(logging.NOTSET)
+
+
+def test_what_is_counted_here_is_exported_and_what_others_counted_is_not():
+    exported = []
+    export_to(lambda name, amount: exported.append((name, amount)))
+    try:
+        increment(DOCUMENTS_ENCODED, 3)
+        merge({DOCUMENTS_ENCODED: 5})
+    finally:
+        export_to(None)
+    assert exported == [(DOCUMENTS_ENCODED, 3)]
+    assert drain() == {DOCUMENTS_ENCODED: 8}

@@ -1,7 +1,9 @@
+import socket
+
 import pytest
-from routerretriever.errors import RouterRetrieverError
+from routerretriever.errors import RouterRetrieverError, Unavailable
 from routerretriever.runtime import cluster
-from routerretriever.runtime.cluster import room_for
+from routerretriever.runtime.cluster import require_answer, room_for
 from routerretriever.training.settings import TrainingSettings
 
 LAPTOP = [{"CPU": 2.0}]
@@ -65,3 +67,14 @@ def test_resources_do_not_change_what_an_expert_is():
     one = TrainingSettings()
     other = TrainingSettings(cpus_per_worker=4, gpus_per_worker=0.25, at_once=3, max_failures=9)
     assert one.identity() == other.identity()
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        require_answer(f"127.0.0.1:{port}")
+        require_answer(f"ray://127.0.0.1:{port}")
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(Unavailable, match=rf"RAY_ADDRESS: {address}: no Ray cluster answers there"):
+            require_answer(address)
+    require_answer("auto")

@@ -1,40 +1,196 @@
+"""The registry on MLflow: what it writes, and that reading writes nothing."""
+
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import pandas as pd
 import pytest
 from conftest import free_port, tiny_recipe
+from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.errors import RegistryError, RouterRetrieverError
+from routerretriever.config.registry import RegistrySettings
+from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, RouterRetrieverError
+from routerretriever.registry.connection import open_to_write, present_location
+from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
+
+NAME = "tiny"
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """A fresh MLflow database, which takes seconds to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    open_to_write(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+def open_registry(root, **settings):
+    settings = RegistrySettings(**{"name": NAME, **settings})
+    return Registry(settings, ArtifactStore.open(str(root / "storage")))
+
+
+@pytest.fixture
+def add_versions(empty_database):
+    return partial(_add_versions, empty_database)
+
+
+def _add_versions(empty_database, registry, *recipes):
+    path = Path(registry.tracking_uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(empty_database, path)
+    client = open_to_write(registry.tracking_uri)
+    registry._ensure_model(NAME, "a model")
+    for recipe in recipes:
+        tags = {"experts": "fruit", **({"recipe": recipe} if recipe else {})}
+        client.create_model_version(NAME, "/nowhere", tags=tags)
+
+
+def everything(folder):
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def test_a_registry_that_is_away_is_told_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = f"http://127.0.0.1:{free_port()}"
-    recipe = tiny_recipe(tmp_path, registry={"tracking_uri": uri})
     with pytest.raises(RegistryError, match=rf"(?s)tracking_uri: {uri}: .*run the same command"):
-        Registry(recipe, ArtifactStore.open(recipe.storage))
+        open_registry(tmp_path, tracking_uri=uri).bundles()
 
 
-def test_releases_roll_back_and_challengers_come_and_go(tmp_path):
-    recipe = tiny_recipe(tmp_path)
-    registry = Registry(recipe, ArtifactStore.open(recipe.storage))
+def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
     assert registry.released() is None
     with pytest.raises(RouterRetrieverError, match="nothing was released before"):
         registry.roll_back()
-    registry._ensure_model("routerretriever")
-    for _ in range(3):
-        registry._client.create_model_version("routerretriever", str(tmp_path), tags={"experts": "fruit"})
-    registry.release(1)
-    registry.release(3)
-    registry.release(3)  # changes nothing, and forgets nothing
+    add_versions(registry, "", "", "")
+    assert registry.release(1) is None
+    assert registry.release(3) == 1
+    assert registry.release(3) == 3  # changes nothing, and forgets nothing
     assert registry.roll_back() == 1
     assert registry.released() == 1
     assert registry.roll_back() == 3
     assert [bundle.version for bundle in registry.bundles()] == [3, 2, 1]
-    with pytest.raises(RouterRetrieverError, match="no version 4"):
+    with pytest.raises(NotFound, match="no version 4"):
         registry.release(4)
-    with pytest.raises(RouterRetrieverError, match="no version 4"):
+    with pytest.raises(NotFound, match="no version 4"):
         registry.challenge(4)
     registry.challenge(2)
     assert registry.challenger() == 2
     registry.challenge(None)
     registry.challenge(None)
     assert (registry.challenger(), registry.released()) == (None, 3)
+
+
+def test_the_alias_of_another_recipe_is_moved_only_when_told_to(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
+    add_versions(registry, "ours", "theirs", "")
+    registry.release(1)
+    with pytest.raises(Refused, match=r"version 1, made by recipe 'ours'; version 2 .*'theirs'.*--take-over"):
+        registry.release(2)
+    assert registry.released() == 1
+    assert registry.release(2, take_over=True) == 1
+    registry.release(3)  # as old as before recipes were noted
+    assert registry.released() == 3
+
+
+def test_reading_creates_nothing_and_changes_nothing(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
+    (tmp_path / "storage").mkdir(exist_ok=True)
+    before = everything(tmp_path)
+    assert (registry.bundles(), registry.released(), registry.challenger()) == ([], None, None)
+    assert everything(tmp_path) == before
+    add_versions(registry, "ours")
+    state = mlflow.get_tracking_uri(), mlflow.get_registry_uri(), dict(os.environ)
+    level = logging.getLogger("mlflow").level
+    before = everything(tmp_path)
+    reader = open_registry(tmp_path)
+    assert [bundle.recipe for bundle in reader.bundles()] == ["ours"]
+    assert reader.released() is None
+    with pytest.raises(NotFound, match="not in the registry"):
+        RouterRetriever.load(f"models:/{NAME}@champion", registry.tracking_uri)
+    assert everything(tmp_path) == before
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), dict(os.environ)) == state
+    assert logging.getLogger("mlflow").level == level
+
+
+def test_a_database_of_another_mlflow_is_refused_until_it_is_migrated(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
+    with pytest.raises(NotFound, match="no database to migrate"):
+        registry.migrate()
+    add_versions(registry, "ours")
+    assert registry.migrate() is False
+    with sqlite3.connect(tmp_path / "storage" / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'c48cb773bb87'")
+    before = everything(tmp_path)
+    for read in (registry.bundles, registry.released):
+        with pytest.raises(Refused, match=r"revision c48cb773bb87.*routerretriever migrate"):
+            read()
+    assert everything(tmp_path) == before
+
+
+def test_no_password_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"http://anna:planted@127.0.0.1:{free_port()}"
+    with pytest.raises(RegistryError) as told:
+        open_registry(tmp_path, tracking_uri=uri).bundles()
+    assert "planted" not in str(told.value)
+    with pytest.raises(RegistryError) as told:
+        open_registry(tmp_path, tracking_uri="postgresql://anna:planted@127.0.0.1:1/x").bundles()
+    assert "planted" not in str(told.value)
+    recipe = tiny_recipe(tmp_path, registry={"tracking_uri": uri})
+    assert "planted" not in recipe.model_dump_json()
+    assert recipe.registry.tracking_uri == uri
+
+
+def test_a_recipe_registers_under_its_own_name_unless_it_names_another(tmp_path):
+    assert tiny_recipe(tmp_path).registry.name == "tiny"
+    assert tiny_recipe(tmp_path, registry={"alias": "live"}).registry.name == "tiny"
+    assert tiny_recipe(tmp_path, registry={"name": "shared"}).registry.name == "shared"
+
+
+def test_files_of_a_moved_storage_are_found_where_it_is_now(tmp_path):
+    (tmp_path / "old/mlflow-artifacts/models/m").mkdir(parents=True)
+    location = (tmp_path / "old/mlflow-artifacts/models/m").as_uri()
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    assert present_location(location, uri) == location
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    assert present_location(location, uri) == (tmp_path / "new/mlflow-artifacts/models/m").as_uri()
+    shutil.rmtree(tmp_path / "new")
+    with pytest.raises(BadInput, match=r"mlflow-artifacts/models/m: .*restore"):
+        present_location(location, uri)
+    assert present_location("s3://bucket/m", uri) == "s3://bucket/m"
+
+
+def test_a_pyfunc_takes_texts_or_a_table_with_a_text_column():
+    assert texts_of(["a", "b"]) == ["a", "b"]
+    assert texts_of("a") == ["a"]
+    assert texts_of(pd.DataFrame({"id": ["q1"], "text": ["a"]})) == ["a"]
+    assert texts_of(pd.DataFrame(["a"])) == ["a"]
+    with pytest.raises(BadInput, match=r"no column 'text' \(found: id, query\)"):
+        texts_of(pd.DataFrame({"id": ["q1"], "query": ["a"]}))
+    with pytest.raises(BadInput, match="row 1: found int"):
+        texts_of(["a", 2])
+
+
+def test_runs_that_register_at_once_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr("routerretriever.registry.registry._POLL_SECONDS", 0.01)
+    inside, most = [], []
+
+    def register():
+        with open_registry(tmp_path)._alone():
+            inside.append(1)
+            most.append(len(inside))
+            inside.pop()
+
+    threads = [threading.Thread(target=register) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import ValidationQuery
+from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.client.client import AsyncClient, Client, ServiceError
 from routerretriever.client.langchain import RoutedEmbeddings
 from routerretriever.client.schemas import (

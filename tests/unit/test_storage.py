@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from routerretriever.artifacts import filesystem as file_system
+from routerretriever.artifacts import leases as leasing
 from routerretriever.artifacts import store as storage
-from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.artifacts.leases import Leases
+from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing, StorageError
 from routerretriever.measures import mean_ndcg, measure
-from routerretriever.runtime.metrics import STORAGE_RETRIES, take
+from routerretriever.runtime.metrics import STORAGE_RETRIES, drain
 
 KEY = "kind/one"
 
@@ -47,7 +50,7 @@ def make(store, key=KEY, **files):
 
 
 def overwrite(store, name, text):
-    filesystem, root = store._filesystem()
+    filesystem, root = store.files.resolve()
     filesystem.pipe_file(f"{root}/{name}", text.encode())
 
 
@@ -89,7 +92,7 @@ def test_an_altered_file_is_named_and_refused_and_only_it_is_made_again(store, t
         store.put(KEY, "b", write("two"))
         store.commit(KEY, {"kind": "test"})
 
-    build_missing(store, [KEY], mend)
+    build_keys(store, [KEY], mend)
     assert (store.fetch(KEY) / "b").read_text() == "two"
     assert len(told) == 1
     assert "made again" in told[0]
@@ -97,7 +100,7 @@ def test_an_altered_file_is_named_and_refused_and_only_it_is_made_again(store, t
 
 def test_a_lost_file_is_named(store):
     make(store)
-    filesystem, root = store._filesystem()
+    filesystem, root = store.files.resolve()
     filesystem.rm(f"{root}/{KEY}/a")
     with pytest.raises(ArtifactDamaged, match=r"a$"):
         store.fetch(KEY)
@@ -164,14 +167,14 @@ def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypat
             raise OSError(failures.pop(), "for a while")
         path.write_text("hello")
 
-    take()
+    drain()
     store.put("a", "file", flicker)
-    assert take() == {STORAGE_RETRIES: 2}
+    assert drain() == {STORAGE_RETRIES: 2}
     store.commit("a", {})
     assert (store.fetch("a") / "file").read_text() == "hello"
     assert len(told) == 1
     assert "trying again" in told[0]
-    monkeypatch.setattr(storage, "_RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(file_system, "_RETRY_SECONDS", 0.5)
     failures += [errno.EIO] * 100
     with pytest.raises(StorageError, match="for a while"):
         store.put("a", "file", flicker)
@@ -208,7 +211,7 @@ def test_a_file_uri_is_a_folder(tmp_path):
 
 @pytest.mark.parametrize("store", ["folder", "s3://bucket/", "gs://bucket/"], indirect=True)
 def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
-    monkeypatch.setattr(storage, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(storage, "_POLL_SECONDS", 0.02)
     made, runs, gate = [], 4, threading.Barrier(4)
     keys = ["kind/one", "kind/two"]
 
@@ -219,7 +222,7 @@ def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
 
     def run():
         gate.wait()
-        build_missing(store, keys, make_all)
+        build_keys(store, keys, make_all)
         assert all(store.exists(key) for key in keys)
 
     threads = [threading.Thread(target=run) for _ in range(runs)]
@@ -228,13 +231,13 @@ def test_of_many_runs_that_need_the_same_one_makes_it(store, monkeypatch):
     for thread in threads:
         thread.join()
     assert sorted(made) == sorted(keys)
-    filesystem, root = store._filesystem()
-    assert not filesystem.find(f"{root}/claims")
+    filesystem, root = store.files.resolve()
+    assert not filesystem.find(f"{root}/leases")
     assert not filesystem.find(f"{root}/hashes")
 
 
 def test_what_another_run_fails_to_make_is_taken_over(store, monkeypatch):
-    monkeypatch.setattr(storage, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(storage, "_POLL_SECONDS", 0.02)
     claimed, asked = threading.Event(), threading.Event()
 
     def fail(_):
@@ -244,25 +247,26 @@ def test_what_another_run_fails_to_make_is_taken_over(store, monkeypatch):
 
     def first():
         with pytest.raises(RuntimeError, match="lost"):
-            build_missing(store, [KEY], fail)
+            build_keys(store, [KEY], fail)
 
     thread = threading.Thread(target=first)
     thread.start()
     assert claimed.wait(10)
-    with store.lease([KEY], {}) as mine:
+    with Leases(store.files).hold([KEY]) as mine:
         assert mine == []
     asked.set()
-    build_missing(store, [KEY], lambda keys: make(store))
+    build_keys(store, [KEY], lambda keys: make(store))
     thread.join()
     assert store.exists(KEY)
 
 
-def test_the_claim_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
+def test_the_lease_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
     store = ArtifactStore.open(str(tmp_path))
     code = (
-        "import os, sys; from routerretriever.artifacts.store import ArtifactStore\n"
-        "store = ArtifactStore.open(sys.argv[1])\n"
-        f"with store.lease([{KEY!r}], {{}}) as mine: print(mine, flush=True); os._exit(9)"
+        "import os, sys\n"
+        "from routerretriever.artifacts.filesystem import FileSystem\n"
+        "from routerretriever.artifacts.leases import Leases\n"
+        f"with Leases(FileSystem(sys.argv[1])).hold([{KEY!r}]) as mine: print(mine, flush=True); os._exit(9)"
     )
     path = str(Path(storage.__file__).parents[2])
     died = subprocess.run(
@@ -273,26 +277,26 @@ def test_the_claim_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
         check=False,
     )
     assert (died.returncode, died.stdout) == (9, f"[{KEY!r}]\n")
-    with store.lease([KEY], {}) as mine:
+    with Leases(store.files).hold([KEY]) as mine:
         assert mine == [KEY]
 
 
-def test_a_claim_of_another_machine_is_taken_over_once_it_beats_no_more(store, monkeypatch):
+def test_a_lease_of_another_machine_is_taken_over_once_it_is_renewed_no_more(store, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
-    notes = {}
+    monkeypatch.setattr(leasing.time, "monotonic", lambda: clock[0])
+    waiting = Leases(store.files)
     for beat in range(3):
-        store._write(f"claims/{KEY}", f"elsewhere:1:abc {beat}".encode())
-        clock[0] += storage._CLAIM_SECONDS
-        with store.lease([KEY], notes) as mine:
+        store.files.write(f"leases/{KEY}", f"elsewhere:1:abc {beat}".encode())
+        clock[0] += leasing._EXPIRE_SECONDS
+        with waiting.hold([KEY]) as mine:
             assert mine == []
-    clock[0] += storage._CLAIM_SECONDS + 1
-    with store.lease([KEY], notes) as mine:
+    clock[0] += leasing._EXPIRE_SECONDS + 1
+    with waiting.hold([KEY]) as mine:
         assert mine == [KEY]
 
 
-def test_a_claim_is_renewed_while_its_block_runs(store, monkeypatch):
-    monkeypatch.setattr(storage, "_BEAT_SECONDS", 0.01)
+def test_a_lease_is_renewed_while_its_block_runs(store, monkeypatch):
+    monkeypatch.setattr(leasing, "_RENEW_SECONDS", 0.01)
     renewed = threading.Event()
     written = []
 
@@ -300,12 +304,12 @@ def test_a_claim_is_renewed_while_its_block_runs(store, monkeypatch):
         written.append((path, content))
         renewed.set()
 
-    with store.lease([KEY], {}):
-        first = store._read(f"claims/{KEY}")
-        monkeypatch.setattr(ArtifactStore, "_write", note)
+    with Leases(store.files).hold([KEY]):
+        first = store.files.read(f"leases/{KEY}")
+        monkeypatch.setattr(file_system.FileSystem, "write", note)
         assert renewed.wait(10)
     path, content = written[0]
-    assert path == f"claims/{KEY}"
+    assert path == f"leases/{KEY}"
     assert content != first
     assert content.split()[0] == first.split()[0]
 

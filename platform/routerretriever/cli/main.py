@@ -262,6 +262,9 @@ def release(
     retry: Annotated[
         bool, typer.Option("--retry", help="Have running services try bundles again that they refused.")
     ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also if another recipe made what is released now.")
+    ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -279,8 +282,9 @@ def release(
         registry.challenge(version)
         console.print(f"{registry.bundle_uri} is challenged by version {version}")
     else:
-        registry.release(version)
-        console.print(f"{registry.bundle_uri} is version {version}")
+        before = registry.release(version, take_over)
+        replaced = f", before {before}" if before not in (None, version) else ""
+        console.print(f"{registry.bundle_uri} is version {version}{replaced}")
 
 
 @app.command()
@@ -301,6 +305,15 @@ def rollback(
         console.print(f"{registry.bundle_uri} has no challenger")
     else:
         console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
+
+
+@app.command()
+def migrate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Bring the recipe's MLflow database to the installed MLflow's schema; copy it first."""
+    from routerretriever.runtime.progress import console
+
+    changed = _registry(recipe, overrides, quiet).migrate()
+    console.print("migrated" if changed else "nothing to do: the database is up to date")
 
 
 @app.command()
@@ -426,7 +439,8 @@ def _registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registr
 
     _set_up(quiet)
     settings = load_recipe(recipe, overrides)
-    return Registry(settings, ArtifactStore.open(settings.storage))
+    store = ArtifactStore.open(settings.storage)
+    return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
 
 
 def _retry_refused(recipe: Path, overrides: list[str] | None, quiet: bool) -> None:

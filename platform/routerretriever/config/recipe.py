@@ -7,7 +7,7 @@ name of the field. Nothing heavy is imported here: ``routerretriever --help`` st
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -50,6 +50,14 @@ class Recipe(Settings):
     serving: ServingSettings = ServingSettings()
     question: str | None = None
     """What ``run`` asks the service at the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_model(cls, values: Any) -> Any:
+        # Two recipes on one MLflow server must not take each other's alias over.
+        if isinstance(values, dict) and isinstance(values.get("registry", {}), dict) and "name" in values:
+            values = {**values, "registry": {"name": values["name"], **values.get("registry", {})}}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -17,7 +17,7 @@ from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import DatasetError
-from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, count
+from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
 
@@ -123,7 +123,7 @@ class _ShardEncoder(ShardWorker):
         ]
         vectors = self._encoder.encode_documents(texts)
         self._store.put(key, embeddings_file(shard), lambda path: _save(vectors, path))
-        count(DOCUMENTS_ENCODED, len(texts))
+        increment(DOCUMENTS_ENCODED, len(texts))
 
 
 def _save(vectors: Any, path: Any) -> None:

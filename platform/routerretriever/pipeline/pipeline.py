@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,20 +22,22 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.corpus.build import build_corpora
 from routerretriever.datasets.collection import Collection, open_collection
-from routerretriever.errors import BadInput, DatasetError, RecipeError
+from routerretriever.errors import BadInput, DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluate import PAPERS, RIVALS, ROUTED, Evaluation, RoutedBy, evaluate, mix
 from routerretriever.hashing import content_hash
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.measures import Measured
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.plots import Section, write_sections
+from routerretriever.reports.tables import as_dict
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import fit_router
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.settings import RoutingSettings
-from routerretriever.runtime.cluster import connect, publish_seconds
+from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, log
+from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.mixtures import encode_mixtures
 from routerretriever.scoring.table import ScoreTable, SplitScores, build_scores
 from routerretriever.studies.analyses import (
@@ -63,7 +66,7 @@ from routerretriever.training.experts import (
 from routerretriever.types import BASE
 
 if TYPE_CHECKING:
-    from routerretriever.bundle.bundle import ServiceFacts
+    from routerretriever.bundle.build import ServiceFacts
     from routerretriever.encoder.encoder import Encoder, Features
     from routerretriever.methods.ddr import DdrPipeline
 
@@ -444,7 +447,8 @@ class Pipeline:
 
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
-        from routerretriever.registry.registry import Registry
+        from routerretriever.bundle.build import BundleParts
+        from routerretriever.registry.registry import Registry, RunRecord
 
         deployed: Pipeline = self
         way = ROUTED
@@ -452,23 +456,33 @@ class Pipeline:
             assert self.ddr is not None
             deployed, way = self.ddr, self.ddr.deployed_as
         experts, evaluation, router = deployed.experts, self.evaluation, deployed.router
-        registry = Registry(self.recipe, self.store)
-        version, versions = registry.register_bundle(
-            deployed.recipe,
+        parts = BundleParts(
+            deployed.recipe.model_dump(mode="json"),
+            deployed.recipe.encoder,
+            deployed.recipe.routing,
             router,
             experts,
-            evaluation,
-            way,
+            as_dict(evaluation),
             deployed._service_facts(),
-            self.store,
-            release,
-            figures(self.clock.seconds, self.clock.counts),
         )
-        log.info("registered %s version %d in %s", self.recipe.registry.name, version, registry.tracking_uri)
-        return Registered(registry.bundle_uri, version, versions, registry.tracking_uri)
+        means = {
+            f"ndcg_at_10/{system}/{dataset}": value
+            for system, values in evaluation.ndcg_at_10.items()
+            for dataset, value in values.items()
+        }
+        metrics = means | figures(self.clock.seconds, self.clock.counts)
+        registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
+        with TemporaryDirectory() as scratch:
+            write_reports(evaluation, Path(scratch))
+            record = RunRecord(metrics, evaluation.mean(way), Path(scratch))
+            version, versions = registry.register_bundle(parts, record, release)
+        log.info("registered %s version %d in %s", self.recipe.registry.name, version,
+                 without_secrets(registry.tracking_uri))  # fmt: skip
+        return Registered(registry.bundle_uri, version, versions, without_secrets(registry.tracking_uri))
 
     def _service_facts(self) -> ServiceFacts:
-        from routerretriever.bundle.bundle import ServiceFacts, ValidationQuery
+        from routerretriever.bundle.build import ServiceFacts
+        from routerretriever.bundle.manifest import ValidationQuery
 
         served = self.recipe.serving.collections or tuple(self.recipe.domains)
         canary, weights = {}, []

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from routerretriever.errors import BadInput, NotFound, RegistryError
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
-
-import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 from rich.table import Table
 
-import routerretriever
+from routerretriever.artifacts.leases import Leases
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import RouterRetriever, ServiceFacts, write_bundle
-from routerretriever.config.recipe import Recipe
-from routerretriever.evaluation.evaluate import Evaluation
-from routerretriever.reports.page import write_reports
-from routerretriever.reports.tables import as_dict
-from routerretriever.routing.protocol import Router
+from routerretriever.bundle.build import BundleParts, write_bundle
+from routerretriever.config.registry import RegistrySettings
+from routerretriever.errors import BadInput, NotFound, Refused, without_secrets
+from routerretriever.hashing import content_hash
+from routerretriever.registry.connection import (
+    ARTIFACTS,
+    default_tracking_uri,
+    migrate,
+    open_to_read,
+    open_to_write,
+    reached,
+)
+from routerretriever.registry.loading import find_version
+from routerretriever.registry.pyfunc import log_bundle
 from routerretriever.runtime.progress import RUN_ID
 from routerretriever.training.experts import Expert
 
 _VERSION_TAG = "content_version"
+_RECIPE_TAG = "recipe"
+_COMMIT_TAG = "git_commit"
 _PREVIOUS = "previous"
 """Alias of the bundle that was released before the present one."""
+_MLFLOW_COMMIT = "mlflow.source.git.commit"
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,198 +56,107 @@ class BundleVersion:
     experts: str
     ndcg_at_10: str
     """Mean over the test sets that have an expert, when it was registered."""
+    recipe: str
+    """Name of the recipe that made it; empty if it is older than this tag."""
 
 
-class BundleModel(mlflow.pyfunc.PythonModel):
-    """The bundle as an MLflow pyfunc: ``predict(["a query", ...])`` gives one vector per query."""
+@dataclass(frozen=True)
+class RunRecord:
+    """What MLflow keeps of the run that made a bundle, beside the bundle."""
 
-    def load_context(self, context: Any) -> None:
-        """Load the bundle from the model's artifacts."""
-        self._bundle = RouterRetriever(Path(context.artifacts["bundle"]))
-
-    def predict(  # type: ignore[no-untyped-def]  # MLflow reads the hints, and knows none for an array
-        self, context: Any, model_input: list[str], params: dict[str, Any] | None = None
-    ):
-        """Route and embed queries: [B, d]."""
-        return self._bundle.encode_queries(model_input)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    mean_ndcg_at_10: float | None = None
+    """Mean over the test sets that have an expert; None if none has."""
+    reports: Path | None = None
+    """Folder of the evaluation's reports."""
 
 
 class Registry:
-    """One tracking store and the names under which a recipe's models live there."""
+    """One MLflow store and the names under which a recipe's models live there.
 
-    def __init__(self, recipe: Recipe, store: ArtifactStore) -> None:
-        self._recipe = recipe
-        self._name = recipe.registry.name
-        self._alias = recipe.registry.alias
-        self._challenger = recipe.serving.releases.challenger_alias
-        self.tracking_uri = tracking_uri(recipe, store)
-        mlflow.set_tracking_uri(self.tracking_uri)
-        for chatty in ("mlflow", "alembic"):
-            # Every registration would warn that models of this kind are pickled.
-            logging.getLogger(chatty).setLevel(logging.ERROR)
-        self._client = MlflowClient()
-        with self._reached():
-            if self._client.get_experiment_by_name(self._name) is None:
-                local = recipe.registry.tracking_uri is None
-                location = Path(store.location("mlflow-artifacts")).as_uri() if local else None
-                self._client.create_experiment(self._name, artifact_location=location)
-            mlflow.set_experiment(self._name)
+    Reading creates and migrates nothing. No method touches MLflow's global state.
+    """
+
+    def __init__(
+        self, settings: RegistrySettings, store: ArtifactStore, challenger_alias: str = "challenger"
+    ) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            BadInput: storage is remote and no server is named.
+        """
+        self._name = settings.name
+        self._alias = settings.alias
+        self._challenger = challenger_alias
+        self._store = store
+        self._is_local = settings.tracking_uri is None
+        self.tracking_uri = tracking_uri(settings, store)
+
+    @property
+    def bundle_uri(self) -> str:
+        """What serving loads."""
+        return f"models:/{self._name}@{self._alias}"
 
     def expert_model(self, domain: str) -> str:
         """Name of a domain's registered model."""
         return f"{self._name}-expert-{domain}"
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """MLflow's client tries for minutes by itself; then the user is told what to do."""
-        try:
-            yield
-        except MlflowException as error:
-            raise RegistryError(
-                f"registry.tracking_uri: {self.tracking_uri}: {error.message}\nnothing is lost: all that was "
-                "made lies in storage; run the same command again, which registers what is missing"
-            ) from error
-
-    def register_expert(self, expert: Expert, store: ArtifactStore) -> int:
-        """Register an expert's adapter, once; returns its version number."""
-        model = self.expert_model(expert.domain)
-        self._ensure_model(model)
-        for version in self._client.search_model_versions(f"name='{model}'"):
-            if version.tags.get(_VERSION_TAG) == expert.version:
-                return int(version.version)
-        card = expert.card
-        with mlflow.start_run(run_name=f"expert-{expert.domain}") as run:
-            training = card["training"]
-            kind = "prefix" if training.get("prefix") else "lora"
-            adapter = {f"{kind}.{key}": value for key, value in training[kind].items()}
-            plain = {key: value for key, value in training.items() if key not in ("lora", "prefix")}
-            mlflow.log_params(
-                {"domain": expert.domain, "encoder": card["encoder"]["name"], **adapter, **plain}
-            )
-            for step, dev in card["history"]:
-                mlflow.log_metric("dev_ndcg_at_10", dev, step=step)
-            mlflow.log_metrics(
-                {
-                    "best_dev_ndcg_at_10": card["dev_ndcg_at_10"],
-                    "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"],
-                    "train_seconds": card["seconds"],
-                    "train_steps_per_second": card["steps"] / max(card["seconds"], 1e-9),
-                }
-            )
-            mlflow.log_artifacts(str(expert.folder(store)), "expert")
-            tags = {_VERSION_TAG: expert.version, "encoder_fingerprint": card["encoder_fingerprint"],
-                    "domain": expert.domain, "train_data": card["train"], "corpus": card["corpus"],
-                    "dev_ndcg_at_10": f"{card['dev_ndcg_at_10']:.4f}"}  # fmt: skip
-            created = self._client.create_model_version(
-                model, source=f"{run.info.artifact_uri}/expert", run_id=run.info.run_id, tags=tags
-            )
-        self._client.set_registered_model_alias(model, self._alias, created.version)
-        return int(created.version)
-
     def register_bundle(
-        self,
-        recipe: Recipe,
-        router: Router,
-        experts: Mapping[str, Expert],
-        evaluation: Evaluation,
-        way: str,
-        facts: ServiceFacts,
-        store: ArtifactStore,
-        release: bool = True,
-        figures: Mapping[str, float] | None = None,
+        self, parts: BundleParts, record: RunRecord, release: bool = True, take_over: bool = False
     ) -> tuple[int, dict[str, int]]:
         """Register the experts that are new and a bundle that pins all of them.
 
+        The same content is the same version, also of runs that register it at the same time.
+
         Args:
-            recipe: the run that made the parts.
-            router: the fitted router.
-            experts: experts by name.
-            evaluation: figures to carry along.
-            way: what the evaluation calls this bundle's way of answering.
-            facts: what a service is to know.
-            store: where the experts lie.
+            parts: what the bundle is made of.
+            record: what to keep of the run.
             release: whether the alias moves to the new version.
-            figures: what else to keep among the run's metrics, as how long the steps took that led here.
+            take_over: whether it may be taken from a bundle that another recipe made.
 
         Returns:
             The bundle's version number, and each expert's.
+
+        Raises:
+            Refused: the alias belongs to another recipe; the version is registered, not released.
         """
-        with self._reached():
-            versions = {name: self.register_expert(expert, store) for name, expert in experts.items()}
-            version = self._register_bundle(
-                recipe, router, experts, versions, evaluation, way, facts, store, figures or {}
-            )
-            if release:
-                self.release(version)
+        with self._alone(), reached(self.tracking_uri, patient=True):
+            experiment = self._experiment()
+            versions = {
+                name: self._register_expert(expert, experiment) for name, expert in parts.experts.items()
+            }
+            version = self._register_bundle(parts, versions, record, experiment)
+        if release:
+            self.release(version, take_over)
         return version, versions
 
-    def _register_bundle(
-        self,
-        recipe: Recipe,
-        router: Router,
-        experts: Mapping[str, Expert],
-        versions: Mapping[str, int],
-        evaluation: Evaluation,
-        way: str,
-        facts: ServiceFacts,
-        store: ArtifactStore,
-        figures: Mapping[str, float],
-    ) -> int:
-        self._ensure_model(self._name)
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            mlflow.start_run(run_name=f"bundle-{recipe.name}") as run,
-        ):
-            folder = Path(scratch) / "bundle"
-            folder.mkdir()
-            write_bundle(folder, recipe, router, experts, versions, as_dict(evaluation), facts, store)
-            mlflow.log_metrics(
-                {
-                    f"ndcg_at_10/{each}/{dataset}": value
-                    for each, means in evaluation.ndcg_at_10.items()
-                    for dataset, value in means.items()
-                }
-            )
-            mlflow.log_metrics(dict(figures))
-            mlflow.set_tag("run", RUN_ID)
-            mlflow.log_params({"router": recipe.routing.router, "experts": ", ".join(experts)})
-            write_reports(evaluation, Path(scratch) / "evaluation")
-            mlflow.log_artifacts(str(Path(scratch) / "evaluation"), "evaluation")
-            logged = mlflow.pyfunc.log_model(
-                name="bundle",
-                python_model=BundleModel(),
-                artifacts={"bundle": str(folder)},
-                pip_requirements=[f"routerretriever=={routerretriever.__version__}"],
-            )
-            mean = evaluation.mean(way)
-            # Not through log_model, which prints about it.
-            created = self._client.create_model_version(
-                self._name,
-                source=logged.model_uri,
-                run_id=run.info.run_id,
-                model_id=logged.model_id,
-                tags={
-                    "experts": ", ".join(experts),
-                    # No domain with an expert may have a test split.
-                    **({} if mean is None else {"ndcg_at_10": f"{mean:.4f}"}),
-                },
-            )
-        return int(created.version)
-
-    def release(self, version: int) -> None:
+    def release(self, version: int, take_over: bool = False) -> int | None:
         """Point the alias at a bundle version; running services follow. The one before is remembered.
+
+        Returns:
+            The version that was released before.
 
         Raises:
             NotFound: there is no such version.
+            Refused: another recipe made the released version, and ``take_over`` was not asked for.
         """
-        self._require(version)
+        bundles = {bundle.version: bundle for bundle in self.bundles()}
+        new = self._require(version, bundles)
         before = self.released()
         if before == version:
-            return
-        with self._reached():
+            return before
+        present = bundles.get(before) if before is not None else None
+        if present is not None and not take_over and _of_others(present, new):
+            raise Refused(
+                f"{self.bundle_uri}: is version {before}, made by recipe {present.recipe!r}; version "
+                f"{version} is registered and was made by recipe {new.recipe!r}. Give registry.name a name "
+                f"of its own, or release it with `routerretriever release --version {version} --take-over`"
+            )
+        with reached(self.tracking_uri):
             if before is not None:
-                self._client.set_registered_model_alias(self._name, _PREVIOUS, str(before))
-            self._client.set_registered_model_alias(self._name, self._alias, str(version))
+                self._writer.set_registered_model_alias(self._name, _PREVIOUS, str(before))
+            self._writer.set_registered_model_alias(self._name, self._alias, str(version))
+        return before
 
     def roll_back(self) -> int:
         """Release the version that was released before the present one; returns its number.
@@ -248,8 +166,10 @@ class Registry:
         """
         before = self._version_of(_PREVIOUS)
         if before is None:
-            raise NotFound(f"{self._name}: nothing was released before in {self.tracking_uri}")
-        self.release(before)
+            raise NotFound(
+                f"{self._name}: nothing was released before in {without_secrets(self.tracking_uri)}"
+            )
+        self.release(before, take_over=True)
         return before
 
     def challenge(self, version: int | None) -> None:
@@ -259,12 +179,12 @@ class Registry:
             NotFound: there is no such version.
         """
         if version is not None:
-            self._require(version)
-        with self._reached():
+            self._require(version, {bundle.version: bundle for bundle in self.bundles()})
+        with reached(self.tracking_uri):
             if version is not None:
-                self._client.set_registered_model_alias(self._name, self._challenger, str(version))
+                self._writer.set_registered_model_alias(self._name, self._challenger, str(version))
             elif self.challenger() is not None:
-                self._client.delete_registered_model_alias(self._name, self._challenger)
+                self._writer.delete_registered_model_alias(self._name, self._challenger)
 
     def challenger(self) -> int | None:
         """The version that the challenger's alias points at."""
@@ -276,45 +196,206 @@ class Registry:
 
     def bundles(self) -> list[BundleVersion]:
         """All registered bundles, the newest first."""
-        with self._reached():
-            found = self._client.search_model_versions(f"name='{self._name}'")
-        return sorted(
-            (
-                BundleVersion(
-                    int(version.version),
-                    datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-                    version.tags.get("experts", ""),
-                    version.tags.get("ndcg_at_10", ""),
-                )
-                for version in found
-            ),
-            key=lambda bundle: -bundle.version,
+        with reached(self.tracking_uri):
+            client = open_to_read(self.tracking_uri)
+            found = [] if client is None else _versions(client, self._name)
+        bundles = [
+            BundleVersion(
+                int(version.version),
+                datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+                version.tags.get("experts", ""),
+                version.tags.get("ndcg_at_10", ""),
+                version.tags.get(_RECIPE_TAG, ""),
+            )
+            for version in found
+        ]
+        return sorted(bundles, key=lambda bundle: -bundle.version)
+
+    def migrate(self) -> bool:
+        """Bring the database to the schema of the installed MLflow; returns whether it was older.
+
+        Raises:
+            NotFound: there is no database: a server migrates its own.
+        """
+        return migrate(self.tracking_uri)
+
+    @cached_property
+    def _writer(self) -> MlflowClient:
+        return open_to_write(self.tracking_uri)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runs that share the storage from registering meanwhile."""
+        key = f"registry/{self._name}"
+        leases = Leases(self._store.files)
+        while True:
+            with leases.hold([key]) as mine:
+                if mine:
+                    yield
+                    return
+            time.sleep(_POLL_SECONDS)
+
+    def _experiment(self) -> str:
+        """The id of the experiment that runs are logged under."""
+        with reached(self.tracking_uri):  # a server that is away is found out soon
+            location, name = None, self._name
+            if self._is_local:
+                location = Path(self._store.location(ARTIFACTS)).as_uri()
+            found = self._writer.get_experiment_by_name(name)
+            if found is not None and location and found.artifact_location != location:
+                # The storage was moved; what is logged under the old experiment would go to the old place.
+                name = f"{name}-{content_hash(location)[:8]}"
+                found = self._writer.get_experiment_by_name(name)
+            if found is not None:
+                return str(found.experiment_id)
+            return str(self._writer.create_experiment(name, artifact_location=location))
+
+    @contextmanager
+    def _run(self, name: str, experiment: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """A run while a block logs to it: its id, and the tags that say where the code came from."""
+        origin = dict(resolve_tags())
+        run = self._writer.create_run(experiment, tags={**origin, "run": RUN_ID}, run_name=name).info.run_id
+        commit = {_COMMIT_TAG: origin[_MLFLOW_COMMIT]} if _MLFLOW_COMMIT in origin else {}
+        try:
+            yield run, commit
+        except BaseException:
+            self._writer.set_terminated(run, "FAILED")
+            raise
+        self._writer.set_terminated(run)
+
+    def _log(
+        self, run: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> None:
+        now = int(time.time() * 1000)
+        self._writer.log_batch(
+            run,
+            [Metric(name, value, now, 0) for name, value in metrics.items()],
+            [Param(name, str(value)) for name, value in params.items()],
+            [RunTag(name, value) for name, value in tags.items()],
         )
 
-    def _require(self, version: int) -> None:
-        if version not in [bundle.version for bundle in self.bundles()]:
-            raise NotFound(f"{self._name}: no version {version} in {self.tracking_uri}")
+    def _register_expert(self, expert: Expert, experiment: str) -> int:
+        model, card = self.expert_model(expert.domain), expert.card
+        self._ensure_model(
+            model, f"The adapter of domain {expert.domain!r} on base encoder {card['encoder']['name']}."
+        )
+        if (known := self._version_with(model, expert.version)) is not None:
+            return known
+        with self._run(f"expert-{expert.domain}", experiment) as (run, commit):
+            training = card["training"]
+            kind = "prefix" if training.get("prefix") else "lora"
+            adapter = {f"{kind}.{key}": value for key, value in training[kind].items()}
+            plain = {key: value for key, value in training.items() if key not in ("lora", "prefix")}
+            for step, dev in card["history"]:
+                self._writer.log_metric(run, "dev_ndcg_at_10", dev, step=step)
+            self._log(
+                run,
+                {"domain": expert.domain, "encoder": card["encoder"]["name"], **adapter, **plain},
+                {
+                    "best_dev_ndcg_at_10": card["dev_ndcg_at_10"],
+                    "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"],
+                    "train_seconds": card["seconds"],
+                    "train_steps_per_second": card["steps"] / max(card["seconds"], 1e-9),
+                },
+                {"train_data": card["train"], "corpus": card["corpus"]},
+            )
+            self._writer.log_artifacts(run, str(expert.folder(self._store)), "expert")
+            source = f"{self._writer.get_run(run).info.artifact_uri}/expert"
+            tags = {_VERSION_TAG: expert.version, "encoder_fingerprint": card["encoder_fingerprint"],
+                    "domain": expert.domain, "train_data": card["train"], "corpus": card["corpus"],
+                    "dev_ndcg_at_10": f"{card['dev_ndcg_at_10']:.4f}", **commit}  # fmt: skip
+            created = self._writer.create_model_version(
+                model,
+                source,
+                run,
+                tags=tags,
+                description=f"Best of {card['steps']} steps at {card['best_step']}: dev nDCG@10 "
+                f"{card['dev_ndcg_at_10']:.4f}, base {card['base_dev_ndcg_at_10']:.4f}.",
+            )
+        self._writer.set_registered_model_alias(model, self._alias, created.version)
+        return int(created.version)
 
-    def _version_of(self, alias: str) -> int | None:
-        with self._reached():
-            try:
-                return int(self._client.get_model_version_by_alias(self._name, alias).version)
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
+    def _register_bundle(
+        self, parts: BundleParts, versions: Mapping[str, int], record: RunRecord, experiment: str
+    ) -> int:
+        recipe = str(parts.recipe["name"])
+        self._ensure_model(
+            self._name, f"Router and experts of recipe {recipe!r}; the alias says what is served."
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "bundle"
+            folder.mkdir()
+            manifest = write_bundle(folder, parts, versions, self._store)
+            content = content_hash(manifest)
+            if (known := self._version_with(self._name, content)) is not None:
+                return known
+            with self._run(f"bundle-{recipe}", experiment) as (run, commit):
+                experts = ", ".join(parts.experts)
+                tags = {
+                    _VERSION_TAG: content,
+                    _RECIPE_TAG: recipe,
+                    "experts": experts,
+                    "encoder_fingerprint": str(manifest["encoder_fingerprint"]),
+                    **{f"corpus.{name}": key for name, key in parts.facts.corpora.items()},
+                    **commit,
+                }
+                mean = record.mean_ndcg_at_10
+                if mean is not None:
+                    tags["ndcg_at_10"] = f"{mean:.4f}"
+                self._log(
+                    run,
+                    {
+                        "recipe": recipe,
+                        "encoder": parts.encoder.name,
+                        "router": parts.routing.router,
+                        "merge": parts.routing.merge,
+                        "experts": experts,
+                    },
+                    record.metrics,
+                    tags,
+                )
+                if record.reports is not None:
+                    self._writer.log_artifacts(run, str(record.reports), "evaluation")
+                logged = log_bundle(self._writer, experiment, run, folder, Path(scratch))
+                created = self._writer.create_model_version(
+                    self._name,
+                    # Not its models:/ URI, which MLflow would look up in the process's own store.
+                    logged.artifact_location,
+                    run,
+                    tags=tags,
+                    description=f"Recipe {recipe!r}: {len(parts.experts)} experts ({experts}) on "
+                    f"{parts.encoder.name}, router {parts.routing.router}"
+                    + ("." if mean is None else f"; mean test nDCG@10 {mean:.4f}."),
+                    model_id=logged.model_id,
+                )
+        return int(created.version)
 
-    @property
-    def bundle_uri(self) -> str:
-        """What serving loads."""
-        return bundle_uri(self._recipe)
-
-    def _ensure_model(self, name: str) -> None:
+    def _ensure_model(self, name: str, description: str) -> None:
         try:
-            self._client.create_registered_model(name)
+            self._writer.create_registered_model(name, description=description)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+    def _version_with(self, model: str, content: str) -> int | None:
+        """The version of a model that has this content."""
+        numbers = [
+            int(version.version)
+            for version in _versions(self._writer, model)
+            if version.tags.get(_VERSION_TAG) == content
+        ]
+        return max(numbers, default=None)
+
+    def _require(self, version: int, bundles: Mapping[int, BundleVersion]) -> BundleVersion:
+        if version not in bundles:
+            raise NotFound(f"{self._name}: no version {version} in {without_secrets(self.tracking_uri)}")
+        return bundles[version]
+
+    def _version_of(self, alias: str) -> int | None:
+        with reached(self.tracking_uri):
+            client = open_to_read(self.tracking_uri)
+            found = None if client is None else find_version(client, f"models:/{self._name}@{alias}")
+        return None if found is None else int(found.version)
 
 
 def versions_table(bundles: Sequence[BundleVersion], released: int | None) -> Table:
@@ -328,43 +409,32 @@ def versions_table(bundles: Sequence[BundleVersion], released: int | None) -> Ta
     return table
 
 
-def bundle_uri(recipe: Recipe) -> str:
-    """The released bundle of a recipe."""
-    return f"models:/{recipe.registry.name}@{recipe.registry.alias}"
-
-
-def tracking_uri(recipe: Recipe, store: ArtifactStore) -> str:
+def tracking_uri(settings: RegistrySettings, store: ArtifactStore) -> str:
     """The recipe's tracking server, or SQLite in a local storage folder.
 
     Raises:
         BadInput: storage is remote and no server is named.
     """
-    if recipe.registry.tracking_uri is not None:
-        return recipe.registry.tracking_uri
+    if settings.tracking_uri is not None:
+        return settings.tracking_uri
     if not store.is_local:
         raise BadInput(
             f"registry.tracking_uri: storage {store.uri} is no local folder; name an MLflow server"
         )
-    return f"sqlite:///{store.uri}/mlflow.db"
+    return default_tracking_uri(store.uri)
 
 
-def fetch_bundle(uri: str, into: Path, tracking: str | None = None) -> Path:
-    """A folder with a bundle's files: ``uri`` itself if it is a folder, a copy from MLflow otherwise.
+def _of_others(present: BundleVersion, new: BundleVersion) -> bool:
+    # Versions that are older than the tag may be anybody's.
+    return bool(present.recipe and new.recipe) and present.recipe != new.recipe
 
-    Args:
-        uri: ``models:/<name>@<alias>``, ``models:/<name>/<version>`` or a folder.
-        into: an empty folder that receives the copy.
-        tracking: the registry, if it is not MLflow's present one.
 
-    Raises:
-        NotFound: the registry has no such model version.
-    """
-    if not uri.startswith("models:/"):
-        return Path(uri)
-    if tracking is not None:
-        mlflow.set_tracking_uri(tracking)
-    try:
-        fetched = mlflow.artifacts.download_artifacts(uri, dst_path=str(into))
-    except MlflowException as error:
-        raise NotFound(f"{uri}: not in the registry {mlflow.get_tracking_uri()} ({error.message})") from None
-    return Path(fetched) / "artifacts" / "bundle"
+def _versions(client: MlflowClient, model: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    page = None
+    while True:
+        answer = client.search_model_versions(f"name='{model}'", page_token=page)
+        found += answer
+        page = answer.token
+        if not page:
+            return found

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 import time
-from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
-from routerretriever.errors import BadInput
+from routerretriever.errors import BadInput, Unavailable
 from routerretriever.runtime.haproxy import loopback_environment
-from routerretriever.runtime.progress import RUN_ID, log
+from routerretriever.runtime.progress import log
+from routerretriever.runtime.ray_metrics import export_to_ray
 
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
+_ANSWER_SECONDS = 10.0
 
 
 def connect() -> None:
@@ -22,9 +25,13 @@ def connect() -> None:
 
     A head that is running here is joined with ``RAY_ADDRESS=auto``; it is not looked for otherwise, since
     Ray waits a minute for the address of one that died without saying so.
+
+    Raises:
+        Unavailable: nothing answers at ``RAY_ADDRESS``.
     """
     import ray
 
+    export_to_ray()
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
@@ -40,24 +47,28 @@ def connect() -> None:
         address, options["include_dashboard"] = "local", False
         # Ray's own processes would print remarks for its developers into a person's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    else:
+        require_answer(address)
     ray.init(address=address, runtime_env={"env_vars": environment}, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
 
-def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
-    """Add to how long steps took among Ray's metrics."""
-    for step, value in seconds.items():
-        if value > 0:
-            _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+def require_answer(address: str) -> None:
+    """Try to reach a cluster's head; by itself Ray tries for a quarter of an hour.
 
-
-@cache
-def _step_seconds() -> Any:
-    from ray.util.metrics import Counter
-
-    # Ray forgets a gauge that nobody sets again for some seconds.
-    tags = ("recipe", "step", "run")
-    return Counter("routerretriever_step_seconds", "Time that a run's step took.", tag_keys=tags)
+    Raises:
+        Unavailable: nothing accepts connections there.
+    """
+    place = urlsplit(address if "://" in address else f"ray-head://{address}")
+    if place.hostname is None or place.port is None:
+        return  # "auto", or a scheme of somebody else's
+    try:
+        socket.create_connection((place.hostname, place.port), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise Unavailable(
+            f"RAY_ADDRESS: {address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS "
+            "to start one on this machine"
+        ) from None
 
 
 def on_drivers_node() -> dict[str, Any]:

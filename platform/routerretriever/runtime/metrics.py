@@ -1,15 +1,14 @@
-"""What a run counts, in whichever process it happens: Ray's metrics show it at once, MLflow in the end.
+"""Counters of a run, in whichever process something happens.
 
-For the latter a count stays in its process until somebody carries it to the driver: workers on shards with
-every row that they finish, trainers through their board. What a worker counted that is lost is lost.
+``increment`` counts here and tells whoever watches this process (``export_to``; Ray's metrics, once there is
+Ray). ``drain`` gives what was counted since it was last asked, so that workers can send their counts to the
+driver, which ``merge``s them; MLflow keeps the sums. Counts of a worker that is lost are lost with it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping
 
 DOCUMENTS_ENCODED = "routerretriever_documents_encoded"
 QUERIES_SCORED = "routerretriever_queries_scored"
@@ -17,7 +16,7 @@ TRAINING_STEPS = "routerretriever_training_steps"
 STORAGE_RETRIES = "routerretriever_storage_retries"
 WORKERS_REPLACED = "routerretriever_workers_replaced"
 
-_MEANING = {
+DESCRIPTIONS = {
     DOCUMENTS_ENCODED: "Documents that were embedded for an index.",
     QUERIES_SCORED: "Queries that an expert, or the base, was scored on.",
     TRAINING_STEPS: "Optimiser steps of all experts.",
@@ -31,25 +30,33 @@ _RATES = {
 }
 """Throughput: what is counted, and the step in whose seconds."""
 
-_tally: Counter[str] = Counter()
+_counts: Counter[str] = Counter()
+_exporter: Callable[[str, int], None] | None = None
 
 
-def count(name: str, amount: int = 1) -> None:
-    """Count something that happened in this process."""
-    _metric(name).inc(amount)
-    _tally[name] += amount
+def export_to(exporter: Callable[[str, int], None] | None) -> None:
+    """Have every increment in this process shown elsewhere too: called with a name and an amount."""
+    global _exporter
+    _exporter = exporter
 
 
-def take() -> dict[str, int]:
-    """What was counted or carried here since this was last asked."""
-    global _tally
-    taken, _tally = _tally, Counter()
-    return dict(taken)
+def increment(name: str, amount: int = 1) -> None:
+    """Count something that happened in this process; ``name`` is one of ``DESCRIPTIONS``."""
+    if _exporter is not None:
+        _exporter(name, amount)
+    _counts[name] += amount
 
 
-def carry(counts: Mapping[str, int]) -> None:
-    """Keep what another process has counted, and shown, for the next ``take`` of this one."""
-    _tally.update(counts)
+def drain() -> dict[str, int]:
+    """What was counted or merged here since this was last asked."""
+    global _counts
+    drained, _counts = _counts, Counter()
+    return dict(drained)
+
+
+def merge(counts: Mapping[str, int]) -> None:
+    """Add what another process has counted, and exported, to the next ``drain`` of this one."""
+    _counts.update(counts)
 
 
 def figures(seconds: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
@@ -58,16 +65,9 @@ def figures(seconds: Mapping[str, float], counts: Mapping[str, int]) -> dict[str
     A step's seconds hold the start of its processes too. One that did nothing has no throughput.
     """
     kept = {f"seconds/{step}": value for step, value in seconds.items()}
-    for name in _MEANING:
+    for name in DESCRIPTIONS:
         kept[f"counts/{name.removeprefix('routerretriever_')}"] = counts.get(name, 0)
     for rate, (name, step) in _RATES.items():
         if counts.get(name) and seconds.get(step):
             kept[f"throughput/{rate}"] = counts[name] / seconds[step]
     return kept
-
-
-@cache
-def _metric(name: str) -> Any:
-    from ray.util import metrics
-
-    return metrics.Counter(name, _MEANING[name])

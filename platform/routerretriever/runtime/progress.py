@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from routerretriever.runtime.metrics import take
+from routerretriever.runtime.metrics import drain
 
 # Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -88,7 +88,7 @@ class StepClock:
             whole = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._within
             self._within = outer + whole
-            self.counts.update(take())
+            self.counts.update(drain())
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 
 from routerretriever.errors import WorkerFailed
 from routerretriever.runtime.cluster import room_for
-from routerretriever.runtime.metrics import WORKERS_REPLACED, carry, count, take
+from routerretriever.runtime.metrics import WORKERS_REPLACED, drain, increment, merge
 from routerretriever.runtime.progress import track
+from routerretriever.runtime.ray_metrics import export_to_ray
 from routerretriever.settings import PoolSettings
 
 _COUNTS = "counts"
@@ -22,10 +23,10 @@ class ShardWorker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do a row's work; what was counted in this process meanwhile goes back."""
-        _count_if_replacement()
+        _join_metrics()
         self.work(row)
         # As text: Arrow would want the same names in all rows.
-        return {_COUNTS: json.dumps(take())}
+        return {_COUNTS: json.dumps(drain())}
 
     def work(self, row: dict[str, Any]) -> None:
         """Do one row's work; it may be done again."""
@@ -33,12 +34,13 @@ class ShardWorker:
 
 
 @cache
-def _count_if_replacement() -> None:
-    """Once in a process: Ray starts the actor of a worker that died again, in a new one."""
+def _join_metrics() -> None:
+    """Once in a process: export its counters. Ray starts the actor of a worker that died in a new process."""
     import ray
 
+    export_to_ray()
     if ray.get_runtime_context().was_current_actor_reconstructed:
-        count(WORKERS_REPLACED)
+        increment(WORKERS_REPLACED)
 
 
 def run_shards(
@@ -82,7 +84,7 @@ def run_shards(
     )
     try:
         for done in track(dataset.iter_rows(), description, len(shards)):
-            carry(json.loads(done[_COUNTS]))
+            merge(json.loads(done[_COUNTS]))
     except RayTaskError as error:
         # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
         told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)

@@ -19,7 +19,7 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured, measure
-from routerretriever.runtime.metrics import QUERIES_SCORED, count
+from routerretriever.runtime.metrics import QUERIES_SCORED, increment
 from routerretriever.runtime.shards import ShardWorker, run_shards
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.types import BASE
@@ -92,7 +92,7 @@ class ChunkScorer(ShardWorker):
             }
         )
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
-        count(QUERIES_SCORED, len(ids))
+        increment(QUERIES_SCORED, len(ids))
 
     def _open_collection(self, judgements_key: str, corpus_key: str) -> tuple[Judgements, SearchIndex]:
         corpus = open_corpus(self._store, corpus_key)

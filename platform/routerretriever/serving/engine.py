@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from routerretriever.bundle.bundle import Dispatch, RouterRetriever, Vectors
+from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import UnknownName
 from routerretriever.routing.protocol import Explanation

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from routerretriever.bundle.bundle import ValidationQuery, Vectors
+from routerretriever.bundle.manifest import ValidationQuery
+from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
 from routerretriever.index.live import Found, changes_key
 

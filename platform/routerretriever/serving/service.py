@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from routerretriever.bundle.bundle import Vectors
+from routerretriever.bundle.model import Vectors
 from routerretriever.client.schemas import (
     ChangeResponse,
     ExpertState,

@@ -28,7 +28,7 @@ from routerretriever.errors import ArtifactMissing, TrainingFailed
 from routerretriever.hashing import content_hash
 from routerretriever.methods.settings import DdrSettings, GeneralPrefixSettings, JointSettings
 from routerretriever.runtime.cluster import on_drivers_node, room_for
-from routerretriever.runtime.metrics import carry
+from routerretriever.runtime.metrics import merge
 from routerretriever.runtime.progress import bars, is_quiet, log
 from routerretriever.training.job import BEST_FOLDER, TrainingJob, TrainingPart, train_worker
 from routerretriever.training.settings import TrainingSettings
@@ -418,7 +418,7 @@ def _run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
                         job.name, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
                         card["best_step"],
                     )  # fmt: skip
-    carry(_ask(board.counted))
+    merge(_ask(board.counted))
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
         raise TrainingFailed(

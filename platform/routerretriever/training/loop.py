@@ -25,7 +25,8 @@ from routerretriever.adapters.settings import PrefixSettings
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.encoder.encoder import Encoder, load_encoder
 from routerretriever.errors import TrainingFailed
-from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, count, take
+from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, drain, increment
+from routerretriever.runtime.ray_metrics import export_to_ray
 from routerretriever.training.domains import ADAPTER, Lesson, open_lesson
 from routerretriever.training.job import BEST_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
@@ -239,6 +240,7 @@ class Board:
     """Where running trainers note how far they are: at the start, and at every look at dev."""
 
     def __init__(self) -> None:
+        export_to_ray()
         self._rows: dict[str, tuple[int, int, float, bool]] = {}
 
     def update(self, domain: str, step: int, total: int, best_dev: float, done: bool) -> None:
@@ -246,7 +248,7 @@ class Board:
         if domain in self._rows:
             steps = step - self._rows[domain][0]
             # Only a worker that has just started comes with a step that was there before.
-            count(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
+            increment(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
         self._rows[domain] = (step, total, best_dev, done)
 
     def read(self) -> dict[str, tuple[int, int, float, bool]]:
@@ -255,4 +257,4 @@ class Board:
 
     def counted(self) -> dict[str, int]:
         """What was counted here since this was last asked."""
-        return take()
+        return drain()

@@ -7,7 +7,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import Vectors, expert_folder
+from routerretriever.bundle.manifest import expert_folder
+from routerretriever.bundle.model import Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.serving.batching import Batcher

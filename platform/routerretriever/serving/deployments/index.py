@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import Vectors
+from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
 from routerretriever.index.live import (
     Found,

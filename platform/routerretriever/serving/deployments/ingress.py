@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import RouterRetriever
+from routerretriever.bundle.model import RouterRetriever
 from routerretriever.config.recipe import Recipe
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing
 from routerretriever.serving.deployments.calls import call_with_retry

@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.bundle import RouterRetriever, read_validation_queries
+from routerretriever.bundle.manifest import read_validation_queries
+from routerretriever.bundle.model import RouterRetriever
 from routerretriever.config.recipe import Recipe
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import RouterRetrieverError, Unavailable
@@ -50,7 +51,7 @@ class ReleaseControllerDeployment:
 
         self._controller = ReleaseController(
             recipe,
-            Registry(recipe, store),
+            Registry(recipe.registry, store, recipe.serving.releases.challenger_alias),
             store,
             IndexShards(indexes),
             ExpertApplications(recipe, store),
@@ -139,12 +140,13 @@ def validate(recipe: Recipe, store: ArtifactStore, version: int) -> ValidatedBun
 
     Runs as a task of its own, whose memory goes with it. A copy in storage that is damaged is written anew.
     """
-    from routerretriever.registry.registry import fetch_bundle, tracking_uri
+    from routerretriever.registry.loading import fetch_bundle
+    from routerretriever.registry.registry import tracking_uri
 
     uri = f"models:/{recipe.registry.name}/{version}"
     try:
         with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-            folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe, store))
+            folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe.registry, store))
             bundle = RouterRetriever(folder)
             if recipe.serving.placement == "dedicated" and bundle.merge == "weights":
                 return Rejection(

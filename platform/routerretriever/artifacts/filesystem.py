@@ -1,0 +1,261 @@
+"""Files under one URI: a local folder, or anything that fsspec opens (``s3://``, ``gs://`` ...).
+
+Files appear whole or not at all: a local file is written beside its place and renamed, an object store
+shows an object once it is complete. Operations that fail for a reason that may pass are tried again for
+some minutes. This module knows nothing of artifacts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+
+from routerretriever.errors import StorageError
+from routerretriever.hashing import file_hash
+from routerretriever.runtime.metrics import STORAGE_RETRIES, increment
+from routerretriever.runtime.progress import log
+
+_RETRY_SECONDS = 180.0
+_TRANSIENT = {
+    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
+    errno.ENOTEMPTY,  # a folder that is removed while another run still adds to it
+}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an operation that failed like this may work a little later."""
+    if isinstance(error, OSError):
+        return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
+    # botocore's and aiohttp's are no OSErrors, and neither need be installed.
+    names = {base.__name__ for base in type(error).__mro__}
+    return bool(names & {"ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError"})
+
+
+def with_retries(
+    method: Callable[Concatenate[FileSystem, P], T],
+) -> Callable[Concatenate[FileSystem, P], T]:
+    """Repeat an operation while its failure is transient; then raise ``StorageError`` with the reason."""
+
+    @wraps(method)
+    def call(files: FileSystem, *args: P.args, **kwargs: P.kwargs) -> T:
+        def report(state: RetryCallState) -> None:
+            increment(STORAGE_RETRIES)
+            if state.outcome is not None and state.attempt_number == 1:
+                log.warning("%s: %s; trying again", files.uri, state.outcome.exception())
+
+        attempts = Retrying(
+            retry=retry_if_exception(is_transient),
+            wait=wait_exponential_jitter(initial=0.2, max=10),
+            stop=stop_after_delay(_RETRY_SECONDS),
+            before_sleep=report,
+            reraise=True,
+        )
+        try:
+            return attempts(method, files, *args, **kwargs)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageError(
+                    f"{files.uri}: no space left ({error}); nothing half-written was kept. Make room and run "
+                    "the same command again: finished work stays"
+                ) from None
+            raise StorageError(f"{files.uri}: {error}") from error
+        except Exception as error:
+            if is_transient(error) or type(error).__module__.startswith(("botocore", "gcsfs")):
+                # Not chained: botocore's errors cannot be carried from a Ray worker to the driver.
+                raise StorageError(f"{files.uri}: {error}") from None
+            raise
+
+    return call
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """All files under ``uri``. Paths are relative to it."""
+
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str) -> FileSystem:
+        """Open a file system, and create the folder if it is local. A local path becomes absolute.
+
+        Raises:
+            StorageError: the folder cannot be made, or the package for this kind of URI is missing.
+        """
+        uri = uri.removeprefix("file://")
+        if "://" in uri:
+            try:
+                url_to_fs(uri)
+            except (ImportError, ValueError) as error:
+                raise StorageError(f"storage: {uri}: {error}") from None
+            return cls(uri.rstrip("/"))
+        folder = Path(uri).expanduser().resolve()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"storage: cannot make folder {folder}: {error}") from None
+        return cls(str(folder))
+
+    def resolve(self) -> tuple[Any, str]:
+        """The fsspec file system, and the path of ``uri`` in it."""
+        # A remembered listing would hide what other machines have written since.
+        filesystem, root = url_to_fs(self.uri, use_listings_cache=False)
+        return filesystem, str(root).rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be read in place."""
+        return isinstance(self.resolve()[0], LocalFileSystem)
+
+    def arrow(self, path: str) -> tuple[Any, str]:
+        """A pyarrow file system (None: the local disk) and the path in it, as Ray Train wants them."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        filesystem, root = self.resolve()
+        return None if self.is_local else PyFileSystem(FSSpecHandler(filesystem)), f"{root}/{path}"
+
+    def local_cache(self) -> Path:
+        """A folder of this machine for copies of remote files."""
+        return cache_folder() / fsspec.utils.tokenize(self.uri)
+
+    @with_retries
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+        filesystem, root = self.resolve()
+        return bool(filesystem.exists(f"{root}/{path}"))
+
+    @with_retries
+    def list_files(self, folder: str) -> list[str]:
+        """Sorted names of all files below a folder, relative to it; none if it is not there."""
+        filesystem, root = self.resolve()
+        prefix = f"{root}/{folder}/"
+        return sorted(path.split(prefix, 1)[1] for path in filesystem.find(prefix))
+
+    @with_retries
+    def read(self, path: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        filesystem, root = self.resolve()
+        return bytes(filesystem.cat_file(f"{root}/{path}"))
+
+    @with_retries
+    def read_folder(self, folder: str) -> dict[str, bytes]:
+        """The contents of all files below a folder, by name. One that vanishes meanwhile is left out."""
+        filesystem, root = self.resolve()
+        prefix = f"{root}/{folder}/"
+        found = filesystem.find(prefix)
+        contents = filesystem.cat(found, on_error="return") if found else {}
+        read = {}
+        for path, content in contents.items():
+            if isinstance(content, bytes):
+                read[path.split(prefix, 1)[1]] = content
+            elif not isinstance(content, FileNotFoundError):
+                raise content
+        return read
+
+    @with_retries
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small file, over one that is there."""
+        filesystem, root = self.resolve()
+        self._send(lambda target: filesystem.pipe_file(target, content), f"{root}/{path}")
+
+    @with_retries
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a file unless there is one; indivisible on a local disk, S3 and GCS."""
+        filesystem, root = self.resolve()
+
+        def send(target: str) -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                with open(target, "xb") as file:  # fsspec would look first and write then
+                    file.write(content)
+            else:
+                filesystem.pipe_file(target, content, mode="create")
+
+        try:
+            self._send(send, f"{root}/{path}")
+        except FileExistsError:
+            # It may be ours, from an attempt whose answer was lost.
+            with suppress(FileNotFoundError):
+                return self.read(path) == content
+            return False
+        return True
+
+    @with_retries
+    def put(self, path: str, write: Callable[[Path], None]) -> str:
+        """Have ``write`` fill a local temporary file, which then appears whole; returns its hash."""
+        filesystem, root = self.resolve()
+        target = f"{root}/{path}"
+        if not isinstance(filesystem, LocalFileSystem):
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / Path(path).name
+                write(local)
+                digest = file_hash(local)
+                self._send(partial(filesystem.put_file, str(local)), target)
+            return digest
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(f"{target}.{uuid.uuid4().hex}.tmp")
+        try:
+            write(temporary)
+            digest = file_hash(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest
+
+    @with_retries
+    def download(self, path: str, target: Path) -> None:
+        """Copy a file to a local path.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        filesystem, root = self.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.get_file(f"{root}/{path}", str(target))
+
+    @with_retries
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder with all that is in it; nothing happens if it is not there."""
+        filesystem, root = self.resolve()
+        with suppress(FileNotFoundError):
+            filesystem.rm(f"{root}/{path}", recursive=True)
+
+    def _send(self, send: Callable[[str], None], target: str) -> None:
+        filesystem, _ = self.resolve()
+        try:
+            send(target)
+        except FileNotFoundError as error:
+            if isinstance(filesystem, AsyncFileSystem):
+                # Object stores have no folders: it is the bucket that is missing.
+                raise StorageError(f"storage: {self.uri}: {error}; make the bucket first") from None
+            filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            send(target)
+
+
+def cache_folder() -> Path:
+    """This machine's cache: ``ROUTERRETRIEVER_CACHE``, or a folder in the user's home."""
+    base = os.environ.get("ROUTERRETRIEVER_CACHE")
+    return Path(base) if base else Path.home() / ".cache" / "routerretriever"

@@ -1,0 +1,163 @@
+"""``RouterRetriever``, the public model: a bundle that routes and embeds. Knows no MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.bundle.manifest import bundle_encoder, expert_folder, read_manifest
+from routerretriever.datasets.collection import Document
+from routerretriever.hashing import content_hash
+from routerretriever.routing.saving import load_router
+
+if TYPE_CHECKING:
+    from routerretriever.encoder.encoder import Encoder
+
+Vectors = NDArray[np.float32]
+_REGISTRY = "routerretriever.registry.loading"
+"""Resolves ``models:/`` URIs."""
+
+
+class RouterRetriever:
+    """A loaded bundle: encodes each query by the expert, or the mixture of experts, that suits it.
+
+    Has the methods that beir's ``DenseRetrievalExactSearch`` asks of a model, and those of mteb's
+    ``EncoderProtocol``; neither package is needed to load it.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder | None = None, load_experts: bool = True) -> None:
+        """Load and check a bundle's folder.
+
+        Args:
+            folder: the bundle's files.
+            encoder: the base encoder, if it is loaded already; several bundles may share it.
+            load_experts: without, the bundle routes but can embed only as the base.
+
+        Raises:
+            BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
+        """
+        from routerretriever.adapters.batched import pack_experts
+        from routerretriever.encoder.encoder import load_encoder
+
+        self.manifest = read_manifest(folder)
+        self.settings = bundle_encoder(folder, self.manifest)
+        self.router = load_router(folder / "router")
+        self.encoder = load_encoder(self.settings) if encoder is None else encoder
+        folders = {
+            pin["name"]: expert_folder(folder, pin.get("folder", pin["name"]))
+            for pin in self.manifest["experts"]
+        }
+        self._packed = pack_experts(self.encoder, folders if load_experts else {})
+
+    @classmethod
+    def load(cls, uri: str, tracking_uri: str | None = None) -> RouterRetriever:
+        """Load a bundle from a folder, or from MLflow: ``models:/<name>@<alias>`` or ``models:/<name>/1``.
+
+        Raises:
+            NotFound: the registry has no such version.
+            BundleError: the bundle is damaged, or the base encoder here is not its own.
+        """
+        # By name: the registry lies above this room, and a folder can be loaded without MLflow.
+        if not uri.startswith("models:/"):
+            return cls(Path(uri))
+        loaded: RouterRetriever = import_module(_REGISTRY).load(uri, tracking_uri)
+        return loaded
+
+    @property
+    def experts(self) -> list[str]:
+        """Names of the experts."""
+        return [expert["name"] for expert in self.manifest["experts"]]
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each query, which ``route`` and ``embed`` both read."""
+        return self.encoder.tokenize_queries(texts)
+
+    def route(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Weights [B, T] over ``self.router.experts`` for tokenised queries."""
+        return self.router.weights(self.features(rows))
+
+    def features(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """What the router reads of tokenised queries: [B, d]."""
+        return self.encoder.token_features(rows, self.manifest["features"])
+
+    @property
+    def merge(self) -> str:
+        """What is merged: ``routing.merge``. Bundles older than that setting merge embeddings."""
+        if "merge" in self.manifest:
+            return str(self.manifest["merge"])
+        return "weights" if self.manifest.get("mix") == "adapters" else "embeddings"
+
+    def embed(self, rows: Sequence[Sequence[int]], weights_BT: Vectors, experts: Sequence[str]) -> Vectors:
+        """Vectors [B, d] of tokenised queries, each mixed of these experts by its weights."""
+        if self.merge == "weights":
+            return self._packed.embed(rows, weights_BT, experts)
+        shares = Dispatch.of(weights_BT)
+        alone_nT = np.eye(len(experts), dtype=np.float32)[shares.columns]
+        return shares.mix(self._packed.embed([rows[row] for row in shares.rows], alone_nT, experts))
+
+    def encode_queries(self, queries: Sequence[str], **_: Any) -> Vectors:
+        """Route and embed queries: [B, d] float32. Only experts whose weight matters are run."""
+        rows = self.tokenize(list(queries))
+        if not rows:
+            return np.zeros((0, self.encoder.dimension), dtype=np.float32)
+        return self.embed(rows, self.route(rows), self.router.experts)
+
+    def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **_: Any) -> Vectors:
+        """Embed documents (``title``, ``text``) with the bare base: [N, d] float32."""
+        documents = (Document("", document.get("title") or "", document["text"]) for document in corpus)
+        return self.encoder.encode_documents([document.content for document in documents])
+
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: str | None = None, **_: Any
+    ) -> Vectors:
+        """Embed batches as mteb gives them: [N, d] float32; all but documents are taken for queries."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        if prompt_type == "document":
+            return self.encoder.encode_documents(texts)  # mteb has put the titles in front
+        return self.encode_queries(texts)
+
+    def similarity(self, ours: Any, theirs: Any) -> Vectors:
+        """Scores of all queries with all documents. A product, since documents have their length already."""
+        return np.atleast_2d(ours) @ np.atleast_2d(theirs).T
+
+    def similarity_pairwise(self, ours: Any, theirs: Any) -> Vectors:
+        """Scores of each query with the document at its place."""
+        return np.einsum("bd,bd->b", np.atleast_2d(ours), np.atleast_2d(theirs))
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb files results under: the recipe's name, and a hash of the whole bundle."""
+        from mteb.models.model_meta import ModelMeta
+
+        name = f"routerretriever/{self.manifest['recipe']['name']}"
+        return ModelMeta.create_empty({"name": name, "revision": content_hash(self.manifest)})
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """The n encodings that vectors are mixed from: whose weights [B, T] are not zero."""
+
+    rows: NDArray[np.int64]
+    """Position of the query, for every encoding that is to be made."""
+    columns: NDArray[np.int64]
+    """Position of its expert."""
+    weights: Vectors
+    queries: int
+
+    @classmethod
+    def of(cls, weights_BT: Vectors) -> Dispatch:
+        """What weights [B, T] ask for."""
+        rows, columns = np.nonzero(weights_BT)
+        return cls(rows, columns, weights_BT[rows, columns], len(weights_BT))
+
+    def mix(self, vectors: Vectors) -> Vectors:
+        """Weighted sums [B, d] of the encodings [n, d]."""
+        mixed = np.zeros((self.queries, vectors.shape[1]), dtype=np.float32)
+        np.add.at(mixed, self.rows, vectors * self.weights[:, None])
+        return mixed

@@ -1,0 +1,154 @@
+"""Reaching MLflow without leaving traces: no global tracking URI, nothing created or migrated by reading."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import sqlalchemy
+from alembic.runtime.migration import MigrationContext
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as database
+
+from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, without_secrets
+
+_SQLITE = "sqlite:///"
+_QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false"}
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+"""MLflow's own defaults try a server that is away for many minutes."""
+
+
+def default_tracking_uri(storage: str) -> str:
+    """The SQLite database in a local storage folder."""
+    return f"{_SQLITE}{storage}/mlflow.db"
+
+
+def is_database(uri: str) -> bool:
+    """Whether MLflow opens a database itself, and would create or migrate it, instead of asking a server."""
+    return urlparse(uri).scheme.split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def open_to_read(uri: str) -> MlflowClient | None:
+    """A client for a store as it is; None if there is no database yet.
+
+    Raises:
+        Refused: the database was made by another version of MLflow; reading would migrate it.
+        RegistryError: it cannot be reached.
+    """
+    if is_database(uri):
+        if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
+            return None
+        found = _revision(uri)
+        if found is None:
+            return None
+        if found != database._get_latest_schema_revision():
+            raise Refused(
+                f"registry.tracking_uri: {without_secrets(uri)}: this database was made by another version "
+                f"of MLflow (revision {found}); make a copy of it, then run `routerretriever migrate` with "
+                "the recipe"
+            )
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def open_to_write(uri: str) -> MlflowClient:
+    """A client for a store, which is created if there is none; the errors are those of ``open_to_read``."""
+    if is_database(uri):
+        open_to_read(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def migrate(uri: str) -> bool:
+    """Bring a database to the schema of the installed MLflow; returns whether there was anything to do.
+
+    Raises:
+        NotFound: there is no database.
+    """
+    found = _revision(uri) if is_database(uri) else None
+    if found is None:
+        raise NotFound(f"registry.tracking_uri: {without_secrets(uri)}: no database to migrate")
+    if found == database._get_latest_schema_revision():
+        return False
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        database._upgrade_db(engine)
+    finally:
+        engine.dispose()
+    return True
+
+
+def _revision(uri: str) -> str | None:
+    """The schema's revision; None for an empty database."""
+    try:
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            with engine.connect() as connection:
+                return MigrationContext.configure(connection).get_current_revision()
+        finally:
+            engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = without_secrets(f"{uri}: {str(error).splitlines()[0]}")
+        raise RegistryError(f"registry.tracking_uri: {reason}") from None
+
+
+@contextmanager
+def reached(uri: str, patient: bool = False) -> Iterator[None]:
+    """Quiet MLflow for a block, and turn its errors into one line that says what was tried.
+
+    Args:
+        uri: the tracking URI, for the message.
+        patient: let MLflow try for minutes, as its own defaults do; otherwise a server that is away is given
+            up within half a minute.
+    """
+    settings = {**_QUIET, **({} if patient else _QUICK)}
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    loggers = {name: logging.getLogger(name) for name in ("mlflow", "alembic")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    os.environ.update(added)
+    for logger in loggers.values():
+        # Every registration would warn that models of this kind are pickled.
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except MlflowException as error:
+        reason = without_secrets(f"{uri}: {error.message}")
+        raise RegistryError(
+            f"registry.tracking_uri: {reason}\nnothing is lost: all that was made lies in storage; run the "
+            "same command again, which registers what is missing"
+        ) from None
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])
+
+
+def present_location(location: str, tracking_uri: str) -> str:
+    """Where a model's files lie now.
+
+    A storage folder with its own database may have been moved or restored elsewhere; the database then still
+    names the old place.
+
+    Raises:
+        BadInput: the files are in neither place.
+    """
+    parsed = urlparse(location)
+    if parsed.scheme not in ("", "file"):
+        return location
+    path = Path(unquote(parsed.path))
+    if path.exists():
+        return location
+    if tracking_uri.startswith(_SQLITE) and ARTIFACTS in path.parts:
+        inside = path.parts[path.parts.index(ARTIFACTS) :]
+        moved = Path(tracking_uri.removeprefix(_SQLITE)).parent.joinpath(*inside)
+        if moved.exists():
+            return moved.as_uri()
+    raise BadInput(f"{path}: the registry names this folder, which is not there; restore it from a back-up")
+
+
+ARTIFACTS = "mlflow-artifacts"
+"""Folder of a local storage that holds MLflow's files."""

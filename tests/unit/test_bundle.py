@@ -1,0 +1,127 @@
+"""A bundle from its making to MLflow and back, without Ray: experts are adapters as they start."""
+
+import json
+import shutil
+import threading
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from routerretriever import RouterRetriever
+from routerretriever.adapters.settings import LoraSettings
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.bundle.build import BundleParts, ServiceFacts, write_bundle
+from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries
+from routerretriever.config.registry import RegistrySettings
+from routerretriever.encoder.encoder import load_encoder
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import encoder_fingerprint
+from routerretriever.errors import BundleError
+from routerretriever.registry.registry import Registry, RunRecord
+from routerretriever.routing.constant import ConstantRouter
+from routerretriever.routing.settings import RoutingSettings
+from routerretriever.training.experts import open_expert
+from routerretriever.training.settings import TrainingSettings
+
+ENCODER = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
+FACTS = ServiceFacts(
+    {"fruit": "corpora/fruit-1"}, {"fruit": [ValidationQuery("fig", {"d1": 1})]}, {"fruit": 1.0}
+)
+QUERIES = ["where is the fig", "an apple"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A storage with one expert, and the parts of a bundle."""
+    store = ArtifactStore.open(str(tmp_path_factory.mktemp("made") / "storage"))
+    encoder = load_encoder(ENCODER)
+    encoder.add_adapter("fruit", LoraSettings())
+    folder = tmp_path_factory.mktemp("adapter")
+    encoder.save_adapter("fruit", folder)
+    store.put_folder("experts/fruit-1", folder)
+    card = {
+        "domain": "fruit", "encoder": ENCODER.model_dump(),
+        "encoder_fingerprint": encoder_fingerprint(ENCODER),
+        "training": TrainingSettings().model_dump(mode="json"), "history": [(2, 0.5)], "dev_ndcg_at_10": 0.5,
+        "base_dev_ndcg_at_10": 0.4, "seconds": 1.0, "steps": 4, "best_step": 2, "train": "t", "corpus": "c",
+    }  # fmt: skip
+    store.commit("experts/fruit-1", card)
+    router = ConstantRouter(["fruit"], np.ones(1, dtype=np.float32))
+    experts = {"fruit": open_expert(store, "experts/fruit-1")}
+    return store, BundleParts({"name": "tiny"}, ENCODER, RoutingSettings(), router, experts, {}, FACTS)
+
+
+def written(made, folder):
+    store, parts = made
+    folder.mkdir()
+    write_bundle(folder, parts, {"fruit": 1}, store)
+    return folder
+
+
+def test_a_bundle_opens_from_its_folder_and_embeds(made, tmp_path):
+    bundle = RouterRetriever.load(str(written(made, tmp_path / "bundle")))
+    assert bundle.experts == ["fruit"]
+    assert bundle.encode_queries(QUERIES).shape == (2, bundle.encoder.dimension)
+
+
+def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path):
+    folder = written(made, tmp_path / "bundle")
+    assert read_validation_queries(folder) == FACTS.validation
+    (folder / "validation.json").rename(folder / "canary.json")
+    assert read_validation_queries(folder) == FACTS.validation
+
+
+def test_an_altered_file_is_named(made, tmp_path):
+    folder = written(made, tmp_path / "bundle")
+    (folder / "validation.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"validation\.json: altered"):
+        RouterRetriever.load(str(folder))
+
+
+def test_a_registered_bundle_comes_back_the_same_however_it_is_loaded(made, tmp_path, monkeypatch):
+    made_store, parts = made
+    shutil.copytree(made_store.uri, tmp_path / "storage")
+    settings = RegistrySettings(name="tiny")
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    registry = Registry(settings, store)
+    state = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    answers = []
+
+    def register():
+        answers.append(registry.register_bundle(parts, RunRecord({"seconds/train": 1.0}, 0.5)))
+
+    register()
+    # Two more that register the same at once get the same versions.
+    threads = [threading.Thread(target=register) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [(1, {"fruit": 1})] * 3
+    (version,) = registry.bundles()
+    assert (version.recipe, version.experts, version.ndcg_at_10) == ("tiny", "fruit", "0.5000")
+    loaded = RouterRetriever.load(registry.bundle_uri, registry.tracking_uri)
+    expected = RouterRetriever.load(str(written(made, tmp_path / "bundle"))).encode_queries(QUERIES)
+    np.testing.assert_array_equal(loaded.encode_queries(QUERIES), expected)
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == state
+    assert mlflow.active_run() is None
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/tiny/1")
+    np.testing.assert_array_equal(model.predict(QUERIES), expected)
+    table = pd.DataFrame({"id": ["q1", "q2"], "text": QUERIES})
+    np.testing.assert_array_equal(model.predict(table), expected)
+
+    # The storage moves: what is registered there is still served, and new versions are written there.
+    (tmp_path / "storage").rename(tmp_path / "moved")
+    moved = ArtifactStore.open(str(tmp_path / "moved"))
+    registry = Registry(settings, moved)
+    loaded = RouterRetriever.load(registry.bundle_uri, registry.tracking_uri)
+    np.testing.assert_array_equal(loaded.encode_queries(QUERIES), expected)
+    other = BundleParts(**{**vars(parts), "evaluation": {"again": 1}})
+    assert registry.register_bundle(other, RunRecord())[0] == 2
+    RouterRetriever.load("models:/tiny/2", registry.tracking_uri)
+    assert not (tmp_path / "storage").exists()
+    logged = json.dumps(str(list((tmp_path / "moved" / "mlflow-artifacts").rglob("bundle.json"))))
+    assert logged.count("bundle.json") == 2
