@@ -282,10 +282,10 @@ class Registry:
         if (known := self._version_with(model, expert.version)) is not None:
             return known
         with self._run(f"expert-{expert.domain}", experiment) as (run, commit):
-            training = card["training"]
-            kind = "prefix" if training.get("prefix") else "lora"
-            adapter = {f"{kind}.{key}": value for key, value in training[kind].items()}
-            plain = {key: value for key, value in training.items() if key not in ("lora", "prefix")}
+            plain = dict(card["training"])
+            lora, prefix = plain.pop("lora", None), plain.pop("prefix", None)  # of the first release
+            old = {"kind": "prefix", **prefix} if prefix else {"kind": "lora", **(lora or {})}
+            adapter = {f"adapter.{key}": value for key, value in plain.pop("adapter", old).items()}
             for step, dev in card["history"]:
                 self._writer.log_metric(run, "dev_ndcg_at_10", dev, step=step)
             self._log(
