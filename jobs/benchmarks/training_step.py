@@ -22,6 +22,7 @@ from routerretriever.adapters.lora import LoraSettings
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Collection
+from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import encoder_folder
 from routerretriever.measures import mean_ndcg
@@ -58,7 +59,8 @@ def main(
     step_seconds = (ours["seconds"] - look) / ours["steps"]
     log.info("ours: %.2f s a step, dev %.4f", step_seconds, ours["dev_ndcg_at_10"])
 
-    peer = Peer(settings.encoder, training)
+    resolved = read_card(settings.encoder).settings
+    peer = Peer(resolved, training)
     peer_seconds = peer.train(pipeline.collections[domain], budget_seconds=steps * step_seconds)
     log.info("peer: %.2f s a step, %d steps", peer_seconds / peer.steps, peer.steps)
     peer_dev = peer.dev_ndcg(pipeline.collections[domain]) if measure_peer else None
@@ -72,7 +74,7 @@ def main(
     report(
         f"training-step-{domain}",
         f"{domain}: batches of {training.batch_size} queries, documents up to "
-        f"{settings.encoder.document_max_length} tokens",
+        f"{resolved.document_max_length} tokens",
         ["trainer", "seconds a step", "steps", "dev nDCG@10 x 100"],
         rows,
         {

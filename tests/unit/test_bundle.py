@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from routerretriever import RouterRetriever
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.tower import load_tower
 from routerretriever.artifacts.store import ArtifactStore
@@ -16,7 +17,6 @@ from routerretriever.bundle.build import BundleParts, ServiceFacts, write_bundle
 from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import BundleError
 from routerretriever.registry.registry import Registry, RunRecord
 from routerretriever.routing.constant import ConstantRouter
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
     store.put_folder("experts/fruit-1", folder)
     card = {
         "domain": "fruit", "encoder": ENCODER.model_dump(),
-        "encoder_fingerprint": encoder_fingerprint(ENCODER),
+        "encoder_fingerprint": tower_fingerprint(ENCODER),
         "training": TrainingSettings().model_dump(mode="json"), "history": [(2, 0.5)], "dev_ndcg_at_10": 0.5,
         "base_dev_ndcg_at_10": 0.4, "seconds": 1.0, "steps": 4, "best_step": 2, "train": "t", "corpus": "c",
     }  # fmt: skip

@@ -18,7 +18,7 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"training": {"batch_size": -1}}, "training.batch_size"),
         ({"training": {"batch_size": "32"}}, "training.batch_size"),
         ({"training": {"seed": True}}, "training.seed"),
-        ({"encoder": {"pooling": "max"}}, "encoder.pooling"),
+        ({"encoder": {"pooling": "median"}}, "encoder.pooling"),
         ({"training": {"batch_size": 5, "workers": 2}}, "does not divide"),
         ({"training": {"max_steps": None}}, "max_steps or max_epochs"),
         ({"domains": {}}, "domains"),

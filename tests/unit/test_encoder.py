@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from routerretriever.adapters.kinds import batch_adapters, merge_adapter
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.tower import QueryTower, load_tower
+from routerretriever.encoder.fingerprint import encoder_fingerprint
 from routerretriever.encoder.linear import FrozenLinear
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint
 from routerretriever.errors import EncoderError
 from routerretriever.types import BASE
 from transformers import BertConfig, BertModel, BertTokenizerFast

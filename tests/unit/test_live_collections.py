@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import documents_file, embeddings_file
 from routerretriever.datasets.collection import Document
@@ -128,8 +129,8 @@ def crash_at(store_, step, monkeypatch):
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("_write", "_remove"):
-            patch.setattr(ArtifactStore, name, dying(getattr(ArtifactStore, name)))
+        for name in ("write", "remove"):
+            patch.setattr(FileSystem, name, dying(getattr(FileSystem, name)))
         try:
             compact(store_, CHANGES)
         except Crash:

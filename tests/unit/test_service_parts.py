@@ -532,16 +532,23 @@ class HalfBundle:
     experts = ("a", "b")
 
     class encoder:
-        settings = SimpleNamespace(query_max_length=8, document_max_length=12)
         dimension = 2
 
         @staticmethod
-        def tokenize_queries(texts, longest=8):
-            return [[1] * min(longest, len(text)) for text in texts]
+        def limit(documents):
+            return 12 if documents else 8
 
         @staticmethod
-        def tokenize_documents(texts, longest=12):
-            return [[2] * min(longest, len(text)) for text in texts]
+        def tokenize_queries(texts):
+            return [[1] * min(8, len(text)) for text in texts]
+
+        @staticmethod
+        def tokenize_documents(texts):
+            return [[2] * min(12, len(text)) for text in texts]
+
+        @classmethod
+        def are_cut(cls, texts, rows, documents):
+            return [len(text) > cls.limit(documents) for text in texts]
 
         @staticmethod
         def embed_tokens(rows):

@@ -9,7 +9,7 @@ Shapes: B rows, E experts, T named by a caller, d dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -22,6 +22,8 @@ from routerretriever.settings import Settings
 from routerretriever.types import BASE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from routerretriever.encoder.encoder import Encoder
 
 Vectors = NDArray[np.float32]
@@ -34,6 +36,10 @@ class AdapterSettings(Settings):
 
     kind: str
     """The kind of adapter."""
+
+    def identity(self) -> dict[str, Any]:
+        """What an expert's key is made from."""
+        return self.model_dump(exclude={"kind"})
 
 
 class BatchedAdapters(Protocol):
@@ -135,6 +141,34 @@ class AdapterKind(ABC):
             EncoderError: this kind has no modules.
         """
         raise EncoderError(f"an adapter of kind {self.name!r} has no modules to choose from")
+
+
+def embed_by_mixture(
+    encoder: Encoder,
+    rows: Sequence[Sequence[int]],
+    weights_BE: Vectors,
+    run: Callable[[Vectors, Tensor, Tensor], Tensor],
+) -> Vectors:
+    """Vectors [B, d] of tokenised queries, those with the same mixture at a time.
+
+    For an encoder whose layers run on more than a batch's rows, so that a layer cannot tell whose turn it is.
+
+    Args:
+        encoder: the base.
+        rows: token ids of each query.
+        weights_BE: their mixtures.
+        run: gets a mixture [E], token ids [b, L] and mask [b, L], and returns vectors [b, d].
+    """
+    mixtures, inverse = np.unique(weights_BE, axis=0, return_inverse=True)
+    vectors = np.zeros((len(rows), encoder.dimension), dtype=np.float32)
+    for number, mixture_E in enumerate(mixtures):
+        own = np.flatnonzero(inverse.reshape(-1) == number).tolist()
+
+        def embed(ids: Tensor, mask: Tensor, _: list[int], mixture_E: Vectors = mixture_E) -> Tensor:
+            return run(mixture_E, ids, mask)
+
+        vectors[own] = encoder.embed_tokens([rows[row] for row in own], embed)
+    return vectors
 
 
 def spread_weights(numbers: Mapping[str, int], weights_BT: Vectors, experts: Sequence[str]) -> Vectors:

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from routerretriever.encoder.fingerprint import encoder_fingerprint, files_hash
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import encoder_fingerprint, files_hash
 from routerretriever.errors import EncoderError, NotFound, StorageError
 from routerretriever.hashing import content_hash
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from routerretriever.adapters.base import AdapterSettings, Merge, Vectors, spread_weights
+from routerretriever.adapters.base import AdapterSettings, Merge, Vectors, embed_by_mixture, spread_weights
 from routerretriever.adapters.files import ADAPTER_WEIGHTS, adapter_config
 from routerretriever.adapters.peft_adapters import LAYER_PREFIX, PeftKind
 from routerretriever.errors import EncoderError
@@ -129,7 +129,22 @@ class BatchedScales:
         import torch
 
         like = next(self._encoder.tower.parameters())
-        weights_BE = torch.from_numpy(spread_weights(self._numbers, weights_BT, experts)).to(like)
+        spread_BE = spread_weights(self._numbers, weights_BT, experts)
+        weights_BE = torch.from_numpy(spread_BE).to(like)
+
+        def together(mixture_E: Vectors, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            own_E = torch.from_numpy(mixture_E).to(like)
+            outputs = {
+                layer: partial(_scale_output, 1 + own_E @ change_Eo)
+                for layer, change_Eo in self._outputs.items()
+            }
+            inputs = {layer: (1 + own_E @ change_Ei).mul for layer, change_Ei in self._inputs.items()}
+            with self._encoder.hooked(outputs, inputs):
+                vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
+            return vectors
+
+        if not self._encoder.is_rowwise:
+            return embed_by_mixture(self._encoder, rows, spread_BE, together)
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
             own_BE = weights_BE[batch]

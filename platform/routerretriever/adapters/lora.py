@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from routerretriever.adapters.base import AdapterSettings, Merge, Vectors, spread_weights
+from routerretriever.adapters.base import AdapterSettings, Merge, Vectors, embed_by_mixture, spread_weights
 from routerretriever.adapters.files import ADAPTER_WEIGHTS, adapter_config
 from routerretriever.adapters.peft_adapters import LAYER_PREFIX, PeftKind
 from routerretriever.errors import EncoderError
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from routerretriever.encoder.encoder import Encoder
 
+ALL_LINEAR = "all-linear"
+_MINILM = ("query", "key", "value", "dense")
+"""All of MiniLM's linear layers."""
 _UNKNOWN_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 """Settings of PEFT's that would change the formula above."""
 
@@ -48,8 +51,20 @@ class LoraSettings(AdapterSettings):
     """The update is multiplied by alpha / rank."""
     dropout: Fraction = 0.1
     """Share of the inputs that is dropped in training."""
-    target_modules: tuple[str, ...] = ("query", "key", "value", "dense")
-    """Names of the linear layers that are adapted, or how their names end."""
+    target_modules: tuple[str, ...] = (ALL_LINEAR,)
+    """Names of the linear layers that are adapted, or how their names end; by default all of them."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, by which an expert's key is made.
+
+        All linear layers are called as MiniLM's are, which was the default before: experts keep their keys.
+        """
+        named = self.target_modules
+        if named == (ALL_LINEAR,):
+            named = _MINILM
+        elif named == _MINILM:
+            named = (*_MINILM, "by name")
+        return super().identity() | {"target_modules": named}
 
 
 class Lora(PeftKind):
@@ -64,12 +79,19 @@ class Lora(PeftKind):
         """The settings in PEFT's words; see ``PeftKind.peft_config``."""
         from peft import LoraConfig
 
-        encoder.find_linear_layers(settings.target_modules, "training.adapter.target_modules")
+        targets = list(settings.target_modules)
+        if targets == [ALL_LINEAR]:
+            targets = encoder.linear_names()
+        if not targets:
+            raise EncoderError(
+                f"encoder.name: {encoder.settings.name} has no linear layer, so no LoRA can be trained on it"
+            )
+        encoder.find_linear_layers(targets, "training.adapter.target_modules")
         return LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
-            target_modules=list(settings.target_modules),
+            target_modules=targets,
         )
 
     def batch(self, encoder: Encoder, folders: Mapping[str, Path]) -> BatchedLoras:
@@ -162,6 +184,12 @@ class _Stack:
             down_ir, up_ro = self._each[expert]
             output_Lo.addmm_(input_Li.mm(down_ir), up_ro, alpha=weight)
 
+    def add_to_all(self, used: Sequence[tuple[int, float]], output: Tensor, values: Tensor) -> None:
+        """The same for whatever a layer is run on, of any shape."""
+        for expert, weight in used:
+            down_ir, up_ro = self._each[expert]
+            output.add_(values @ down_ir @ up_ro, alpha=weight)
+
 
 class BatchedLoras:
     """LoRA experts that share one base encoder; see ``BatchedAdapters``."""
@@ -198,6 +226,16 @@ class BatchedLoras:
 
         like = next(self._encoder.tower.parameters())
         weights_BE = spread_weights(self._numbers, weights_BT, experts)
+
+        def together(mixture_E: Vectors, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            used = [(expert, float(mixture_E[expert])) for expert in np.flatnonzero(mixture_E).tolist()]
+            adding = {name: partial(s.add_to_all, used) for name, s in self._stacks.items()}
+            with self._encoder.hooked(adding):
+                vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
+            return vectors
+
+        if not self._encoder.is_rowwise:
+            return embed_by_mixture(self._encoder, rows, weights_BE, together)
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
             own_BE = weights_BE[batch]

@@ -65,9 +65,7 @@ class Prefix(AdapterKind):
 
         attention = _attention(encoder)
         layers = tuple(range(encoder.layers)) if settings.layers is None else settings.layers
-        shape = PrefixShape(
-            settings.length, layers, encoder.dimension, tuple(modules) or (name,), bool(modules)
-        )
+        shape = PrefixShape(settings.length, layers, encoder.width, tuple(modules) or (name,), bool(modules))
         _require_fit(encoder, name, shape)
         made = Prefixes(shape).to(encoder.device)
         if attention.general is None:
@@ -231,10 +229,10 @@ def _read(encoder: Encoder, name: str, folder: Path) -> Prefixes:
 
 
 def _require_fit(encoder: Encoder, name: str, shape: PrefixShape) -> None:
-    if shape.width != encoder.dimension or max(shape.layers) >= encoder.layers:
+    if shape.width != encoder.width or max(shape.layers) >= encoder.layers:
         raise EncoderError(
             f"expert {name!r}: a prefix {shape.width} wide for layers up to {max(shape.layers)} does not "
-            f"fit this base encoder, of {encoder.layers} layers (from 0), {encoder.dimension} wide"
+            f"fit this base encoder, of {encoder.layers} layers (from 0), {encoder.width} wide"
         )
     attention = _attention_of(encoder)
     general = None if attention is None else attention.general

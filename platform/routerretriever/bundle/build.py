@@ -19,6 +19,7 @@ from routerretriever.bundle.manifest import (
     ValidationQuery,
     expert_folder,
 )
+from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BundleError
 from routerretriever.hashing import file_hash
@@ -73,7 +74,7 @@ def write_bundle(
     Raises:
         BundleError: an expert was trained on another base encoder, or the router knows one that is missing.
     """
-    router, experts, encoder = parts.router, parts.experts, parts.encoder
+    router, experts, encoder = parts.router, parts.experts, read_card(parts.encoder).settings
     fingerprint = tower_fingerprint(encoder)
     unknown = set(router.experts) - set(experts) - {BASE}
     if unknown:

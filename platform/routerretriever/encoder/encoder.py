@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from routerretriever.encoder.card import read_card, resolve_card, usable_positions
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
+from routerretriever.encoder.files import read_dense, read_model
 from routerretriever.encoder.linear import FrozenLinear, InputHook, OutputHook
+from routerretriever.encoder.pooling import mean_over_tokens, pooling_of
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
 from routerretriever.errors import EncoderError
@@ -44,24 +47,30 @@ class Encoder:
         Raises:
             EncoderError: the files cannot be found, fetched or read.
         """
+        card = read_card(settings)
         if settings.name == FAKE:
-            return cls(settings, HashingTokenizer(), fake_model())
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
+            return cls(card.settings, HashingTokenizer(), fake_model())
+        tokenizer, model = read_model(encoder_folder(settings), settings)
+        encoder = cls(card.settings, tokenizer, model, read_dense(card.dense))
+        encoder.card = card
+        return encoder
 
-        disable_progress_bar()
-        folder = encoder_folder(settings)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModel.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise EncoderError(
-                f"encoder.name: {folder} cannot be loaded as a text encoder: {error}"
-            ) from error
-        return cls(settings, tokenizer, model)
+    def __init__(
+        self, settings: EncoderSettings, tokenizer: Any, model: Any, dense: Sequence[nn.Module] = ()
+    ) -> None:
+        """Put an encoder together; ``load`` does so from files.
 
-    def __init__(self, settings: EncoderSettings, tokenizer: Any, model: Any) -> None:
-        self.settings = settings
+        Args:
+            settings: how it is run; what is left open is as if its files said nothing.
+            tokenizer: a Hugging Face tokenizer, or what is called like one.
+            model: the transformer.
+            dense: sentence-transformers' Dense layers that follow pooling.
+
+        Raises:
+            EncoderError: a length is above the model's positions, or the device is not there.
+        """
+        self.card = resolve_card(settings)
+        settings = self.settings = self.card.settings
         self.device = _pick_device(settings.device)
         self._tokenizer = tokenizer
         if getattr(model, "pooler", None) is not None:
@@ -69,24 +78,49 @@ class Encoder:
             model.pooler = None
         model = model.to(device=self.device, dtype=_DTYPES[settings.dtype]).eval().requires_grad_(False)
         self.transformer = model
-        self._tower = Tower(model, settings.pooling, settings.similarity)
+        self._dense: list[Any] = list(dense)
+        self._tower = Tower(model, settings.pooling, settings.similarity, dense)
         self.transformer_layers = _transformer_layers(model)
         self.linear_layers: dict[str, nn.Linear] = {
             name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
         }
         """The base's, by their names, which saved adapters use too."""
         self._frozen = {name: FrozenLinear(module) for name, module in self.linear_layers.items()}
-        limit = getattr(model.config, "max_position_embeddings", None)
+        limit = usable_positions(model.config.to_dict())
         for field in ("query_max_length", "document_max_length"):
             if limit is not None and getattr(settings, field) > limit:
                 raise EncoderError(
                     f"encoder.{field}: {getattr(settings, field)} is above the model's {limit} positions"
                 )
+        assert settings.query_max_length is not None
+        # A prompt takes nothing from what a query may have, as far as there are positions.
+        prompted = settings.query_max_length + self._prompt_tokens
+        self._query_limit = prompted if limit is None else min(prompted, limit)
 
     @property
     def dimension(self) -> int:
         """Width d of every vector."""
-        return int(self._tower.model.config.hidden_size)
+        return int(self._dense[-1].out_features) if self._dense else self.width
+
+    @property
+    def width(self) -> int:
+        """Width of the transformer's hidden states."""
+        return int(self.transformer.config.get_text_config().hidden_size)
+
+    @cached_property
+    def _prompt_tokens(self) -> int:
+        """Tokens that the query prompt adds to a query."""
+        if not self.settings.query_prompt:
+            return 0
+        long = 4 * len(self.settings.query_prompt) + 16
+        bare, prompted = (self._tokenize([text], long)[0] for text in ("a", self.settings.query_prompt + "a"))
+        return max(0, len(prompted) - len(bare))
+
+    @cached_property
+    def _opening_tokens(self) -> int:
+        """Special tokens before a text's own."""
+        first, second = (self._tokenize([text], 16)[0] for text in ("a", "b"))
+        return next((n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), 0)
 
     @property
     def layers(self) -> int:
@@ -128,7 +162,11 @@ class Encoder:
                 hidden = self._embeddings(input_ids)
             else:
                 hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
-            return F.normalize(_mean_over_tokens(hidden, attention_mask), dim=-1)
+            told = attention_mask
+            if self._prompt_tokens:  # all queries have it: it says nothing about any of them
+                told = attention_mask.clone()
+                told[:, self._opening_tokens : self._opening_tokens + self._prompt_tokens] = 0
+            return F.normalize(mean_over_tokens(hidden, told), dim=-1)
 
         return self.embed_tokens(rows, early, padding_is_free=features == 0)
 
@@ -172,6 +210,21 @@ class Encoder:
             found |= dict.fromkeys(own)
         return list(found)
 
+    @cached_property
+    def is_rowwise(self) -> bool:
+        """Whether all linear layers see a batch's rows, and nothing else. DeBERTa's also run on positions."""
+        seen: set[int] = set()
+        ids, mask = self.pad(self._tokenize(["a"] * 3, 16))
+
+        def look(values: Tensor) -> Tensor:
+            seen.add(len(values))
+            return values
+
+        hooks = dict.fromkeys(self.linear_layers, look)
+        with torch.inference_mode(), self.hooked(inputs=hooks):
+            self.transformer(input_ids=ids, attention_mask=mask)
+        return seen <= {len(ids)}
+
     @contextmanager
     def hooked(
         self, outputs: Mapping[str, OutputHook] | None = None, inputs: Mapping[str, InputHook] | None = None
@@ -192,12 +245,42 @@ class Encoder:
 
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""
-        return self._tokenize(self._prompted(texts), max_length or self.settings.query_max_length)
+        limit = (
+            self._query_limit
+            if max_length is None
+            else min(max_length + self._prompt_tokens, self._query_limit)
+        )
+        return self._tokenize([f"{self.settings.query_prompt}{text}" for text in texts], limit)
 
-    def tokenize_documents(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, unpadded."""
-        prompted = [self.settings.document_prompt + text for text in texts]
-        return self._tokenize(prompted, max_length or self.settings.document_max_length)
+        assert self.settings.document_max_length is not None
+        prompted = [f"{self.settings.document_prompt}{text}" for text in texts]
+        return self._tokenize(prompted, self.settings.document_max_length)
+
+    def limit(self, documents: bool) -> int:
+        """Tokens that are read of a query or a document, its prompt among them."""
+        limit = self.settings.document_max_length if documents else self._query_limit
+        assert limit is not None
+        return limit
+
+    def are_cut(self, texts: Sequence[str], rows: Sequence[Sequence[int]], documents: bool) -> list[bool]:
+        """Which texts are longer than what is read of them.
+
+        Args:
+            texts: queries or documents.
+            rows: their token ids, as they are read.
+            documents: whether they are documents.
+        """
+        prompt = self.settings.document_prompt if documents else self.settings.query_prompt
+        limit = self.limit(documents)
+        # One that is as long as it may be ended there, or was cut: with room for one more it tells.
+        full = [position for position, row in enumerate(rows) if len(row) >= limit]
+        longer = self._tokenize([f"{prompt}{texts[position]}" for position in full], limit + 1)
+        cut = [False] * len(texts)
+        for position, row in zip(full, longer, strict=True):
+            cut[position] = len(row) > limit
+        return cut
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
@@ -209,9 +292,6 @@ class Encoder:
         ids = np.full(mask.shape, self._tokenizer.pad_token_id or 0, dtype=np.int64)
         ids[mask] = np.concatenate(rows)
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).long().to(self.device)
-
-    def _prompted(self, texts: Sequence[str]) -> list[str]:
-        return [self.settings.query_prompt + text for text in texts]
 
     def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         if not texts:
@@ -240,7 +320,7 @@ class Encoder:
                 ``rows``, and returns vectors [b, d].
             padding_is_free: no transformer layer is run, so texts of any length go together.
         """
-        vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
+        vectors: Vectors | None = None
         if self._tower.training:  # asked first, since telling every module takes a millisecond
             self._tower.eval()
         limit = _CPU_PADDING if self.device.type == "cpu" and not padding_is_free else math.inf
@@ -248,8 +328,10 @@ class Encoder:
             for batch in self._batches(rows, limit):
                 ids, mask = self.pad([rows[row] for row in batch])
                 made = self._tower(ids, mask) if embed is None else embed(ids, mask, batch)
+                if vectors is None:
+                    vectors = np.zeros((len(rows), made.shape[1]), dtype=np.float32)
                 vectors[batch] = made.float().cpu().numpy()
-        return vectors
+        return np.zeros((0, self.dimension), dtype=np.float32) if vectors is None else vectors
 
     def _batches(self, rows: Sequence[Sequence[int]], most_padding: float) -> Iterator[list[int]]:
         """Positions of texts to be run together, of like length."""
@@ -270,16 +352,21 @@ class Encoder:
 class Tower(nn.Module):
     """The transformer with its pooling: token ids [B, L] and mask [B, L] to vectors [B, d], in float32."""
 
-    def __init__(self, model: Any, pooling: str, similarity: str) -> None:
+    def __init__(
+        self, model: Any, pooling: str | None, similarity: str | None, dense: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__()
         self.model = model
-        self.pooling = pooling
         self.similarity = similarity
+        self.pool = pooling_of(pooling or "mean")
+        self.dense = nn.ModuleList(dense)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool the last hidden state; unit length if similarity is cosine."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = hidden[:, 0].float() if self.pooling == "cls" else _mean_over_tokens(hidden, attention_mask)
+        pooled = self.pool(hidden, attention_mask)
+        for layer in self.dense:
+            pooled = layer({"sentence_embedding": pooled})["sentence_embedding"]
         return F.normalize(pooled, dim=-1) if self.similarity == "cosine" else pooled
 
 
@@ -302,11 +389,6 @@ def _hidden_entering(layer: nn.Module, model: Any, input_ids: Tensor, attention_
     finally:
         handle.remove()
     raise EncoderError("routing.features: this encoder does not run the layer it was asked to stop at")
-
-
-def _mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    mask = attention_mask.unsqueeze(-1).float()
-    return (hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
 
 
 def _transformer_layers(model: Any) -> list[nn.Module]:

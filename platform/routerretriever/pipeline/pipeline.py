@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from routerretriever.adapters.check import check_encoder
 from routerretriever.artifacts.step import Step, in_order
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
+from routerretriever.datasets.preflight import Report, preflight
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Deployment, Method, Workspace
@@ -134,12 +136,41 @@ class Pipeline:
         """The steps of all methods that are known now, inputs first."""
         return in_order(step for method in self.methods.values() for step in method.steps())
 
+    @cached_property
+    def preflight(self) -> Report:
+        """Read every split that the run will read, and load the encoder once, before any worker starts.
+
+        Raises:
+            DatasetError: a collection is flawed; the message names file and line.
+            EncoderError: the base cannot be used as the recipe says.
+        """
+        needs = {
+            name: [
+                *(("train", "dev") if name in self.recipe.expert_domains else ()),
+                *(("test",) if "test" in collection.splits() else ()),
+            ]
+            for name, collection in self.collections.items()
+        }
+        report = preflight(self.collections.values(), needs)
+        for name in self.collections:
+            for note in report.notes(name):
+                log.info("%s: %s", name, note)
+        card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
+        log.info("encoder %s: %s", self.recipe.encoder.name, "; ".join(card.lines()))
+        for warning in card.warnings:
+            log.warning("encoder %s: %s", self.recipe.encoder.name, warning)
+        return report
+
     def build(self, stages: Sequence[str] | None = None) -> None:
         """Make what is missing.
 
         Args:
             stages: only steps of these stages, and their inputs; by default all.
+
+        Raises:
+            DatasetError: a collection is flawed, or has changed since it was checked.
         """
+        self.preflight.require_unchanged(self.collections.values())
         seen: set[str] = set()
         for _ in range(_ROUNDS):
             wanted = [step for step in self.steps() if stages is None or step.stage in stages]

@@ -282,7 +282,8 @@ class Registry:
         if (known := self._version_with(model, expert.version)) is not None:
             return known
         with self._run(f"expert-{expert.domain}", experiment) as (run, commit):
-            plain = dict(card["training"])
+            training = card["training"]
+            plain = dict(training)
             lora, prefix = plain.pop("lora", None), plain.pop("prefix", None)  # of the first release
             old = {"kind": "prefix", **prefix} if prefix else {"kind": "lora", **(lora or {})}
             adapter = {f"adapter.{key}": value for key, value in plain.pop("adapter", old).items()}

@@ -179,9 +179,9 @@ class Engine:
 
     def _cost(self, text: str, model: str) -> int:
         """About how many tokens will be read of a text."""
-        settings = self.bundle.encoder.settings
-        longest = settings.document_max_length if model == DOCUMENT_MODEL else settings.query_max_length
-        return min(longest, 2 + len(text.encode()) // _BYTES_PER_TOKEN)
+        return min(
+            self.bundle.encoder.limit(model == DOCUMENT_MODEL), 2 + len(text.encode()) // _BYTES_PER_TOKEN
+        )
 
     def _count_lookups(self, hits: int, misses: int) -> None:
         for outcome, count in (("hit", hits), ("miss", misses)):
@@ -260,19 +260,15 @@ class Engine:
         rows: list[list[int]] = [[] for _ in batch]
         truncated = [False] * len(batch)
         encoder = self.bundle.encoder
-        for documents, longest, tokenize in (
-            (False, encoder.settings.query_max_length, encoder.tokenize_queries),
-            (True, encoder.settings.document_max_length, encoder.tokenize_documents),
-        ):
+        for documents, tokenize in ((False, encoder.tokenize_queries), (True, encoder.tokenize_documents)):
             own = [row for row, (_, model) in enumerate(batch) if (model == DOCUMENT_MODEL) is documents]
-            tokens = tokenize([batch[row][0] for row in own]) if own else []
-            for row, ids in zip(own, tokens, strict=True):
-                rows[row] = ids
-            # One that is as long as it may be ended there, or was cut: with room for one more it tells.
-            full = [row for row in own if len(rows[row]) >= longest]
-            more = tokenize([batch[row][0] for row in full], longest + 1) if full else []
-            for row, ids in zip(full, more, strict=True):
-                truncated[row] = len(ids) > longest
+            if not own:
+                continue
+            texts = [batch[row][0] for row in own]
+            tokens = tokenize(texts)
+            cut = encoder.are_cut(texts, tokens, documents)
+            for row, ids, is_cut in zip(own, tokens, cut, strict=True):
+                rows[row], truncated[row] = ids, is_cut
         return rows, truncated
 
     def _count(self, plan: _Plan) -> None:

@@ -97,5 +97,4 @@ class TrainingSettings(Settings):
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
         unused = {"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", "adapter"}
-        own = self.adapter.model_dump(exclude={"kind"})
-        return self.model_dump(exclude=unused) | {self.adapter.kind: own}
+        return self.model_dump(exclude=unused) | {self.adapter.kind: self.adapter.identity()}

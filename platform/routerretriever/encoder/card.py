@@ -1,0 +1,182 @@
+"""What an encoder's own files say about it: pooling, similarity, prompts, lengths. Read without torch.
+
+Order of precedence: the recipe, then the files that sentence-transformers writes, then a table of known
+families whose files say too little, then defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import FAKE, encoder_folder
+from routerretriever.errors import EncoderError
+
+_DEFAULTS = {
+    "pooling": "mean", "similarity": "cosine", "query_prompt": "", "document_prompt": "",
+    "query_max_length": 256, "document_max_length": 256,
+}  # fmt: skip
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "contriever": {"pooling": "mean", "similarity": "dot"},
+    "bge-small-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
+    "bge-base-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
+    "bge-large-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
+    "e5-small": {"query_prompt": "query: ", "document_prompt": "passage: "},
+    "e5-base": {"query_prompt": "query: ", "document_prompt": "passage: "},
+    "e5-large": {"query_prompt": "query: ", "document_prompt": "passage: "},
+}
+"""By a part of the name: what the authors' model cards say and their files do not."""
+_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken",
+}  # fmt: skip
+_OFFSET_POSITIONS = {
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "xmod",
+    "ibert", "roberta-prelayernorm",
+}  # fmt: skip
+"""Model types that count positions from behind the padding id, so some of their table is never used."""
+_UNSTATED_LIMIT = 512
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """The settings that an encoder is run with, none left open, and where each came from."""
+
+    settings: EncoderSettings
+    sources: dict[str, str]
+    """recipe, files, known family or default, by field."""
+    dense: tuple[Path, ...] = ()
+    """Folders of the layers that follow pooling."""
+    warnings: tuple[str, ...] = field(default=())
+
+    def lines(self) -> list[str]:
+        """One line a setting, for logs and reports."""
+        values = self.settings.model_dump()
+        return [f"{name}: {values[name]!r} ({source})" for name, source in self.sources.items()]
+
+
+def read_card(settings: EncoderSettings) -> EncoderCard:
+    """Fill in what a recipe leaves to the encoder's own files.
+
+    Raises:
+        EncoderError: the encoder cannot be found, or its files describe what cannot be run here.
+    """
+    if settings.name == FAKE:
+        return resolve_card(settings)
+    folder = encoder_folder(settings)
+    stated, dense = _stated(folder)
+    return resolve_card(settings, stated, _family(settings.name), dense)
+
+
+def resolve_card(
+    settings: EncoderSettings,
+    stated: Mapping[str, Any] = MappingProxyType({}),
+    family: Mapping[str, Any] = MappingProxyType({}),
+    dense: tuple[Path, ...] = (),
+) -> EncoderCard:
+    """Fill in what settings leave open, from what files state, a known family, and defaults."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    warnings = []
+    for name, default in _DEFAULTS.items():
+        wanted = getattr(settings, name)
+        choices = (("recipe", wanted), ("files", stated.get(name)), ("known family", family.get(name)))
+        sources[name], values[name] = next(
+            ((source, value) for source, value in choices if value is not None), ("default", default)
+        )
+        if wanted is not None and stated.get(name) not in (None, wanted) and "length" not in name:
+            warnings.append(f"encoder.{name}: {wanted!r} by the recipe; the files say {stated[name]!r}")
+    return EncoderCard(settings.model_copy(update=values), sources, dense, tuple(warnings))
+
+
+def _family(name: str) -> dict[str, Any]:
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    # multilingual-e5 and e5 share their prompts; an instruction-tuned e5 has others.
+    if "instruct" in last:
+        return {}
+    return next((known for part, known in _FAMILIES.items() if part in last), {})
+
+
+def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Settings that are in the files, by field, and the folders of Dense layers."""
+    stated: dict[str, Any] = {}
+    dense: list[Path] = []
+    modules = _json(folder / "modules.json") or []
+    normalised = False
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        own = folder / module["path"]
+        if kind == "Pooling":
+            stated["pooling"] = _pooling(own, _json(own / "config.json") or {})
+        elif kind == "Dense":
+            dense.append(own)
+        elif kind == "Normalize":
+            normalised = True
+        elif kind not in ("Transformer", "Dropout"):
+            raise EncoderError(f"encoder.name: {folder} has a {kind} module, which cannot be run here")
+    about = _json(folder / "config_sentence_transformers.json") or {}
+    if modules:
+        named = about.get("similarity_fn_name") or "cosine"
+        stated["similarity"] = "cosine" if normalised or named != "dot" else "dot"
+    prompts = about.get("prompts") or {}
+    default = prompts.get(about.get("default_prompt_name"))
+    for field_name, names in (("query_prompt", ("query",)),
+                              ("document_prompt", ("document", "passage", "corpus"))):  # fmt: skip
+        found = next((prompts[name] for name in names if prompts.get(name) is not None), default)
+        if found is not None:
+            stated[field_name] = found
+    length = _length(folder)
+    if length is not None:
+        stated["query_max_length"] = stated["document_max_length"] = length
+    return stated, tuple(dense)
+
+
+def _pooling(folder: Path, config: dict[str, Any]) -> str:
+    mode = config.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else mode
+    if modes is None:
+        modes = [mode for key, mode in _POOLING_KEYS.items() if config.get(key)] or ["mean"]
+    if len(modes) != 1:
+        raise EncoderError(
+            f"encoder.name: {folder} pools in {len(modes)} ways at once; set encoder.pooling to one"
+        )
+    if config.get("include_prompt") is False:
+        raise EncoderError(f"encoder.name: {folder} leaves the prompt out of pooling, which is not supported")
+    return str(modes[0])
+
+
+def usable_positions(config: dict[str, Any]) -> int | None:
+    """The longest input in tokens that a model's position table takes; None if there is no table."""
+    positions = config.get("max_position_embeddings")
+    if positions is None:
+        return None
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        return int(positions) - int(config.get("pad_token_id", 1)) - 1
+    return int(positions)
+
+
+def _length(folder: Path) -> int | None:
+    config = _json(folder / "config.json") or {}
+    config = {**config, **config.get("text_config", {})}
+    positions = usable_positions(config)
+    stated = (_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    if stated is None:
+        limit = (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
+        known = [int(length) for length in (limit, positions) if length is not None]
+        return min(*known, _UNSTATED_LIMIT) if known else None
+    return int(stated) if positions is None else min(int(stated), positions)
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EncoderError(f"encoder.name: {path} is no JSON: {error}") from None

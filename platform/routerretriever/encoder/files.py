@@ -1,0 +1,80 @@
+"""A model, a tokenizer and Dense layers from a folder; what is wrong with one is said in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import EncoderError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_UNUSED = ("pooler", "position_ids", "decoder", "lm_head")
+"""Parts of weights' names that an encoder does without."""
+_POINTER = b"version https://git-lfs"
+
+
+def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
+    """The tokenizer and the transformer of a folder.
+
+    Raises:
+        EncoderError: files are missing, broken, of another kind of model, or need code that is not trusted.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise EncoderError(f"encoder.name: {path} is a Git LFS pointer; run `git lfs pull` there")
+    trusted = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        kind = T5EncoderModel if config.model_type == "t5" else AutoModel
+        options = {} if kind is T5EncoderModel else {"trust_remote_code": trusted}
+        model, loading = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except Exception as error:  # what broken files raise is of many libraries' kinds
+        raise EncoderError(_reason(folder, error)) from error
+    missing = sorted(key for key in loading["missing_keys"] if not any(part in key for part in _UNUSED))
+    if missing:
+        raise EncoderError(
+            f"encoder.name: {folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} "
+            "first; they would be random"
+        )
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise EncoderError(f"encoder.name: the tokenizer in {folder} knows no word; its files are missing")
+    return tokenizer, model
+
+
+def read_dense(folders: Sequence[Path]) -> list[nn.Module]:
+    """sentence-transformers' Dense layers.
+
+    Raises:
+        EncoderError: files are missing or broken.
+    """
+    if not folders:
+        return []
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    try:
+        return [Dense.load(str(folder)).requires_grad_(False) for folder in folders]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise EncoderError(
+            f"encoder.name: {folders[0].parent}: a Dense layer cannot be read: {error}"
+        ) from None
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    found = lines[0] if lines else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return (
+            f"encoder.name: {folder} needs Python code of its own; set encoder.trust_remote_code: true and a "
+            "revision if you trust it"
+        )
+    return f"encoder.name: {folder} cannot be loaded as a text encoder: {found}"

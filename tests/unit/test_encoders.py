@@ -1,0 +1,181 @@
+"""Encoders by name only: every architecture gives what sentence-transformers makes of the same files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from routerretriever.adapters.check import check_encoder
+from routerretriever.adapters.files import tower_fingerprint
+from routerretriever.adapters.ia3 import Ia3Settings
+from routerretriever.adapters.kinds import batch_adapters, merge_adapter
+from routerretriever.adapters.lora import LoraSettings
+from routerretriever.adapters.tower import load_tower
+from routerretriever.encoder.card import read_card
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import EncoderError
+from support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
+
+TEXTS = ["the quick brown fox", "a", "copper and zinc over the lazy dog and a long long text for the query",
+         "a b " * 30]  # fmt: skip
+
+
+def settings_of(folder, **others) -> EncoderSettings:
+    return EncoderSettings(name=str(folder), device="cpu", **others)
+
+
+@pytest.fixture(scope="module", params=list(ENCODERS))
+def encoder(request, tmp_path_factory):
+    return request.param, write_encoder(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def normalised(vectors: np.ndarray, name: str) -> np.ndarray:
+    if ENCODERS[name].similarity == "dot":
+        return vectors
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_a_name_is_enough(encoder):
+    from sentence_transformers import SentenceTransformer
+
+    name, folder = encoder
+    peer = SentenceTransformer(str(folder), device="cpu")
+    ours = load_tower(settings_of(folder))
+    documents = normalised(peer.encode_document(TEXTS), name)
+    np.testing.assert_allclose(ours.encode_documents(TEXTS), documents, atol=1e-5)
+    # A prompt takes nothing from a query here, so compare what the peer does not cut.
+    queries = normalised(peer.encode_query(TEXTS[:2]), name)
+    np.testing.assert_allclose(ours.encode_queries(TEXTS[:2]), queries, atol=1e-5)
+    alone = np.concatenate([ours.encode_queries([text]) for text in TEXTS])
+    np.testing.assert_allclose(ours.encode_queries(TEXTS), alone, atol=1e-5)
+    assert ours.dimension == documents.shape[1]
+    assert ours.routing_features(TEXTS, 0).shape == (4, 16)
+
+
+def test_a_lora_on_all_linear_layers_runs_in_all_ways_alike(encoder, tmp_path):
+    _, folder = encoder
+    settings = settings_of(folder)
+    tower = load_tower(settings)
+    base = tower.encode_queries(TEXTS)
+    tower.add_adapter("one", LoraSettings(target_modules=("all-linear",), rank=2))
+    weights = [weight for weight in tower.tower.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        tower.tower(*tower.pad(tower.tokenize_queries(TEXTS)))[:, 0].sum().backward()
+        optimizer.step()
+    expected = tower.encode_queries(TEXTS, "one")
+    assert np.abs(expected - base).max() > 1e-4
+    tower.save_adapter("one", tmp_path)
+    shared = batch_adapters(load_tower(settings), {"one": tmp_path, "two": tmp_path})
+    rows = tower.tokenize_queries(TEXTS)
+    weights_BT = np.array([[1, 0], [0, 1], [0.5, 0.5], [1, 0]], dtype=np.float32)
+    np.testing.assert_allclose(shared.embed(rows, weights_BT, ["one", "two"]), expected, atol=1e-5)
+    merged = load_tower(settings)
+    merge_adapter(merged, "one", tmp_path)
+    np.testing.assert_allclose(merged.encode_queries(TEXTS), expected, atol=1e-5)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    return write_encoder("bert-cls-prompt", tmp_path)
+
+
+def test_the_driver_knows_what_will_run(bert):
+    card = check_encoder(settings_of(bert, pooling="mean"), (LoraSettings(), Ia3Settings()))
+    assert card.settings.query_max_length == 24
+    assert card.sources["query_prompt"] == "files"
+    assert card.sources["pooling"] == "recipe"
+    assert card.warnings == ("encoder.pooling: 'mean' by the recipe; the files say 'cls'",)
+    assert "pooling: 'mean' (recipe)" in card.lines()
+    with pytest.raises(EncoderError, match="named 'q_proj'; there are dense, key, query, value"):
+        check_encoder(settings_of(bert), (LoraSettings(target_modules=("q_proj",)),))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("truncated", "cannot be loaded as a text encoder"),
+        ("pointer", "Git LFS pointer"),
+        ("tokenizer", "tokenizer"),
+        ("missing", "they would be random"),
+        ("code", "trust_remote_code"),
+        ("pickle", "cannot be loaded as a text encoder"),
+        ("length", "above the model's 32 positions"),
+    ],
+)
+def test_bad_folders_are_told_in_one_line(bert, damage, message):
+    weights, others = bert / "model.safetensors", {}
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif damage == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    elif damage == "tokenizer":
+        for path in bert.glob("tokenizer*"):
+            path.unlink()
+    elif damage == "missing":
+        from safetensors.torch import load_file, save_file
+
+        kept = {key: value for key, value in load_file(weights).items() if "layer.1." not in key}
+        save_file(kept, weights, metadata={"format": "pt"})
+    elif damage == "code":
+        config = json.loads((bert / "config.json").read_text())
+        config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+        (bert / "config.json").write_text(json.dumps(config))
+        (bert / "own.py").write_text("raise SystemExit('must not run')")
+    elif damage == "pickle":
+        weights.unlink()
+        (bert / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    else:
+        others = {"document_max_length": 33}
+    with pytest.raises(EncoderError, match=message) as caught:
+        check_encoder(settings_of(bert, **others))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_changes_a_vector_changes_the_fingerprint(bert, tmp_path):
+    first = tower_fingerprint(settings_of(bert))
+    copy = shutil.copytree(bert, tmp_path / "elsewhere")
+    assert tower_fingerprint(settings_of(copy)) == first
+    seen = {first}
+    for file, old, new in (("config.json", '"gelu"', '"relu"'), ("1_Pooling/config.json", '"cls"', '"mean"'),
+                           ("config_sentence_transformers.json", "search for", "find")):  # fmt: skip
+        changed = shutil.copytree(bert, tmp_path / file.replace("/", "-"))
+        text = (changed / file).read_text()
+        assert old in text
+        (changed / file).write_text(text.replace(old, new))
+        seen.add(tower_fingerprint(settings_of(changed)))
+    assert len(seen) == 4
+
+
+def test_the_default_encoder_keeps_the_fingerprint_of_the_first_release():
+    assert tower_fingerprint(EncoderSettings()) == "54cfc05307432892"
+    assert tower_fingerprint(EncoderSettings(name="fake")) == "e32c689ea1914ba6"
+
+
+def test_a_prompt_is_no_part_of_routing_features_and_takes_no_room(bert):
+    prompted, plain = load_tower(settings_of(bert)), load_tower(settings_of(bert, query_prompt=""))
+    longest = "a b " * 30
+    assert (
+        len(prompted.tokenize_queries([longest], 10)[0]) == len(plain.tokenize_queries([longest], 10)[0]) + 5
+    )
+    one, other = prompted.routing_features(["copper", "zinc"], 0)
+    alike, unlike = plain.routing_features(["copper", "zinc"], 0), prompted.routing_features(["copper"], 0)
+    np.testing.assert_allclose(unlike[0], one, atol=1e-6)
+    assert abs(float(one @ other) - float(alike[0] @ alike[1])) < 0.2
+
+
+def test_positions_that_are_never_used_do_not_count(tmp_path):
+    folder = write_transformer(TinyEncoder("roberta"), tmp_path)
+    assert read_card(settings_of(folder)).settings.query_max_length == 30
+    with pytest.raises(EncoderError, match="above the model's 30 positions"):
+        load_tower(settings_of(folder, query_max_length=31))
+
+
+def test_known_families_fill_in_what_files_leave_out(tmp_path):
+    folder = write_transformer(TinyEncoder("bert"), tmp_path / "contriever-msmarco")
+    card = read_card(settings_of(folder))
+    assert (card.settings.similarity, card.sources["similarity"]) == ("dot", "known family")
