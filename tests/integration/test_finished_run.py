@@ -14,7 +14,14 @@ from routerretriever import RouterRetriever
 from routerretriever.index.dense import open_index
 from routerretriever.measures import measure
 from routerretriever.methods.baselines import Baselines
-from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED, Experts
+from routerretriever.methods.experts import (
+    DATASET_ORACLE,
+    INSTANCE_ORACLE,
+    OWN_EXPERT,
+    PAPER,
+    ROUTED,
+    Experts,
+)
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.types import BASE
 from safetensors.numpy import load_file
@@ -38,7 +45,7 @@ def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(finished):
 def test_mlflow_keeps_what_the_run_took_and_counted(finished):
     pipeline, registered, _ = finished
     client = mlflow.MlflowClient(registered.tracking_uri)
-    version = client.get_model_version("routerretriever", str(registered.version))
+    version = client.get_model_version("tiny", str(registered.version))
     kept = client.get_run(version.run_id).data.metrics
     documents = sum(len(corpus) for corpus in pipeline.corpora.values())
     assert kept["counts/documents_encoded"] == documents
@@ -53,7 +60,7 @@ def test_mlflow_keeps_what_the_run_took_and_counted(finished):
 def test_the_evaluation_is_consistent(finished):
     pipeline, _, _ = finished
     figures = pipeline.evaluation.ndcg_at_10
-    assert list(figures)[:7] == [BASE, "fruit", "metal", "joint", "average", ROUTED, PAPER]
+    assert list(figures)[:8] == [BASE, "fruit", "metal", OWN_EXPERT, "joint", "average", ROUTED, PAPER]
     assert list(figures)[-2:] == [DATASET_ORACLE, INSTANCE_ORACLE]
     for dataset in ("fruit", "metal", "sport"):
         assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))
@@ -74,7 +81,7 @@ def test_queries_are_evaluated_with_the_vectors_that_the_bundle_gives(finished):
     run = index.run(ids, model.encode_queries(texts), pipeline.recipe.scoring.depth)
     ndcg = measure(collection.qrels("test"), run, ids).ndcg_at_10
     np.testing.assert_allclose(ndcg, evaluation.measured[ROUTED]["sport"].ndcg_at_10)
-    assert set(evaluation.encodings[ROUTED].values()) == {1.0}
+    assert set(evaluation.system(ROUTED).encodings.values()) == {1.0}
 
 
 def test_the_averaged_model_is_the_mean_of_the_experts(finished):

@@ -89,7 +89,7 @@ def first(service):
 def registered(pipeline: Pipeline, **routing: object) -> int:
     """Another version of the bundle, which is not released."""
     values = pipeline.recipe.model_dump(mode="json")
-    values["routing"] = {"gate": None, **routing}
+    values["routing"] = {"fallback": None, **routing}
     return Pipeline(parse_recipe(values)).register(release=False).version
 
 

@@ -26,7 +26,7 @@ def test_routers_are_tuned_on_dev_and_every_trial_is_written(run):
     trials = tune_router(pipeline, unseen_share=0.5)
     assert [t.score for t in trials] == sorted((t.score for t in trials), reverse=True)
     assert {"posterior", "neighbours", "pilots", "uniform"} <= {t.settings.router for t in trials}
-    assert any(t.settings.gate for t in trials)
+    assert any(t.settings.fallback for t in trials)
     for trial in trials:
         means = [np.mean(list(values.values())) for values in (trial.in_domain, trial.unseen)]
         assert trial.score == pytest.approx(np.mean(means))

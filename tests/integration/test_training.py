@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 import threading
 import time
@@ -11,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.judgements import judgements_step
 from routerretriever.errors import TrainingFailed
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
@@ -25,9 +28,14 @@ pytestmark = pytest.mark.integration
 def test_one_domains_failure_leaves_the_others_finished(cluster, artifacts):
     recipe = with_changes(finished_recipe(artifacts), training__seed=9, training__max_failures=0)
     pipeline = Pipeline(recipe)
-    _ = pipeline.corpora
-    with (artifacts / "data" / "metal" / "qrels" / "train.tsv").open("a") as file:
-        file.write("q0\tmissing-document\t1\n")
+    # Reading would refuse such judgements, so they are put where the trainer finds them.
+    key, store = judgements_step(pipeline.collections["metal"], "train").key, pipeline.store
+    content = {"queries": {"q0": "where is tin"}, "qrels": {"q0": {"missing-document": 1}}}
+    store.delete(key)
+    store.put(
+        key, "judgements.json.gz", lambda path: path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    )
+    store.commit(key, {"kind": "judgements"})
     with pytest.raises(TrainingFailed, match=r"metal: .*missing-document"):
         _ = pipeline.method(Experts).experts
     assert pipeline.untrained() == ["metal"]
@@ -45,12 +53,12 @@ def test_data_parallel_workers_and_the_other_objectives_train(cluster, artifacts
     training = recipe.training.model_copy(update=changes)
     only_fruit = {"fruit": recipe.domains["fruit"]}
     changed = recipe.model_copy(update={"training": training, "domains": only_fruit})
-    assert Pipeline(changed).experts["fruit"].card["steps"] == 2
+    assert Pipeline(changed).method(Experts).experts["fruit"].card["steps"] == 2
 
 
 def test_a_killed_worker_is_replaced_and_ends_where_an_undisturbed_one_does(cluster, artifacts):
     recipe = finished_recipe(artifacts)
-    store, undisturbed = ArtifactStore.open(recipe.storage), Pipeline(recipe).experts["fruit"]
+    store, undisturbed = ArtifactStore.open(recipe.storage), Pipeline(recipe).method(Experts).experts["fruit"]
     theirs = load_file(undisturbed.folder(store) / "adapter_model.safetensors")
     shutil.rmtree(undisturbed.folder(store))
     disturbed = Pipeline(recipe)
@@ -59,7 +67,7 @@ def test_a_killed_worker_is_replaced_and_ends_where_an_undisturbed_one_does(clus
     killer.start()
     counted = disturbed.clock.counts
     try:
-        expert = disturbed.experts["fruit"]
+        expert = disturbed.method(Experts).experts["fruit"]
     finally:
         killer.join()
     assert len(killed) == 1
