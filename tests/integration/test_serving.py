@@ -50,7 +50,7 @@ QUERIES = [
 @pytest.fixture(scope="module")
 def deployed(run):
     """Shared placement, with every collection in two parts."""
-    pipeline = served(run, index_parts=2)
+    pipeline = served(run, index_shards=2)
     yield pipeline, deploy(pipeline)
     serve.shutdown()
 

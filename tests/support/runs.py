@@ -89,7 +89,7 @@ def served(run: Run, merge: str = "weights", **serving: Any) -> Pipeline:
     ours = {"poll_seconds": 0.5, "max_validation_loss": 0.99, "challenger_share": 0.5, "shadow_share": 1.0}
     releases = {**values["serving"]["releases"], **ours}
     values["routing"] |= {"merge": merge}
-    values["serving"] |= {"refresh_seconds": 0, "fold_changes": 2, "releases": releases, **serving}
+    values["serving"] |= {"refresh_seconds": 0, "compact_every": 2, "releases": releases, **serving}
     changed = Pipeline(parse_recipe(values))
     Registry(changed.recipe.registry, changed.store).release(run.registered.version)
     return changed

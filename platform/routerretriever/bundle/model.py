@@ -94,7 +94,9 @@ class RouterRetriever:
         """What is merged: ``routing.merge``. Bundles older than that setting merge embeddings."""
         if "merge" in self.manifest:
             return str(self.manifest["merge"])
-        return "weights" if self.manifest.get("mix") == "adapters" else "embeddings"
+        # Prefixes never merged weights: an old bundle of them has all weight on one expert.
+        old = "weights" if self.manifest.get("mix") == "adapters" else "embeddings"
+        return old if old in self._experts.merges else "embeddings"
 
     def embed(self, rows: Sequence[Sequence[int]], weights_BT: Vectors, experts: Sequence[str]) -> Vectors:
         """Vectors [B, d] of tokenised queries, each mixed of these experts by its weights."""

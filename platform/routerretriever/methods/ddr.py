@@ -46,7 +46,7 @@ DDR_PRIOR, DDR_UNROUTED = "DDR-prior", "DDR without routing"
 """Systems: its base; all modules; the best few; those of a collection's labels; the same without weights."""
 ALL, TOP_K, PRIOR = "ddr", "ddr-topk", "ddr-prior"
 _UNROUTED = "{}-without-routing"
-_UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, fallback=None)
+_UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, fallback=None, merge="embeddings")
 
 
 class GeneralPrefixSettings(Settings):
