@@ -79,6 +79,7 @@ def test_an_altered_file_is_named(made, tmp_path):
         RouterRetriever.load(str(folder))
 
 
+@pytest.mark.component
 def test_a_registered_bundle_comes_back_the_same_however_it_is_loaded(made, tmp_path, monkeypatch):
     made_store, parts = made
     shutil.copytree(made_store.uri, tmp_path / "storage")

@@ -22,6 +22,7 @@ from routerretriever.serving.deployments.run import free_port
 from support.recipes import tiny_recipe
 
 NAME = "tiny"
+pytestmark = pytest.mark.component
 
 
 @pytest.fixture(scope="module")

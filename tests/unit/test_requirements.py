@@ -1,0 +1,28 @@
+"""The lock file pins what the project asks for, and nothing that only one kind of machine can install."""
+
+from __future__ import annotations
+
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from support.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LINES = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines()]
+PINS = {canonicalize_name(line.name): Version(str(line.specifier).removeprefix("==")) for line in LINES}
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
+    wanted = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+    missing = [str(one) for one in wanted if canonicalize_name(one.name) not in PINS]
+    assert missing == []
+    outside = [str(one) for one in wanted if PINS[canonicalize_name(one.name)] not in one.specifier]
+    assert outside == []
+
+
+def test_pins_are_releases_that_every_machine_can_install():
+    assert [str(line) for line in LINES if len(line.specifier) != 1 or "==" not in str(line.specifier)] == []
+    assert {name for name, version in PINS.items() if version.local} == set()
+    assert len(PINS) == len(LINES)
