@@ -53,8 +53,8 @@ def fetch_bundle(uri: str, into: Path, tracking_uri: str | None = None) -> Path:
         if client is None or version is None:
             raise NotFound(f"{uri}: not in the registry {without_secrets(tracking_uri)}")
         location = version.source
-        if version.model_id:
-            location = client.get_logged_model(version.model_id).artifact_location
+        if location.startswith("models:/m-"):  # a logged model, which the version names in this way alone
+            location = client.get_logged_model(location.removeprefix("models:/")).artifact_location
         fetched = mlflow.artifacts.download_artifacts(
             artifact_uri=present_location(location, tracking_uri),
             dst_path=str(into),

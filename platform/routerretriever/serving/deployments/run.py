@@ -45,7 +45,9 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        if (reason := why_not_started(str(error))) is None:
+        deployments = serve.status().applications[APPLICATION].deployments.values()
+        messages = "\n".join([str(error), *(deployment.message for deployment in deployments)])
+        if (reason := why_not_started(messages)) is None:
             raise
         raise BundleError(f"the service did not start: {reason}") from None
     there = _get_global_client().http_config
