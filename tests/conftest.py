@@ -58,6 +58,17 @@ def write_collection(
     return folder
 
 
+TINY_TRAINING: dict[str, Any] = {
+    "max_steps": 6,
+    "evaluate_every": 2,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    # A single run for each expert: the cheapest way to have one.
+    "selection": "best_step",
+    "distillation": 0,
+}
+
+
 def tiny_recipe(root: Path, **changes: Any) -> Recipe:
     """Two experts and a zero-shot collection on the fake encoder; ``changes`` replace settings."""
     values: dict[str, Any] = {
@@ -71,7 +82,14 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
         },
         "encoder": {"name": "fake", "query_max_length": 64, "document_max_length": 64},
         "corpus": {"shard_size": 10},
-        "training": {"max_steps": 6, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01},
+        "training": {
+            "selection": "best_step",
+            "distillation": 0,
+            "max_steps": 6,
+            "evaluate_every": 2,
+            "batch_size": 8,
+            "learning_rate": 0.01,
+        },
         "serving": {"port": 0},
     }
     return parse_recipe({**values, **changes})

@@ -50,11 +50,22 @@ def store_judgements(
         chosen = Judgements(collection.queries(split), collection.qrels(split))
         if limit is not None:
             chosen = chosen.subset(first_by_hash(chosen.queries, limit, "sample"))
-        content = {"queries": chosen.queries, "qrels": chosen.qrels}
-        data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
-        store.put(key, _FILE, lambda path: _write(path, data))
-        store.commit(key, {"kind": "judgements", "collection": collection.name, "split": split})
+        _put(store, key, chosen, {"collection": collection.name, "split": split})
     return key
+
+
+def put_judgements(store: ArtifactStore, key: str, judgements: Judgements) -> str:
+    """Put any queries into storage, once; the key must name what they are. Returns the key."""
+    if not store.verify(key):
+        _put(store, key, judgements, {})
+    return key
+
+
+def _put(store: ArtifactStore, key: str, judgements: Judgements, facts: dict[str, str]) -> None:
+    content = {"queries": judgements.queries, "qrels": judgements.qrels}
+    data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
+    store.put(key, _FILE, lambda path: _write(path, data))
+    store.commit(key, {"kind": "judgements", **facts})
 
 
 def load_judgements(store: ArtifactStore, key: str) -> Judgements:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.errors import RecipeError
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.training.experts import verdict_text
 
 
 def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) -> Registered:
@@ -60,7 +62,8 @@ def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release:
         # Single models would be trained anew for the new set of domains: that is left to the next full run.
         pipeline = Pipeline(load_recipe(draft).model_copy(update={"single_models": {}}))
         require_trained(pipeline, except_for=new)
-        return pipeline.register(release)
+        registered = pipeline.register(release)
+        return registered if new is None else replace(registered, verdict=verdict_text(pipeline.experts[new]))
 
 
 @contextmanager

@@ -30,7 +30,9 @@ from routerretriever.methods.settings import DdrSettings, GeneralPrefixSettings,
 from routerretriever.runtime.cluster import on_drivers_node, room_for
 from routerretriever.runtime.metrics import carry
 from routerretriever.runtime.progress import bars, is_quiet, log
+from routerretriever.training.cross_validation import fold_jobs, read_held_out
 from routerretriever.training.job import BEST_FOLDER, TrainingJob, TrainingPart, train_worker
+from routerretriever.training.selection import Verdict, advice, join_folds, select
 from routerretriever.training.settings import TrainingSettings
 
 
@@ -65,7 +67,8 @@ def expert_key(collection: Collection, encoder: EncoderSettings, training: Train
 
 def joint_training(training: TrainingSettings, joint: JointSettings) -> TrainingSettings:
     """How a joint model is trained: as the experts, perhaps for longer."""
-    return training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
+    own = training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
+    return own.plain()
 
 
 def joint_key(
@@ -113,12 +116,13 @@ def train_experts(
     """
     return _train_missing(
         [
-            TrainingJob(
+            _expert_job(
                 collection.name,
                 expert_key(collection, encoder, training),
+                collection,
                 encoder,
                 training,
-                (_part(collection, encoder, store),),
+                store,
             )
             for collection in collections
         ],
@@ -162,12 +166,11 @@ def train_copies(
     Raises:
         TrainingFailed: one or more copies failed; the others are finished and kept.
     """
-    part = _part(collection, encoder, store)
     jobs = []
     for number in range(count):
         own = training.model_copy(update={"seed": training.seed + number})
         name, key = f"{collection.name}-seed-{own.seed}", expert_key(collection, encoder, own)
-        jobs.append(TrainingJob(name, key, encoder, own, (part,)))
+        jobs.append(_expert_job(name, key, collection, encoder, own, store))
     return _train_missing(jobs, store)
 
 
@@ -191,10 +194,10 @@ def train_samples(
     own_key = expert_key(collection, encoder, training)
     jobs = {}
     for size in sizes:
-        part = _part(collection, encoder, store, size)
-        key = f"experts/{collection.name}-{size}-queries-{content_hash(own_key, size)}"
-        jobs[size] = TrainingJob(f"{collection.name}-{size}-queries", key, encoder, training, (part,))
-    own = TrainingJob(collection.name, own_key, encoder, training, (_part(collection, encoder, store),))
+        name = f"{collection.name}-{size}-queries"
+        key = f"experts/{name}-{content_hash(own_key, size)}"
+        jobs[size] = _expert_job(name, key, collection, encoder, training, store, size)
+    own = _expert_job(collection.name, own_key, collection, encoder, training, store)
     jobs[len(collection.qrels("train"))] = own
     made = _train_missing(list(jobs.values()), store)
     return {size: made[job.name] for size, job in jobs.items()}
@@ -220,7 +223,7 @@ def _general_training(
         include={"learning_rate", "batch_size", "hard_negatives", "max_steps", "evaluate_every"}
     )
     fixed = {"objective": "sampled", "random_negatives": 0, "prefix": prefix}
-    return training.model_copy(update=own | fixed)
+    return training.model_copy(update=own | fixed).plain()
 
 
 def train_general_prefix(
@@ -282,14 +285,13 @@ def train_ddr(
 
 def ddr_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettings:
     """How domain prefixes are trained: as the experts are, perhaps for longer."""
-    return training.model_copy(
-        update={
-            "prefix": ddr.prefix,
-            "learning_rate": ddr.learning_rate,
-            "max_steps": ddr.max_steps or training.max_steps,
-            "evaluate_every": ddr.evaluate_every or training.evaluate_every,
-        }
-    )
+    own = {
+        "prefix": ddr.prefix,
+        "learning_rate": ddr.learning_rate,
+        "max_steps": ddr.max_steps or training.max_steps,
+        "evaluate_every": ddr.evaluate_every or training.evaluate_every,
+    }
+    return training.model_copy(update=own).plain()
 
 
 def ddr_key(
@@ -355,6 +357,34 @@ def _part(
     )
 
 
+def _expert_job(
+    name: str,
+    key: str,
+    collection: Collection,
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    store: ArtifactStore,
+    train_limit: int | None = None,
+) -> TrainingJob:
+    train = len(collection.qrels("train"))
+    labelled = min(train, train_limit or train) + len(collection.qrels("dev"))
+    part = _part(collection, encoder, store, train_limit)
+    return TrainingJob(name, key, encoder, training, (part,), selection=training.selects_by(labelled))
+
+
+def _with_choices(jobs: list[TrainingJob], store: ArtifactStore) -> list[TrainingJob]:
+    """Jobs that are to be cross-validated with what their folds say; the others as they are."""
+    folds = {job.key: fold_jobs(job, store) for job in jobs if job.selection == "cross_validation"}
+    made = _train_missing([fold for each in folds.values() for fold in each], store)
+    ready = []
+    for job in jobs:
+        if job.key in folds:
+            held_out = join_folds([read_held_out(made[fold.name].folder(store)) for fold in folds[job.key]])
+            job = replace(job, selection="chosen", chosen=select(held_out, job.training.confidence))
+        ready.append(job)
+    return ready
+
+
 def _train_missing(jobs: list[TrainingJob], store: ArtifactStore) -> dict[str, Expert]:
     """Train what is not there yet, and open all of it, by the jobs' names."""
     for job in jobs:
@@ -363,7 +393,7 @@ def _train_missing(jobs: list[TrainingJob], store: ArtifactStore) -> dict[str, E
     build_missing(
         store,
         [job.key for job in jobs],
-        lambda missing: _run_jobs([job for job in jobs if job.key in missing], store),
+        lambda missing: _run_jobs(_with_choices([job for job in jobs if job.key in missing], store), store),
     )
     return {job.name: open_expert(store, job.key) for job in jobs}
 
@@ -482,6 +512,7 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
         "dev_ndcg_at_10": metrics["best_dev"],
         "base_dev_ndcg_at_10": metrics["base_dev"],
         "best_step": metrics["best_step"],
+        **_selection_card(metrics["selected"]),
         "steps": metrics["step"],
         "parameters": metrics["parameters"],
         "seconds": metrics["seconds"],
@@ -493,6 +524,24 @@ def _train_one(job: TrainingJob, store: ArtifactStore, board: Any) -> dict[str, 
     store.commit(job.key, card)
     store.delete(run_key)
     return card
+
+
+def verdict_text(expert: Expert) -> str | None:
+    """What held-out queries say of an expert, for people; nothing if no test decided on it."""
+    verdict = expert.card.get("verdict")
+    if verdict is None:
+        return None
+    told = f"expert {expert.domain}: {verdict['sentence']}"
+    if verdict["deployed"]:
+        return f"{told}\ndeployed at scale {expert.card['scale']:g}, after {expert.card['best_step']} steps"
+    return f"{told}\nnot deployed: its queries are answered as by the base. {advice(verdict['queries'])}"
+
+
+def _selection_card(selected: dict[str, Any] | None) -> dict[str, Any]:
+    if selected is None:
+        return {"scale": 1.0, "deployed": True, "verdict": None}
+    verdict = Verdict(**selected["verdict"])
+    return {"scale": selected["choice"]["scale"], "deployed": verdict.deployed, "verdict": verdict.as_card()}
 
 
 def _reason(error: Exception) -> str:

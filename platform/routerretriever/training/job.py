@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.methods.settings import GeneralPrefixSettings
+from routerretriever.training.selection import Selected
 from routerretriever.training.settings import TrainingSettings
 
 BEST_FOLDER = "best"
 """Where a checkpoint keeps the adapter that was best on dev."""
+
+UNDEPLOYED_FOLDER = "undeployed"
+"""Where an expert that is not better than the base keeps the adapter that was trained."""
+HELD_OUT_FILE = "held_out.npz"
+"""Where a fold of a cross-validation keeps what it measured."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,11 @@ class TrainingJob:
     """At most so many train queries of each part; None uses all."""
     modules: tuple[str, ...] = ()
     """Names of the modules of a prefix that has several, with a router in each layer."""
+    selection: Literal["best_step", "dev", "cross_validation", "fold", "chosen"] = "best_step"
+    """How step and scale are found. A cross-validation makes jobs of its own, ``fold``, which measure every
+    scale at each evaluation; what they say makes the job ``chosen``."""
+    chosen: Selected | None = None
+    """What a cross-validation has found: training goes to this step, whatever dev says."""
     general: GeneralPrefixSettings | None = None
     """Set for a general prefix, which documents are encoded with too, anew in every step."""
 
