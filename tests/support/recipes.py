@@ -9,6 +9,16 @@ from routerretriever.config.loading import parse_recipe
 from routerretriever.config.recipe import Recipe
 from ruamel.yaml import YAML
 
+TINY_TRAINING: dict[str, Any] = {
+    "max_steps": 6,
+    "evaluate_every": 2,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    # A single run for each expert: the cheapest way to have one.
+    "selection": "best_step",
+    "distillation": 0,
+}
+
 
 def tiny_recipe(root: Path, **changes: Any) -> Recipe:
     """Two experts and a zero-shot collection on the fake encoder; ``changes`` replace settings."""
@@ -23,7 +33,7 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
         },
         "encoder": {"name": "fake", "query_max_length": 64, "document_max_length": 64},
         "corpus": {"shard_size": 10},
-        "training": {"max_steps": 6, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01},
+        "training": TINY_TRAINING,
         "serving": {"port": 0},
     }
     return parse_recipe({**values, **changes})

@@ -66,3 +66,17 @@ def test_every_domain_of_a_joint_model_has_its_turn_and_no_step_of_it_is_skipped
         assert steps == list(range(len(steps)))
         assert len(steps) in (3, 4)
     assert domain_schedule(1, 4, seed=0) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def test_distillation_adds_the_divergence_from_the_base():
+    generator = torch.Generator().manual_seed(0)
+    query, base, documents = (torch.randn(n, 4, generator=generator) for n in (2, 2, 6))
+    given = (query, documents, rows(*range(6)), rows(1, 5), [rows(1), rows(5)], 0.5)
+    alone = candidate_loss(*given)
+    ours, theirs = (torch.softmax(q @ documents.T / 0.5, dim=1) for q in (query, base))
+    divergence = (theirs * (theirs / ours).log()).sum(dim=1).mean()
+    assert candidate_loss(*given, base, 2.0).item() == pytest.approx(
+        (alone + 2 * divergence).item(), rel=1e-5
+    )
+    assert candidate_loss(*given, query, 2.0).item() == pytest.approx(alone.item(), rel=1e-5)
+    assert candidate_loss(*given, base, 0.0).item() == alone.item()

@@ -457,3 +457,5 @@ def _tell(registered: Registered) -> None:
         f"registry {registered.tracking_uri}",
         soft_wrap=True,
     )
+    if registered.verdict is not None:
+        console.print(registered.verdict, soft_wrap=True)

@@ -86,17 +86,21 @@ class StoreJudgements(Step):
             )
             if step.limit is not None:
                 chosen = chosen.subset(first_by_hash(chosen.queries, step.limit, "sample"))
-            content = {
-                "queries": chosen.queries,
-                "qrels": chosen.qrels,
-                "own_kept": sorted(chosen.own_kept),
-                "passages": chosen.passages,
-            }
-            data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
-            store.put(step.key, _FILE, partial(_write, data))
-            store.commit(
-                step.key, {"kind": "judgements", "collection": step.collection.name, "split": step.split}
-            )
+            facts = {"collection": step.collection.name, "split": step.split}
+            write_judgements(store, step.key, chosen, facts)
+
+
+def write_judgements(store: ArtifactStore, key: str, judgements: Judgements, facts: dict[str, str]) -> None:
+    """Write queries and judgements as an artifact; ``facts`` say what they are."""
+    content = {
+        "queries": judgements.queries,
+        "qrels": judgements.qrels,
+        "own_kept": sorted(judgements.own_kept),
+        "passages": judgements.passages,
+    }
+    data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
+    store.put(key, _FILE, partial(_write, data))
+    store.commit(key, {"kind": "judgements", **facts})
 
 
 def load_judgements(store: ArtifactStore, key: str) -> Judgements:

@@ -24,7 +24,14 @@ from routerretriever.methods.base import Method, Workspace
 from routerretriever.methods.experts import measured_by
 from routerretriever.scoring.table import ScoredModel, ScoreSplit
 from routerretriever.settings import DomainName, Settings
-from routerretriever.training.expert import Expert, TrainAdapter, expert_key, open_expert, train_step
+from routerretriever.training.expert import (
+    Expert,
+    TrainAdapter,
+    expert_key,
+    expert_step,
+    open_expert,
+    train_step,
+)
 from routerretriever.training.settings import TrainingSettings
 
 
@@ -65,13 +72,8 @@ class Baselines(Method):
     @cached_property
     def train_steps(self) -> dict[str, Step]:
         """The steps that make the baselines, by name."""
-        workspace = self._workspace
-        experts = {
-            each.name: expert_key(each, workspace.encoder, workspace.training)
-            for each in workspace.trained_on
-        }
         return {
-            name: self._joint(name, model) if model.kind == "joint" else self._average(name, experts)
+            name: self._joint(name, model) if model.kind == "joint" else self._average(name)
             for name, model in self._models.items()
         }
 
@@ -90,11 +92,11 @@ class Baselines(Method):
             describe=f"joint of {len(workspace.expert_domains)} domains",
         )
 
-    def _average(self, name: str, experts: Mapping[str, str]) -> AverageExperts:
+    def _average(self, name: str) -> AverageExperts:
         workspace = self._workspace
         members = tuple(
-            train_step(domain, key, [workspace.source(domain)], workspace.encoder, workspace.training)
-            for domain, key in experts.items()
+            expert_step(workspace.source(domain), workspace.encoder, workspace.training)
+            for domain in workspace.expert_domains
         )
         key = f"experts/{name}-{content_hash([member.key for member in members])}"
         return AverageExperts(name=name, key=key, inputs=members)
@@ -130,7 +132,7 @@ class Baselines(Method):
 
 def joint_training(training: TrainingSettings, joint: JointSettings) -> TrainingSettings:
     """How a joint model is trained: as the experts, perhaps for longer."""
-    return training.model_copy(update={"max_steps": joint.max_steps or training.max_steps})
+    return training.model_copy(update={"max_steps": joint.max_steps or training.max_steps}).plain()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

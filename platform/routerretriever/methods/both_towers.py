@@ -71,7 +71,7 @@ class BothTowers(Method):
         workspace, settings = self._workspace, self._settings
         own = settings.model_dump(exclude={"dev_documents"})
         fixed = {"objective": "sampled", "random_negatives": 0}
-        training = workspace.training.model_copy(update=own | fixed)
+        training = workspace.training.model_copy(update=own | fixed).plain()
         made = {}
         for collection in workspace.trained_on:
             digest = content_hash(

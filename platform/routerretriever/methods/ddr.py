@@ -328,7 +328,7 @@ def _general_training(
         include={"learning_rate", "batch_size", "hard_negatives", "max_steps", "evaluate_every"}
     )
     fixed = {"objective": "sampled", "random_negatives": 0, "adapter": prefix}
-    return training.model_copy(update=own | fixed)
+    return training.model_copy(update=own | fixed).plain()
 
 
 def _ddr_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSettings:
@@ -340,4 +340,4 @@ def _ddr_training(training: TrainingSettings, ddr: DdrSettings) -> TrainingSetti
             "max_steps": ddr.max_steps or training.max_steps,
             "evaluate_every": ddr.evaluate_every or training.evaluate_every,
         }
-    )
+    ).plain()

@@ -28,7 +28,7 @@ from routerretriever.runtime.progress import log
 from routerretriever.scoring.mixtures import mixture_step
 from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable, SplitScores
 from routerretriever.settings import Settings
-from routerretriever.training.expert import Expert, TrainAdapter, expert_key, train_step
+from routerretriever.training.expert import Expert, TrainAdapter, expert_step
 from routerretriever.types import BASE, Vectors
 
 ROUTED = "RouterRetriever"
@@ -82,11 +82,8 @@ class Experts(Method):
         workspace = self._workspace
         made = {}
         for collection in workspace.trained_on:
-            key = expert_key(collection, workspace.encoder, workspace.training)
-            sources = [workspace.source(collection.name)]
-            made[collection.name] = train_step(
-                collection.name, key, sources, workspace.encoder, workspace.training
-            )
+            source = workspace.source(collection.name)
+            made[collection.name] = expert_step(source, workspace.encoder, workspace.training)
         return made
 
     @property

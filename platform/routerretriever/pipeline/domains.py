@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from routerretriever.errors import RecipeError
 from routerretriever.methods.known import DEFAULT
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.training.expert import verdict_text
 
 
 def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) -> Registered:
@@ -65,7 +67,11 @@ def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release:
         )
         pipeline = Pipeline(recipe.model_copy(update={"methods": methods}))
         require_trained(pipeline, except_for=new)
-        return pipeline.register(release)
+        registered = pipeline.register(release)
+        if new is None:
+            return registered
+        expert = pipeline.deployed.deployment().experts.get(new)
+        return replace(registered, verdict=None if expert is None else verdict_text(expert))
 
 
 @contextmanager

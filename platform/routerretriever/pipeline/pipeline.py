@@ -54,6 +54,8 @@ class Registered:
     version: int
     expert_versions: dict[str, int]
     tracking_uri: str
+    verdict: str | None = None
+    """What held-out queries say of an expert that was added, and what would help one that is not deployed."""
 
 
 class _PublishingClock(StepClock):

@@ -31,7 +31,7 @@ from routerretriever.studies.analyses import (
 )
 from routerretriever.studies.offline import OfflineEvaluator
 from routerretriever.studies.tuning import Trial, tune
-from routerretriever.training.expert import TrainAdapter, expert_key, train_step
+from routerretriever.training.expert import TrainAdapter, expert_key, expert_step
 
 
 def tune_router(pipeline: Pipeline, unseen_share: float) -> list[Trial]:
@@ -75,7 +75,7 @@ def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFl
     Raises:
         RecipeError: the domain has no expert or no test split, or fewer than two copies are asked for.
     """
-    collection = _studied(pipeline, domain)
+    _studied(pipeline, domain)
     if copies < 2:
         raise RecipeError(f"copies: {copies} is too few; an oracle needs 2 or more to choose from")
     workspace, training = pipeline.workspace, pipeline.recipe.training
@@ -83,8 +83,7 @@ def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFl
     for number in range(copies):
         own = training.model_copy(update={"seed": training.seed + number})
         name = f"{domain}-seed-{own.seed}"
-        key = expert_key(collection, workspace.encoder, own)
-        steps.append(train_step(name, key, [workspace.source(domain)], workspace.encoder, own))
+        steps.append(expert_step(workspace.source(domain), workspace.encoder, own, name))
     floor = noise_floor(
         _test_scores(pipeline, domain, steps)[domain],
         pipeline.method(Experts).split_scores("test", [domain])[domain],
@@ -116,9 +115,9 @@ def draw_learning_curve(pipeline: Pipeline, domain: str, sizes: list[int] | None
     for size in sorted(set(sizes)):
         name = f"{domain}-{size}-queries"
         key = f"experts/{name}-{content_hash(own_key, size)}"
-        sources = [workspace.source(domain, train_limit=size)]
-        steps[size] = train_step(name, key, sources, workspace.encoder, training)
-    steps[queries] = train_step(domain, own_key, [workspace.source(domain)], workspace.encoder, training)
+        sample = workspace.source(domain, train_limit=size)
+        steps[size] = expert_step(sample, workspace.encoder, training, name, key)
+    steps[queries] = expert_step(workspace.source(domain), workspace.encoder, training)
     scores = _test_scores(pipeline, domain, list(steps.values()))
     curve = learning_curve(scores[domain], {size: step.name for size, step in steps.items()})
     _write_json(pipeline, f"learning-curve-{domain}.json", asdict(curve))

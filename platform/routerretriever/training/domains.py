@@ -14,7 +14,7 @@ from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.splitting import split_train
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
-from routerretriever.measures import mean_ndcg
+from routerretriever.measures import Values, measure
 from routerretriever.training.examples import Examples
 from routerretriever.training.job import TrainingJob, TrainingPart
 from routerretriever.training.objective import Rows
@@ -59,6 +59,8 @@ class TrainingDomain:
         if objective == "sampled" and settings.hard_negatives:
             assert self.index is not None
             self.examples.mine(self.index, encoder, train_set)
+        if settings.distillation:
+            self.examples.embed_by_base(encoder, train_set)
         self._documents: Tensor | None = None
         if objective == "corpus":
             self._documents = torch.from_numpy(self.corpus.matrix()).to(encoder.device)
@@ -82,13 +84,15 @@ class TrainingDomain:
 
     def dev_ndcg(self, encoder: QueryTower, adapter: str) -> float:
         """Mean nDCG@10 of an adapter on the dev queries."""
+        return float(self.dev_values(encoder, adapter).mean())
+
+    def dev_values(self, encoder: QueryTower, adapter: str) -> Values:
+        """An adapter's nDCG@10 on each of the dev queries [Q]."""
         index = self.dev_index(encoder, adapter)
         self.enter(encoder)
         vectors = encoder.encode_queries(list(self.dev.queries.values()), adapter)
-        return mean_ndcg(
-            self.dev.qrels,
-            index.run(list(self.dev.queries), vectors, 10, self.dev.own_kept, self.dev.passages),
-        )
+        run = index.run(list(self.dev.queries), vectors, 10, self.dev.own_kept, self.dev.passages)
+        return measure(self.dev.qrels, run, list(self.dev.qrels)).ndcg_at_10
 
     def dev_index(self, encoder: QueryTower, adapter: str) -> SearchIndex:
         """What dev queries search."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.judgements import Judgements
-from routerretriever.encoder.encoder import Encoder
+from routerretriever.encoder.encoder import Encoder, Vectors
 from routerretriever.errors import DatasetError
 from routerretriever.index.dense import SearchIndex
 from routerretriever.training.objective import Rows, draw_targets
@@ -25,6 +25,8 @@ class Batch:
     positive_rows: list[Rows]
     candidate_rows: Rows | None
     """None means every document of the corpus."""
+    base_Bd: Vectors | None = None
+    """The queries by the bare base, for distillation."""
 
 
 class Examples:
@@ -53,6 +55,7 @@ class Examples:
             self._positives.append(rows[order])
             self._grades.append(np.array(list(judged.values()), dtype=np.int64)[order])
         self._hard: list[Rows] = []
+        self._base: Vectors | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -67,6 +70,10 @@ class Examples:
             row[(row >= 0) & ~np.isin(row, positives)][:wanted]
             for row, positives in zip(found, self._positives, strict=True)
         ]
+
+    def embed_by_base(self, encoder: Encoder, train: Judgements) -> None:
+        """Embed the queries by the bare base, once, for distillation."""
+        self._base = encoder.encode_queries(list(train.queries.values()))
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps that show every query once."""
@@ -92,4 +99,5 @@ class Examples:
                 drawn += [self._hard[member] for member in members]
                 drawn.append(random.integers(0, self._documents, self._settings.random_negatives))
             candidates = np.unique(np.concatenate(drawn))
-        return Batch([self._tokens[member] for member in members], targets, positives, candidates)
+        base = None if self._base is None else self._base[members]
+        return Batch([self._tokens[member] for member in members], targets, positives, candidates, base)

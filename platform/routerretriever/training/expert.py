@@ -7,7 +7,7 @@ the card as ``artifact.json``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +21,13 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import ArtifactMissing
 from routerretriever.hashing import content_hash
 from routerretriever.settings import amount
-from routerretriever.training.job import TrainingJob, TrainingPart, checkpoints_key
+from routerretriever.training.cross_validation import FOLDS, StoreFold, read_held_out
+from routerretriever.training.job import Selection, TrainingJob, TrainingPart, checkpoints_key
+from routerretriever.training.selection import advice, join_folds, select
 from routerretriever.training.settings import TrainingSettings
+
+_EVERY = 1_000_000_000
+"""More dev queries than there are."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,29 @@ class Source:
         return self.corpus.collection
 
 
+def expert_step(
+    source: Source, encoder: EncoderSettings, training: TrainingSettings, name: str = "", key: str = ""
+) -> TrainAdapter:
+    """The step that trains a domain's expert.
+
+    Args:
+        source: the domain, or a sample of its train queries.
+        encoder: the base.
+        training: how.
+        name: by default the domain's.
+        key: by default ``expert_key``'s, which knows no samples.
+    """
+    collection = source.collection
+    return train_step(
+        name or collection.name,
+        key or expert_key(collection, encoder, training),
+        [source],
+        encoder,
+        training,
+        selects=True,
+    )
+
+
 def train_step(
     name: str,
     key: str,
@@ -102,6 +130,7 @@ def train_step(
     modules: tuple[str, ...] = (),
     both_towers: int | None = None,
     describe: str = "",
+    selects: bool = False,
 ) -> TrainAdapter:
     """The step that trains one adapter.
 
@@ -116,6 +145,8 @@ def train_step(
         both_towers: documents are encoded with the adapter too, anew in every step, and dev queries search
             so many of them; None: documents are frozen.
         describe: what the plan says of it, if not the number of queries.
+        selects: step and scale are found as ``training.selection`` says, and the expert is compared with the
+            base; for one domain. Otherwise the best step on dev is taken.
     """
     inputs: list[Step] = []
     parts = []
@@ -124,10 +155,63 @@ def train_step(
         dev = judgements_step(source.collection, "dev")
         inputs += [source.corpus, train, dev]
         parts.append(TrainingPart(source.corpus.key, train.key, dev.key, source.modules))
-    job = TrainingJob(name, key, encoder, training, tuple(parts), queries_per_domain, modules, both_towers)
-    return TrainAdapter(
-        name=name, key=key, inputs=tuple(inputs), job=job, sources=tuple(sources), describe=describe
+    selection = _selection(sources[0], training) if selects else "best_step"
+    job = TrainingJob(
+        name,
+        key,
+        encoder,
+        training if selects else training.plain(),
+        tuple(parts),
+        queries_per_domain,
+        modules,
+        both_towers,
+        selection,
     )
+    folds: tuple[TrainAdapter, ...] = ()
+    if selection == "cross_validation":
+        folds = tuple(_fold_step(job, sources[0], number) for number in range(1, FOLDS + 1))
+        inputs += folds
+    return TrainAdapter(
+        name=name,
+        key=key,
+        inputs=tuple(inputs),
+        job=job,
+        sources=tuple(sources),
+        describe=describe,
+        folds=folds,
+    )
+
+
+def _selection(source: Source, training: TrainingSettings) -> Selection:
+    collection = source.collection
+    train = len(collection.qrels("train"))
+    labelled = min(train, source.train_limit or train) + len(collection.qrels("dev"))
+    return training.selects_by(labelled)
+
+
+def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
+    """The step that trains one fold of a cross-validation and measures every scale on what it holds out."""
+    digest = content_hash(job.key, FOLDS)
+    rest, held = (
+        StoreFold(
+            name=f"{job.name} {kind} {number}",
+            key=f"judgements/{job.name}-{digest}-{kind}-{number}",
+            collection=source.collection,
+            train_limit=source.train_limit,
+            number=number,
+            held_out=kind == "held",
+        )
+        for kind in ("rest", "held")
+    )
+    part = TrainingPart(source.corpus.key, rest.key, held.key, source.modules)
+    name, key = f"{job.name} fold {number} of {FOLDS}", f"folds/{job.name}-{number}-{digest}"
+    # All held-out queries count, and none of the others is kept from training.
+    training = job.training.model_copy(update={"dev_queries": _EVERY, "held_out_fraction": 0.0})
+    own = replace(job, name=name, key=key, parts=(part,), training=training, selection="fold")
+    return TrainAdapter(
+        name=name, key=key, inputs=(source.corpus, rest, held), job=own, sources=(source,),
+        describe="trained on two thirds of the labelled queries", folds=(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,6 +223,8 @@ class TrainAdapter(Step):
     job: TrainingJob
     sources: tuple[Source, ...]
     describe: str
+    folds: tuple[TrainAdapter, ...]
+    """Of a cross-validation; inputs too."""
 
     def is_started(self, store: ArtifactStore) -> bool:
         """Whether there is a checkpoint."""
@@ -159,4 +245,23 @@ class TrainAdapter(Step):
         """Train all of them, as many at once as the cluster holds."""
         from routerretriever.training.trainers import run_jobs
 
-        run_jobs([step.job for step in steps], store)
+        run_jobs([step.ready_job(store) for step in steps], store)
+
+    def ready_job(self, store: ArtifactStore) -> TrainingJob:
+        """The job, with what its folds have found."""
+        if not self.folds:
+            return self.job
+        held_out = join_folds([read_held_out(store.fetch(fold.key)) for fold in self.folds])
+        selected = select(held_out, self.job.training.confidence)
+        return replace(self.job, selection="chosen", chosen=selected)
+
+
+def verdict_text(expert: Expert) -> str | None:
+    """What held-out queries say of an expert, for people; nothing if no test decided on it."""
+    verdict = expert.card.get("verdict")
+    if verdict is None:
+        return None
+    told = f"expert {expert.domain}: {verdict['sentence']}"
+    if verdict["deployed"]:
+        return f"{told}\ndeployed at scale {expert.card['scale']:g}, after {expert.card['best_step']} steps"
+    return f"{told}\nnot deployed: its queries are answered as by the base. {advice(verdict['queries'])}"

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.training.selection import Selected
 from routerretriever.training.settings import TrainingSettings
+
+Selection = Literal["best_step", "dev", "cross_validation", "fold", "chosen"]
 
 BEST_FOLDER = "best"
 """Where a checkpoint keeps the adapter that was best on dev."""
+
+UNDEPLOYED_FOLDER = "undeployed"
+"""Where an expert that is not better than the base keeps the adapter that was trained."""
+HELD_OUT_FILE = "held_out.npz"
+"""Where a fold of a cross-validation keeps what it measured."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,11 @@ class TrainingJob:
     both_towers: int | None = None
     """Set for an adapter on both towers: documents are encoded with it too, anew in every step, and dev
     queries search so many of them."""
+    selection: Selection = "best_step"
+    """How step and scale are found. A cross-validation makes jobs of its own, ``fold``, which measure every
+    scale at each evaluation; what they say makes the job ``chosen``."""
+    chosen: Selected | None = None
+    """What a cross-validation has found: training goes to this step, whatever dev says."""
 
 
 def checkpoints_key(expert: str) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,19 @@ from routerretriever.adapters.kinds import kind_named
 from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
+from routerretriever.measures import Values
 from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, drain, increment
 from routerretriever.runtime.ray_metrics import export_to_ray
 from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
-from routerretriever.training.job import BEST_FOLDER, TrainingJob
+from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
+from routerretriever.training.scaling import scale_weights, weights_set
+from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import BASE
 
 _STATE_FILE = "state.pt"
+_PER_QUERY = ("base_values", "scaled_values")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,6 +57,10 @@ class Progress:
     """Step and dev nDCG@10 of every evaluation on dev."""
     resumed_at: list[int] = field(default_factory=list)
     """Steps from which a new worker went on after one was lost."""
+    base_values: list[float] = field(default_factory=list)
+    """A fold's: the base's nDCG@10 on each held-out query [Q]."""
+    scaled_values: list[list[list[float]]] = field(default_factory=list)
+    """A fold's: nDCG@10 by evaluation, scale and held-out query [T, S, Q]."""
 
 
 def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> None:
@@ -74,13 +83,17 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
     )
     scaler = torch.amp.GradScaler(encoder.device.type, enabled=settings.precision == "fp16")
     scratch = Path(tempfile.mkdtemp())
-    progress = _resume(scratch, encoder, optimizer, schedule, scaler)
+    best: dict[str, torch.Tensor] = {}
+    progress = _resume(scratch, encoder, optimizer, schedule, scaler, best)
     if progress.best_dev < 0:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
             progress.best_dev = progress.base_dev = _dev_ndcg(encoder, domains)
             if not kind_named(settings.adapter.kind).starts_as_base:
                 progress.base_dev = _dev_ndcg(encoder, domains, BASE)
+            if job.selection == "fold":
+                progress.base_values = domains[0].dev_values(encoder, BASE).tolist()
+            best.update(_copies(encoder))
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
     if rank == 0:
@@ -92,7 +105,8 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
         else nullcontext()
     )
     clock = time.monotonic()
-    while progress.step < total_steps:
+    last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
+    while progress.step < last_step:
         chosen, domain_step = plan[progress.step]
         domain = domains[chosen]
         batch = domain.examples.batch(domain_step, rank, workers)
@@ -110,6 +124,8 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
             batch.target_rows,
             batch.positive_rows,
             settings.temperature,
+            None if batch.base_Bd is None else torch.from_numpy(batch.base_Bd).to(encoder.device),
+            settings.distillation,
         )
         if not torch.isfinite(loss):
             raise TrainingFailed(
@@ -124,27 +140,38 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
         scaler.update()
         schedule.step()
         progress.step += 1
-        if progress.step % settings.evaluate_every and progress.step < total_steps:
+        if progress.step % settings.evaluate_every and progress.step < last_step:
             continue
 
         if rank == 0:
-            dev = _dev_ndcg(encoder, domains)
+            if job.selection == "fold":
+                values_SQ = _scaled_values(encoder, domains[0], settings.scales)
+                progress.scaled_values.append(values_SQ.tolist())
+                dev = float(values_SQ.mean(axis=1).max())  # patience waits for any scale
+            else:
+                dev = _dev_ndcg(encoder, domains)
             progress.history.append((progress.step, dev))
-            if dev > progress.best_dev:
+            if dev > progress.best_dev or (job.chosen is not None and progress.step == last_step):
                 progress.best_dev, progress.best_step, progress.evaluations_since_best = dev, progress.step, 0
+                best.update(_copies(encoder))
                 encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
             else:
                 progress.evaluations_since_best += 1
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
-        stop = _from_first_worker(progress.evaluations_since_best >= settings.patience, workers)
-        done = stop or progress.step >= total_steps
+        out_of_patience = job.chosen is None and progress.evaluations_since_best >= settings.patience
+        stop = _from_first_worker(out_of_patience, workers)
+        done = stop or progress.step >= last_step
         checkpoint = None
+        selected: Selected | None = None
         if rank == 0:
-            checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress)
+            if done:
+                selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
+            checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress, best)
             progress_actor.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
         metrics = {
-            **vars(progress),
+            **{name: value for name, value in vars(progress).items() if name not in _PER_QUERY},
+            "selected": None if selected is None else asdict(selected),
             "parameters": sum(weight.numel() for weight in weights),
             "loss": loss.item(),
             "total_steps": total_steps,
@@ -192,6 +219,62 @@ def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str =
     return float(np.mean([domain.dev_ndcg(encoder, adapter) for domain in domains]))
 
 
+def _copies(encoder: QueryTower) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in _trainable(encoder).items()}
+
+
+def _scaled_values(encoder: QueryTower, domain: TrainingDomain, scales: Sequence[float]) -> Values:
+    """nDCG@10 of shares of the adapter as it is now, on each held-out query: [S, Q]."""
+    weights, now = _trainable(encoder), _copies(encoder)
+    values = []
+    for scale in scales:
+        with weights_set(weights, scale_weights(now, scale)):
+            values.append(domain.dev_values(encoder, ADAPTER))
+    return np.stack(values)
+
+
+def _finish(
+    job: TrainingJob,
+    encoder: QueryTower,
+    domains: list[TrainingDomain],
+    best: dict[str, torch.Tensor],
+    progress: Progress,
+    folder: Path,
+) -> Selected | None:
+    """Choose the scale of the best adapter, and write it so; None where nothing is to be chosen."""
+    settings = job.training
+    if job.selection == "fold":
+        steps = [step for step, _ in progress.history[1:]]
+        np.savez(
+            folder / HELD_OUT_FILE,
+            steps=np.array(steps),
+            scales=np.array(settings.scales),
+            ndcg_TSQ=np.array(progress.scaled_values),
+            base_Q=np.array(progress.base_values),
+        )
+        return None
+    if job.selection == "best_step":
+        return None
+    weights = _trainable(encoder)
+    if job.chosen is not None:
+        selected = job.chosen
+    else:
+        with weights_set(weights, best):
+            values_SQ = _scaled_values(encoder, domains[0], settings.scales)
+        held_out = HeldOut(
+            (progress.best_step,), settings.scales, values_SQ[None], domains[0].dev_values(encoder, BASE)
+        )
+        selected = select(held_out, settings.confidence)
+    deployed = selected.verdict.deployed
+    if not deployed:
+        with weights_set(weights, scale_weights(best, selected.choice.scale)):
+            encoder.save_adapter(ADAPTER, folder / UNDEPLOYED_FOLDER)
+    # An expert that is not deployed answers as the base does, to the last bit.
+    with weights_set(weights, scale_weights(best, selected.choice.scale if deployed else 0.0)):
+        encoder.save_adapter(ADAPTER, folder)
+    return selected
+
+
 def _from_first_worker(flag: bool, workers: int) -> bool:
     """The first worker alone evaluates on dev; the others follow its decision."""
     if workers == 1:
@@ -206,7 +289,13 @@ def _trainable(encoder: QueryTower) -> dict[str, torch.Tensor]:
 
 
 def _checkpoint(
-    scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, scaler: Any, progress: Progress
+    scratch: Path,
+    encoder: QueryTower,
+    optimizer: Any,
+    schedule: Any,
+    scaler: Any,
+    progress: Progress,
+    best: dict[str, torch.Tensor],
 ) -> Checkpoint:
     state = {
         "progress": vars(progress),
@@ -214,12 +303,20 @@ def _checkpoint(
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "scaler": scaler.state_dict(),
+        "best": {name: weight.cpu() for name, weight in best.items()},
     }
     torch.save(state, scratch / _STATE_FILE)
     return Checkpoint.from_directory(str(scratch))
 
 
-def _resume(scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, scaler: Any) -> Progress:
+def _resume(
+    scratch: Path,
+    encoder: QueryTower,
+    optimizer: Any,
+    schedule: Any,
+    scaler: Any,
+    best: dict[str, torch.Tensor],
+) -> Progress:
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
         return Progress()
@@ -231,6 +328,7 @@ def _resume(scratch: Path, encoder: QueryTower, optimizer: Any, schedule: Any, s
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     scaler.load_state_dict(state["scaler"])
+    best.update(state["best"])
     progress = Progress(**state["progress"])
     progress.resumed_at.append(progress.step)
     return progress

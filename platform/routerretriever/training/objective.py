@@ -24,8 +24,13 @@ def candidate_loss(
     target_rows: Rows,
     positive_rows: Sequence[Rows],
     temperature: float,
+    base_Bd: Tensor | None = None,
+    distillation: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy of each query's target document among the candidates.
+
+    With ``distillation``, the divergence KL(base || expert) of the two softmaxes over the same candidates is
+    added, so that documents without judgements keep the order that the base gives them.
 
     Args:
         query_Bd: query vectors, with gradients.
@@ -34,8 +39,11 @@ def candidate_loss(
         target_rows: the positive to be found for each query, itself a candidate: [B].
         positive_rows: all positives of each query; those that are not the target neither attract nor repel.
         temperature: scores are divided by this.
+        base_Bd: the same queries by the bare base; needed for distillation.
+        distillation: weight of the divergence.
     """
     logits_BC = query_Bd @ candidate_Cd.T / temperature
+    divergence = _divergence(logits_BC, base_Bd, candidate_Cd, temperature) if distillation else None
     targets_B = np.searchsorted(candidate_rows, target_rows)
     mask_rows: list[int] = []
     mask_columns: list[int] = []
@@ -51,7 +59,19 @@ def candidate_loss(
         mask_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
         mask_BC[mask_rows, mask_columns] = True
         logits_BC = logits_BC.masked_fill(mask_BC, float("-inf"))
-    return F.cross_entropy(logits_BC, torch.as_tensor(targets_B, device=logits_BC.device))
+    loss = F.cross_entropy(logits_BC, torch.as_tensor(targets_B, device=logits_BC.device))
+    return loss if divergence is None else loss + distillation * divergence
+
+
+def _divergence(
+    logits_BC: Tensor, base_Bd: Tensor | None, candidate_Cd: Tensor, temperature: float
+) -> Tensor:
+    """KL(base || expert), mean over queries; a query's positives count as any document."""
+    assert base_Bd is not None, "distillation needs the base's query vectors"
+    base_BC = base_Bd @ candidate_Cd.T / temperature
+    return F.kl_div(
+        F.log_softmax(logits_BC, dim=1), F.log_softmax(base_BC, dim=1), log_target=True, reduction="batchmean"
+    )
 
 
 def draw_targets(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -66,6 +67,26 @@ class TrainingSettings(Settings):
     """Precision of the forward pass; weights stay in fp32."""
     query_max_length: PositiveInt = 64
     """Tokens of a training query; longer ones are cut, to bound memory."""
+    distillation: NonNegativeFloat = 1.0
+    """Weight of the divergence KL(base || expert) over the candidate documents, beside the cross-entropy:
+    what nobody judged keeps the order that the base gives it. 0 leaves it out."""
+    selection: Literal["auto", "cross_validation", "dev", "best_step"] = "auto"
+    """How the step and the scale of an expert are chosen, and whether it is deployed.
+
+    * ``cross_validation``: three times, an adapter is trained without a third of all labelled queries (train
+      and dev) and measured on them; the expert is then trained on the train queries to the chosen step.
+    * ``dev``: the best step on dev, and a scale for it.
+    * ``auto``: ``cross_validation`` below ``cross_validate_below`` labelled queries, else ``dev``.
+    * ``best_step``: the best step on dev at scale 1, deployed in any case, as before there were scales.
+
+    The first three deploy an expert only if it is better than the base (a paired test on the held-out
+    queries). Adapters that cannot be scaled (prefixes) always use ``best_step``."""
+    cross_validate_below: PositiveInt = 1000
+    """Labelled queries (train and dev) below which ``auto`` cross-validates."""
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    """Shares of an adapter that can become the expert."""
+    confidence: Fraction = 0.9
+    """How sure the paired test must be that an expert gains over the base before it is deployed."""
     held_out_fraction: Fraction = 0.0
     """Share of the train queries that no expert trains on, so that they can be scored honestly."""
     seed: int = 0
@@ -94,7 +115,28 @@ class TrainingSettings(Settings):
             raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
         return self
 
+    @property
+    def can_be_scaled(self) -> bool:
+        """Whether a share of such an adapter is an adapter too."""
+        return self.adapter.kind != "prefix"
+
+    def plain(self) -> TrainingSettings:
+        """The same without distillation, and with the best step on dev: for what is no domain's expert."""
+        return self.model_copy(update={"selection": "best_step", "distillation": 0.0})
+
+    def selects_by(self, labelled: int) -> Literal["cross_validation", "dev", "best_step"]:
+        """What ``auto`` means for so many labelled queries."""
+        if not self.can_be_scaled:
+            return "best_step"
+        if self.selection != "auto":
+            return self.selection
+        return "cross_validation" if labelled < self.cross_validate_below else "dev"
+
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
         unused = {"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", "adapter"}
+        if self.selection == "best_step":
+            unused |= {"selection", "cross_validate_below", "scales", "confidence"}
+        if not self.distillation:
+            unused.add("distillation")
         return self.model_dump(exclude=unused) | {self.adapter.kind: self.adapter.identity()}

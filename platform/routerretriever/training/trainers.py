@@ -12,6 +12,7 @@ from routerretriever.runtime.cluster import connect, on_drivers_node, room_for
 from routerretriever.runtime.metrics import merge
 from routerretriever.runtime.progress import bars, is_quiet, log
 from routerretriever.training.job import BEST_FOLDER, TrainingJob, checkpoints_key
+from routerretriever.training.selection import Verdict
 
 
 def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
@@ -128,6 +129,7 @@ def _train_one(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> d
         "dev_ndcg_at_10": metrics["best_dev"],
         "base_dev_ndcg_at_10": metrics["base_dev"],
         "best_step": metrics["best_step"],
+        **_selection_card(metrics["selected"]),
         "steps": metrics["step"],
         "parameters": metrics["parameters"],
         "seconds": metrics["seconds"],
@@ -139,6 +141,13 @@ def _train_one(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> d
     store.commit(job.key, card)
     store.delete(run_key)
     return card
+
+
+def _selection_card(selected: dict[str, Any] | None) -> dict[str, Any]:
+    if selected is None:
+        return {"scale": 1.0, "deployed": True, "verdict": None}
+    verdict = Verdict(**selected["verdict"])
+    return {"scale": selected["choice"]["scale"], "deployed": verdict.deployed, "verdict": verdict.as_card()}
 
 
 def _reason(error: Exception) -> str:

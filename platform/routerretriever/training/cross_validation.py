@@ -1,0 +1,64 @@
+"""The folds of a cross-validation: training jobs that each leave a third of the labelled queries out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from routerretriever.artifacts.step import Step
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.judgements import Judgements, write_judgements
+from routerretriever.datasets.splitting import first_by_hash
+from routerretriever.training.job import HELD_OUT_FILE
+from routerretriever.training.selection import HeldOut, split_folds
+
+FOLDS = 3
+
+
+def labelled_queries(collection: Collection, train_limit: int | None) -> Judgements:
+    """The train and dev queries of a domain, or of a sample of its train queries."""
+    train, dev = (
+        Judgements(collection.queries(split), collection.qrels(split), collection.own_kept(split))
+        for split in ("train", "dev")
+    )
+    if train_limit is not None:
+        train = train.subset(first_by_hash(train.queries, train_limit, "sample"))
+    # As in training: dev judges documents where their passages are trained on.
+    return Judgements(
+        {**train.queries, **dev.queries}, {**train.qrels, **dev.qrels}, train.own_kept | dev.own_kept
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoreFold(Step):
+    """The queries that one fold trains on, or those that it holds out."""
+
+    stage: ClassVar[str] = "read"
+
+    collection: Collection
+    train_limit: int | None
+    number: int
+    held_out: bool
+
+    @classmethod
+    def build_all(cls, steps: Sequence[StoreFold], store: ArtifactStore) -> None:
+        """Write each fold."""
+        for step in steps:
+            labelled = labelled_queries(step.collection, step.train_limit)
+            held = split_folds(list(labelled.qrels), FOLDS)[step.number - 1]
+            left_out = set(held)
+            chosen = held if step.held_out else [i for i in labelled.qrels if i not in left_out]
+            write_judgements(store, step.key, labelled.subset(chosen), {"collection": step.collection.name})
+
+
+def read_held_out(folder: Path) -> HeldOut:
+    """What a fold has measured."""
+    with np.load(folder / HELD_OUT_FILE) as kept:
+        return HeldOut(
+            tuple(kept["steps"].tolist()), tuple(kept["scales"].tolist()), kept["ndcg_TSQ"], kept["base_Q"]
+        )
