@@ -1,5 +1,6 @@
 import pytest
 from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from routerretriever.cli.main import main
 from routerretriever.corpus.artifact import corpus_key
 from routerretriever.errors import RecipeError
 from routerretriever.methods.ddr import Ddr
@@ -7,7 +8,7 @@ from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.pipeline.plan import plan_run, plan_table
 from routerretriever.training.expert import expert_key
 from routerretriever.training.job import checkpoints_key
-from support.recipes import tiny_recipe
+from support.recipes import save_recipe, tiny_recipe
 
 
 def planned(pipeline):
@@ -78,3 +79,16 @@ def test_a_plan_leaves_out_what_is_there_and_tells_what_goes_on(tiny_data):
     assert steps["train (experts)"].there == "fruit"
     assert "metal: 14 queries, goes on where" in steps["train (experts)"].to_do
     assert steps["train (experts)"].asks_for == "2 workers each, a worker 1 CPU, 0.25 GPU"
+
+
+def test_a_dry_run_names_the_file_and_line_of_bad_data(tiny_data, monkeypatch, capsys):
+    qrels = tiny_data / "data" / "sport" / "qrels" / "test.tsv"
+    qrels.write_text(qrels.read_text() + "no tabs here\n")
+    recipe = save_recipe(tiny_recipe(tiny_data), tiny_data / "recipe.yaml")
+    monkeypatch.setattr("sys.argv", ["routerretriever", "run", str(recipe), "--dry-run", "--quiet"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert f"{qrels}:{len(qrels.read_text().splitlines())}" in told
+    assert "Traceback" not in told

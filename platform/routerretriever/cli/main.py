@@ -407,6 +407,7 @@ def run(
 
     pipeline = _pipeline(recipe, overrides, quiet)
     if dry_run:
+        _ = pipeline.preflight
         show(plan_table(plan_run(pipeline)))
         return
     show(terminal_table(pipeline.evaluation))
