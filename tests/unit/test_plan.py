@@ -92,3 +92,12 @@ def test_a_dry_run_names_the_file_and_line_of_bad_data(tiny_data, monkeypatch, c
     told = capsys.readouterr().err
     assert f"{qrels}:{len(qrels.read_text().splitlines())}" in told
     assert "Traceback" not in told
+
+
+def test_a_submitted_job_refuses_a_storage_that_goes_with_it(tiny_data, monkeypatch):
+    copy = tiny_data / "working_dir_files" / "_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(RecipeError, match=r"storage: runs/mine is relative.*--set storage=\$PWD/runs/mine"):
+        Pipeline(tiny_recipe(tiny_data, storage="runs/mine"))
+    Pipeline(tiny_recipe(tiny_data))

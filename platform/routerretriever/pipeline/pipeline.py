@@ -42,6 +42,8 @@ M = TypeVar("M", bound=Method)
 
 _SHARE_QUERIES = 200
 """Dev queries of each domain that say what healthy routing looks like."""
+_RAYS_COPIES = "working_dir_files"
+"""Folder in which Ray keeps its copies of submitted jobs' working directories."""
 _ROUNDS = 10
 """Steps can make others known this many times in a row."""
 
@@ -87,6 +89,7 @@ class Pipeline:
             RecipeError: a method's settings do not fit the domains.
         """
         self.recipe = recipe
+        _refuse_passing_storage(recipe.storage)
         self.store = ArtifactStore.open(recipe.storage)
         self.collections = {
             name: open_collection(name, recipe.domain_path(name), settings)
@@ -278,6 +281,22 @@ class Pipeline:
     def untrained(self) -> list[str]:
         """Domains whose expert, under the recipe's present settings, has not been trained."""
         return self.deployed.untrained()
+
+
+def _refuse_passing_storage(storage: str) -> None:
+    """Refuse a relative storage in a submitted job: nobody would find what it leaves.
+
+    Raises:
+        RecipeError: the job runs in Ray's copy of the working directory, and storage lies in it.
+    """
+    here = Path.cwd()
+    is_relative = "://" not in storage and not Path(storage).expanduser().is_absolute()
+    if is_relative and _RAYS_COPIES in here.parts:
+        raise RecipeError(
+            f"storage: {storage} is relative, and this job runs in {here}, a copy of the working directory "
+            "that Ray removes; name a folder by its full path, or s3:// or gs://: --set storage=$PWD/"
+            f"{storage}"
+        )
 
 
 def require_trained(pipeline: Pipeline, except_for: str | None) -> None:
