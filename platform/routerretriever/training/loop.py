@@ -328,7 +328,7 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     scaler.load_state_dict(state["scaler"])
-    best.update(state["best"])
+    best.update(state.get("best", {}))  # checkpoints of the first release have none
     progress = Progress(**state["progress"])
     progress.resumed_at.append(progress.step)
     return progress

@@ -1,0 +1,87 @@
+"""The command's application, the options that commands share, and what they open."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from routerretriever.pipeline.pipeline import Pipeline, Registered
+    from routerretriever.registry.registry import Registry
+
+app = typer.Typer(
+    help="Many expert retrievers behind one endpoint. A recipe (YAML) names the collections and settings; "
+    "each step makes what it needs and skips what is there.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a setting: dotted.key=value.", metavar="KEY=VALUE")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Plain log lines, no progress bars.")]
+Release = Annotated[bool, typer.Option(help="Move the registry's alias to the new bundle.")]
+
+
+def check_numbers(text: str | None) -> str | None:
+    """Numbers from 1 up, separated by commas."""
+    # typer has no type for several numbers in one option, but it names the option whose callback complains.
+    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise typer.BadParameter(f"found {text!r}; give numbers from 1 up, separated by commas: 1,2,4")
+    return text
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of such an option."""
+    return [int(number) for number in text.split(",")]
+
+
+def open_pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipeline:
+    """A recipe at work; results go where the first line says."""
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.runtime.progress import log, set_up
+
+    set_up(quiet)
+    settings = load_recipe(recipe, overrides)
+    from routerretriever.pipeline.pipeline import Pipeline
+
+    pipeline = Pipeline(settings)
+    log.info("recipe %s; results under %s", settings.name, pipeline.store.uri)
+    return pipeline
+
+
+def open_registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registry:
+    """The registry of a recipe; nothing is changed."""
+    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.registry.registry import Registry
+
+    set_up_output(quiet)
+    settings = load_recipe(recipe, overrides)
+    store = ArtifactStore.open(settings.storage)
+    return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
+
+
+def set_up_output(quiet: bool) -> None:
+    """Choose between bars and plain log lines."""
+    from routerretriever.runtime.progress import set_up
+
+    set_up(quiet)
+
+
+def tell_registered(registered: Registered) -> None:
+    """What was registered, and what is to be known of an expert that was added."""
+    from routerretriever.runtime.progress import console
+
+    versions = ", ".join(f"{name} v{version}" for name, version in registered.expert_versions.items())
+    console.print(
+        f"bundle {registered.uri} (version {registered.version}; experts: {versions})\n"
+        f"registry {registered.tracking_uri}",
+        soft_wrap=True,
+    )
+    if registered.verdict is not None:
+        console.print(registered.verdict, soft_wrap=True)

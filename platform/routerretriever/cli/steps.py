@@ -1,0 +1,121 @@
+"""Commands that make things: single steps, the whole run, a domain more or less."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from routerretriever.cli.app import (
+    Overrides,
+    Quiet,
+    RecipeFile,
+    Release,
+    app,
+    open_pipeline,
+    set_up_output,
+    tell_registered,
+)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    ask: Annotated[
+        bool, typer.Option(help="Serve the result and ask it one question, then shut down.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+) -> None:
+    """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
+    from routerretriever.pipeline.plan import plan_run, plan_table
+    from routerretriever.reports.tables import terminal_table
+    from routerretriever.runtime.progress import log, show
+
+    pipeline = open_pipeline(recipe, overrides, quiet)
+    if dry_run:
+        _ = pipeline.preflight
+        show(plan_table(plan_run(pipeline)))
+        return
+    show(terminal_table(pipeline.evaluation))
+    registered = pipeline.register()
+    if ask:
+        from routerretriever.serving.deployments.run import ask_once
+
+        ask_once(pipeline)
+    tell_registered(registered)
+    log.info("figures and tables: %s", pipeline.report_folder)
+
+
+@app.command()
+def encode(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Encode the documents of all collections, once, with the base encoder."""
+    open_pipeline(recipe, overrides, quiet).build(["encode"])
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Train the experts, in parallel; finished ones are skipped."""
+    open_pipeline(recipe, overrides, quiet).build(["train"])
+
+
+@app.command()
+def score(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Score the training queries with every expert and the base."""
+    open_pipeline(recipe, overrides, quiet).build(["score"])
+
+
+@app.command()
+def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Build the pilot library, or fit the recipe's other router, from the scores."""
+    from routerretriever.runtime.progress import log
+
+    router = open_pipeline(recipe, overrides, quiet).deployed.deployment().router
+    log.info("router %s over %s", router.kind, ", ".join(router.experts))
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Evaluate base, experts, router and oracles on the test sets."""
+    from routerretriever.reports.tables import terminal_table
+    from routerretriever.runtime.progress import show
+
+    show(terminal_table(open_pipeline(recipe, overrides, quiet).evaluation))
+
+
+@app.command()
+def register(
+    recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False, release: Release = True
+) -> None:
+    """Register the experts and the router bundle in MLflow."""
+    tell_registered(open_pipeline(recipe, overrides, quiet).register(release))
+
+
+@app.command("add-expert")
+def add_expert(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Name of the new domain.")],
+    path: Annotated[str, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")],
+    quiet: Quiet = False,
+    release: Release = True,
+) -> None:
+    """Add a domain: train its expert, score what is missing, register a bundle, update the recipe file."""
+    from routerretriever.pipeline.domains import add_domain
+
+    set_up_output(quiet)
+    tell_registered(add_domain(recipe, name, path, release))
+
+
+@app.command("remove-expert")
+def remove_expert(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Name of the domain whose expert goes.")],
+    quiet: Quiet = False,
+    release: Release = True,
+) -> None:
+    """Remove an expert: register a bundle without it, update the recipe file. Nothing is retrained."""
+    from routerretriever.pipeline.domains import remove_domain
+
+    set_up_output(quiet)
+    tell_registered(remove_domain(recipe, name, release))

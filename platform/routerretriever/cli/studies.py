@@ -1,0 +1,134 @@
+"""Commands that study a finished run, and choose its router."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from routerretriever.cli.app import (
+    Overrides,
+    Quiet,
+    RecipeFile,
+    app,
+    check_numbers,
+    numbers,
+    open_pipeline,
+    set_up_output,
+)
+
+
+@app.command("tune-router")
+def tune_router(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    unseen_share: Annotated[
+        float, typer.Option(help="How much queries of domains without an expert count.", min=0, max=1)
+    ] = 0.2,
+    write: Annotated[bool, typer.Option("--write", help="Put the best settings into the recipe.")] = False,
+    rows: Annotated[int, typer.Option(help="How many of the best are shown.", min=1)] = 15,
+) -> None:
+    """Choose the router by dev queries: tries kinds, features, mixings and gates, and shows a table."""
+    from routerretriever.pipeline.domains import set_routing
+    from routerretriever.runtime.progress import log, show
+    from routerretriever.studies import runs as studies
+    from routerretriever.studies.tuning import describe, trials_table
+
+    trials = studies.tune_router(open_pipeline(recipe, overrides, quiet), unseen_share)
+    show(trials_table(trials, rows))
+    if write:
+        set_routing(recipe, trials[0].settings)
+        log.info("%s: routing is now: %s", recipe, describe(trials[0].settings))
+
+
+@app.command()
+def analyse(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    order: Annotated[
+        str | None, typer.Option(help="Experts in the order in which they are added: a,b,c.", metavar="NAMES")
+    ] = None,
+    clusters: Annotated[
+        str,
+        typer.Option(help="Pilot centroids per group to try.", metavar="NUMBERS", callback=check_numbers),
+    ] = "1,2,4,8",
+) -> None:
+    """The paper's analyses: with and without an expert, experts one by one, centroids, queries in a plane."""
+    from routerretriever.reports.plots import section_table
+    from routerretriever.runtime.progress import show
+    from routerretriever.studies.analyses import analyses_sections
+
+    names = order.split(",") if order else None
+    from routerretriever.studies import runs as studies
+
+    analyses = studies.analyse_run(open_pipeline(recipe, overrides, quiet), names, numbers(clusters))
+    for section in analyses_sections(analyses):
+        show(section_table(section))
+
+
+@app.command("noise-floor")
+def noise_floor(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose expert is trained again and again.")],
+    copies: Annotated[int, typer.Option(help="How often, each time with another seed.", min=2)] = 6,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
+    from routerretriever.reports.plots import section_table
+    from routerretriever.runtime.progress import show
+    from routerretriever.studies import runs as studies
+    from routerretriever.studies.analyses import noise_floor_section
+
+    floor = studies.measure_noise_floor(open_pipeline(recipe, overrides, quiet), domain, copies)
+    show(section_table(noise_floor_section(floor)))
+
+
+@app.command("learning-curve")
+def learning_curve(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose expert is trained on fewer queries.")],
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of training queries beside all; by default an eighth, a quarter and a half.",
+            metavar="NUMBERS",
+            callback=check_numbers,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Quality by number of training queries: experts trained on nested samples, measured on test."""
+    from routerretriever.reports.plots import section_table
+    from routerretriever.runtime.progress import show
+    from routerretriever.studies import runs as studies
+    from routerretriever.studies.analyses import learning_curve_section
+
+    counts = numbers(sizes) if sizes else None
+    curve = studies.draw_learning_curve(open_pipeline(recipe, overrides, quiet), domain, counts)
+    show(section_table(learning_curve_section(curve)))
+
+
+@app.command()
+def reproduce(
+    file: Annotated[Path, typer.Argument(help="Expected figures, a YAML file.", metavar="FILE")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this case; may be given again.", metavar="CASE")
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run recipes and compare with expected figures: OK, OKish or FAIL; exit code 1 if any fails."""
+    from routerretriever.runtime.progress import show
+
+    set_up_output(quiet)
+    from routerretriever.studies import reproduction
+
+    outcomes = reproduction.reproduce(file, only or [], overrides or [])
+    show(reproduction.reproduction_table(outcomes))
+    if any(one.verdict == "FAIL" for one in outcomes):
+        raise typer.Exit(1)
