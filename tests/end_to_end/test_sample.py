@@ -78,6 +78,11 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
             answer = httpx.post(f"{url}/v1/search", json=body, timeout=60).raise_for_status().json()
         finally:
             os.killpg(process.pid, signal.SIGINT)
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=240)
+            finally:
+                # Its HAProxy would keep the ports from the services of other tests.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
     assert set(answer["weights"]) <= {*EXPERTS, "base"}
     assert len(answer["results"]) == 10

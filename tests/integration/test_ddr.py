@@ -17,7 +17,7 @@ from routerretriever.serving.deployments.run import served
 from routerretriever.types import BASE
 from safetensors.numpy import load_file
 from support.collections import write_collections
-from support.recipes import tiny_recipe
+from support.recipes import TINY_TRAINING, tiny_recipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 QUERIES = ["where is grape with fig", "where is tin with lead", "x"]
@@ -30,7 +30,7 @@ def trained(cluster, tmp_path_factory):
     root = write_collections(tmp_path_factory.mktemp("ddr"))
     recipe = tiny_recipe(
         root,
-        training={"max_steps": 4, "evaluate_every": 2, "batch_size": 8, "learning_rate": 0.01,
+        training={**TINY_TRAINING, "max_steps": 4,
                   "adapter": {"kind": "prefix", "length": 4}},
         methods={"ddr": {"prefix": {"length": 4}, "labels": LABELS, "deployed": "prior", "max_steps": 12,
              "learning_rate": 0.002,

@@ -148,6 +148,7 @@ def test_documents_come_change_and_go(service, url):
     _, client = service
     query = "where is banana with apple"
     before = client.search(query, "fruit", top_k=2)
+    originals = [{"id": hit.id, "title": hit.title, "text": hit.text} for hit in before.results]
     new = {"id": "new", "title": "", "text": query}
     client.upsert("fruit", [new, {"id": before.results[0].id, "title": "zinc", "text": "something else"}])
     after = client.search(query, "fruit", top_k=28, model="base")
@@ -165,6 +166,7 @@ def test_documents_come_change_and_go(service, url):
     document = f"{url}/v1/collections/fruit/document"
     assert httpx.get(document, params={"id": "new"}).status_code == 404
     assert httpx.get(document, params={"id": left[0]}).json()["id"] == left[0]
+    client.upsert("fruit", originals)  # for the tests after this one, in whatever order
 
 
 def test_a_release_is_followed_under_load_and_rolled_back(service, url, first):

@@ -14,7 +14,7 @@ from routerretriever.config.loading import parse_recipe
 from routerretriever.config.recipe import Recipe
 
 from support.collections import write_collections
-from support.recipes import tiny_recipe
+from support.recipes import TINY_TRAINING, tiny_recipe
 
 if TYPE_CHECKING:
     from routerretriever.pipeline.pipeline import Pipeline, Registered
@@ -50,13 +50,7 @@ def finished_recipe(root: Path, **changes: Any) -> Recipe:
 
     Its experts see more steps than they need, so that a test that kills a trainer has the time to.
     """
-    training = {
-        "max_steps": 30,
-        "evaluate_every": 2,
-        "patience": 1000,
-        "batch_size": 8,
-        "learning_rate": 0.01,
-    }
+    training = {**TINY_TRAINING, "max_steps": 30, "patience": 1000}
     singles = {"joint": {"max_steps": 6}, "average": {"kind": "average"}}
     return tiny_recipe(root, **{"training": training, "methods": {"baselines": singles}, **changes})
 
