@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -69,6 +70,8 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell's background jobs ignore Ctrl-C, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
         )
         try:
