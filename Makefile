@@ -19,9 +19,9 @@ sample: install ## Set up, and run the main job on the built-in sample
 	$(BIN)/routerretriever run jobs/recipes/sample.yaml
 
 test: install check ## Set up, check the code, and run every test
-	$(BIN)/python -m pytest tests/unit -n 2 --cov --cov-report=
+	$(BIN)/python -m pytest tests/unit -n 2 --cov
 	# One Ray and one service at a time: two would wait for each other's CPUs.
-	$(BIN)/python -m pytest tests/integration tests/end_to_end --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest tests/integration tests/end_to_end
 
 test-fast: install ## Tests that start nothing (seconds)
 	$(BIN)/python -m pytest tests/unit -m "not component" -n 2

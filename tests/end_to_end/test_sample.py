@@ -78,11 +78,11 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
             url = f"http://127.0.0.1:{port}"
             wait_for(f"{url}/healthz", process, log)
             body = {"query": "undo my last commit but keep the files", "collection": "shell"}
-            answer = httpx.post(f"{url}/v1/search", json=body, timeout=60).raise_for_status().json()
+            answer = httpx.post(f"{url}/v1/search", json=body, timeout=300).raise_for_status().json()
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:
-                process.wait(timeout=240)
+                process.wait(timeout=600)
             finally:
                 # Its HAProxy would keep the ports from the services of other tests.
                 with suppress(ProcessLookupError):

@@ -52,7 +52,7 @@ def head(tmp_path, short_folder):
         yield {**environment, "RAY_ADDRESS": url}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         log.close()
 
 
@@ -63,7 +63,7 @@ def test_a_submitted_job_evaluates_a_recipe(head, tiny_data):
 
     def accepted() -> bool:
         nonlocal done
-        done = subprocess.run(submit, env=head, capture_output=True, text=True, timeout=500, check=False)
+        done = subprocess.run(submit, env=head, capture_output=True, text=True, timeout=1500, check=False)
         return (
             "No available agent" not in done.stderr
         )  # the dashboard answers before the agent that starts jobs

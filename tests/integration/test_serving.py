@@ -176,8 +176,8 @@ def test_a_release_is_followed_under_load_and_rolled_back(service, url, first):
     failures, seen, stop = [], [], threading.Event()
 
     def load() -> None:
-        with httpx.Client(base_url=url, timeout=30) as http:
-            while not stop.is_set():
+        with httpx.Client(base_url=url, timeout=120) as http:
+            while not stop.wait(0.05):  # a busy service, not one that leaves a release no time
                 answer = http.post("/v1/search", json={"query": QUERIES[0], "collection": "metal"})
                 (seen if answer.status_code == 200 else failures).append(answer.headers["x-bundle-version"])
 

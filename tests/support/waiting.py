@@ -11,9 +11,12 @@ import httpx
 
 
 def wait_until(
-    condition: Callable[[], object], seconds: float = 120, found: Callable[[], object] = lambda: ""
+    condition: Callable[[], object], seconds: float = 600, found: Callable[[], object] = lambda: ""
 ) -> None:
-    """Return when the condition holds. ``found`` says in the failure what was there instead."""
+    """Return when the condition holds. ``found`` says in the failure what was there instead.
+
+    The bound ends a test that would wait for ever; a slow machine is no reason for a test to fail.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"nothing came of it in {seconds:g} s {found()}"
@@ -22,7 +25,7 @@ def wait_until(
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path | None = None) -> None:
     """Return when the URL answers. The process that is to serve it must live; its log explains a failure."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         assert process.poll() is None, log and log.read_text()
         try:

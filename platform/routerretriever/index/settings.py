@@ -63,3 +63,7 @@ class CollectionSettings(CorpusSettings):
 
     index: IndexSettings = IndexSettings()
     """Index that searches the documents' vectors."""
+    lexical: LexicalSettings | None = LexicalSettings()
+    """Index that searches the documents' words; null for none. A domain may set its own."""
+    fusion: FusionSettings = FusionSettings()
+    """How the two are weighed against each other."""
