@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ _COMMIT_TAG = "git_commit"
 _PREVIOUS = "previous"
 """Alias of the bundle that was released before the present one."""
 _MLFLOW_COMMIT = "mlflow.source.git.commit"
+_FORBIDDEN = re.compile(r"[^/\w.\- :]")
+"""What MLflow takes in no name of a metric: ``base + BM25`` becomes ``base _ BM25``."""
 _POLL_SECONDS = 1.0
 
 
@@ -269,7 +272,7 @@ class Registry:
         now = int(time.time() * 1000)
         self._writer.log_batch(
             run,
-            [Metric(name, value, now, 0) for name, value in metrics.items()],
+            [Metric(_FORBIDDEN.sub("_", name), value, now, 0) for name, value in metrics.items()],
             [Param(name, str(value)) for name, value in params.items()],
             [RunTag(name, value) for name, value in tags.items()],
         )
