@@ -88,7 +88,8 @@ def evaluated(seed):
         systems.append(System(name, Kind.ROUTER, measured, routing, encodings, headline=True, rival=True))
     queries = {name: {i: f"<query {i}>" for i in table.query_ids} for name, table in scores.items()}
     described = {"name": "world", "encoder": {"name": "none"}, "routing": {"router": "posterior"}}
-    return assemble(systems, ROUTED, ["a", "b"], queries, described), scores
+    notes = {"a": ["2 x equal-queries: the same <question>"], "b": []}
+    return assemble(systems, ROUTED, ["a", "b"], queries, described, notes), scores
 
 
 @given(st.integers(0, 10_000))
@@ -135,6 +136,9 @@ def test_tables_and_report_tell_the_same(tmp_path):
     assert mean in page
     assert "&lt;query q" in page or "0 of 12 queries lose" in page
     assert "<query" not in page
+    assert "the same &lt;question&gt;" in page
+    assert "- a: 2 x equal-queries: the same <question>" in markdown(evaluation)
+    assert as_dict(evaluation)["data_notes"] == {"a": ["2 x equal-queries: the same <question>"]}
 
 
 def test_a_projection_keeps_apart_what_lies_apart():

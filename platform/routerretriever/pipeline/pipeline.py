@@ -23,6 +23,7 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.preflight import Report, preflight
+from routerretriever.datasets.statistics import tokens_of
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Deployment, Method, Workspace
@@ -157,13 +158,14 @@ class Pipeline:
             for name, collection in self.collections.items()
         }
         report = preflight(self.collections.values(), needs)
-        for name in self.collections:
-            for note in report.notes(name):
-                log.info("%s: %s", name, note)
         card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
         log.info("encoder %s: %s", self.recipe.encoder.name, "; ".join(card.lines()))
         for warning in card.warnings:
             log.warning("encoder %s: %s", self.recipe.encoder.name, warning)
+        report = report.with_reading(self.collections.values(), tokens_of(self.recipe.encoder))
+        for name in self.collections:
+            for note in report.notes(name):
+                log.warning("%s: %s", name, note)
         return report
 
     def build(self, stages: Sequence[str] | None = None) -> None:
@@ -210,6 +212,7 @@ class Pipeline:
                 self.recipe.expert_domains,
                 {each.name: each.queries("test") for each in tested},
                 self.recipe.model_dump(mode="json"),
+                {name: self.preflight.notes(name) for name in self.collections},
             )
             for path in write_reports(result, self.report_folder):
                 log.info("wrote %s", path)
