@@ -98,6 +98,11 @@ class Encoder:
         self._query_limit = prompted if limit is None else min(prompted, limit)
 
     @property
+    def parts(self) -> tuple[Any, Any, list[Any]]:
+        """Tokenizer, transformer and Dense layers."""
+        return self._tokenizer, self.transformer, self._dense
+
+    @property
     def dimension(self) -> int:
         """Width d of every vector."""
         return int(self._dense[-1].out_features) if self._dense else self.width
