@@ -24,7 +24,8 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse calibrate datasets doctor encode evaluate init learning-curve migrate noise-floor pilots "
+        "add-expert analyse calibrate datasets doctor encode evaluate export export-expert import init "
+        "learning-curve migrate noise-floor pilots "
         "register release remove-expert reproduce rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
@@ -46,6 +47,9 @@ def test_every_step_has_its_job():
         "calibrate",
         "datasets",
         "doctor",
+        "export",
+        "export-expert",
+        "import",
         "init",
         "release",
         "remove-expert",

@@ -114,6 +114,11 @@ class Encoder:
         self._documents = other
 
     @property
+    def parts(self) -> tuple[Any, Any, list[Any]]:
+        """Tokenizer, transformer and Dense layers."""
+        return self._tokenizer, self.transformer, self._dense
+
+    @property
     def dimension(self) -> int:
         """Width d of every vector."""
         return int(self._dense[-1].out_features) if self._dense else self.width

@@ -38,6 +38,14 @@ def encoder_folder(settings: EncoderSettings) -> Path:
     return _download(settings.name, settings.revision)
 
 
+def hub_id(settings: EncoderSettings) -> str | None:
+    """The name by which any machine can fetch the encoder; None if it is a folder of this one."""
+    if settings.name in _PACKAGED:
+        return f"sentence-transformers/{settings.name.rpartition('/')[2]}"
+    is_folder = (Path(settings.name).expanduser() / "config.json").is_file()
+    return None if is_folder or settings.name == FAKE else settings.name
+
+
 def is_here(settings: EncoderSettings) -> bool:
     """Whether the encoder's files are on this machine, so that nothing has to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
