@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -18,6 +19,8 @@ from routerretriever.bundle.manifest import ValidationQuery, read_validation_que
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BundleError
+from routerretriever.index.fusion_weights import GRID, FusionWeights
+from routerretriever.index.settings import FusionSettings
 from routerretriever.registry.registry import Registry, RunRecord
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.settings import RoutingSettings
@@ -70,6 +73,23 @@ def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path):
     assert read_validation_queries(folder) == FACTS.validation
     (folder / "validation.json").rename(folder / "canary.json")
     assert read_validation_queries(folder) == FACTS.validation
+
+
+def test_a_bundle_tells_how_much_bm25_counts(made, tmp_path):
+    weights = np.ones((2, 1), dtype=np.float32)
+    plain = RouterRetriever.load(str(written(made, tmp_path / "plain")))
+    assert plain.fusion is None
+    assert plain.fusion_weights(weights, ["fruit"]).tolist() == [0.1, 0.1]
+    store, parts = made
+    harmful = FusionWeights.fit({"fruit": np.tile(-np.array(GRID), (200, 1))}, FusionSettings())
+    learned = replace(parts, fusion=harmful)
+    bundle = RouterRetriever.load(str(written((store, learned), tmp_path / "learned")))
+    assert bundle.fusion.domains == ("fruit",)
+    assert bundle.fusion_weights(weights, ["fruit"]).tolist() == [0.0, 0.0]
+    assert bundle.manifest["fusion"] in bundle.manifest["files"]
+    (tmp_path / "learned" / "fusion.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"fusion\.json: altered"):
+        RouterRetriever.load(str(tmp_path / "learned"))
 
 
 def test_an_altered_file_is_named(made, tmp_path):

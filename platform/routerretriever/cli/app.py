@@ -19,7 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A YAML file, or a shipped recipe's name, as sample.", metavar="RECIPE")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Replace a setting: dotted.key=value.", metavar="KEY=VALUE")
 ]

@@ -105,19 +105,23 @@ def import_source(
         str, typer.Option("--split", help="The split of judgements that name none.", metavar="NAME")
     ] = "train",
     passage_tokens: Annotated[
-        int | None, typer.Option(help="Cut files of a folder into passages of so many words.", min=8)
+        int | None,
+        typer.Option(help="Cut files of a folder into passages of so many words.", min=8, max=8192),
     ] = None,
 ) -> None:
     """Write a BEIR folder from other formats; says what it understood and ends with a check.
 
     Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet),
-    lists of questions and answers, TREC topics and qrels, MS MARCO's TSV, and folders of text files.
+    lists of questions and answers, LlamaIndex's question sets, TREC topics and qrels, MS MARCO's TSV, and
+    folders of text files.
     """
     from routerretriever.datasets.checking import check_collection
     from routerretriever.datasets.importing import import_data
 
     understood = import_data(source, to, split_name, passage_tokens)
     _print(understood.told())
+    if not understood.judgements:
+        return  # documents are a fine start, and what is missing was said
     report = check_collection(to, 5)
     _print_report(report)
     if not report.ok:

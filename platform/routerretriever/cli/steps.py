@@ -92,6 +92,24 @@ def register(
     tell_registered(open_pipeline(recipe, overrides, quiet).register(release))
 
 
+@app.command()
+def calibrate(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose dev queries are asked.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn how much BM25 counts in one domain; the next `register` finds the figures there."""
+    from routerretriever.reports.tables import calibration_table
+    from routerretriever.runtime.progress import log, show
+
+    pipeline = open_pipeline(recipe, overrides, quiet)
+    found = pipeline.calibrate(domain)
+    show(calibration_table(found.domain, found.queries, found.ndcg_at_10, found.weight, found.prior))
+    if domain not in pipeline.recipe.calibrated_domains:
+        log.warning("set domains.%s.calibrate: true in the recipe, so that `register` uses this", domain)
+
+
 @app.command("add-expert")
 def add_expert(
     recipe: RecipeFile,

@@ -23,7 +23,7 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
     Raises:
         EncoderError: files are missing, broken, of another kind of model, or need code that is not trusted.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers import AutoConfig, AutoModel, T5EncoderModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -34,7 +34,6 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
     trusted = settings.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         kind = T5EncoderModel if config.model_type == "t5" else AutoModel
         options = {} if kind is T5EncoderModel else {"trust_remote_code": trusted}
         model, loading = kind.from_pretrained(folder, output_loading_info=True, **options)
@@ -46,9 +45,24 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
             f"encoder.name: {folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} "
             "first; they would be random"
         )
+    return read_tokenizer(folder, settings), model
+
+
+def read_tokenizer(folder: Path, settings: EncoderSettings) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        EncoderError: its files are missing or broken, or need code that is not trusted.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    except Exception as error:  # what broken files raise is of many libraries' kinds
+        raise EncoderError(_reason(folder, error)) from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise EncoderError(f"encoder.name: the tokenizer in {folder} knows no word; its files are missing")
-    return tokenizer, model
+    return tokenizer
 
 
 def read_dense(folders: Sequence[Path]) -> list[nn.Module]:

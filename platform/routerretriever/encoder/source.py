@@ -25,17 +25,34 @@ def encoder_folder(settings: EncoderSettings) -> Path:
     Raises:
         EncoderError: the encoder cannot be found or fetched.
     """
-    if settings.name in _PACKAGED:
-        package, folder = _PACKAGED[settings.name]
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return Path(spec.origin).parent / folder
+    if (packaged := _packaged(settings.name)) is not None:
+        return packaged
     local = Path(settings.name).expanduser()
     if (local / "config.json").is_file():
         return local
     if local.is_absolute() or settings.name.startswith((".", "~")):
         raise EncoderError(f"encoder.name: {settings.name} holds no config.json")
     return _download(settings.name, settings.revision)
+
+
+def is_here(settings: EncoderSettings) -> bool:
+    """Whether the encoder's files are on this machine, so that nothing has to be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if _packaged(settings.name) or (Path(settings.name).expanduser() / "config.json").is_file():
+        return True
+    try:
+        return isinstance(
+            try_to_load_from_cache(settings.name, "config.json", revision=settings.revision), str
+        )
+    except ValueError:  # no model id
+        return False
+
+
+def _packaged(name: str) -> Path | None:
+    package, folder = _PACKAGED.get(name, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / folder
 
 
 def _download(name: str, revision: str | None) -> Path:
