@@ -110,7 +110,7 @@ def draw_learning_curve(pipeline: Pipeline, domain: str, sizes: list[int] | None
             f"tried; give numbers from 1 to {queries - 1}"
         )
     training = pipeline.recipe.training
-    own_key = expert_key(collection, workspace.encoder, training)
+    own_key = expert_key(collection, workspace.encoder, training, workspace.lexical[domain])
     steps = {}
     for size in sorted(set(sizes)):
         name = f"{domain}-{size}-queries"
