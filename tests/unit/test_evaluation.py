@@ -18,7 +18,6 @@ from routerretriever.methods.experts import (
     OWN_EXPERT,
     PAPER,
     ROUTED,
-    mix,
     oracles,
     single_systems,
 )
@@ -28,6 +27,7 @@ from routerretriever.reports.tables import as_dict, markdown
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import fit_router
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.scoring.mixed_vectors import MixedVectors, mix
 from routerretriever.scoring.table import SplitScores
 from routerretriever.studies.analyses import project
 from routerretriever.studies.offline import OfflineEvaluator
@@ -63,11 +63,12 @@ def world(seed):
     return scores, qrels, indexes
 
 
-def fit_data(scores):
+def fit_data(scores, qrels, indexes):
     return RoutingData(
         ["a", "b"],
         {name: scores[name].utilities(["a", "b"]) for name in ("a", "b")},
         {name: scores[name].base_vectors for name in ("a", "b")},
+        answered=MixedVectors(scores=scores, qrels=qrels, indexes=indexes).mixed_ndcg,
     )
 
 
@@ -76,7 +77,7 @@ def evaluated(seed):
     systems = [*single_systems(scores), *oracles(scores)]
     routers = {ROUTED: RoutingSettings(features="embedding"), PAPER: BASELINE_ROUTERS[PAPER]}
     for name, chosen in routers.items():
-        router = fit_router(fit_data(scores), chosen)
+        router = fit_router(fit_data(scores, qrels, indexes), chosen)
         weights, measured, encodings = {}, {}, {}
         for dataset, table in scores.items():
             weights[dataset] = router.weights(table.base_vectors)
@@ -223,13 +224,20 @@ def test_tuning_measures_each_domain_once_as_if_unseen():
     scores, qrels, indexes = world(5)
     inside = {name: scores[name] for name in ("a", "b")}
     features = {name: table.base_vectors for name, table in inside.items()}
-    bench = OfflineEvaluator(lambda _: fit_data(scores), inside, lambda _: features, qrels, indexes)
+    bench = OfflineEvaluator(
+        fit_data=lambda _: fit_data(scores, qrels, indexes),
+        scores=inside,
+        features=lambda _: features,
+        qrels=qrels,
+        indexes=indexes,
+    )
     trials = tune(bench, layers=[], unseen_share=0.25)
     for trial in trials:
-        # With its own expert hidden, the other is all that is left.
+        # With its own expert hidden, the other is all that is left, but for the base.
         for domain, other in (("a", "b"), ("b", "a")):
             alone = scores[domain].utilities([other]).mean()
-            assert trial.unseen[domain] == pytest.approx(alone)
+            if trial.settings.fallback is None or trial.settings.fallback.answer == "uniform":
+                assert trial.unseen[domain] == pytest.approx(alone)
         means = [np.mean(list(v.values())) for v in (trial.in_domain, trial.unseen)]
         assert trial.score == pytest.approx(0.75 * means[0] + 0.25 * means[1])
     with pytest.raises(RouterRetrieverError, match="unseen_share"):

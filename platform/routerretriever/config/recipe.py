@@ -111,6 +111,13 @@ class Recipe(Settings):
         known = {BASE, *self.expert_domains}
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
+        if self.training.teacher_bm25:
+            for name in self.expert_domains:
+                if self.lexical(name) is None:
+                    raise ValueError(
+                        f"training.teacher_bm25: {self.training.teacher_bm25:g} needs the words of {name}, "
+                        f"but domains.{name}.lexical or corpus.lexical is null; set a language there"
+                    )
         self._check_methods()
         kind = kind_named(self.training.adapter.kind)
         if self.routing.merge not in kind.merges:
