@@ -32,6 +32,7 @@ def test_commands_stay_few():
         "check",
         "download",
         "export",
+        "generate",
         "import",
         "split",
         "statistics",
