@@ -6,7 +6,6 @@ import json
 import sys
 
 import pytest
-from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.cli.main import main
 from routerretriever.config.loading import load_recipe
 from routerretriever.datasets.collection import open_collection
@@ -54,8 +53,16 @@ def test_files_become_an_expert_and_the_recipe_knows_it(cluster, artifacts, monk
     facts = json.loads((made.folder / "provenance.json").read_text())
     assert facts["counts"]["calls"] == 28
     assert len(made.queries("train")) + len(made.queries("dev")) == facts["counts"]["kept"] > 5
-    store = ArtifactStore.open(changed.storage)
-    assert not store.files.exists("hashes/written")
+
+    # The experts that exist are compared on the same documents, as if they were new.
+    imported = made.folder.with_name("clubs.documents")
+    typed(
+        monkeypatch, "assess", recipe, "--name", "others", "--documents", imported, "--quiet",
+        "--set", "generation.writer={kind: extract}",
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    for system in ("base", "fruit", "metal", "clubs", "BM25", "base with BM25"):
+        assert f"{system} " in told
 
     # Another set of filters is another collection, for which nothing is asked again.
     with endpoint() as nobody:

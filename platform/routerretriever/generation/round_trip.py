@@ -33,12 +33,12 @@ class RoundTrip:
     ) -> None:
         """Open the indexes; BM25's is made if it is not there."""
         self._corpus, self._base, self._depth = corpus, base, filters.depth
-        dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
-        self._dense, self._hybrid = dense, None
+        self._dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
+        self._hybrid = None
         self._weight = settings.fusion.prior
         if filters.round_trip == "hybrid" and settings.lexical is not None:
             words = LexicalIndex(open_postings(corpus, settings.lexical, store), settings.lexical)
-            self._hybrid = HybridIndex(dense, words)
+            self._hybrid = HybridIndex(self._dense, words)
 
     def __call__(self, drafts: Sequence[Draft]) -> list[int | None]:
         """The rank of each query's source document, from 1; None below the depth."""
