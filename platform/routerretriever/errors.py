@@ -47,6 +47,14 @@ class Refused(RouterRetrieverError):
     """What was asked for is understood and not allowed."""
 
 
+class WrongField(BadInput):
+    """One field of a request is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
 class RecipeError(BadInput):
     """A recipe or a setting is wrong; the message names the field and what was found."""
 
