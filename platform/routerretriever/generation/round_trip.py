@@ -61,7 +61,7 @@ class RoundTrip:
             queries,
             looks,
             [self._weight] * len(looks),
-            [(look.top_cosine, look.top_bm25) for look in looks],
+            [look.tops for look in looks],
             self._depth,
             allowed,
         )

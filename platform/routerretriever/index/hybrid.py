@@ -88,7 +88,7 @@ def rank_all(cosines: Scores, bm25: Scores, weight: float, depth: int) -> Hits:
     if weight == 1:
         rows = np.flatnonzero(bm25)
         return best_hits(rows, bm25[rows], depth)
-    scores = fuse(cosines, bm25, weight, float(cosines.max()), float(bm25.max()))
+    scores = fuse(cosines, bm25, weight, Tops(float(cosines.max()), float(bm25.max())))
     return best_hits(np.arange(len(scores)), scores, depth)
 
 

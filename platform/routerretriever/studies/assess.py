@@ -126,7 +126,7 @@ def _with_words(
         queries,
         looks,
         [workspace.corpus.fusion.prior] * len(looks),
-        [(look.top_cosine, look.top_bm25) for look in looks],
+        [look.tops for look in looks],
         _DEPTH,
         allowed,
     )
