@@ -117,9 +117,12 @@ def _csv(path: Path) -> Iterator[Row]:
         with open_plain(path) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             first = stream.readline()
-            delimiter = "\t" if suffix(path) == ".tsv" else _delimiter(first)
-            quoting = csv.QUOTE_NONE if suffix(path) == ".tsv" else csv.QUOTE_MINIMAL
-            reader = csv.reader(chain([first], stream), delimiter=delimiter, quoting=quoting)
+            plain = suffix(path) == ".tsv"
+            reader = csv.reader(
+                chain([first], stream),
+                delimiter="\t" if plain else _delimiter(first),
+                quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+            )
             header = next(reader, [])
             for row in reader:
                 number = reader.line_num
