@@ -39,8 +39,9 @@ def make(encoder, root, merge):
         card = {
             "domain": name, "encoder": encoder.model_dump(),
             "training": TrainingSettings().model_dump(mode="json"),
-            "encoder_fingerprint": tower_fingerprint(encoder), "history": [(2, 0.5)], "seconds": 1.0, "steps": 4,
-            "dev_ndcg_at_10": 0.5, "base_dev_ndcg_at_10": 0.4, "best_step": 2, "train": "t", "corpus": "c",
+            "encoder_fingerprint": tower_fingerprint(encoder), "history": [(2, 0.5)], "seconds": 1.0,
+            "dev_ndcg_at_10": 0.5, "base_dev_ndcg_at_10": 0.4, "steps": 4, "best_step": 2, "train": "t",
+            "corpus": "c",
         }  # fmt: skip
         store.commit(f"experts/{name}-1", card)
     experts = {name: open_expert(store, f"experts/{name}-1") for name in folders}
