@@ -102,6 +102,8 @@ class Recipe(Settings):
         known = {BASE, *self.expert_domains}
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
+        if self.encoder.device == "cpu" and (asking := self.asks_for_gpus()):
+            raise ValueError(f"encoder.device: cpu, and {asking[0]} asks for a GPU; set one of the two")
         self._check_methods()
         kind = kind_named(self.training.adapter.kind)
         if self.routing.merge not in kind.merges:
@@ -135,6 +137,17 @@ class Recipe(Settings):
     def expert_domains(self) -> list[str]:
         """Names of the domains that get an expert, in the recipe's order."""
         return [name for name, domain in self.domains.items() if domain.expert]
+
+    def asks_for_gpus(self) -> list[str]:
+        """The settings that ask Ray for GPUs."""
+        wishes = {
+            "corpus.gpus_per_worker": self.corpus.gpus_per_worker,
+            "training.gpus_per_worker": self.training.gpus_per_worker,
+            "scoring.gpus_per_worker": self.scoring.gpus_per_worker,
+            "serving.router.gpus": self.serving.router.gpus,
+            "serving.expert.gpus": self.serving.expert.gpus,
+        }
+        return [name for name, wish in wishes.items() if wish > 0]
 
     def domain_path(self, name: str) -> str:
         """Where a domain's collection lies: ``sample:<name>`` or a folder."""
