@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_serializer, model_validator
 
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import without_secrets
 from routerretriever.index.settings import CollectionSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
@@ -85,6 +86,11 @@ class Recipe(Settings):
     """The HTTP service."""
     question: str | None = None
     """What ``run`` asks the service at the end."""
+
+    @field_serializer("storage", "data_root", when_used="json")
+    def _without_secrets(self, uri: str) -> str:
+        # JSON goes into bundles, reports and figures, for everybody to read.
+        return without_secrets(uri)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

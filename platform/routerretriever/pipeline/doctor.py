@@ -198,6 +198,7 @@ def check_storage(uri: str) -> tuple[Verdict, str]:
             file.write(b"0")
         return Verdict.OK, f"{folder.absolute()} can be written"
     files = FileSystem.open(uri)
+    files.require_answer()
     files.write(_PROBE, b"0")
     files.remove(_PROBE)
     return Verdict.OK, f"{without_secrets(uri)} can be written"

@@ -91,6 +91,7 @@ class Pipeline:
         self.recipe = recipe
         _refuse_passing_storage(recipe.storage)
         self.store = ArtifactStore.open(recipe.storage)
+        self.store.files.require_answer()
         self.collections = {
             name: open_collection(name, recipe.domain_path(name), settings)
             for name, settings in recipe.domains.items()

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from routerretriever.errors import without_secrets
 from routerretriever.runtime.heartbeat import Heartbeat
 from routerretriever.runtime.metrics import drain
 
@@ -33,7 +34,8 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """The text, whatever is in it."""
-        return super().render_str(text.translate(_CONTROL), **{**options, "markup": False, "emoji": False})
+        text = without_secrets(text).translate(_CONTROL)
+        return super().render_str(text, **{**options, "markup": False, "emoji": False})
 
 
 # Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
@@ -44,6 +46,15 @@ RUN_ID = uuid.uuid4().hex[:8]
 
 T = TypeVar("T")
 _heartbeat = Heartbeat(log)
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    """Take passwords out of a line, wherever it was written."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+log.addFilter(_redact)
 _quiet = False
 
 
