@@ -119,6 +119,13 @@ def test_the_generated_pages_are_up_to_date():
     assert stale == [], "run: python docs/reference/generate.py"
 
 
+def test_ci_runs_what_the_projects_own_script_runs():
+    workflow = YAML(typ="safe", pure=True).load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert ".ci/run" in steps
+    assert "make docs" in steps
+
+
 def check_shell(line):
     words = shlex.split(line, comments=True)
     while words and re.fullmatch(r"\w+=.*", words[0]):
