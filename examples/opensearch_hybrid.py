@@ -1,7 +1,7 @@
 """Documents in OpenSearch (2.10 or later), hybrid with its BM25; queries embedded by the router.
 
-Needs: an OpenSearch at OPENSEARCH_URL. The requests are those of its documentation; they were not run against a
-server.
+Needs: an OpenSearch at OPENSEARCH_URL. The requests are those of its documentation; they were not run
+against a server.
 """
 
 from __future__ import annotations
