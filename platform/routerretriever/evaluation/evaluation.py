@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Evaluation:
     texts: dict[str, list[str]]
     """Test set -> its queries."""
     settings: dict[str, Any]
+    data_notes: dict[str, list[str]] = field(default_factory=dict)
+    """Collection -> what was noted of it before the run: leaks, copies, cut texts."""
 
     @property
     def with_expert(self) -> list[str]:
@@ -136,6 +138,7 @@ def assemble(
     experts: Sequence[str],
     queries: Mapping[str, Mapping[str, str]],
     settings: dict[str, Any],
+    data_notes: Mapping[str, list[str]] | None = None,
 ) -> Evaluation:
     """Put the systems of all methods into one evaluation.
 
@@ -145,6 +148,7 @@ def assemble(
         experts: domains that have an expert.
         queries: test set -> query id -> text, in the order of the measures.
         settings: the recipe's, recorded with the figures.
+        data_notes: what was noted of each collection before the run.
 
     Raises:
         BadInput: two systems have the same name.
@@ -160,4 +164,5 @@ def assemble(
         query_ids={name: list(texts) for name, texts in queries.items()},
         texts={name: list(texts.values()) for name, texts in queries.items()},
         settings=settings,
+        data_notes={name: notes for name, notes in (data_notes or {}).items() if notes},
     )
