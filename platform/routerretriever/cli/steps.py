@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def run(
     """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
     from routerretriever.pipeline.plan import plan_run, plan_table
     from routerretriever.reports.tables import terminal_table
-    from routerretriever.runtime.progress import log, show
+    from routerretriever.runtime.progress import console, log, show
 
     pipeline = open_pipeline(recipe, overrides, quiet)
     if dry_run:
@@ -48,6 +49,8 @@ def run(
         ask_once(pipeline)
     tell_registered(registered)
     log.info("figures and tables: %s", pipeline.report_folder)
+    again = "".join(f" --set {shlex.quote(each)}" for each in overrides or [])
+    console.print(f"next: routerretriever serve {recipe}{again}", soft_wrap=True)
 
 
 @app.command()
