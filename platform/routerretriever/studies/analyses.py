@@ -1,10 +1,10 @@
 """The paper's analyses (arXiv 2409.02685) on any collections.
 
 ``growing`` is Table 3 and Figures 4 and 5, ``with_and_without`` Tables 1 and 2, ``centroids`` the k-means
-ablation, ``projections`` Figure 2; Figure 3 is in ``learning_curve``, Figure 6 in the evaluation's report. All are
-read from the score table: no expert is run for them, and routers mix vectors (see ``offline``). Every
-router that is fitted, and every projection, is a Ray task and is kept in storage, so that another order of
-experts, or one more number of centroids, costs only what is new.
+ablation, ``projections`` Figure 2; Figure 3 is in ``learning_curve``, Figure 6 in the evaluation's report.
+All are read from the score table: no expert is run for them, and routers mix vectors (see ``offline``).
+Every router that is fitted, and every projection, is a Ray task and is kept in storage, so that another
+order of experts, or one more number of centroids, costs only what is new.
 """
 
 from __future__ import annotations
