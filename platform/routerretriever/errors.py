@@ -47,6 +47,14 @@ class Refused(RouterRetrieverError):
     """What was asked for is understood and not allowed."""
 
 
+class WrongField(BadInput):
+    """One field of a request is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
 class RecipeError(BadInput):
     """A recipe or a setting is wrong; the message names the field and what was found."""
 
@@ -61,6 +69,10 @@ class EncoderError(BadInput):
 
 class WorkerFailed(BadInput):
     """A worker met something that a person has to mend; the shards that were finished are kept."""
+
+
+class WriterError(BadInput):
+    """Queries cannot be written: no model, no endpoint, no budget; the message says what to do."""
 
 
 class ArtifactMissing(NotFound):

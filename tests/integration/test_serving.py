@@ -95,7 +95,7 @@ def registered(pipeline: Pipeline, **routing: object) -> int:
 
 def test_search_answers_with_the_expert_and_the_documents(service, model):
     pipeline, client = service
-    answer = client.search(QUERIES[0], "fruit", top_k=3)
+    answer = client.search(QUERIES[0], "fruit", top_k=3, mode="dense")
     index = open_index(pipeline.corpora["fruit"], pipeline.recipe.corpus.index, pipeline.store)
     expected = index.run(["q"], model.encode_queries(QUERIES[:1]), 3)["q"]
     assert [hit.id for hit in answer.results] == list(expected)

@@ -19,10 +19,15 @@ from routerretriever.errors import (
     UnknownName,
 )
 from routerretriever.index.live import Found
+from routerretriever.index.settings import LexicalSettings
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator
+from routerretriever.serving.ports import CollectionRef
+from routerretriever.serving.search import Plan
+
+REF = CollectionRef("corpora/fruit", "changes/fruit", LexicalSettings())
 
 
 class StandIn:
@@ -63,11 +68,13 @@ class StandIn:
             for _ in texts
         ]
 
-    async def search(self, query, collection, top_k, model, client=""):
-        if collection not in self.collections:
-            raise UnknownName("collection", collection, self.collections)
-        (embedded,) = await self.embed([query], model, client)
-        return collection, embedded, [Found(0.5, one) for one in self.stored.values()][:top_k]
+    async def search(self, request, client=""):
+        if request.collection not in self.collections:
+            raise UnknownName("collection", request.collection, self.collections)
+        plan = Plan(request, {request.collection: REF})
+        (embedded,) = await self.embed([request.query], request.model, client)
+        found = [(0, Found(0.5, one, 0.5, 0.1)) for one in self.stored.values()]
+        return plan.answer(embedded, plan.wanted(embedded), found[: request.wanted])
 
     async def shadow(self, asked, answer, seconds):
         pass

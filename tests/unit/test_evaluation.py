@@ -203,6 +203,16 @@ def test_holms_correction_keeps_the_order_and_never_lowers_a_p_value(p_values):
     assert ranked == sorted(ranked)
 
 
+def test_an_evaluation_is_a_table_of_means():
+    evaluation, _ = evaluated(1)
+    table = evaluation.frame()
+    assert list(table.columns) == ["a", "b", "c", "mean", "zero-shot"]
+    assert list(table.index) == [system.name for system in evaluation.systems]
+    assert table.loc[BASE, "mean"] == pytest.approx(table.loc[BASE, ["a", "b"]].mean())
+    assert table.loc[BASE, "zero-shot"] == pytest.approx(table.loc[BASE, "c"])
+    assert np.isnan(table.loc[OWN_EXPERT, "zero-shot"])
+
+
 def test_two_systems_of_one_name_are_refused():
     _, scores = evaluated(1)
     twice = [*single_systems(scores), *single_systems(scores)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from routerretriever.generation.folder import Generated
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import Registry
 
@@ -87,3 +88,14 @@ def tell_registered(registered: Registered) -> None:
     )
     if registered.verdict is not None:
         console.print(registered.verdict, soft_wrap=True)
+
+
+def tell_generated(generated: Generated) -> None:
+    """What became of the queries that were written."""
+    from routerretriever.runtime.progress import console, figures_table, show
+
+    table = figures_table("query", "number", title=f"{generated.facts['counts']['calls']} queries")
+    for name, count in generated.rows():
+        table.add_row(name, str(count))
+    show(table)
+    console.print(f"wrote {generated.folder}", soft_wrap=True)

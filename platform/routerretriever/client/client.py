@@ -13,7 +13,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 import numpy as np
@@ -28,7 +28,7 @@ from routerretriever.client.schemas import (
     SearchResponse,
     ServiceState,
 )
-from routerretriever.types import ROUTED_MODEL
+from routerretriever.types import ROUTED_MODEL, Mode
 
 Vectors = NDArray[np.float32]
 Document = Mapping[str, str]
@@ -78,6 +78,19 @@ class _Attempts:
         return seconds if time.monotonic() + seconds <= self._until else None
 
 
+class SearchOptions(TypedDict, total=False):
+    """What a search may say besides; see ``SearchRequest``."""
+
+    collections: list[str]
+    mode: Mode
+    weight: float
+    filter: dict[str, Any]
+    offset: int
+    min_score: float
+    fields: list[str]
+    highlight: bool
+
+
 class Client:
     """Asks a service, one request at a time."""
 
@@ -97,10 +110,16 @@ class Client:
         self._met = False
 
     def search(
-        self, query: str, collection: str | None = None, top_k: int = 10, model: str = ROUTED_MODEL
+        self,
+        query: str,
+        collection: str | None = None,
+        top_k: int = 10,
+        model: str = ROUTED_MODEL,
+        **options: Unpack[SearchOptions],
     ) -> SearchResponse:
         """Documents for a query, best first, and who answered."""
-        answer = self._post("/v1/search", _search(query, collection, top_k, model))
+        body = _search(query, collection, top_k, model, options)
+        answer = self._post("/v1/search", body)
         return SearchResponse.model_validate(answer)
 
     def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
@@ -165,10 +184,16 @@ class AsyncClient:
         self._met = False
 
     async def search(
-        self, query: str, collection: str | None = None, top_k: int = 10, model: str = ROUTED_MODEL
+        self,
+        query: str,
+        collection: str | None = None,
+        top_k: int = 10,
+        model: str = ROUTED_MODEL,
+        **options: Unpack[SearchOptions],
     ) -> SearchResponse:
         """Documents for a query, best first, and who answered."""
-        answer = await self._post("/v1/search", _search(query, collection, top_k, model))
+        body = _search(query, collection, top_k, model, options)
+        answer = await self._post("/v1/search", body)
         return SearchResponse.model_validate(answer)
 
     async def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
@@ -231,8 +256,10 @@ def _checked(response: httpx.Response) -> Any:
     return response.json()
 
 
-def _search(query: str, collection: str | None, top_k: int, model: str) -> dict[str, Any]:
-    return {"query": query, "collection": collection, "top_k": top_k, "model": model}
+def _search(
+    query: str, collection: str | None, top_k: int, model: str, options: SearchOptions
+) -> dict[str, Any]:
+    return {"query": query, "collection": collection, "top_k": top_k, "model": model, **options}
 
 
 def _embeddings(texts: Sequence[str], model: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from routerretriever.types import ROUTED_MODEL
+from routerretriever.types import ROUTED_MODEL, Mode
 
 
 def _encodable(text: str) -> str:
@@ -61,14 +61,49 @@ class ErrorResponse(BaseModel):
     error: Problem
 
 
+Count = Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)]
+
+
 class SearchRequest(_Schema):
-    """A query to one collection."""
+    """A query to one collection, or to several."""
 
     query: Text
     collection: str | None = None
     """May be left out if only one collection is served."""
-    top_k: Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)] = 10
+    collections: Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
+    """Several collections, ranked together."""
     model: str = ROUTED_MODEL
+    mode: Mode | None = None
+    """Compare words and vectors, vectors alone, or words alone. By default both, where words are indexed."""
+    weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of the words in a hybrid search, 0 to 1; by default it is chosen for each query."""
+    filter: dict[str, Any] | None = None
+    """A condition on metadata, as ``{"field": "year", "gte": 2001}``; only documents that pass are ranked."""
+    top_k: Count = 10
+    """How many documents are wanted."""
+    limit: Count | None = None
+    """The same, by its other name."""
+    offset: Annotated[int, Field(ge=0, le=1000, strict=True), BeforeValidator(_whole)] = 0
+    """How many of the best documents are passed over."""
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Documents below this score are left out."""
+    fields: list[str] | None = None
+    """What is told of each document: ``title``, ``text`` and fields of its metadata; by default all."""
+    highlight: bool = False
+    """Whether each document comes with the part that has most words of the query."""
+
+    @property
+    def wanted(self) -> int:
+        """How many documents are wanted."""
+        return self.top_k if self.limit is None else self.limit
+
+
+class Snippet(BaseModel):
+    """A part of a document's text."""
+
+    text: str
+    highlights: list[tuple[int, int]]
+    """First and last + 1 character of each word of the query, counted from the start of the part."""
 
 
 class Hit(BaseModel):
@@ -76,17 +111,30 @@ class Hit(BaseModel):
 
     id: str
     score: float
+    """What the documents are ordered by: fused, 0 to 1; or with one side alone that side's score."""
+    dense_score: float | None = None
+    """Inner product of the vectors."""
+    lexical_score: float | None = None
+    """BM25; null where words were not compared."""
     title: str
     text: str
+    metadata: dict[str, Any] | None = None
+    collection: str = ""
+    snippet: Snippet | None = None
 
 
 class SearchResponse(BaseModel):
     """Documents, best first, and who answered."""
 
-    collection: str
+    collection: str | None
+    """Null where several were searched."""
     expert: str
     """The expert with the largest weight."""
     weights: dict[str, float]
+    mode: Mode = "dense"
+    """What was compared."""
+    lexical_weight: float | None = None
+    """The weight of the words; null where only one side was compared."""
     results: list[Hit]
 
 
@@ -121,6 +169,8 @@ class Route(BaseModel):
     fallback."""
     gate: float | None
     """The same, by its older name."""
+    lexical_weight: float = 0.0
+    """The weight of the words in a hybrid search for this query."""
     nearest: list[Neighbour]
     """The most similar training queries; empty without a fallback."""
 

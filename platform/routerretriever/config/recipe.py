@@ -16,6 +16,7 @@ from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.generation.settings import GenerationSettings
 from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
@@ -78,6 +79,8 @@ class Recipe(Settings):
     """The shared base encoder."""
     corpus: CollectionSettings = CollectionSettings()
     """How documents are encoded and indexed."""
+    generation: GenerationSettings = GenerationSettings()
+    """How queries are generated from documents."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""
     scoring: ScoringSettings = ScoringSettings()

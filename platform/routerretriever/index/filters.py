@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.errors import BadInput
+from routerretriever.errors import WrongField
 from routerretriever.index.base import Mask
 
 MAX_DEPTH = 8
@@ -29,6 +29,7 @@ _RANGES: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 _LEAF = ("equals", "in", "exists", *_RANGES)
 _Number = (int, float)
+_LARGEST = 2**1023
 
 
 class Column:
@@ -100,31 +101,31 @@ def parse_filter(value: Any, place: str = "filter") -> Filter:
     """Read a filter as it comes in JSON.
 
     Raises:
-        BadInput: it is no filter; the message and ``field`` name the place.
+        WrongField: it is no filter; the place is named.
     """
     found = _parse(value, place, 1)
     if _size(found) > MAX_CONDITIONS:
-        raise _bad(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
+        raise WrongField(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
     return found
 
 
 def _parse(value: Any, place: str, depth: int) -> Filter:
     if depth > MAX_DEPTH:
-        raise _bad(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter")
+        raise WrongField(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter")
     if not isinstance(value, dict):
-        raise _bad(place, f"expected an object, found {type(value).__name__}")
+        raise WrongField(place, f"expected an object, found {type(value).__name__}")
     for name in ("and", "or", "not"):
         if name in value:
             if len(value) > 1:
                 other = next(key for key in value if key != name)
-                raise _bad(f"{place}.{other}", f"stands beside `{name}`; put both into an `and`")
+                raise WrongField(f"{place}.{other}", f"stands beside `{name}`; put both into an `and`")
             return _combination(name, value[name], f"{place}.{name}", depth)
     field = value.get("field")
     if not isinstance(field, str) or not field:
-        raise _bad(f"{place}.field", f"expected the name of a metadata field, found {field!r}")
+        raise WrongField(f"{place}.field", f"expected the name of a metadata field, found {field!r}")
     conditions = [(name, operand) for name, operand in value.items() if name != "field"]
     if not conditions:
-        raise _bad(place, f"no condition on {field!r}; there are {', '.join(_LEAF)}")
+        raise WrongField(place, f"no condition on {field!r}; there are {', '.join(_LEAF)}")
     leaves = tuple(_leaf(field, name, operand, f"{place}.{name}") for name, operand in conditions)
     return leaves[0] if len(leaves) == 1 else Filter("and", inner=leaves)
 
@@ -133,28 +134,30 @@ def _combination(name: str, value: Any, place: str, depth: int) -> Filter:
     if name == "not":
         return Filter(name, inner=(_parse(value, place, depth + 1),))
     if not isinstance(value, list) or not value:
-        raise _bad(place, f"expected a list of conditions, found {value!r:.80}")
+        raise WrongField(place, f"expected a list of conditions, found {value!r:.80}")
     return Filter(name, inner=tuple(_parse(each, f"{place}[{i}]", depth + 1) for i, each in enumerate(value)))
 
 
 def _leaf(field: str, name: str, operand: Any, place: str) -> Filter:
     if name == "exists":
         if not isinstance(operand, bool):
-            raise _bad(place, f"expected true or false, found {operand!r:.80}")
+            raise WrongField(place, f"expected true or false, found {operand!r:.80}")
     elif name == "in":
         if not isinstance(operand, list) or not all(_is_scalar(each) for each in operand):
-            raise _bad(place, f"expected a list of texts, numbers or booleans, found {operand!r:.80}")
+            raise WrongField(place, f"expected a list of texts, numbers or booleans, found {operand!r:.80}")
         if len(operand) > MAX_VALUES:
-            raise _bad(place, f"{len(operand)} values; at most {MAX_VALUES} are allowed")
+            raise WrongField(place, f"{len(operand)} values; at most {MAX_VALUES} are allowed")
         operand = frozenset(_key(each) for each in operand)
     elif name == "equals":
         if not _is_scalar(operand):
-            raise _bad(place, f"expected a text, a number or a boolean, found {operand!r:.80}")
+            raise WrongField(place, f"expected a text, a number or a boolean, found {operand!r:.80}")
     elif name in _RANGES:
         if not (_is_number(operand) or isinstance(operand, str)):
-            raise _bad(place, f"expected a number or a text, found {operand!r:.80}")
+            raise WrongField(place, f"expected a number or a text, found {operand!r:.80}")
+        if isinstance(operand, int) and abs(operand) > _LARGEST:
+            raise WrongField(place, "found a number that no other is compared with; it is too large")
     else:
-        raise _bad(place, f"unknown operator; there are {', '.join(_LEAF)}, and `and`, `or`, `not`")
+        raise WrongField(place, f"unknown operator; there are {', '.join(_LEAF)}, and `and`, `or`, `not`")
     return Filter(name, field, operand)
 
 
@@ -177,9 +180,3 @@ def _key(value: Any) -> tuple[str, Any]:
     if isinstance(value, dict):
         return "object", str(value)
     return ("number" if _is_number(value) else type(value).__name__), value
-
-
-def _bad(place: str, problem: str) -> BadInput:
-    error = BadInput(f"{place}: {problem}")
-    error.field = place
-    return error

@@ -245,7 +245,8 @@ class Pipeline:
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
         from routerretriever.bundle.build import BundleParts
-        from routerretriever.registry.registry import Registry, RunRecord
+        from routerretriever.registry.recording import RunRecord
+        from routerretriever.registry.registry import Registry
 
         evaluation, deployment = self.evaluation, self.deployed.deployment()
         # The recipe as the bundle tells it: with the encoder and the routing that are served.
@@ -260,12 +261,7 @@ class Pipeline:
             self._service_facts(deployment),
             deployment.fusion,
         )
-        means = {
-            f"ndcg_at_10/{system}/{dataset}": value
-            for system, values in evaluation.ndcg_at_10.items()
-            for dataset, value in values.items()
-        }
-        metrics = means | figures(self.clock.seconds, self.clock.counts)
+        metrics = _headline(evaluation) | figures(self.clock.seconds, self.clock.counts)
         registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
@@ -315,6 +311,19 @@ class Pipeline:
     def untrained(self) -> list[str]:
         """Domains whose expert, under the recipe's present settings, has not been trained."""
         return self.deployed.untrained()
+
+
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    """The few figures that MLflow's tables show; the evaluation's page has all."""
+    by_set = evaluation.ndcg_at_10
+    shown = {"ndcg_at_10": evaluation.deployed, "base_ndcg_at_10": BASE}
+    figures = {
+        f"{name}/{dataset}": value
+        for name, system in shown.items()
+        for dataset, value in by_set.get(system, {}).items()
+    }
+    means = {f"mean_ndcg_at_10/{system}": evaluation.mean(system) for system in by_set}
+    return figures | {name: value for name, value in means.items() if value is not None}
 
 
 def _refuse_passing_storage(storage: str) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.datasets.collection import Document
 from routerretriever.index.changes import changes_key
-from routerretriever.index.live import Found
-from routerretriever.types import Vectors
+from routerretriever.index.live import Found, Wanted
+from routerretriever.index.settings import LexicalSettings
+from routerretriever.types import Mode, Vectors
 
 Clock = Callable[[], float]
 """Seconds that only ever grow, like ``time.monotonic``."""
@@ -26,11 +27,17 @@ class CollectionRef:
 
     corpus: str
     changes: str
+    lexical: LexicalSettings | None = None
+    """How its words are indexed; None where only vectors are searched."""
+    created: str = ""
+    """Of a collection that was created over HTTP, what tells it from others that had its name."""
 
     @classmethod
-    def of(cls, collection: str, corpus: str, encoder_fingerprint: str) -> CollectionRef:
+    def of(
+        cls, collection: str, corpus: str, encoder_fingerprint: str, lexical: LexicalSettings | None = None
+    ) -> CollectionRef:
         """The reference of a collection in a bundle."""
-        return cls(corpus, changes_key(collection, encoder_fingerprint))
+        return cls(corpus, changes_key(collection, encoder_fingerprint), lexical)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,16 @@ class IndexPort(Protocol):
     async def search(
         self, collection: CollectionRef, queries: Vectors, depths: list[int]
     ) -> list[list[Found]]:
-        """The best documents for each query [B, d]."""
+        """The best documents for each query [B, d], by vectors."""
+        ...
+
+    async def find(
+        self, collections: tuple[CollectionRef, ...], mode: Mode, wanted: list[Wanted]
+    ) -> list[list[tuple[int, Found]]]:
+        """The best documents of several collections together, each with its collection's position.
+
+        Scores are as if all documents lay in one collection: fused with the greatest cosine and BM25 of all.
+        """
         ...
 
     async def document(self, collection: CollectionRef, document_id: str) -> Document | None:

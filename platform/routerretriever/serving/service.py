@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from routerretriever.bundle.model import Vectors
 from routerretriever.client.schemas import (
     ChangeResponse,
     ExpertState,
@@ -21,60 +20,18 @@ from routerretriever.client.schemas import (
 )
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import NotFound, UnknownName
-from routerretriever.index.live import Found
-from routerretriever.serving.batching import Batcher
+from routerretriever.errors import NotFound, UnknownName, WrongField
 from routerretriever.serving.engine import Embedded, Engine
 from routerretriever.serving.ports import (
     CollectionRef,
     ControllerPort,
     DesiredState,
     IndexPort,
-    MetricsPort,
     Release,
     WriterPort,
 )
+from routerretriever.serving.search import Plan, Searches
 from routerretriever.serving.shadow import Shadows
-
-
-class Searches:
-    """Searches that arrive together; those of one collection become one call of the index."""
-
-    def __init__(self, index: IndexPort, settings: ServingSettings, metrics: MetricsPort) -> None:
-        self._index = index
-        self._metrics = metrics
-        sizes = settings.router
-        self._batcher: Batcher[tuple[CollectionRef, Vectors, int], list[Found]] = Batcher(
-            self._run, sizes.max_batch_size, sizes.max_queue, passes=2
-        )
-
-    @property
-    def waiting(self) -> int:
-        """Searches that wait for the index."""
-        return self._batcher.waiting
-
-    async def search(
-        self, collection: CollectionRef, vector: Vectors, depth: int, client: str = ""
-    ) -> list[Found]:
-        """The best documents for a query's vector [d]."""
-        (found,) = await self._batcher.submit([(collection, vector, depth)], client=client)
-        return found
-
-    async def _run(self, batch: list[tuple[CollectionRef, Vectors, int]]) -> list[list[Found]]:
-        found: list[list[Found]] = [[] for _ in batch]
-
-        async def search(collection: CollectionRef, rows: list[int]) -> None:
-            vectors = np.stack([batch[row][1] for row in rows])
-            answers = await self._index.search(collection, vectors, [batch[row][2] for row in rows])
-            for row, answer in zip(rows, answers, strict=True):
-                found[row] = answer
-
-        rows_of: dict[CollectionRef, list[int]] = {}
-        for row, (collection, _, _) in enumerate(batch):
-            rows_of.setdefault(collection, []).append(row)
-        with self._metrics.stage("search"):
-            await asyncio.gather(*(search(collection, rows) for collection, rows in rows_of.items()))
-        return found
 
 
 @dataclass
@@ -151,23 +108,27 @@ class Service:
                 margin=why.margin,
                 familiarity=why.familiarity,
                 gate=why.familiarity,
+                lexical_weight=self._engine.lexical_weight(weights),
                 nearest=[Neighbour(**asdict(neighbour)) for neighbour in why.nearest],
             )
             for weights, why in await self._engine.explain(texts)
         ]
 
-    async def search(
-        self, query: str, collection: str | None, top_k: int, model: str, client: str = ""
-    ) -> tuple[str, Embedded, list[Found]]:
-        """The collection searched, the query's embedding, and the documents found.
+    async def search(self, request: SearchRequest, client: str = "") -> SearchResponse:
+        """The best documents for a query, and who answered.
 
         Raises:
             UnknownName: there is no such collection or model.
+            WrongField: something in the request does not fit.
             Overloaded: too many queries are waiting.
         """
-        name, ref = self._collection(collection)
-        (embedded,) = await self._engine.embed([query], model, client)
-        return name, embedded, await self._replica.searches.search(ref, embedded.vector, top_k, client)
+        plan = Plan(request, self._collections(request))
+        (embedded,) = await self._engine.embed([request.query], request.model, client)
+        wanted = plan.wanted(embedded)
+        found = await self._replica.searches.find(plan.refs, plan.mode, wanted, client)
+        if request.highlight:  # texts may be long
+            return await asyncio.to_thread(plan.answer, embedded, wanted, found)
+        return plan.answer(embedded, wanted, found)
 
     async def shadow(self, request: SearchRequest, response: SearchResponse, seconds: float) -> None:
         """Perhaps have the challenger repeat a search that has been answered; returns at once."""
@@ -175,14 +136,13 @@ class Service:
         if challenger is not None and challenger.version != self.version:
             self._replica.shadows.offer(challenger, self._replica.busy, request, response, seconds)
 
-    async def shadow_search(
-        self, query: str, collection: str, top_k: int, model: str
-    ) -> tuple[str, list[str]]:
-        """The first expert and the documents' ids; past the queue that users' searches wait in."""
-        _, ref = self._collection(collection)
-        (embedded,) = await self._engine.embed([query], model)
-        (found,) = await self._replica.index.search(ref, embedded.vector[None], [top_k])
-        return max(embedded.weights, key=embedded.weights.__getitem__), [hit.document.id for hit in found]
+    async def shadow_search(self, request: SearchRequest) -> SearchResponse:
+        """The same search; past the queue that users' searches wait in."""
+        plan = Plan(request, self._collections(request))
+        (embedded,) = await self._engine.embed([request.query], request.model)
+        wanted = plan.wanted(embedded)
+        (found,) = await self._replica.index.find(plan.refs, plan.mode, [wanted])
+        return plan.answer(embedded, wanted, found)
 
     async def upsert(self, collection: str, documents: list[Document], client: str = "") -> ChangeResponse:
         """Add or replace documents of a collection."""
@@ -218,12 +178,20 @@ class Service:
         """The experts, and how much of the traffic each gets."""
         return [ExpertState(**expert) for expert in await self._replica.controller.experts()]
 
-    def _collection(self, name: str | None) -> tuple[str, CollectionRef]:
+    def _collections(self, request: SearchRequest) -> dict[str, CollectionRef]:
+        """The collections that a search means."""
+        if request.collections is None:
+            return dict([self._collection(request.collection)])
+        if request.collection is not None:
+            raise WrongField("collections", "stands beside `collection`; name them all in one of the two")
+        return dict(self._collection(name, "collections") for name in request.collections)
+
+    def _collection(self, name: str | None, field: str = "collection") -> tuple[str, CollectionRef]:
         """The collection named, or the only one."""
         if name is None and len(self._release.collections) == 1:
             (name,) = self._release.collections
         if name is None or name not in self._release.collections:
-            raise UnknownName("collection", name, self.collections)
+            raise UnknownName(field, name, self.collections)
         return name, self._release.collections[name]
 
     def _changed(self, number: int) -> ChangeResponse:

@@ -103,5 +103,6 @@ class Examples:
                 drawn.append(random.integers(0, self._documents, self._settings.random_negatives))
             candidates = np.unique(np.concatenate(drawn))
         base = None if self._base is None else self._base[members]
-        tokens, texts = [self._tokens[member] for member in members], [self._texts[m] for m in members]
+        tokens = [self._tokens[member] for member in members]
+        texts = [self._texts[member] for member in members]
         return Batch(tokens, targets, positives, candidates, base, texts)

@@ -18,7 +18,7 @@ from routerretriever.corpus.build import EncodeCorpus
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_step
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import ArtifactMissing
+from routerretriever.errors import ArtifactMissing, RecipeError
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
@@ -161,6 +161,11 @@ def train_step(
         selects: step and scale are found as ``training.selection`` says, and the expert is compared with the
             base; for one domain. Otherwise the best step on dev is taken.
     """
+    if both_towers is not None and encoder.documents is not None:
+        raise RecipeError(
+            f"encoder.documents: {name} adapts queries and documents alike, which needs one encoder for "
+            "both; leave encoder.documents out, or this method"
+        )
     inputs: list[Step] = []
     parts = []
     for source in sources:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
-from routerretriever.index.hybrid import fuse
+from routerretriever.index.hybrid import Tops, fuse
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
 
@@ -66,5 +66,5 @@ def hybrid_scores(base_C: Scores, bm25_N: Scores, rows: NDArray[np.int64], weigh
         weight: of BM25.
     """
     top = float(base_C.max())
-    fused = fuse(base_C, bm25_N[rows], weight, top, float(bm25_N.max(initial=0.0)))
+    fused = fuse(base_C, bm25_N[rows], weight, Tops(top, float(bm25_N.max(initial=0.0))))
     return (fused * (top + 1) - 1).astype(np.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,13 +17,17 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
 from routerretriever.index.changes import compact, last_change, write_change, write_deletion
-from routerretriever.index.live import Found, LiveCollection
+from routerretriever.index.hybrid import Look, Tops
+from routerretriever.index.live import Found, LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.ports import CollectionRef
+from routerretriever.types import Mode
 
 log = logging.getLogger("ray.serve")
+
+_LOOKS_KEPT = 64
 
 
 @serve.deployment
@@ -51,21 +57,49 @@ class Index:
         self._part, self._parts = part, parts
         self._open: dict[CollectionRef, LiveCollection] = {}
         self._refreshed_at: dict[CollectionRef, float] = {}
+        self._looks: OrderedDict[tuple[CollectionRef, str], tuple[int, list[Look]]] = OrderedDict()
         # One thread: a collection must not change under a search. FAISS has its own threads.
         self._thread = SerialExecutor()
 
-    async def search(
-        self, collection: CollectionRef, queries: Vectors, depths: list[int]
+    async def look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
+        """The greatest scores of this shard for each query; ``find`` goes on from there by the token."""
+        return await self._thread.run(self._look, collection, wanted, token)
+
+    async def find(
+        self,
+        collection: CollectionRef,
+        mode: Mode,
+        wanted: list[Wanted],
+        tops: list[Tops] | None = None,
+        token: str = "",
     ) -> list[list[Found]]:
-        """The best documents of this shard, for each query [B, d]."""
-        return await self._thread.run(self._search, collection, queries, depths)
+        """The best documents of this shard for each query; see ``LiveCollection.find``."""
+        return await self._thread.run(self._find, collection, mode, wanted, tops, token)
 
     async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
         """A document, if it lies in this shard."""
         return await self._thread.run(self._document, collection, document_id)
 
-    def _search(self, collection: CollectionRef, queries: Vectors, depths: list[int]) -> list[list[Found]]:
-        return self._collection(collection).search(queries, depths)
+    def _look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
+        live = self._collection(collection)
+        looks = live.look(wanted)
+        self._looks[collection, token] = live.change, looks
+        while len(self._looks) > _LOOKS_KEPT:
+            self._looks.popitem(last=False)
+        return [look.tops for look in looks]
+
+    def _find(
+        self,
+        collection: CollectionRef,
+        mode: Mode,
+        wanted: list[Wanted],
+        tops: list[Tops] | None,
+        token: str,
+    ) -> list[list[Found]]:
+        live = self._collection(collection)
+        # Another replica may have been asked, or documents have changed since.
+        change, looks = self._looks.pop((collection, token), (None, None))
+        return live.find(mode, wanted, tops, looks if change == live.change else None)
 
     def _document(self, collection: CollectionRef, document_id: str) -> Document | None:
         try:
@@ -76,7 +110,13 @@ class Index:
     def _collection(self, collection: CollectionRef) -> LiveCollection:
         if collection not in self._open:
             self._open[collection] = LiveCollection(
-                self._store, collection.corpus, collection.changes, self._settings, self._part, self._parts
+                self._store,
+                collection.corpus,
+                collection.changes,
+                self._settings,
+                self._part,
+                self._parts,
+                collection.lexical,
             )
             self._refreshed_at[collection] = time.monotonic()
         elif time.monotonic() - self._refreshed_at[collection] >= self._refresh_seconds:
@@ -94,14 +134,35 @@ class IndexShards:
     async def search(
         self, collection: CollectionRef, queries: Vectors, depths: list[int]
     ) -> list[list[Found]]:
-        """The best documents of a collection for each query [B, d]."""
+        """The best documents of a collection for each query [B, d], by vectors."""
+        wanted = [Wanted("", *each) for each in zip(queries, depths, strict=True)]
+        found = await self.find((collection,), "dense", wanted)
+        return [[hit for _, hit in hits] for hits in found]
+
+    async def find(
+        self, collections: tuple[CollectionRef, ...], mode: Mode, wanted: list[Wanted]
+    ) -> list[list[tuple[int, Found]]]:
+        """The best documents of several collections together, each with its collection's position.
+
+        Fusing needs the greatest scores of all shards. Where there are several, they are asked for those
+        first, and keep what they found for the second call.
+        """
+        places = [(at, ref, shard) for at, ref in enumerate(collections) for shard in self._shards]
+        tops, token = None, ""
+        if mode == "hybrid" and len(places) > 1:
+            token = uuid.uuid4().hex
+            looked = await asyncio.gather(
+                *(call_with_retry(shard.look, ref, wanted, token) for _, ref, shard in places)
+            )
+            tops = [Tops(*map(max, zip(*each, strict=True))) for each in zip(*looked, strict=True)]
         shards = await asyncio.gather(
-            *(call_with_retry(shard.search, collection, queries, depths) for shard in self._shards)
+            *(call_with_retry(shard.find, ref, mode, wanted, tops, token) for _, ref, shard in places)
         )
-        return [
-            sorted((hit for hits in found for hit in hits), key=lambda hit: -hit.score)[:depth]
-            for depth, *found in zip(depths, *shards, strict=True)
-        ]
+        merged = []
+        for query, *found in zip(wanted, *shards, strict=True):
+            hits = [(at, hit) for (at, _, _), own in zip(places, found, strict=True) for hit in own]
+            merged.append(sorted(hits, key=lambda each: -each[1].score)[: query.depth])
+        return merged
 
     async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
         """A document, from the shard that has it."""

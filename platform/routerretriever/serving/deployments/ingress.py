@@ -27,7 +27,8 @@ from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token
 from routerretriever.serving.ports import DesiredState, Heartbeat, Release
-from routerretriever.serving.service import Replica, Searches
+from routerretriever.serving.search import Searches
+from routerretriever.serving.service import Replica
 from routerretriever.serving.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -132,7 +133,13 @@ class Ingress:
         if not shared:
             experts = {name: ExpertClient(serve.get_app_handle(app)) for name, app in release.experts.items()}
         engine = Engine(
-            bundle, self._thread, experts, settings.router, self._metrics, settings.cached_vectors
+            bundle,
+            self._thread,
+            experts,
+            settings.router,
+            self._metrics,
+            settings.cached_vectors,
+            self._recipe.corpus.fusion,
         )
         await engine.explain(["warm up"])
         if shared:

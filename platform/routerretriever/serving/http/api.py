@@ -21,7 +21,6 @@ from routerretriever.client.schemas import (
     EmbeddingsRequest,
     EmbeddingsResponse,
     ExpertState,
-    Hit,
     Model,
     ModelsResponse,
     RouteRequest,
@@ -35,9 +34,9 @@ from routerretriever.client.schemas import (
 )
 from routerretriever.config.serving import LimitSettings, ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import UnknownName
+from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.http.auth import Authenticator
-from routerretriever.serving.http.errors import RESPONSES, Contradiction, WrongField, answer, explain_errors
+from routerretriever.serving.http.errors import RESPONSES, Contradiction, answer, explain_errors
 from routerretriever.serving.http.middleware import Middleware
 from routerretriever.serving.http.pages import add_pages
 from routerretriever.serving.ports import MetricsPort
@@ -75,23 +74,11 @@ def build_api(
 
     @api.post("/v1/search")
     async def search(body: SearchRequest, request: Request) -> SearchResponse:
-        """Route one query, embed it by the chosen expert or mixture, and search a collection."""
+        """Route a query, embed it by the chosen expert or mixture, and search by its vector and its words."""
         _check_length("query", body.query, limits.text_length)
         chosen, start = pick(request), time.perf_counter()
-        collection, embedded, found = await chosen.search(
-            body.query, body.collection, body.top_k, body.model, request.state.client
-        )
+        response = await chosen.search(body, request.state.client)
         seconds = time.perf_counter() - start
-        weights = embedded.weights
-        response = SearchResponse(
-            collection=collection,
-            expert=max(weights, key=weights.__getitem__),
-            weights=weights,
-            results=[
-                Hit(id=hit.document.id, score=hit.score, title=hit.document.title, text=hit.document.text)
-                for hit in found
-            ],
-        )
         sent = _ready(response)
         sent.background = BackgroundTask(chosen.shadow, body, response, seconds)
         return sent

@@ -40,14 +40,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class WrongField(BadInput):
-    """A field of a request is against the service's limits."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-
-
 class Contradiction(Refused):
     """Parts of a request contradict each other."""
 
