@@ -80,9 +80,10 @@ def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twic
     pipeline, _, _ = run
     curve = draw_learning_curve(pipeline, "fruit", [8])
     figures = pipeline.evaluation.ndcg_at_10
-    assert curve.sizes == [8, len(pipeline.collections["fruit"].qrels("train"))]
+    every = len(pipeline.collections["fruit"].qrels("train"))
+    assert [point.queries for point in curve.points] == [8, every]
     assert curve.base == pytest.approx(figures[BASE]["fruit"])
-    assert curve.experts[-1] == pytest.approx(figures["fruit"]["fruit"])
+    assert curve.points[-1].experts == [pytest.approx(figures["fruit"]["fruit"])]
     experts = Path(pipeline.store.uri) / "experts"
     before = files_below(experts)
     assert draw_learning_curve(Pipeline(pipeline.recipe), "fruit", [8]) == curve
