@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import parse_settings
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
+from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError, WriterError
 from routerretriever.generation import step as steps
 from routerretriever.generation.filters import Draft, apply_filters, longest_run, reasons
-from routerretriever.generation.folder import PROVENANCE, read_generated, write_generated
+from routerretriever.generation.folder import read_generated, write_generated
 from routerretriever.generation.generate import Generation
 from routerretriever.generation.prompts import Request
 from routerretriever.generation.settings import FilterSettings, GenerationSettings
@@ -177,7 +177,7 @@ def test_the_folder_is_a_collection_like_any_other(documents, tmp_path):
     assert not train & dev
     assert (len(train), len(dev)) == (16, 4)
     assert made.rows() == [("train", 16), ("dev, generated", 4), ("dropped: too short", 1)]
-    assert json.loads((made.folder / PROVENANCE).read_text())["held_out_by"] == "document"
+    assert read_provenance(made.folder)["held_out_by"] == "document"
     assert read_generated(made.folder, "k") == made
     with pytest.raises(DatasetError, match="made from something else"):
         read_generated(made.folder, "other")

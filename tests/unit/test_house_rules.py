@@ -24,7 +24,7 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse assess datasets encode evaluate learning-curve migrate noise-floor pilots "
+        "add-expert analyse assess datasets encode evaluate learn learning-curve migrate noise-floor pilots "
         "register release remove-expert reproduce rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
