@@ -7,7 +7,8 @@ import hashlib
 
 import httpx
 import pytest
-from hypothesis import given
+import schemathesis
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.client.client import AsyncClient
@@ -16,6 +17,7 @@ from routerretriever.datasets.feedback import Feedback, FeedbackLog, judge
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.service import StandIn, application, ask
 
 BODY = {
@@ -32,8 +34,8 @@ def log(tmp_path):
     return FeedbackLog(FileSystem.open(str(tmp_path)))
 
 
-def app(log, tokens=None, **settings):
-    serving = ServingSettings(feedback=FeedbackSettings(**settings))
+def app(log, tokens=None, **limits):
+    serving = ServingSettings(feedback=FeedbackSettings(**limits))
     return build_api(StandIn, serving, Authenticator(tokens or {}, not tokens), Metrics(), log)
 
 
@@ -41,6 +43,22 @@ def report(number=0, query="where is fig", **given) -> Feedback:
     own = {"id": f"r{number}", "time": float(number), "client": "", "user": f"u{number}"}
     asked = {"collection": "fruit", "query": query, "shown": ("d1", "d2", "d3")}
     return Feedback(**{**own, **asked, **given})
+
+
+class Nowhere(FeedbackLog):
+    """Keeps nothing."""
+
+    def __init__(self):
+        pass
+
+    def append(self, report):
+        pass
+
+    def forget(self, user):
+        return 0
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", app(Nowhere())).include(path_regex="/v1/feedback")
 
 
 def test_it_is_off_unless_a_setting_says_so():
@@ -85,8 +103,9 @@ def test_reporting_needs_a_token_and_deleting_one_that_may_write(log):
     assert ask(own, "POST", "/v1/feedback", json=BODY).status_code == 401
     assert ask(own, "POST", "/v1/feedback", json=BODY, headers=as_page).status_code == 200
     assert log.read()[0].client == "page"
-    assert ask(own, "DELETE", "/v1/feedback?user=ann", headers=as_page).status_code == 403
-    assert ask(own, "DELETE", "/v1/feedback?user=ann", headers=as_admin).json() == {"deleted": 1}
+    ann = {"user": "ann"}
+    assert ask(own, "POST", "/v1/feedback/delete", json=ann, headers=as_page).status_code == 403
+    assert ask(own, "POST", "/v1/feedback/delete", json=ann, headers=as_admin).json() == {"deleted": 1}
     assert log.read() == []
 
 
@@ -136,6 +155,14 @@ def test_a_user_counts_once_and_a_mark_is_stronger_than_a_click():
 def test_queries_are_the_same_whatever_their_case_and_spaces():
     (judged,) = judge([report(1, relevant=("d1",)), report(2, "Where  is FIG", relevant=("d1",))], 0.5, 1.0)
     assert (judged.query, judged.grades) == ("where is fig", {"d1": 2})
+
+
+@pytest.mark.filterwarnings("ignore")
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_api_keeps_to_its_schema(case):
+    # Ids that contradict each other are refused, and no schema can say so.
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["d1", "d2", "d3"])), max_size=20))

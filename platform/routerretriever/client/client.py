@@ -138,7 +138,7 @@ class Client:
 
     def forget(self, user: str) -> int:
         """Delete all feedback of a user; returns how many reports there were."""
-        answer = _checked(self._http.delete("/v1/feedback", params={"user": user}))
+        answer = self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
     def service(self) -> ServiceState:
@@ -216,7 +216,7 @@ class AsyncClient:
 
     async def forget(self, user: str) -> int:
         """Delete all feedback of a user; returns how many reports there were."""
-        answer = _checked(await self._http.delete("/v1/feedback", params={"user": user}))
+        answer = await self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
     async def service(self) -> ServiceState:

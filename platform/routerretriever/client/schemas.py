@@ -94,7 +94,7 @@ class FeedbackRequest(_Schema):
     """What a user did with the results of a query."""
 
     query: Text
-    collection: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    collection: Annotated[Text, StringConstraints(max_length=128)]
     shown: list[DocumentId] = []
     """Ids of the results, best first."""
     clicked: list[DocumentId] = []
@@ -113,6 +113,12 @@ class FeedbackResponse(BaseModel):
     """The report is kept."""
 
     id: str
+
+
+class ForgetRequest(_Schema):
+    """Whose reports are to be deleted."""
+
+    user: Annotated[Text, StringConstraints(max_length=128)]
 
 
 class ForgetResponse(BaseModel):

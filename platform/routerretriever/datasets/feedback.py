@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -112,10 +113,7 @@ class FeedbackLog:
             content = self._files.read(f"{_FOLDER}/{name}")
         except FileNotFoundError:
             return []  # compacted or forgotten meanwhile
-        rows = parquet.read_table(BytesIO(content)).to_pylist()
-        return [
-            Feedback(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows
-        ]
+        return [_report(row) for row in parquet.read_table(BytesIO(content)).to_pylist()]
 
     def _write(self, reports: list[Feedback]) -> None:
         table = arrow.Table.from_pylist([asdict(one) for one in reports], schema=_SCHEMA)
@@ -130,6 +128,11 @@ class FeedbackLog:
         self._files.put(name, write)
         if self._files.is_local:
             _sync_folder(Path(self._files.resolve()[1]) / _FOLDER)
+
+
+def _report(row: dict[str, Any]) -> Feedback:
+    values: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in row.items()}
+    return Feedback(**values)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 
-from routerretriever.client.schemas import FeedbackRequest, FeedbackResponse, ForgetResponse
+from routerretriever.client.schemas import FeedbackRequest, FeedbackResponse, ForgetRequest, ForgetResponse
 from routerretriever.config.serving import FeedbackSettings
 from routerretriever.datasets.feedback import Feedback, FeedbackLog
 from routerretriever.serving.http.errors import Contradiction, WrongField
-
-_LONGEST_USER = 128
 
 
 def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> None:
@@ -54,9 +51,7 @@ def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> 
         await asyncio.to_thread(log.append, report)
         return FeedbackResponse(id=report.id)
 
-    @api.delete("/v1/feedback")
-    async def forget(
-        user: Annotated[str, Query(min_length=1, max_length=_LONGEST_USER)],
-    ) -> ForgetResponse:
-        """Delete all that a user has reported."""
-        return ForgetResponse(deleted=await asyncio.to_thread(log.forget, user))
+    @api.post("/v1/feedback/delete")
+    async def forget(body: ForgetRequest) -> ForgetResponse:
+        """Delete all that a user has reported; needs a token that may write."""
+        return ForgetResponse(deleted=await asyncio.to_thread(log.forget, body.user))

@@ -28,7 +28,7 @@ def _changes_what_is_kept(scope: Scope) -> bool:
     """Whether a request needs a token that may write. Reporting feedback does not; deleting it does."""
     if "/documents" in scope["path"]:
         return bool(scope["method"] != "GET")
-    return bool(scope["method"] == "DELETE")
+    return bool(scope["path"].endswith("/feedback/delete"))
 
 
 class Middleware:
