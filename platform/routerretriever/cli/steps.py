@@ -163,6 +163,26 @@ def add_expert(
     tell_registered(registered)
 
 
+@app.command()
+def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
+    """Turn users' feedback into judgements, train the experts concerned again, and challenge the release.
+
+    Documents are not encoded again. Held-out queries decide whether an expert is deployed.
+    """
+    from routerretriever.pipeline.learning import learn as learn_from_feedback
+    from routerretriever.runtime.progress import console
+
+    set_up_output(quiet)
+    found, registered = learn_from_feedback(recipe)
+    for one in found:
+        console.print(one.told(), soft_wrap=True)
+    if registered is None:
+        console.print("nothing to learn: no new judgements that users agree on")
+        return
+    tell_registered(registered)
+    console.print(f"version {registered.version} is the challenger; serving.releases says what it gets")
+
+
 @app.command("remove-expert")
 def remove_expert(
     recipe: RecipeFile,

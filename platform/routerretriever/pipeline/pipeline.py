@@ -344,13 +344,13 @@ def _refuse_passing_storage(storage: str) -> None:
         )
 
 
-def require_trained(pipeline: Pipeline, except_for: str | None) -> None:
+def require_trained(pipeline: Pipeline, except_for: Sequence[str] = ()) -> None:
     """Make sure that a change of domains retrains nobody else.
 
     Raises:
         RecipeError: other experts would be trained anew under the recipe's present settings or data.
     """
-    others = [name for name in pipeline.untrained() if name != except_for]
+    others = [name for name in pipeline.untrained() if name not in except_for]
     if others:
         raise RecipeError(
             f"the experts of {', '.join(others)} are not trained under this recipe's present settings and "

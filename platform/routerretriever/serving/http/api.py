@@ -34,9 +34,11 @@ from routerretriever.client.schemas import (
 )
 from routerretriever.config.serving import LimitSettings, ServingSettings
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.feedback import FeedbackLog
 from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.http.auth import Authenticator
 from routerretriever.serving.http.errors import RESPONSES, Contradiction, answer, explain_errors
+from routerretriever.serving.http.feedback import add_feedback
 from routerretriever.serving.http.middleware import Middleware
 from routerretriever.serving.http.pages import add_pages
 from routerretriever.serving.ports import MetricsPort
@@ -49,6 +51,7 @@ def build_api(
     settings: ServingSettings,
     authenticator: Authenticator,
     metrics: MetricsPort,
+    feedback: FeedbackLog | None = None,
 ) -> ASGIApp:
     """The application.
 
@@ -57,6 +60,7 @@ def build_api(
         settings: limits and the like.
         authenticator: says who is let in.
         metrics: where answers are counted.
+        feedback: where what users do is kept, if the settings say that it is.
     """
     limits = settings.limits
     api = FastAPI(
@@ -187,6 +191,8 @@ def build_api(
         chosen = pick(request)
         return Status(status="ok", details={"version": chosen.version, "collections": chosen.collections})
 
+    if settings.feedback and feedback:
+        add_feedback(api, settings.feedback, feedback)
     add_pages(api)
     explain_errors(api)
     app = Middleware(api, settings, authenticator, metrics)

@@ -24,6 +24,13 @@ _OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 """Need no token: they tell nothing that was put into the service."""
 
 
+def _changes_what_is_kept(scope: Scope) -> bool:
+    """Whether a request needs a token that may write. Reporting feedback does not; deleting it does."""
+    if "/documents" in scope["path"]:
+        return bool(scope["method"] != "GET")
+    return bool(scope["path"].endswith("/feedback/delete"))
+
+
 class Middleware:
     """Around the whole application: authentication, limits, deadline, access log."""
 
@@ -88,7 +95,7 @@ class Middleware:
         client = self._authenticator.check(
             headers.get(b"authorization", b"").decode("latin-1"),
             (scope.get("client") or [None])[0],
-            writes="/documents" in scope["path"] and scope["method"] != "GET",
+            writes=_changes_what_is_kept(scope),
         )
         if isinstance(client, Denied):
             response = problem(client.status, client.message, retry_after=client.retry_after)
