@@ -103,7 +103,10 @@ def parse_filter(value: Any, place: str = "filter") -> Filter:
     Raises:
         WrongField: it is no filter; the place is named.
     """
-    found = _parse(value, place, 1)
+    try:
+        found = _parse(value, place, 1)
+    except RecursionError:  # in showing what was found
+        raise WrongField(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter") from None
     if _size(found) > MAX_CONDITIONS:
         raise WrongField(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
     return found
