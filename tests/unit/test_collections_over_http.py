@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 
+import httpx
 import pytest
 from fastapi.routing import APIRoute
+from routerretriever.client.client import AsyncClient, Client, ServiceError
 from routerretriever.serving.http.auth import Token
+from support.service import caller
 from support.whole_service import WholeService
 
 DOCUMENTS = [
@@ -240,3 +244,55 @@ def test_tokens_open_what_they_are_for_and_nothing_else(tmp_path, token, collect
         assert service.ask("POST", "/v1/search", both, token)[0] == (200 if allowed else 404)
         left_out = {"query": "x"}
         assert service.ask("POST", "/v1/search", left_out, token)[0] == (404 if allowed else 200)
+
+
+class Asgi(httpx.BaseTransport):
+    """Lets the synchronous client ask an application in this process."""
+
+    def __init__(self, app):
+        self._app = app
+
+    def handle_request(self, request):
+        async def once():
+            async with caller(self._app) as http:
+                body = request.read()
+                answer = await http.request(
+                    request.method, str(request.url), content=body, headers=request.headers
+                )
+                return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+        return asyncio.run(once())
+
+
+def test_the_client_does_all_of_it(tmp_path):
+    service = WholeService(tmp_path)
+    client = Client("http://service")
+    client._http = httpx.Client(transport=Asgi(service.app), base_url="http://service")
+    assert client.create_collection("notes", {"language": "none"}).lexical.language == "none"
+    client.upsert("notes", DOCUMENTS)
+    assert [one.name for one in client.collections()] == ["notes", "fruit", "metal"]
+    assert client.collection("notes").documents == 3
+    assert client.documents("notes", limit=1).total == 3
+    assert client.document("notes", "a").metadata["year"] == 2001
+    recent = {"field": "year", "gte": 2003}
+    answer = client.search("bee", "notes", mode="hybrid", weight=0.5, filter=recent, highlight=True)
+    assert [hit.id for hit in answer.results] == ["b"]
+    assert answer.lexical_weight == 0.5
+    assert client.route(["bee"])[0].lexical_weight == 0.1
+    client.delete_collection("notes")
+    service.heartbeat()
+    with pytest.raises(ServiceError, match="404"):
+        client.collection("notes")
+
+    async def main():
+        later = AsyncClient("http://service")
+        later._http = caller(service.app)
+        await later.create_collection("notes", None)
+        assert (await later.collection("notes")).lexical is None
+        await later.upsert("notes", DOCUMENTS)
+        assert (await later.documents("notes")).total == len(await later.collections()) == 3
+        assert (await later.document("notes", "c")).metadata is None
+        assert (await later.search("bee", collections=["notes", "fruit"])).mode == "dense"
+        await later.delete_collection("notes")
+
+    asyncio.run(main())
