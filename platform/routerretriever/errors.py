@@ -75,6 +75,10 @@ class WorkerFailed(BadInput):
     """A worker met something that a person has to mend; the shards that were finished are kept."""
 
 
+class WriterError(BadInput):
+    """Queries cannot be written: no model, no endpoint, no budget; the message says what to do."""
+
+
 class ArtifactMissing(NotFound):
     """An artifact was asked for that no finished step has left."""
 

@@ -22,6 +22,7 @@ from routerretriever.methods.experts import (
     ROUTED,
     Experts,
 )
+from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.types import BASE
 from safetensors.numpy import load_file
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.integration
 def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(finished):
     pipeline, _, _ = finished
     storage = Path(pipeline.store.uri)
-    kinds = ("corpora", "experts", "scores", "judgements", "mixtures")
+    kinds = ("corpora", "experts", "scores", "judgements", "mixtures", "fused")
     before = {kind: files_below(storage / kind) for kind in kinds}
     assert all(before.values())
     again = Pipeline(pipeline.recipe)
@@ -61,6 +62,7 @@ def test_the_evaluation_is_consistent(finished):
     pipeline, _, _ = finished
     figures = pipeline.evaluation.ndcg_at_10
     assert list(figures)[:8] == [BASE, "fruit", "metal", OWN_EXPERT, "joint", "average", ROUTED, PAPER]
+    assert set(HYBRID_SYSTEMS) <= set(figures)
     assert list(figures)[-2:] == [DATASET_ORACLE, INSTANCE_ORACLE]
     for dataset in ("fruit", "metal", "sport"):
         assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))

@@ -277,7 +277,10 @@ def test_import_then_export_is_the_identity(corpus, asked, data):
     try:
         one = write(
             folder / "a",
-            [{"_id": key, "title": "t", "text": text} for key, text in corpus.items()],
+            [
+                {"_id": key, "title": "t", "text": text, "metadata": {"of": text, "n": [1, None]}}
+                for key, text in corpus.items()
+            ],
             [{"_id": key, "text": text} for key, text in asked.items()],
             {"test": lines},
         )

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 import routerretriever
-from routerretriever.cli import releases, steps, studies
+from routerretriever.cli import exchange, releases, start, steps, studies
 from routerretriever.cli.app import app
 from routerretriever.cli.datasets import datasets_app
 from routerretriever.errors import RouterRetrieverError
 
-COMMANDS = (steps, studies, releases)
+COMMANDS = (start, steps, studies, releases, exchange)
 """The modules whose commands the application has."""
 app.add_typer(datasets_app, name="datasets")
 

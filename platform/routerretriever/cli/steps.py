@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from routerretriever.cli.app import (
     app,
     open_pipeline,
     set_up_output,
+    tell_generated,
     tell_registered,
 )
 
@@ -92,19 +94,70 @@ def register(
     tell_registered(open_pipeline(recipe, overrides, quiet).register(release))
 
 
+@app.command()
+def calibrate(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose dev queries are asked.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn how much BM25 counts in one domain; the next `register` finds the figures there."""
+    from routerretriever.reports.tables import calibration_table
+    from routerretriever.runtime.progress import log, show
+
+    pipeline = open_pipeline(recipe, overrides, quiet)
+    found = pipeline.calibrate(domain)
+    show(calibration_table(found.domain, found.queries, found.ndcg_at_10, found.weight, found.prior))
+    if domain not in pipeline.recipe.calibrated_domains:
+        log.warning("set domains.%s.calibrate: true in the recipe, so that `register` uses this", domain)
+
+
 @app.command("add-expert")
 def add_expert(
     recipe: RecipeFile,
     name: Annotated[str, typer.Option(help="Name of the new domain.")],
-    path: Annotated[str, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")],
+    path: Annotated[
+        str | None, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")
+    ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(help="Or a file or folder of documents without queries; these are generated."),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help='With --documents: up to eight queries of people, JSONL, {"query": ...}.'),
+    ] = None,
     quiet: Quiet = False,
     release: Release = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --documents: only say what generation will take.")
+    ] = False,
 ) -> None:
-    """Add a domain: train its expert, score what is missing, register a bundle, update the recipe file."""
+    """Add a domain: train its expert, score what is missing, register a bundle, update the recipe file.
+
+    From documents alone, queries are generated first. The expert is deployed only if held-out queries show
+    that it helps.
+    """
+    from routerretriever.pipeline.documents import add_from_documents, estimate_documents
     from routerretriever.pipeline.domains import add_domain
 
+    if (path is None) == (documents is None):
+        raise typer.BadParameter("name either --path or --documents")
+    if documents is None and (examples is not None or dry_run):
+        raise typer.BadParameter("--examples and --dry-run go with --documents")
     set_up_output(quiet)
-    tell_registered(add_domain(recipe, name, path, release))
+    if documents is None:
+        assert path is not None
+        tell_registered(add_domain(recipe, name, path, release))
+        return
+    if dry_run:
+        from routerretriever.runtime.progress import console
+
+        console.print(estimate_documents(recipe, name, documents, examples).told(), soft_wrap=True)
+        return
+    generated, registered = add_from_documents(recipe, name, documents, examples, release)
+    tell_generated(generated)
+    tell_registered(registered)
 
 
 @app.command("remove-expert")

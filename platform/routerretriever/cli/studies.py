@@ -16,6 +16,7 @@ from routerretriever.cli.app import (
     numbers,
     open_pipeline,
     set_up_output,
+    tell_generated,
 )
 
 
@@ -132,3 +133,36 @@ def reproduce(
     show(reproduction.reproduction_table(outcomes))
     if any(one.verdict == "FAIL" for one in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+def assess(
+    recipe: RecipeFile,
+    documents: Annotated[
+        Path, typer.Option(help="A file or folder of documents, or an imported BEIR folder.")
+    ],
+    name: Annotated[
+        str, typer.Option(help="What the collection is called; add-expert with it uses the same queries.")
+    ] = "assessed",
+    examples: Annotated[
+        Path | None, typer.Option(help='Up to eight queries of people: JSONL, {"query": ...}.')
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Which of the recipe's experts, the base or BM25 helps documents that have no queries yet."""
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.datasets.collection import open_collection
+    from routerretriever.pipeline.documents import generate_from, with_examples
+    from routerretriever.pipeline.pipeline import Pipeline
+    from routerretriever.runtime.progress import console, show
+    from routerretriever.studies.assess import assess as assess_collection
+
+    set_up_output(quiet)
+    settings = with_examples(load_recipe(recipe, overrides), examples)
+    pipeline = Pipeline(settings)
+    generated = generate_from(settings, name, documents)
+    tell_generated(generated)
+    found = assess_collection(pipeline, open_collection(name, generated.folder))
+    show(found.table())
+    console.print(found.verdict(), soft_wrap=True)

@@ -189,16 +189,31 @@ class SearchIndex:
                 BEIR does (in ArguAna queries are documents).
             passages: the index holds passages; a document scores as its best one (MaxP).
         """
-        wanted = (depth + 1) * (_PASSAGES_A_DOCUMENT if passages else 1)
-        hits = self.hits(*self.search(queries, wanted))
-        found = {query_id: dict(own) for query_id, own in zip(query_ids, hits, strict=True)}
-        if passages:
-            found = best_passages(found, depth + 1)
-        for query_id, own in found.items():
-            if query_id not in own_kept:
-                own.pop(query_id, None)
-            found[query_id] = dict(list(own.items())[:depth])
-        return found
+        hits = self.hits(*self.search(queries, search_depth(depth, passages)))
+        return as_run(query_ids, hits, depth, own_kept, passages)
+
+
+def search_depth(depth: int, passages: bool) -> int:
+    """How many rows must be found, so that ``as_run`` can give ``depth`` documents."""
+    return (depth + 1) * (_PASSAGES_A_DOCUMENT if passages else 1)
+
+
+def as_run(
+    query_ids: Sequence[str],
+    hits: Sequence[Sequence[tuple[str, float]]],
+    depth: int,
+    own_kept: Collection[str],
+    passages: bool,
+) -> dict[str, dict[str, float]]:
+    """Ids with scores, best first, as trec_eval reads them; see ``SearchIndex.run``."""
+    found = {query_id: dict(own) for query_id, own in zip(query_ids, hits, strict=True)}
+    if passages:
+        found = best_passages(found, depth + 1)
+    for query_id, own in found.items():
+        if query_id not in own_kept:
+            own.pop(query_id, None)
+        found[query_id] = dict(list(own.items())[:depth])
+    return found
 
 
 class DenseIndex:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores
+from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, best_hits
 
 LOOK_DEPTH = 100
 """How long the two lists are at first; the model of weights sees as much."""
@@ -78,6 +78,18 @@ def fuse(cosines: Scores, bm25: Scores, weight: float, tops: Tops) -> Scores:
     meaning = (cosines + 1) / (tops.cosine + 1) if tops.cosine > -1 else np.ones_like(cosines)
     fused: Scores = (weight * words + (1 - weight) * meaning).astype(np.float32)
     return fused
+
+
+def rank_all(cosines: Scores, bm25: Scores, weight: float, depth: int) -> Hits:
+    """One query's best documents by convex combination, where both scores of all documents [N] are known.
+
+    With all weight on BM25, only documents that share a word with the query are found.
+    """
+    if weight == 1:
+        rows = np.flatnonzero(bm25)
+        return best_hits(rows, bm25[rows], depth)
+    scores = fuse(cosines, bm25, weight, Tops(float(cosines.max()), float(bm25.max())))
+    return best_hits(np.arange(len(scores)), scores, depth)
 
 
 class HybridIndex:

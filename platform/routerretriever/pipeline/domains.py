@@ -15,6 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from routerretriever.config.loading import load_recipe
+from routerretriever.config.shipped import recipe_file
 from routerretriever.errors import RecipeError
 from routerretriever.methods.known import DEFAULT
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
@@ -89,6 +90,8 @@ def _draft(recipe_path: Path, yaml: YAML, values: Any) -> Iterator[Path]:
 
 def _read(recipe_path: Path) -> tuple[list[str], YAML, Any]:
     """The domains that have an expert, and the file in a form that can be edited and written back."""
+    if (shipped := recipe_file(recipe_path)) != recipe_path:
+        raise RecipeError(f"{recipe_path}: comes with the package, which is not edited; copy {shipped} first")
     known = load_recipe(recipe_path).expert_domains
     yaml = YAML()  # keeps comments and order
     return known, yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))

@@ -23,9 +23,10 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.preflight import Report, preflight
+from routerretriever.datasets.statistics import tokens_of
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
-from routerretriever.methods.base import Deployment, Method, Workspace
+from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
@@ -101,10 +102,18 @@ class Pipeline:
                     f"domains.{name}: {self.collections[name].folder} has no train split; "
                     "add qrels/train.tsv or set expert: false"
                 )
+        for name in recipe.calibrated_domains:
+            if "dev" not in self.collections[name].splits():
+                raise DatasetError(
+                    f"domains.{name}.calibrate: {self.collections[name].folder} has no dev split; "
+                    "add qrels/dev.tsv or set calibrate: false"
+                )
         self.clock = _PublishingClock(recipe.name)
         self.workspace = Workspace(
             self.store, self.collections, tuple(recipe.expert_domains), recipe.encoder, recipe.corpus,
-            recipe.training, recipe.scoring, recipe.routing, self.clock,
+            recipe.training, recipe.scoring, recipe.routing,
+            {name: recipe.lexical(name) for name in self.collections}, tuple(recipe.calibrated_domains),
+            self.clock,
         )  # fmt: skip
         self.methods: dict[str, Method] = {
             name: METHODS[name](settings, self.workspace) for name, settings in recipe.methods.named().items()
@@ -141,6 +150,11 @@ class Pipeline:
         """The steps of all methods that are known now, inputs first."""
         return in_order(step for method in self.methods.values() for step in method.steps())
 
+    @property
+    def _calibrated_only(self) -> set[str]:
+        """Domains without an expert whose dev queries are used."""
+        return set(self.recipe.calibrated_domains) - set(self.recipe.expert_domains)
+
     @cached_property
     def preflight(self) -> Report:
         """Read every split that the run will read, and load the encoder once, before any worker starts.
@@ -152,18 +166,20 @@ class Pipeline:
         needs = {
             name: [
                 *(("train", "dev") if name in self.recipe.expert_domains else ()),
+                *(("dev",) if name in self._calibrated_only else ()),
                 *(("test",) if "test" in collection.splits() else ()),
             ]
             for name, collection in self.collections.items()
         }
         report = preflight(self.collections.values(), needs)
-        for name in self.collections:
-            for note in report.notes(name):
-                log.info("%s: %s", name, note)
         card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
         log.info("encoder %s: %s", self.recipe.encoder.name, "; ".join(card.lines()))
         for warning in card.warnings:
             log.warning("encoder %s: %s", self.recipe.encoder.name, warning)
+        report = report.with_reading(self.collections.values(), tokens_of(self.recipe.encoder))
+        for name in self.collections:
+            for note in report.notes(name):
+                log.warning("%s: %s", name, note)
         return report
 
     def build(self, stages: Sequence[str] | None = None) -> None:
@@ -210,6 +226,7 @@ class Pipeline:
                 self.recipe.expert_domains,
                 {each.name: each.queries("test") for each in tested},
                 self.recipe.model_dump(mode="json"),
+                {name: self.preflight.notes(name) for name in self.collections},
             )
             for path in write_reports(result, self.report_folder):
                 log.info("wrote %s", path)
@@ -228,7 +245,8 @@ class Pipeline:
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
         from routerretriever.bundle.build import BundleParts
-        from routerretriever.registry.registry import Registry, RunRecord
+        from routerretriever.registry.recording import RunRecord
+        from routerretriever.registry.registry import Registry
 
         evaluation, deployment = self.evaluation, self.deployed.deployment()
         # The recipe as the bundle tells it: with the encoder and the routing that are served.
@@ -241,13 +259,9 @@ class Pipeline:
             deployment.experts,
             as_dict(evaluation),
             self._service_facts(deployment),
+            deployment.fusion,
         )
-        means = {
-            f"ndcg_at_10/{system}/{dataset}": value
-            for system, values in evaluation.ndcg_at_10.items()
-            for dataset, value in values.items()
-        }
-        metrics = means | figures(self.clock.seconds, self.clock.counts)
+        metrics = _headline(evaluation) | figures(self.clock.seconds, self.clock.counts)
         registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
@@ -278,9 +292,38 @@ class Pipeline:
         shares = dict(zip(deployment.router.experts, np.mean(weights, axis=0).tolist(), strict=True))
         return ServiceFacts({name: deployment.corpora[name] for name in served}, validation, shares)
 
+    def calibrate(self, domain: str) -> Calibration:
+        """Learn how much BM25 counts in a domain from its dev queries, as ``register`` does for its bundle.
+
+        Raises:
+            RecipeError: the recipe has no such domain, or its words are not searched.
+            DatasetError: it has no dev queries.
+            Refused: the deployed method learns no such weight.
+        """
+        if domain not in self.collections:
+            raise RecipeError(f"domains.{domain}: no such domain; there are {', '.join(self.collections)}")
+        if self.recipe.lexical(domain) is None:
+            raise RecipeError(f"domains.{domain}.lexical: null, so no words are searched; set a language")
+        self.collections[domain].require("dev")
+        self.preflight.require_unchanged(self.collections.values())
+        return self.deployed.calibrate(domain)
+
     def untrained(self) -> list[str]:
         """Domains whose expert, under the recipe's present settings, has not been trained."""
         return self.deployed.untrained()
+
+
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    """The few figures that MLflow's tables show; the evaluation's page has all."""
+    by_set = evaluation.ndcg_at_10
+    shown = {"ndcg_at_10": evaluation.deployed, "base_ndcg_at_10": BASE}
+    figures = {
+        f"{name}/{dataset}": value
+        for name, system in shown.items()
+        for dataset, value in by_set.get(system, {}).items()
+    }
+    means = {f"mean_ndcg_at_10/{system}": evaluation.mean(system) for system in by_set}
+    return figures | {name: value for name, value in means.items() if value is not None}
 
 
 def _refuse_passing_storage(storage: str) -> None:

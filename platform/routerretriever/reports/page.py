@@ -42,6 +42,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "total_queries": sum(len(ids) for ids in evaluation.query_ids.values()),
         "systems": _systems(evaluation),
         "notes": [f"{system.name}: {system.note}" for system in evaluation.systems if system.note],
+        "data_notes": evaluation.data_notes,
         "rivals": _rivals(evaluation),
         "differences": _differences(evaluation),
         "heat_maps": _heat_maps(evaluation),
@@ -63,7 +64,8 @@ def _systems(evaluation: Evaluation) -> list[dict[str, Any]]:
     # What each domain's own expert reaches takes knowing the domain, as an oracle does.
     honest = [system.name for system in evaluation.systems if system.kind not in (Kind.ORACLE, Kind.OWN)]
     best = [max((column[system] or 0.0) for system in honest) for column in columns]
-    starts = {own[0].name for kind in (Kind.ROUTER, Kind.ORACLE) if (own := evaluation.of_kind(kind))}
+    ruled = (Kind.ROUTER, Kind.HYBRID, Kind.ORACLE)
+    starts = {own[0].name for kind in ruled if (own := evaluation.of_kind(kind))}
     return [
         {
             "system": system,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def terminal_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def calibration_table(
+    domain: str, queries: int, ndcg_at_10: Mapping[float, float], weight: float, prior: float
+) -> Table:
+    """A domain's dev queries at every weight of BM25, and the one that was chosen."""
+    table = figures_table("weight of BM25", "nDCG@10 x 100", title=f"{domain}: {queries} dev queries")
+    for each, figure in ndcg_at_10.items():
+        table.add_row(f"{each:g}", percent(figure), style="bold" if each == weight else None)
+    table.caption = f"chosen: {weight:g}; without dev queries it would be {prior:g}"
+    return table
+
+
 def markdown(evaluation: Evaluation) -> str:
     """All systems on all sets, and how sure the differences are."""
     header = ["nDCG@10 x 100", *evaluation.datasets, "mean", "zero-shot"]
@@ -63,8 +75,15 @@ def markdown(evaluation: Evaluation) -> str:
     return (
         f"{_grid(header, systems)}\n{evaluation.deployed} minus its rivals, paired over queries; "
         "95 % bootstrap interval, p of a randomisation test, corrected for the number of comparisons "
-        "(Holm):\n\n" + _grid(["test set", "rival", "difference", "95 % interval", "p"], differences)
+        "(Holm):\n\n"
+        + _grid(["test set", "rival", "difference", "95 % interval", "p"], differences)
+        + _data_notes(evaluation)
     )
+
+
+def _data_notes(evaluation: Evaluation) -> str:
+    lines = [f"- {name}: {note}\n" for name, notes in evaluation.data_notes.items() for note in notes]
+    return f"\nNoted of the data before the run:\n\n{''.join(lines)}" if lines else ""
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -96,6 +115,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             system.name: dict(system.encodings) for system in evaluation.systems if system.encodings
         },
         "tied": tied_shares(evaluation),
+        "data_notes": evaluation.data_notes,
         "settings": evaluation.settings,
     }
 

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def set_up(quiet: bool) -> None:
     else:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     log.addHandler(handler)
+    # What other packages say to their own developers; ours are logged.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def is_quiet() -> bool:

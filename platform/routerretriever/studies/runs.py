@@ -63,7 +63,7 @@ def analyse_run(pipeline: Pipeline, order: list[str] | None, clusters: list[int]
     if not clusters or min(clusters) < 1:
         raise RecipeError(f"clusters: found {clusters}; give one or more numbers from 1 up")
     bench = _portable(pipeline, offline_evaluator(pipeline, pipeline.workspace.tested, "test"))
-    analyses = analyse(bench, pipeline.recipe.routing, order, clusters, pipeline.store)
+    analyses = analyse(bench, pipeline.method(Experts).routing, order, clusters, pipeline.store)
     _write_json(pipeline, "analyses.json", asdict(analyses))
     _write_page(pipeline, "analyses", analyses_sections(analyses))
     return analyses
@@ -110,7 +110,7 @@ def draw_learning_curve(pipeline: Pipeline, domain: str, sizes: list[int] | None
             f"tried; give numbers from 1 to {queries - 1}"
         )
     training = pipeline.recipe.training
-    own_key = expert_key(collection, workspace.encoder, training)
+    own_key = expert_key(collection, workspace.encoder, training, workspace.lexical[domain])
     steps = {}
     for size in sorted(set(sizes)):
         name = f"{domain}-{size}-queries"
@@ -130,13 +130,9 @@ def offline_evaluator(pipeline: Pipeline, collections: Sequence[Collection], spl
     experts, workspace, recipe = pipeline.method(Experts), pipeline.workspace, pipeline.recipe
     scores = experts.split_scores(split, [each.name for each in collections])
     return OfflineEvaluator(
+        **vars(experts.mixed_vectors(scores, split)),
         fit_data=experts.routing_data,
-        scores=scores,
         features=lambda settings: workspace.features(scores, split, settings.features),
-        qrels={name: pipeline.collections[name].qrels(split) for name in scores},
-        indexes={name: workspace.open_index(name) for name in scores},
-        own_kept={name: pipeline.collections[name].own_kept(split) for name in scores},
-        passages=[each.name for each in collections if each.settings.passages],
         identity=content_hash(
             {name: expert.version for name, expert in experts.experts.items()},
             {name: workspace.corpus_step(name).key for name in scores},
@@ -152,7 +148,9 @@ def _portable(pipeline: Pipeline, bench: OfflineEvaluator) -> OfflineEvaluator:
     """The same for workers, with the features of the recipe's router and the paper's alone."""
     kinds = (pipeline.recipe.routing, PAPERS)
     experts = pipeline.method(Experts)
-    data = {(one.features, one.include_base): experts.routing_data(one) for one in kinds}
+    data = {
+        (one.features, one.include_base): replace(experts.routing_data(one), answered=None) for one in kinds
+    }
     features = {one.features: bench.features(one) for one in kinds}
     return replace(
         bench,

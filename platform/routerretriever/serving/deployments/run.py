@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.table import Table
 from routerretriever.errors import BundleError, Unavailable
 from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.haproxy import free_port
+from routerretriever.runtime.machine import why_not_listening
 from routerretriever.runtime.progress import console, log, show
 
 if TYPE_CHECKING:
@@ -107,15 +107,11 @@ def ask_once(pipeline: Pipeline) -> None:
 
 def require_free(host: str, port: int) -> None:
     """Raise ``Unavailable`` if the address cannot be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Unavailable(
-                f"serving.port: {host}:{port} cannot be used ({error.strerror}); "
-                "choose another with --set serving.port=PORT, or 0 for a free one"
-            ) from None
+    if reason := why_not_listening(host, port):
+        raise Unavailable(
+            f"serving.port: {host}:{port} cannot be used ({reason}); "
+            "choose another with --set serving.port=PORT, or 0 for a free one"
+        )
 
 
 def why_not_started(message: str) -> str | None:
