@@ -50,6 +50,10 @@ class Refused(RouterRetrieverError):
     """What was asked for is understood and not allowed."""
 
 
+class Forbidden(Refused):
+    """Who asks may not do this."""
+
+
 class WrongField(BadInput):
     """One field of a request is wrong."""
 

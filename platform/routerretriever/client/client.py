@@ -4,7 +4,7 @@
         hits = client.search("undo my last commit", collection="shell").results
 
 A request that is refused for load, or meets a replica or a proxy that is being replaced, is sent again for a
-while; every request can be sent twice without harm.
+while; only creating and deleting a collection is not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import base64
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self, TypedDict, Unpack
 
 import httpx
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 
 from routerretriever.client.schemas import (
     ChangeResponse,
+    CollectionState,
+    DocumentIn,
+    DocumentsResponse,
     EmbeddingsResponse,
     ExpertState,
     FeedbackResponse,
@@ -34,11 +38,13 @@ from routerretriever.client.schemas import (
 from routerretriever.types import ROUTED_MODEL, Mode
 
 Vectors = NDArray[np.float32]
-Document = Mapping[str, str]
-"""``id``, ``text`` and, if there is one, ``title``."""
+Document = Mapping[str, Any]
+"""``id``, ``text`` and, if there are any, ``title`` and ``metadata``."""
 
 _PASSING = (429, 502, 503)
 _JSON = "application/json"
+_COLLECTIONS = "/v1/collections"
+_DEFAULT_LEXICAL: Mapping[str, Any] = MappingProxyType({})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 
 
@@ -160,6 +166,36 @@ class Client:
         answer = self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
+    def collections(self) -> list[CollectionState]:
+        """The collections that this client may read."""
+        return [CollectionState.model_validate(one) for one in _checked(self._http.get(_COLLECTIONS))]
+
+    def collection(self, name: str) -> CollectionState:
+        """One collection: how many documents it has, and how it is searched."""
+        return CollectionState.model_validate(_checked(self._http.get(f"{_COLLECTIONS}/{name}")))
+
+    def create_collection(
+        self, name: str, lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL
+    ) -> CollectionState:
+        """Create a collection without documents; ``lexical`` as ``LexicalOptions``, None for no words."""
+        body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
+        return CollectionState.model_validate(_checked(self._http.post(_COLLECTIONS, json=body)))
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection that was created over HTTP, with its documents."""
+        _checked(self._http.delete(f"{_COLLECTIONS}/{name}"))
+
+    def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
+        """A page of a collection's documents."""
+        page = {"offset": offset, "limit": limit}
+        answer = _checked(self._http.get(_documents(collection), params=page))
+        return DocumentsResponse.model_validate(answer)
+
+    def document(self, collection: str, document_id: str) -> DocumentIn:
+        """One document as it is now."""
+        path = f"{_COLLECTIONS}/{collection}/document"
+        return DocumentIn.model_validate(_checked(self._http.get(path, params={"id": document_id})))
+
     def service(self) -> ServiceState:
         """What is being served."""
         return ServiceState.model_validate(_checked(self._http.get("/v1/service")))
@@ -244,6 +280,36 @@ class AsyncClient:
         answer = await self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
+    async def collections(self) -> list[CollectionState]:
+        """The collections that this client may read."""
+        return [CollectionState.model_validate(one) for one in _checked(await self._http.get(_COLLECTIONS))]
+
+    async def collection(self, name: str) -> CollectionState:
+        """One collection: how many documents it has, and how it is searched."""
+        return CollectionState.model_validate(_checked(await self._http.get(f"{_COLLECTIONS}/{name}")))
+
+    async def create_collection(
+        self, name: str, lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL
+    ) -> CollectionState:
+        """Create a collection without documents; ``lexical`` as ``LexicalOptions``, None for no words."""
+        body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
+        return CollectionState.model_validate(_checked(await self._http.post(_COLLECTIONS, json=body)))
+
+    async def delete_collection(self, name: str) -> None:
+        """Delete a collection that was created over HTTP, with its documents."""
+        _checked(await self._http.delete(f"{_COLLECTIONS}/{name}"))
+
+    async def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
+        """A page of a collection's documents."""
+        page = {"offset": offset, "limit": limit}
+        answer = _checked(await self._http.get(_documents(collection), params=page))
+        return DocumentsResponse.model_validate(answer)
+
+    async def document(self, collection: str, document_id: str) -> DocumentIn:
+        """One document as it is now."""
+        path = f"{_COLLECTIONS}/{collection}/document"
+        return DocumentIn.model_validate(_checked(await self._http.get(path, params={"id": document_id})))
+
     async def service(self) -> ServiceState:
         """What is being served."""
         return ServiceState.model_validate(_checked(await self._http.get("/v1/service")))
@@ -302,7 +368,7 @@ def _feedback(query: str, collection: str, shown: Sequence[str], marks: Mapping[
 
 
 def _documents(collection: str) -> str:
-    return f"/v1/collections/{collection}/documents"
+    return f"{_COLLECTIONS}/{collection}/documents"
 
 
 def _vectors(answer: Any) -> Vectors:

@@ -69,6 +69,8 @@ class LimitSettings(Settings):
     """Documents in one request."""
     document_length: PositiveInt = 262_144
     """Characters of a document, its title included."""
+    metadata_bytes: PositiveInt = 16_384
+    """Bytes of a document's metadata, as JSON."""
     body_bytes: PositiveInt = 16_000_000
     """Bytes of a request's body."""
     requests: PositiveInt = 256

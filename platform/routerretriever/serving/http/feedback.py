@@ -11,7 +11,9 @@ from fastapi import FastAPI, Request
 from routerretriever.client.schemas import FeedbackRequest, FeedbackResponse, ForgetRequest, ForgetResponse
 from routerretriever.config.serving import FeedbackSettings
 from routerretriever.datasets.feedback import Feedback, FeedbackLog
-from routerretriever.serving.http.errors import Contradiction, WrongField
+from routerretriever.errors import UnknownName, WrongField
+from routerretriever.serving.access import Access
+from routerretriever.serving.http.errors import Contradiction
 
 
 def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> None:
@@ -26,6 +28,9 @@ def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> 
     @api.post("/v1/feedback")
     async def feedback(body: FeedbackRequest, request: Request) -> FeedbackResponse:
         """Keep what a user clicked and marked. It is on disk when this answers."""
+        access: Access = request.state.access
+        if not access.reads(body.collection):
+            raise UnknownName("collection", body.collection, sorted(access.read or ()))
         for field in ("shown", "clicked", "relevant", "not_relevant"):
             given = getattr(body, field)
             if len(given) > settings.documents:
@@ -39,7 +44,7 @@ def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> 
         report = Feedback(
             id=body.id or uuid.uuid4().hex,
             time=time.time(),
-            client=request.state.client,
+            client=access.client,
             user=body.user,
             collection=body.collection,
             query=body.query,
