@@ -89,10 +89,20 @@ class Plan:
             )
         return self.request.mode
 
-    def wanted(self, embedded: Embedded) -> Wanted:
-        """What is asked of the index."""
+    @property
+    def collection(self) -> str | None:
+        """The collection that is searched, if it is a single one."""
+        return self.names[0] if len(self.names) == 1 else None
+
+    def wanted(self, embedded: Embedded, lexical_weight: float) -> Wanted:
+        """What is asked of the index.
+
+        Args:
+            embedded: the query.
+            lexical_weight: for it, where the request names none.
+        """
         request = self.request
-        weight = embedded.lexical_weight if request.weight is None else request.weight
+        weight = lexical_weight if request.weight is None else request.weight
         depth = request.offset + request.wanted
         return Wanted(request.query, embedded.vector, depth, weight, self.filter)
 
@@ -104,7 +114,7 @@ class Plan:
         least = -float("inf") if request.min_score is None else request.min_score
         kept = [each for each in found[request.offset :] if each[1].score >= least]
         return SearchResponse(
-            collection=self.names[0] if len(self.names) == 1 else None,
+            collection=self.collection,
             expert=max(weights, key=weights.__getitem__),
             weights=weights,
             mode=self.mode,

@@ -143,7 +143,7 @@ class Service:
         """
         plan = Plan(request, await self._meant(request, access))
         (embedded,) = await self._engine.embed([request.query], request.model, access.client)
-        wanted = plan.wanted(embedded)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
         found = await self._replica.searches.find(plan.refs, plan.mode, wanted, access.client)
         if request.highlight:  # texts may be long
             return await asyncio.to_thread(plan.answer, embedded, wanted, found)
@@ -159,7 +159,7 @@ class Service:
         """The same search; past the queue that users' searches wait in."""
         plan = Plan(request, await self._meant(request, Access()))
         (embedded,) = await self._engine.embed([request.query], request.model)
-        wanted = plan.wanted(embedded)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
         (found,) = await self._replica.index.find(plan.refs, plan.mode, [wanted])
         return plan.answer(embedded, wanted, found)
 
