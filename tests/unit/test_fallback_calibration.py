@@ -19,7 +19,7 @@ from routerretriever.routing.calibration import (
     interpolate,
 )
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.fit import fit_and_choose
+from routerretriever.routing.fit import calibrate, fit, with_chosen_fallback
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.scoring.mixed_vectors import MixedVectors
 from routerretriever.scoring.table import SplitScores
@@ -126,6 +126,12 @@ def world(names, *, harm, seed=0):
 
 
 SETTINGS = RoutingSettings(features="embedding", min_share=0.0)
+
+
+def fit_and_choose(data, settings):
+    router = fit(data, settings)
+    chosen = with_chosen_fallback(router, data, settings)
+    return calibrate(router, data, chosen), chosen
 
 
 def loss_when_left_out(data, mixed, scores, settings, name):

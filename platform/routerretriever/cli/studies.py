@@ -100,6 +100,9 @@ def learning_curve(
             callback=check_numbers,
         ),
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Experts of each size; with 2 or more the page shows their range.", min=1)
+    ] = 1,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -107,10 +110,10 @@ def learning_curve(
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
     from routerretriever.studies import runs as studies
-    from routerretriever.studies.analyses import learning_curve_section
+    from routerretriever.studies.learning_curve import learning_curve_section
 
     counts = numbers(sizes) if sizes else None
-    curve = studies.draw_learning_curve(open_pipeline(recipe, overrides, quiet), domain, counts)
+    curve = studies.draw_learning_curve(open_pipeline(recipe, overrides, quiet), domain, counts, seeds)
     show(section_table(learning_curve_section(curve)))
 
 

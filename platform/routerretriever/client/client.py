@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, TypedDict, Unpack
@@ -27,6 +28,8 @@ from routerretriever.client.schemas import (
     DocumentsResponse,
     EmbeddingsResponse,
     ExpertState,
+    FeedbackResponse,
+    ForgetResponse,
     Route,
     RouteResponse,
     SearchResponse,
@@ -146,6 +149,23 @@ class Client:
         answer = self._post(f"{_documents(collection)}/delete", {"ids": list(ids)})
         return ChangeResponse.model_validate(answer)
 
+    def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
+        """Report what a user did with results; returns the report's id.
+
+        Args:
+            query: what was asked.
+            collection: which collection.
+            shown: ids of the results, best first.
+            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, and ``user``.
+        """
+        answer = self._post("/v1/feedback", _feedback(query, collection, shown, marks))
+        return FeedbackResponse.model_validate(answer).id
+
+    def forget(self, user: str) -> int:
+        """Delete all feedback of a user; returns how many reports there were."""
+        answer = self._post("/v1/feedback/delete", {"user": user})
+        return ForgetResponse.model_validate(answer).deleted
+
     def collections(self) -> list[CollectionState]:
         """The collections that this client may read."""
         return [CollectionState.model_validate(one) for one in _checked(self._http.get(_COLLECTIONS))]
@@ -250,6 +270,16 @@ class AsyncClient:
         answer = await self._post(f"{_documents(collection)}/delete", {"ids": list(ids)})
         return ChangeResponse.model_validate(answer)
 
+    async def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
+        """As ``Client.feedback``."""
+        answer = await self._post("/v1/feedback", _feedback(query, collection, shown, marks))
+        return FeedbackResponse.model_validate(answer).id
+
+    async def forget(self, user: str) -> int:
+        """Delete all feedback of a user; returns how many reports there were."""
+        answer = await self._post("/v1/feedback/delete", {"user": user})
+        return ForgetResponse.model_validate(answer).deleted
+
     async def collections(self) -> list[CollectionState]:
         """The collections that this client may read."""
         return [CollectionState.model_validate(one) for one in _checked(await self._http.get(_COLLECTIONS))]
@@ -330,6 +360,11 @@ def _search(
 
 def _embeddings(texts: Sequence[str], model: str) -> dict[str, Any]:
     return {"input": list(texts), "model": model, "encoding_format": "base64"}
+
+
+def _feedback(query: str, collection: str, shown: Sequence[str], marks: Mapping[str, Any]) -> dict[str, Any]:
+    # An id of its own, so that a report that is sent again counts once.
+    return {"query": query, "collection": collection, "shown": list(shown), "id": uuid.uuid4().hex, **marks}
 
 
 def _documents(collection: str) -> str:

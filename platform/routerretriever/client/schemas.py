@@ -138,6 +138,43 @@ class SearchResponse(BaseModel):
     results: list[Hit]
 
 
+class FeedbackRequest(_Schema):
+    """What a user did with the results of a query."""
+
+    query: Text
+    collection: Annotated[Text, StringConstraints(max_length=128)]
+    shown: list[DocumentId] = []
+    """Ids of the results, best first."""
+    clicked: list[DocumentId] = []
+    """Those of them that the user opened."""
+    relevant: list[DocumentId] = []
+    """Those that the user marked as what they were looking for."""
+    not_relevant: list[DocumentId] = []
+    """Those that the user marked as useless."""
+    user: Annotated[str, StringConstraints(max_length=128), AfterValidator(_encodable)] = ""
+    """Who it was, as the sender names them; by it, it can be deleted."""
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
+    """Of two reports with the same id, one counts; by default each is new."""
+
+
+class FeedbackResponse(BaseModel):
+    """The report is kept."""
+
+    id: str
+
+
+class ForgetRequest(_Schema):
+    """Whose reports are to be deleted."""
+
+    user: Annotated[Text, StringConstraints(max_length=128)]
+
+
+class ForgetResponse(BaseModel):
+    """How many reports of a user were deleted."""
+
+    deleted: int
+
+
 Texts = Annotated[list[Text], Field(min_length=1)]
 
 

@@ -105,6 +105,19 @@ class ReleaseSettings(Settings):
     """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
 
 
+class FeedbackSettings(Settings):
+    """What ``/v1/feedback`` takes, and what ``learn`` makes of it."""
+
+    documents: PositiveInt = 200
+    """Document ids in a list of one report."""
+    query_length: PositiveInt = 2000
+    """Characters of a query."""
+    discount: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """A click at rank r counts ``1 - discount ** r``: results at the top are clicked for standing there."""
+    least: PositiveFloat = 1.0
+    """What the votes of users for a document must add up to before it counts as relevant; a mark counts 1."""
+
+
 class ServingSettings(Settings):
     """The HTTP service. ``port: 0`` takes a free port.
 
@@ -150,3 +163,5 @@ class ServingSettings(Settings):
     """Documents that were added or deleted show in searches after at most this long."""
     compact_every: PositiveInt = 256
     """Changes to a collection after which they are compacted into one checkpoint."""
+    feedback: FeedbackSettings | None = None
+    """Keep what users click and mark, under ``feedback/`` of the storage; ``{}`` turns it on."""

@@ -18,14 +18,16 @@ from routerretriever.artifacts.step import Step
 from routerretriever.datasets.splitting import split_train
 from routerretriever.errors import BadInput
 from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured, Values, measure
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
+from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.fit import fit_and_choose, fit_router
+from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
 from routerretriever.routing.protocol import Router
-from routerretriever.routing.settings import RoutingSettings
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log
 from routerretriever.scoring.fusion import QueryVectors
 from routerretriever.scoring.mixed_vectors import MixedVectors, mix
@@ -159,8 +161,30 @@ class Experts(Method):
 
     @cached_property
     def _fitted(self) -> tuple[Router, RoutingSettings]:
+        settings = self._workspace.routing
         with self._workspace.timed("route"):
-            return fit_and_choose(self.routing_data(self._workspace.routing), self._workspace.routing)
+            data = self.routing_data(settings)
+            router = fit(data, settings)
+            chosen = self._with_chosen_fallback(router, data, settings)
+            return calibrate(router, data, chosen), chosen
+
+    def _with_chosen_fallback(
+        self, router: Router, data: RoutingData, settings: RoutingSettings
+    ) -> RoutingSettings:
+        """The settings with the fallback that ``auto`` stands for: chosen once, and kept in storage."""
+        if settings.fallback is None or settings.fallback.answer != "auto":
+            return settings
+        store, scored = self._workspace.store, [step.key for step in self._source_steps()]
+        source = self._workspace.scoring.source
+        key = (
+            f"fallbacks/{content_hash(scored, source, settings.model_dump(mode='json'), CALIBRATION_VERSION)}"
+        )
+        if not store.exists(key):
+            chosen = with_chosen_fallback(router, data, settings).fallback
+            assert chosen is not None
+            store.commit(key, {"kind": "fallback", "chosen": chosen.model_dump(mode="json")})
+        kept = FallbackSettings.model_validate(store.manifest(key)["chosen"])
+        return settings.model_copy(update={"fallback": kept})
 
     def fit(self, settings: RoutingSettings) -> Router:
         """Fit a router, the recipe's or another, on the scored queries.

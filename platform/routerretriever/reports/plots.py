@@ -40,6 +40,14 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
+class Band:
+    """The least and the greatest value at each step."""
+
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Lines:
     """Values over steps that are drawn equally far apart; None is a gap."""
 
@@ -47,6 +55,8 @@ class Lines:
     steps: Sequence[str]
     steps_title: str
     series: Mapping[str, Sequence[float | None]]
+    bands: Mapping[str, Band] = field(default_factory=dict)
+    """By series: where its values lie."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +139,14 @@ def _draw_lines(axes: Axes, plot: Lines) -> None:
     places = np.arange(len(plot.steps))
     for number, (name, values) in enumerate(plot.series.items()):
         known = [np.nan if value is None else value for value in values]
+        colour = COLOURS[number % len(COLOURS)]
         axes.plot(
-            places, known, marker="o", markersize=4, label=name, color=COLOURS[number % len(COLOURS)],
+            places, known, marker="o", markersize=4, label=name, color=colour,
             linestyle="-" if number == 0 else "--",
         )  # fmt: skip
+        if name in plot.bands:
+            band = plot.bands[name]
+            axes.fill_between(places, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xticks(places, plot.steps)
     axes.set_xlabel(plot.steps_title)
     axes.grid(axis="y", color="#dde2e9")

@@ -28,7 +28,7 @@ from routerretriever.routing.fallback import (
 )
 from routerretriever.routing.protocol import Router, Vectors, worth_running
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
-from routerretriever.runtime.progress import log
+from routerretriever.runtime.progress import log, track
 
 Values = NDArray[np.float64]
 
@@ -44,6 +44,8 @@ CANDIDATES = tuple(
     for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
     for slack in (0.0, 1.0)
 )
+CALIBRATION_VERSION = 1
+"""Raise it when what is chosen changes."""
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _QUERIES = 200
 """Queries of each domain that are answered at every blend."""
@@ -66,10 +68,13 @@ def choose_fallback(
     """
     neighbours = _neighbours(settings)
     known = ReferenceQueries.of(data, settings, neighbours)
-    in_domain = [_known(data, settings, inner, known, name) for name in data.own_datasets]
+    names = data.own_datasets
+    in_domain = [
+        _known(data, settings, inner, known, name) for name in track(names, "fallback: known", len(names))
+    ]
     left_out = []
-    if len(data.own_datasets) >= FEWEST_DOMAINS and settings.router != "fixed":
-        for name in data.own_datasets:
+    if len(names) >= FEWEST_DOMAINS and settings.router != "fixed":
+        for name in track(names, "fallback: left out", len(names)):
             try:
                 left_out.append(_left_out(data, settings, fit_others, name))
             except BadInput as error:
@@ -184,16 +189,17 @@ def _blended(
     """nDCG@10 at every blend of a router and each answer."""
     assert data.answered is not None, "mixtures cannot be measured on this data"
     own_BT = inner.mixture(data.features[name][rows])
+    routed = data.answered(name, rows, inner.experts, worth_running(own_BT, settings.min_share))
     made = {}
     for answer in _ANSWERS:
         experts = with_answer(inner.experts, answer)
         fallback_T = fallback_weights(experts, answer)
         values = []
-        for share in _BLENDS:
+        for share in _BLENDS[:-1]:
             mixed_BT = blend(own_BT, fallback_T, np.full(len(rows), share, dtype=np.float32))
             weights_BT = worth_running(mixed_BT, settings.min_share)
             values.append(data.answered(name, rows, experts, weights_BT))
-        made[answer] = np.stack(values)
+        made[answer] = np.stack([*values, routed])
     return made
 
 

@@ -41,23 +41,13 @@ _ENOUGH = 10_000
 def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
     """Fit the router that the settings name, and its fallback if they ask for one.
 
-    Takes seconds; no expert is run.
-
-    Raises:
-        BadInput: the settings do not fit the data.
-    """
-    return fit_and_choose(data, settings)[0]
-
-
-def fit_and_choose(data: RoutingData, settings: RoutingSettings) -> tuple[Router, RoutingSettings]:
-    """``fit_router``, and the settings with the fallback that ``auto`` has chosen.
+    No expert is run. Takes seconds, but a minute or more where the fallback is chosen on large collections.
 
     Raises:
         BadInput: the settings do not fit the data.
     """
     router = fit(data, settings)
-    chosen = with_chosen_fallback(router, data, settings)
-    return calibrate(router, data, chosen), chosen
+    return calibrate(router, data, with_chosen_fallback(router, data, settings))
 
 
 def with_chosen_fallback(router: Router, data: RoutingData, settings: RoutingSettings) -> RoutingSettings:

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import RouterRetriever
 from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.feedback import FeedbackLog
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.deployments.expert import ExpertClient
@@ -95,7 +96,10 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray's name for what makes the application once the constructor is done."""
-        return build_api(self._replica.service, self._recipe.serving, self._authenticator, self._metrics)
+        return build_api(
+            self._replica.service, self._recipe.serving, self._authenticator, self._metrics,
+            FeedbackLog(self._store.files),
+        )  # fmt: skip
 
     async def _follow(self) -> None:
         while True:

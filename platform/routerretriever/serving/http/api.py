@@ -29,10 +29,12 @@ from routerretriever.client.schemas import (
     Usage,
 )
 from routerretriever.config.serving import LimitSettings, ServingSettings
+from routerretriever.datasets.feedback import FeedbackLog
 from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.http.auth import Authenticator
 from routerretriever.serving.http.collections import add_collections
 from routerretriever.serving.http.errors import RESPONSES, answer, check_length, explain_errors
+from routerretriever.serving.http.feedback import add_feedback
 from routerretriever.serving.http.middleware import Middleware
 from routerretriever.serving.http.pages import add_pages
 from routerretriever.serving.ports import MetricsPort
@@ -45,6 +47,7 @@ def build_api(
     settings: ServingSettings,
     authenticator: Authenticator,
     metrics: MetricsPort,
+    feedback: FeedbackLog | None = None,
 ) -> ASGIApp:
     """The application.
 
@@ -53,6 +56,7 @@ def build_api(
         settings: limits and the like.
         authenticator: says who is let in.
         metrics: where answers are counted.
+        feedback: where what users do is kept, if the settings say that it is.
     """
     limits = settings.limits
     api = FastAPI(
@@ -151,6 +155,8 @@ def build_api(
             status="ok", details={"version": chosen.version, "collections": len(chosen.collections)}
         )
 
+    if settings.feedback and feedback:
+        add_feedback(api, settings.feedback, feedback)
     add_collections(api, pick, limits)
     add_pages(api)
     explain_errors(api)

@@ -25,6 +25,13 @@ _OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 """Need no token: they tell nothing that was put into the service."""
 
 
+def _changes_what_is_kept(scope: Scope) -> bool:
+    """Whether a request needs a token that may write. Reporting feedback does not; deleting it does."""
+    if "/collections" in scope["path"]:
+        return bool(scope["method"] != "GET")
+    return bool(scope["path"].endswith("/feedback/delete"))
+
+
 class Middleware:
     """Around the whole application: authentication, limits, deadline, access log."""
 
@@ -89,7 +96,7 @@ class Middleware:
         access = self._authenticator.check(
             headers.get(b"authorization", b"").decode("latin-1"),
             (scope.get("client") or [None])[0],
-            writes="/collections" in scope["path"] and scope["method"] != "GET",
+            writes=_changes_what_is_kept(scope),
         )
         if isinstance(access, Denied):
             response = problem(access.status, access.message, retry_after=access.retry_after)
