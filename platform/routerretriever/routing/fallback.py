@@ -162,7 +162,8 @@ def nearest_others(references: References, own_Bd: Vectors, count: int) -> tuple
     """Similarity and row of the nearest of reference queries to some of them, which are not their own."""
     # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
     similarity_Bk, rows_Bk = references.nearest(own_Bd, count + 1)
-    return similarity_Bk[:, 1:], rows_Bk[:, 1:]
+    alone = similarity_Bk.shape[1] == 1  # then it is all there is to compare with
+    return (similarity_Bk, rows_Bk) if alone else (similarity_Bk[:, 1:], rows_Bk[:, 1:])
 
 
 def familiarity_of(similarity_Bk: Vectors, unfamiliar_Bk: Vectors, familiar_Bk: Vectors) -> Vectors:
