@@ -168,7 +168,7 @@ def nearest_others(references: References, own_Bd: Vectors, count: int) -> tuple
 
 def familiarity_of(similarity_Bk: Vectors, unfamiliar_Bk: Vectors, familiar_Bk: Vectors) -> Vectors:
     """0 up to the neighbours' mean unfamiliar bound, 1 from their mean familiar one, linear between: [B]."""
-    unfamiliar_B, familiar_B = unfamiliar_Bk.mean(axis=1), familiar_Bk.mean(axis=1)
+    unfamiliar_B, familiar_B = np.stack([unfamiliar_Bk, familiar_Bk], axis=2).mean(axis=1).T
     way_B = (similarity_Bk.mean(axis=1) - unfamiliar_B) / np.maximum(familiar_B - unfamiliar_B, 1e-6)
     return np.clip(way_B, 0.0, 1.0).astype(np.float32)
 
