@@ -10,11 +10,14 @@ import re
 from collections.abc import Sequence
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_OPTIONS = re.compile(
+    r"(?i)([?&](?:[\w-]*(?:password|passwd|token|secret|signature)|sig|key)=)[^&#\s'\"]+"
+)
 
 
 def without_secrets(text: str) -> str:
-    """A text whose URIs have lost their user names and passwords."""
-    return _CREDENTIALS.sub("***@", text)
+    """A text whose URIs have lost their user names, passwords and tokens."""
+    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
 class RouterRetrieverError(Exception):
@@ -45,6 +48,10 @@ class Damaged(RouterRetrieverError):
 
 class Refused(RouterRetrieverError):
     """What was asked for is understood and not allowed."""
+
+
+class Forbidden(Refused):
+    """Who asks may not do this."""
 
 
 class WrongField(BadInput):

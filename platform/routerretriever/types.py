@@ -23,3 +23,11 @@ Vectors = NDArray[np.float32]
 
 Mode = Literal["hybrid", "dense", "lexical"]
 """What a search compares: words and vectors, vectors alone, words alone."""
+
+Language = Literal[
+    "none", "code", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish",
+    "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",
+    "nepali", "norwegian", "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil",
+    "turkish", "yiddish",
+]  # fmt: skip
+"""Whose words a lexical index can stem."""

@@ -86,6 +86,22 @@ def test_queries_are_evaluated_with_the_vectors_that_the_bundle_gives(finished):
     assert set(evaluation.system(ROUTED).encodings.values()) == {1.0}
 
 
+def test_without_bm25_a_hybrid_search_is_the_routers_own(finished):
+    pipeline, _, _ = finished
+    scores = pipeline.method(Experts).hybrid.routed_scores
+    assert list(scores) == ["fruit", "metal", "sport"]
+    for dataset, fused in scores.items():
+        routed = pipeline.evaluation.measured[ROUTED][dataset]
+        np.testing.assert_allclose(fused.at(0.0).ndcg_at_10, routed.ndcg_at_10)
+
+
+def test_the_bundle_carries_the_weights_that_dev_queries_chose(finished):
+    pipeline, registered, _ = finished
+    learned = RouterRetriever.load(registered.uri, registered.tracking_uri).fusion
+    assert learned.domains == ("fruit", "metal")
+    assert pipeline.calibrate("fruit").weight == learned.for_domain("fruit")
+
+
 def test_the_averaged_model_is_the_mean_of_the_experts(finished):
     pipeline, _, _ = finished
     folders = [

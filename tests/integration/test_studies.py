@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from routerretriever.cli.main import main
 from routerretriever.errors import RecipeError
-from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED
+from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED, Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.studies.reproduction import reproduce
 from routerretriever.studies.runs import analyse_run, draw_learning_curve, measure_noise_floor, tune_router
@@ -40,7 +40,11 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(run):
     # They mix vectors, whatever the deployed router mixes.
     routing = pipeline.recipe.routing.model_copy(update={"merge": "embeddings"})
     changed = pipeline.recipe.model_copy(update={"name": "embeddings", "routing": routing})
-    evaluation = Pipeline(changed).evaluation
+    merging = Pipeline(changed)
+    evaluation = merging.evaluation
+    for dataset, fused in merging.method(Experts).hybrid.routed_scores.items():
+        routed = evaluation.measured[ROUTED][dataset]
+        np.testing.assert_allclose(fused.at(0.0).ndcg_at_10, routed.ndcg_at_10)
     assert [growth.experts for growth in analyses.growing] == [["metal"], ["metal", "fruit"]]
     everything = analyses.growing[-1]
     assert everything.router == pytest.approx(evaluation.mean(ROUTED), abs=1e-6)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,21 @@ def shell_lines(block: Block) -> list[str]:
         prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         plain = [] if block.language else [line for line in lines if line.startswith("routerretriever ")]
         return prompted or plain
-    return [line for line in lines if line]
+    return list(_whole(line for line in lines if line))
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    """Lines, joined while a quotation is open."""
+    begun = ""
+    for line in lines:
+        begun = f"{begun} {line}".strip()
+        try:
+            shlex.split(begun, comments=True)
+        except ValueError:
+            continue
+        yield begun
+        begun = ""
+    assert not begun, f"a quotation is not closed: {begun}"
 
 
 def anchors(page: Path) -> set[str]:

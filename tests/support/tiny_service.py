@@ -54,10 +54,48 @@ def answer_of(path, body):
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
 
 
+class OpenSearch:
+    """What little of it the example asks; it takes requests of the documented form only."""
+
+    def __init__(self) -> None:
+        self.width, self.weights, self.stored = 0, [], {}
+
+    def answer(self, path, text):
+        lines = [json.loads(line) for line in text.splitlines() if line]
+        if path == "/faq":
+            field = lines[0]["mappings"]["properties"]["vector"]
+            assert field["type"] == "knn_vector"
+            assert lines[0]["settings"] == {"index.knn": True}
+            self.width = field["dimension"]
+        elif path.startswith("/faq/_bulk"):
+            self.stored = {one["index"]["_id"]: two for one, two in zip(lines[::2], lines[1::2], strict=True)}
+            assert {len(one["vector"]) for one in self.stored.values()} == {self.width}
+        elif path == "/_search/pipeline/faq-hybrid":
+            processor = lines[0]["phase_results_processors"][0]["normalization-processor"]
+            self.weights = processor["combination"]["parameters"]["weights"]
+        else:
+            assert path == "/faq/_search?search_pipeline=faq-hybrid"
+            words, near = lines[0]["query"]["hybrid"]["queries"]
+            assert len(self.weights) == 2
+            assert "text" in words["match"]
+            query = near["knn"]["vector"]["vector"]
+            scores = {name: float(np.dot(query, one["vector"])) for name, one in self.stored.items()}
+            best = sorted(scores, key=lambda name: -scores[name])[: lines[0]["size"]]
+            return {"hits": {"hits": [{"_id": name, "_score": scores[name]} for name in best]}}
+        return {"acknowledged": True}
+
+
 class Handler(BaseHTTPRequestHandler):
+    opensearch = OpenSearch()
+
+    def do_PUT(self):
+        self.do_POST()
+
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = json.dumps(answer_of(self.path, body)).encode()
+        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        ours = self.path.startswith("/v1/")
+        answer = answer_of(self.path, json.loads(text)) if ours else self.opensearch.answer(self.path, text)
+        content = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

@@ -112,7 +112,11 @@ def test_a_registered_bundle_comes_back_the_same_however_it_is_loaded(made, tmp_
     answers = []
 
     def register():
-        answers.append(registry.register_bundle(parts, RunRecord({"seconds/train": 1.0}, 0.5)))
+        answers.append(
+            registry.register_bundle(
+                parts, RunRecord({"seconds/train": 1.0, "ndcg_at_10/a + b, c/fruit": 0.5}, 0.5)
+            )
+        )
 
     register()
     # Two more that register the same at once get the same versions.

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import routerretriever
+from routerretriever.cli import steps
 from routerretriever.cli.main import app
 from routerretriever.pipeline import domains, pipeline
 from routerretriever.serving.deployments import run as deployments
@@ -80,7 +81,26 @@ def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted({"add-expert", "remove-expert", "register"}))
-def test_a_call_has_the_commands_options(name):
+def test_a_call_has_no_options_of_its_own(name):
     call = inspect.signature(getattr(routerretriever, name.replace("-", "_"))).parameters
     command = {each.name for each in get_command(app).commands[name].params}
-    assert set(call) == command - {"overrides", "quiet"}
+    assert set(call) <= command, "another name, or an option that the command has not"
+
+
+def test_a_run_ends_with_what_to_type_next(monkeypatch, capsys):
+    monkeypatch.setattr(steps, "open_pipeline", lambda *_: Ended())
+    monkeypatch.setattr("routerretriever.reports.tables.terminal_table", lambda _: "")
+    monkeypatch.setattr("routerretriever.runtime.progress.show", lambda _: None)
+    steps.run(RECIPE, ["storage=a b"], ask=False)
+    said = capsys.readouterr().out.rstrip()
+    assert said.endswith(f"next: routerretriever serve {RECIPE} --set 'storage=a b'")
+
+
+class Ended:
+    """A pipeline whose run is over."""
+
+    evaluation = None
+    report_folder = "reports"
+
+    def register(self):
+        return pipeline.Registered("models:/mine@champion", 1, {"law": 1}, "sqlite:///mlflow.db")

@@ -78,8 +78,8 @@ def test_yaml_parses_and_recipes_are_valid(block):
     values = YAML(typ="safe", pure=True).load(block.text)
     assert values is not None
     if isinstance(values, dict) and set(values) <= set(Recipe.model_fields):
-        whole = {"name": "page", "domains": {"page": {"path": "collections/page"}}} | values
-        parse_recipe(whole, str(block))
+        domains = {"page": {"path": "collections/page"}} | values.get("domains", {})
+        parse_recipe({"name": "page"} | values | {"domains": domains}, str(block))
 
 
 @of("json", "jsonl")
@@ -117,6 +117,13 @@ def test_the_generated_pages_are_up_to_date():
     pages = runpy.run_path(str(folder / "generate.py"))["pages"]()
     stale = [name for name, text in pages.items() if (folder / name).read_text() != text]
     assert stale == [], "run: python docs/reference/generate.py"
+
+
+def test_ci_runs_what_the_projects_own_script_runs():
+    workflow = YAML(typ="safe", pure=True).load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert ".ci/run" in steps
+    assert "make docs" in steps
 
 
 def check_shell(line):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import parse_settings
+from routerretriever.corpus import build
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
+from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError, WriterError
 from routerretriever.generation import step as steps
 from routerretriever.generation.filters import Draft, apply_filters, longest_run, reasons
-from routerretriever.generation.folder import PROVENANCE, read_generated, write_generated
+from routerretriever.generation.folder import read_generated, write_generated
 from routerretriever.generation.generate import Generation
 from routerretriever.generation.prompts import Request
 from routerretriever.generation.settings import FilterSettings, GenerationSettings
@@ -50,7 +51,8 @@ def inline(monkeypatch):
         for row in rows:
             own.work(row)
 
-    monkeypatch.setattr(steps, "run_shards", run_shards)
+    for module in (steps, build):
+        monkeypatch.setattr(module, "run_shards", run_shards)
 
 
 def draft(query, text="apple is a fruit", number=0, **rest) -> Draft:
@@ -177,7 +179,7 @@ def test_the_folder_is_a_collection_like_any_other(documents, tmp_path):
     assert not train & dev
     assert (len(train), len(dev)) == (16, 4)
     assert made.rows() == [("train", 16), ("dev, generated", 4), ("dropped: too short", 1)]
-    assert json.loads((made.folder / PROVENANCE).read_text())["held_out_by"] == "document"
+    assert read_provenance(made.folder)["held_out_by"] == "document"
     assert read_generated(made.folder, "k") == made
     with pytest.raises(DatasetError, match="made from something else"):
         read_generated(made.folder, "other")
@@ -249,3 +251,30 @@ def test_imported_documents_are_kept_and_others_refused(tmp_path):
     (source / "plum.md").write_text("# Plum\n\nA plum.")
     with pytest.raises(DatasetError, match="imported from other files"):
         import_documents(source, folder)
+
+
+@pytest.mark.parametrize("round_trip", ["hybrid", "base"])
+def test_a_generation_from_documents_to_the_folder(documents, tmp_path, inline, round_trip):
+    recipe = tiny_recipe(tmp_path)
+    store = ArtifactStore.open(recipe.storage)
+    filters = {"round_trip": round_trip, "depth": 10, "similarity": 1.0}
+    with endpoint() as server:
+        server.fails = lambda number: number % 3 == 0
+        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m"}, filters=filters)
+        generation = Generation(documents, store, recipe.encoder, recipe.corpus, own)
+        made = generation.run(tmp_path / "new")
+        asked = len(server.requests)
+        assert generation.run(tmp_path / "new") == made
+        stricter = settings(
+            writer={"kind": "endpoint", "url": server.url, "model": "m"}, filters={**filters, "depth": 1}
+        )
+        fewer = Generation(documents, store, recipe.encoder, recipe.corpus, stricter).run(tmp_path / "strict")
+        assert len(server.requests) == asked
+    assert 0 < fewer.kept <= made.kept <= 20
+    assert made.kept + sum(made.facts["dropped"].values()) == made.facts["counts"]["calls"] == 20
+    if round_trip == "base":  # random vectors alone find fewer
+        assert fewer.kept < made.kept
+        assert set(fewer.facts["dropped"]) == {"source not found"}
+    there = open_collection("new", made.folder)
+    assert len(there.queries("train")) + len(there.queries("dev")) == made.kept
+    assert there.corpus_hash() == documents.corpus_hash()

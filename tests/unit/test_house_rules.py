@@ -25,8 +25,8 @@ def test_commands_stay_few():
     command = get_command(app)
     expected = (
         "add-expert analyse assess calibrate datasets doctor encode evaluate export export-expert import "
-        "init learning-curve migrate noise-floor pilots register release remove-expert reproduce rollback "
-        "run schema score serve train tune-router versions"
+        "init learn learning-curve migrate noise-floor pilots register release remove-expert reproduce "
+        "rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == [
@@ -45,7 +45,6 @@ def test_every_step_has_its_job():
     not_steps = {
         "migrate",
         "add-expert",
-        "calibrate",
         "datasets",
         "doctor",
         "export",

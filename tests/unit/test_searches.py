@@ -17,7 +17,7 @@ from routerretriever.index.filters import parse_filter
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.live import Found, Wanted
 from routerretriever.index.settings import FusionSettings, IndexSettings
-from routerretriever.serving.deployments.index import Index, IndexShards
+from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded, Engine
 from routerretriever.serving.executor import SerialExecutor
@@ -25,18 +25,7 @@ from routerretriever.serving.ports import CollectionRef
 from routerretriever.serving.search import Plan
 from support.corpora import FILTER, PLAIN, WORDS, expected_scores, make_corpus, make_document
 from support.service import REF, StandIn, application, ask
-
-
-def local(actor):
-    """An actor's methods as a deployment's handle offers them."""
-    names = [name for name in dir(actor) if not name.startswith("_")]
-    return SimpleNamespace(**{name: SimpleNamespace(remote=getattr(actor, name)) for name in names})
-
-
-def opened(store, shards):
-    """All shards of an index, in this process."""
-    shard = Index.func_or_class
-    return IndexShards([local(shard(IndexSettings(), store, 0, part, shards)) for part in range(shards)])
+from support.whole_service import open_shards
 
 
 @settings(deadline=None, max_examples=40)
@@ -59,7 +48,7 @@ def test_shards_and_collections_are_ranked_as_if_everything_lay_in_one(
     for seed, name in enumerate(names):
         store, held[name] = make_corpus(folder, key=f"corpora/{name}", seed=seed)
         refs.append(CollectionRef(f"corpora/{name}", f"changes/{name}", PLAIN))
-    index = opened(store, shards)
+    index = open_shards(store, shards)
     query = make_document(99, 0)[1]
     wanted = Wanted(text, query, depth, weight, parse_filter(FILTER) if filtered else None)
     asyncio.run(index.find(tuple(refs), mode, [wanted]))  # opens them before the change

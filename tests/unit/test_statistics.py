@@ -7,6 +7,7 @@ from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.preflight import preflight
 from routerretriever.datasets.statistics import describe, tokens_of
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import DatasetError
 from support.collections import WORDS, write_collection
 from support.encoders import write_encoder
 from typer.testing import CliRunner
@@ -89,3 +90,16 @@ def test_the_command_counts_in_the_recipes_tokens(tmp_path):
     assert "unknown tokens: this encoder does not know the script" in counted.output
     as_json = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(as_json.output)["documents"] == 28
+
+
+def test_a_folder_that_is_not_there_is_told_as_such(tmp_path):
+    target = str(tmp_path / "x")
+    commands = {"check": [], "statistics": [], "split": [target], "export": ["--to", target]}
+    for command, to in commands.items():
+        for path, message in (
+            (str(tmp_path / "none"), "no such folder"),
+            ("sample:none", "there are debate, "),
+        ):
+            done = CliRunner().invoke(app, ["datasets", command, path, *to])
+            assert isinstance(done.exception, DatasetError)
+            assert message in str(done.exception)

@@ -66,6 +66,7 @@ def open_registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Reg
     set_up_output(quiet)
     settings = load_recipe(recipe, overrides)
     store = ArtifactStore.open(settings.storage)
+    store.files.require_answer()
     return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
 
 

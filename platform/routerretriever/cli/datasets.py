@@ -179,10 +179,16 @@ def export(
 
 
 def _folder(path: str) -> Path:
-    if path.startswith("sample:"):
-        from routerretriever.datasets.collection import open_collection
+    from routerretriever.datasets.collection import open_collection, sample_domains
+    from routerretriever.errors import DatasetError
 
-        return open_collection("check", path).folder
+    name = path.removeprefix("sample:")
+    if name != path:
+        if name not in sample_domains():
+            raise DatasetError(f"{path}: no such built-in sample; there are {', '.join(sample_domains())}")
+        return open_collection(name, path).folder
+    if not Path(path).is_dir():
+        raise DatasetError(f"{path}: no such folder; name one that holds corpus.jsonl and queries.jsonl")
     return Path(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def run(
     """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
     from routerretriever.pipeline.plan import plan_run, plan_table
     from routerretriever.reports.tables import terminal_table
-    from routerretriever.runtime.progress import log, show
+    from routerretriever.runtime.progress import console, log, show
 
     pipeline = open_pipeline(recipe, overrides, quiet)
     if dry_run:
@@ -48,6 +49,8 @@ def run(
         ask_once(pipeline)
     tell_registered(registered)
     log.info("figures and tables: %s", pipeline.report_folder)
+    again = "".join(f" --set {shlex.quote(each)}" for each in overrides or [])
+    console.print(f"next: routerretriever serve {recipe}{again}", soft_wrap=True)
 
 
 @app.command()
@@ -158,6 +161,26 @@ def add_expert(
     generated, registered = add_from_documents(recipe, name, documents, examples, release)
     tell_generated(generated)
     tell_registered(registered)
+
+
+@app.command()
+def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
+    """Turn users' feedback into judgements, train the experts concerned again, and challenge the release.
+
+    Documents are not encoded again. Held-out queries decide whether an expert is deployed.
+    """
+    from routerretriever.pipeline.learning import learn as learn_from_feedback
+    from routerretriever.runtime.progress import console
+
+    set_up_output(quiet)
+    found, registered = learn_from_feedback(recipe)
+    for one in found:
+        console.print(one.told(), soft_wrap=True)
+    if registered is None:
+        console.print("nothing to learn: no new judgements that users agree on")
+        return
+    tell_registered(registered)
+    console.print(f"version {registered.version} is the challenger; serving.releases says what it gets")
 
 
 @app.command("remove-expert")

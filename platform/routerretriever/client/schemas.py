@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from routerretriever.types import ROUTED_MODEL, Mode
+from routerretriever.types import ROUTED_MODEL, Language, Mode
 
 
 def _encodable(text: str) -> str:
@@ -136,6 +136,43 @@ class SearchResponse(BaseModel):
     lexical_weight: float | None = None
     """The weight of the words; null where only one side was compared."""
     results: list[Hit]
+
+
+class FeedbackRequest(_Schema):
+    """What a user did with the results of a query."""
+
+    query: Text
+    collection: Annotated[Text, StringConstraints(max_length=128)]
+    shown: list[DocumentId] = []
+    """Ids of the results, best first."""
+    clicked: list[DocumentId] = []
+    """Those of them that the user opened."""
+    relevant: list[DocumentId] = []
+    """Those that the user marked as what they were looking for."""
+    not_relevant: list[DocumentId] = []
+    """Those that the user marked as useless."""
+    user: Annotated[str, StringConstraints(max_length=128), AfterValidator(_encodable)] = ""
+    """Who it was, as the sender names them; by it, it can be deleted."""
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
+    """Of two reports with the same id, one counts; by default each is new."""
+
+
+class FeedbackResponse(BaseModel):
+    """The report is kept."""
+
+    id: str
+
+
+class ForgetRequest(_Schema):
+    """Whose reports are to be deleted."""
+
+    user: Annotated[Text, StringConstraints(max_length=128)]
+
+
+class ForgetResponse(BaseModel):
+    """How many reports of a user were deleted."""
+
+    deleted: int
 
 
 Texts = Annotated[list[Text], Field(min_length=1)]
@@ -280,6 +317,8 @@ class DocumentIn(_Schema):
     id: DocumentId
     title: str = ""
     text: Text
+    metadata: dict[str, Any] | None = None
+    """JSON fields that searches can filter by and return."""
 
 
 class UpsertRequest(_Schema):
@@ -292,6 +331,50 @@ class DeleteRequest(_Schema):
     """Documents to delete; ids that are not there are passed over."""
 
     ids: Annotated[list[DocumentId], Field(min_length=1)]
+
+
+class DocumentsResponse(BaseModel):
+    """A page of a collection's documents. One that is replaced moves to the end of its shard."""
+
+    total: int
+    """Documents in the whole collection."""
+    data: list[DocumentIn]
+
+
+class LexicalOptions(_Schema):
+    """How a collection's words are indexed."""
+
+    language: Language = "english"
+    """Whose stemmer is used; ``none`` stems nothing, ``code`` also counts the parts of identifiers."""
+    stop_words: bool = True
+    """Leave out words without content."""
+    k1: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.9
+    """BM25: how much repeated words count."""
+    b: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """BM25: how much long documents are marked down."""
+
+
+class CollectionIn(_Schema):
+    """A collection to create, without documents."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    lexical: LexicalOptions | None = LexicalOptions()
+    """Index of words; null for none."""
+
+
+class CollectionState(BaseModel):
+    """A collection that can be searched."""
+
+    name: str
+    documents: int
+    change: int
+    """Number of the last change that is searched; 0 before the first."""
+    lexical: LexicalOptions | None
+    """How its words are indexed; null where only vectors are searched."""
+    created: bool
+    """Whether it was created over HTTP, and can be deleted so."""
+    writable: bool
+    """Whether this token may change it."""
 
 
 class ChangeResponse(BaseModel):

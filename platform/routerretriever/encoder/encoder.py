@@ -27,11 +27,14 @@ from routerretriever.encoder.pooling import mean_over_tokens, pooling_of
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
 from routerretriever.errors import EncoderError
+from routerretriever.runtime.cluster import granted_gpus
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CHARACTERS_PER_TOKEN = 1000
+"""More than any text has on average, runs of spaces and words of no known piece among them."""
 _CPU_PADDING = 64
 """Padding tokens in a batch above which another pass is cheaper, on a CPU: queries of 9 to 63 tokens, 32 at a
 time, took 407 ms in one batch and 246 in batches with at most so much padding (MiniLM, one AVX2 thread)."""
@@ -326,8 +329,10 @@ class Encoder:
     def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         if not texts:
             return []
+        # A book is not tokenised to its end for what is read of it.
+        most = max_length * _CHARACTERS_PER_TOKEN
         tokens = self._tokenizer(
-            list(texts),
+            [text[:most] for text in texts],
             truncation=True,
             max_length=max_length,
             padding=False,
@@ -447,8 +452,15 @@ def _transformer_layers(model: Any) -> list[nn.Module]:
 
 
 def _pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
+    if wanted != "cpu" and not torch.cuda.is_available():
+        if granted := granted_gpus():
+            raise EncoderError(
+                f"encoder.device: Ray gave this worker GPU {', '.join(granted)}, which torch "
+                f"{torch.__version__} cannot use; install a CUDA build of torch that fits the driver on "
+                "every machine, or set gpus_per_worker (of a service: gpus) to 0"
+            )
+        if wanted == "cuda":
+            raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)

@@ -22,6 +22,7 @@ from routerretriever.generation.prompts import Request, chat, clean
 from routerretriever.generation.protocol import Written
 from routerretriever.generation.settings import EndpointSettings, GenerationSettings
 from routerretriever.hashing import content_hash
+from routerretriever.runtime.progress import log
 
 _LETTERS_A_TOKEN = 3
 """Fewer than there are in most languages, so that the estimate is rather too high."""
@@ -141,6 +142,7 @@ class EndpointWriter:
             raise _Passing(f"status {response.status_code}", float(told) if told.isdecimal() else None)
         if response.status_code >= 400:
             # This document is at fault: too long, or refused. It will not be better.
+            log.warning("%s: status %d: %s", self._endpoint.url, response.status_code, _message(response))
             return Written("", 0, f"refused (status {response.status_code})")
         try:
             answer = response.json()
@@ -176,6 +178,14 @@ class EndpointWriter:
             f"generation.writer: {url} knows no chat completions, or no model {self._endpoint.model!r} "
             f"(status {status}); the url usually ends in /v1"
         )
+
+
+def _message(response: httpx.Response) -> str:
+    """What an endpoint says of its refusal, in OpenAI's form if it has it."""
+    try:
+        return str(response.json()["error"]["message"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
 
 
 def _estimate(body: dict[str, Any], content: str) -> int:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from routerretriever.datasets.collection import Collection
-from routerretriever.datasets.files import require_file
+from routerretriever.datasets.collection import Collection, Qrels
 from routerretriever.datasets.passages import parent_of
+from routerretriever.datasets.variant import read_provenance, write_variant
 from routerretriever.errors import DatasetError
 from routerretriever.generation.filters import Draft, reasons
 from routerretriever.generation.sources import RealQueries, held_out, parents
 
-PROVENANCE = "provenance.json"
 DROPPED = "generated-dropped.jsonl"
 _ENOUGH_REAL = 20
 """So many labelled queries are dev by themselves; fewer are helped out by generated ones."""
@@ -52,11 +48,8 @@ def read_generated(folder: Path, key: str) -> Generated | None:
     """
     if not folder.exists():
         return None
-    try:
-        facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        facts = {}
-    if not isinstance(facts, dict) or facts.get("key") != key:
+    facts = read_provenance(folder)
+    if facts.get("key") != key:
         raise DatasetError(
             f"{folder}: there already, made from something else, and never written over; name a new folder "
             "or remove it"
@@ -113,51 +106,28 @@ def write_generated(
         },
         "dropped": reasons(drafts),
     }  # fmt: skip
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        made = Path(scratch) / folder.name
-        (made / "qrels").mkdir(parents=True)
-        corpus = require_file(collection.folder, "corpus.jsonl")
-        shutil.copyfile(corpus, made / corpus.name)
-        _write_queries(made, real, kept, split_of, cut)
-        _write_lines(made / DROPPED, (_told(draft) for draft in drafts if draft.problem))
-        text = json.dumps(provenance, indent=2, ensure_ascii=False)
-        (made / PROVENANCE).write_text(text + "\n", encoding="utf-8")
-        made.rename(folder)
+    queries, qrels = _queries(real, kept, split_of, cut)
+    dropped = (_told(draft) for draft in drafts if draft.problem)
+    write_variant(collection, folder, queries, qrels, provenance, {DROPPED: dropped})
     return Generated(folder, provenance)
 
 
-def _write_queries(
-    folder: Path, real: RealQueries, kept: Sequence[Draft], split_of: Mapping[str, str], cut: bool
-) -> None:
-    records: dict[str, dict[str, Any]] = {
-        identifier: {"_id": identifier, "text": text}
-        for identifier, text in {**real.dev, **real.test}.items()
-    }
-    judged: dict[str, list[tuple[str, str, int]]] = {"train": [], "dev": [], "test": []}
-    for split, qrels in (("dev", real.dev_qrels), ("test", real.test_qrels)):
-        judged[split] += [(query, doc, grade) for query, own in qrels.items() for doc, grade in own.items()]
+def _queries(
+    real: RealQueries, kept: Sequence[Draft], split_of: Mapping[str, str], cut: bool
+) -> tuple[list[dict[str, Any]], dict[str, Qrels]]:
+    people = {**real.dev, **real.test}
+    records: list[dict[str, Any]] = [{"_id": query, "text": text} for query, text in people.items()]
+    qrels: dict[str, Qrels] = {"train": {}, "dev": dict(real.dev_qrels), "test": real.test_qrels}
     for number, draft in enumerate(kept):
         identifier, source = f"generated-{number:05d}", draft.request.document
-        while identifier in records:
+        while identifier in people:
             identifier += "-"
         metadata = {"source": source, "type": draft.request.type, "rank": draft.rank}
-        records[identifier] = {"_id": identifier, "text": draft.query, "metadata": metadata}
-        judged[split_of[source]].append((identifier, parent_of(source) if cut else source, 1))
-    _write_lines(folder / "queries.jsonl", records.values())
-    for split, rows in judged.items():
-        if rows:
-            lines = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in rows)
-            text = "query-id\tcorpus-id\tscore\n" + lines
-            (folder / "qrels" / f"{split}.tsv").write_text(text, encoding="utf-8")
+        records.append({"_id": identifier, "text": draft.query, "metadata": metadata})
+        qrels[split_of[source]][identifier] = {parent_of(source) if cut else source: 1}
+    return records, qrels
 
 
 def _told(draft: Draft) -> dict[str, Any]:
     return {"text": draft.query, "source": draft.request.document, "type": draft.request.type,
             "reason": draft.problem}  # fmt: skip
-
-
-def _write_lines(path: Path, records: Any) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -123,6 +123,7 @@ class LocalWriter:
         import torch
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         name, options = model_files(self._local.model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32

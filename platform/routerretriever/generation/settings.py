@@ -123,9 +123,9 @@ class GenerationSettings(PoolSettings):
     """Nothing is asked about shorter documents."""
     document_words: PositiveInt = 180
     """The writer reads so many words of a document."""
-    max_query_tokens: PositiveInt = 48
+    max_query_tokens: PositiveInt = 32
     """The writer writes at most so many tokens."""
-    shard_size: PositiveInt = 32
+    shard_size: PositiveInt = 80
     """Queries in one shard, the unit of work that is kept when a run stops."""
     seed: int = 0
     """Another seed chooses other documents and other words."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,27 @@ class Column:
     """One metadata field of all rows: a code a row, and the value that each code stands for."""
 
     def __init__(self, values: Sequence[Any]) -> None:
-        codes: dict[Any, int] = {}
-        self.codes = np.fromiter(
-            (codes.setdefault(_key(each), len(codes)) for each in values), np.int32, len(values)
-        )
-        self.values: list[Any] = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
+        self._code_of: dict[Any, int] = {}
+        self.codes = np.empty(0, np.int32)
+        self.values: list[Any] = []
         # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
-        self.numbers: NDArray[np.float64] | None = None
-        plain = [each for each in self.values if each is not None]
-        if all(_is_number(each) for each in plain) and all(-(2**53) < each < 2**53 for each in plain):
-            self.numbers = np.array([np.nan if each is None else each for each in self.values], np.float64)
+        self.numbers: NDArray[np.float64] | None = np.empty(0)
+        self.extend(values)
+
+    def extend(self, values: Sequence[Any]) -> None:
+        """Add the next rows' values."""
+        code_of, known = self._code_of, len(self._code_of)
+        codes = (code_of.setdefault(_key(each), len(code_of)) for each in values)
+        self.codes = np.concatenate([self.codes, np.fromiter(codes, np.int32, len(values))])
+        new = [
+            list(value) if kind == "list" else value for kind, value in islice(code_of, known, len(code_of))
+        ]
+        self.values += new
+        if self.numbers is not None and all(each is None or _is_exact(each) for each in new):
+            numbers = np.array([np.nan if each is None else each for each in new], np.float64)
+            self.numbers = np.concatenate([self.numbers, numbers])
+        else:
+            self.numbers = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,10 @@ def parse_filter(value: Any, place: str = "filter") -> Filter:
     Raises:
         WrongField: it is no filter; the place is named.
     """
-    found = _parse(value, place, 1)
+    try:
+        found = _parse(value, place, 1)
+    except RecursionError:  # in showing what was found
+        raise WrongField(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter") from None
     if _size(found) > MAX_CONDITIONS:
         raise WrongField(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
     return found
@@ -167,6 +182,11 @@ def _size(filter: Filter) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, _Number) and not isinstance(value, bool)
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether a value is a number that float64 holds."""
+    return _is_number(value) and -(2**53) < value < 2**53
 
 
 def _is_scalar(value: Any) -> bool:

@@ -100,11 +100,15 @@ class HybridIndex:
 
     def look(self, queries: Queries, allowed: Mask, depth: int = LOOK_DEPTH) -> list[Look]:
         """Both indexes' best rows, each scored by the other, too."""
-        dense = self.dense.search(queries, depth, allowed)
-        lexical = self.lexical.search(queries, depth, allowed)
-        cosines = self.dense.score(queries, [hits.rows for hits in lexical])
-        bm25 = self.lexical.score(queries, [hits.rows for hits in dense])
-        return [Look(*each) for each in zip(dense, lexical, cosines, bm25, strict=True)]
+        looks = []
+        # One query after the other: an index of words keeps the scores of the last one.
+        for place, dense in enumerate(self.dense.search(queries, depth, allowed)):
+            query = queries.only(place)
+            (lexical,) = self.lexical.search(query, depth, allowed)
+            (bm25,) = self.lexical.score(query, [dense.rows])
+            (cosines,) = self.dense.score(query, [lexical.rows])
+            looks.append(Look(dense, lexical, cosines, bm25))
+        return looks
 
     def fuse(
         self,
@@ -129,7 +133,7 @@ class HybridIndex:
         """
         found = []
         for place, (look, weight, top) in enumerate(zip(looks, weights, tops, strict=True)):
-            query = Queries([queries.texts[place]], queries.vectors[place : place + 1])
+            query = queries.only(place)
             if weight == 1:
                 (best,) = self.by_words(query, depth, allowed)
                 found.append(replace(best, scores=best.bm25 / max(top.bm25, 1e-9)))

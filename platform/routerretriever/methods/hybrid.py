@@ -83,6 +83,11 @@ class Hybrid:
     def _test(self) -> dict[str, RoutedQueries]:
         return dict(self._routed("test", self.searched))
 
+    @cached_property
+    def routed_scores(self) -> dict[str, FusedScores]:
+        """Test queries with the router's vectors, at every weight."""
+        return self._fused({name: self._step(name, "test", own.vectors) for name, own in self._test.items()})
+
     def _dev(self, names: list[str]) -> dict[str, FusedScores]:
         routed = self._routed("dev", names)
         return self._fused({name: self._step(name, "dev", own.vectors) for name, own in routed.items()})
@@ -106,7 +111,7 @@ class Hybrid:
             return []
         prior = self._workspace.corpus.fusion.prior
         base = self._fused(self._base_steps())
-        fused = self._fused({name: self._step(name, "test", own.vectors) for name, own in self._test.items()})
+        fused = self.routed_scores
         learned = {
             name: fused[name].at_each(self.weights.of_queries(own.weights_QT, own.experts, name))
             for name, own in self._test.items()

@@ -126,7 +126,7 @@ def check_memory() -> tuple[Verdict, str]:
 def check_gpu(recipe: Recipe | None) -> tuple[Verdict, str]:
     """Whether torch can use the GPUs that there are, and the recipe gets those that it asks for."""
     there, usable = machine.nvidia_gpus(), machine.torch_gpus()
-    asking = [] if recipe is None else _ask_for_gpus(recipe)
+    asking = [] if recipe is None else recipe.asks_for_gpus()
     torch = f"torch {metadata.version('torch')}"
     if there and not usable:
         return Verdict.FAIL if asking else Verdict.NOTE, (
@@ -198,6 +198,7 @@ def check_storage(uri: str) -> tuple[Verdict, str]:
             file.write(b"0")
         return Verdict.OK, f"{folder.absolute()} can be written"
     files = FileSystem.open(uri)
+    files.require_answer()
     files.write(_PROBE, b"0")
     files.remove(_PROBE)
     return Verdict.OK, f"{without_secrets(uri)} can be written"
@@ -241,16 +242,6 @@ def _made(name: str, check: Check) -> Finding:
     except (RouterRetrieverError, OSError) as error:
         verdict, text = Verdict.FAIL, without_secrets(str(error))
     return Finding(name, verdict, text.splitlines()[0])
-
-
-def _ask_for_gpus(recipe: Recipe) -> list[str]:
-    wishes = {
-        "corpus.gpus_per_worker": recipe.corpus.gpus_per_worker,
-        "training.gpus_per_worker": recipe.training.gpus_per_worker,
-        "scoring.gpus_per_worker": recipe.scoring.gpus_per_worker,
-        "serving.router.gpus": recipe.serving.router.gpus,
-    }
-    return [name for name, wish in wishes.items() if wish > 0]
 
 
 def _has(package: str) -> bool:

@@ -18,6 +18,7 @@ from routerretriever.datasets.files import read_lines
 from routerretriever.datasets.importing import import_data
 from routerretriever.datasets.issues import raise_error
 from routerretriever.datasets.sources import find_sources
+from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError
 from routerretriever.generation.folder import Generated
 from routerretriever.generation.generate import Estimate, Generation
@@ -142,11 +143,8 @@ def add_from_documents(
 
 
 def _files_of(folder: Path) -> dict[str, str]:
-    try:
-        files = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["files"]
-        return {name: facts["sha256"] for name, facts in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    files = read_provenance(folder).get("files", {})
+    return {name: facts.get("sha256", "") for name, facts in files.items()}
 
 
 def _files_now(source: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
 from routerretriever.runtime.metrics import figures
-from routerretriever.runtime.progress import StepClock, log
+from routerretriever.runtime.progress import StepClock, at_work, log
 from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import BASE
@@ -92,6 +92,7 @@ class Pipeline:
         self.recipe = recipe
         _refuse_passing_storage(recipe.storage)
         self.store = ArtifactStore.open(recipe.storage)
+        self.store.files.require_answer()
         self.collections = {
             name: open_collection(name, recipe.domain_path(name), settings)
             for name, settings in recipe.domains.items()
@@ -266,7 +267,8 @@ class Pipeline:
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
             record = RunRecord(metrics, evaluation.mean(deployment.system), Path(scratch))
-            version, versions = registry.register_bundle(parts, record, release)
+            with at_work("registering"):
+                version, versions = registry.register_bundle(parts, record, release)
         place = without_secrets(registry.tracking_uri)
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, place)
         return Registered(registry.bundle_uri, version, versions, place)
@@ -342,13 +344,13 @@ def _refuse_passing_storage(storage: str) -> None:
         )
 
 
-def require_trained(pipeline: Pipeline, except_for: str | None) -> None:
+def require_trained(pipeline: Pipeline, except_for: Sequence[str] = ()) -> None:
     """Make sure that a change of domains retrains nobody else.
 
     Raises:
         RecipeError: other experts would be trained anew under the recipe's present settings or data.
     """
-    others = [name for name in pipeline.untrained() if name != except_for]
+    others = [name for name in pipeline.untrained() if name not in except_for]
     if others:
         raise RecipeError(
             f"the experts of {', '.join(others)} are not trained under this recipe's present settings and "

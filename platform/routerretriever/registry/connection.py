@@ -20,7 +20,7 @@ from routerretriever.runtime.cluster import why_silent
 
 _SQLITE = "sqlite:///"
 _QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false"}
-_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow's own defaults try a server that is away for many minutes."""
 _ANSWER_SECONDS = 10.0
 _NOTHING_LOST = (

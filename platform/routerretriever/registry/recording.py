@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ VERSION_TAG = "content_version"
 RECIPE_TAG = "recipe"
 _COMMIT_TAG = "git_commit"
 _MLFLOW_COMMIT = "mlflow.source.git.commit"
+_FORBIDDEN = re.compile(r"[^/\w.\- :]")
+"""What MLflow takes in no name of a metric: ``base + BM25`` becomes ``base _ BM25``."""
 _CARD = "model_card.md"
 _LONGEST = 4500
 """Characters of a description that MLflow's databases take, and some to spare."""
@@ -162,7 +165,7 @@ def _log(
     now = int(time.time() * 1000)
     client.log_batch(
         run,
-        [Metric(name, value, now, 0) for name, value in metrics.items()],
+        [Metric(_FORBIDDEN.sub("_", name), value, now, 0) for name, value in metrics.items()],
         [Param(name, str(value)) for name, value in params.items()],
         [RunTag(name, value) for name, value in tags.items()],
     )

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,6 +113,14 @@ def _resources() -> tuple[float, float]:
 
     total = ray.cluster_resources()
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def granted_gpus() -> list[str]:
+    """The GPUs that Ray has given this process; none outside Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
 
 
 def room_for(cpus: float, gpus: float, gang: int = 1) -> int:

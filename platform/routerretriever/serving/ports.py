@@ -29,8 +29,8 @@ class CollectionRef:
     changes: str
     lexical: LexicalSettings | None = None
     """How its words are indexed; None where only vectors are searched."""
-    created: str = ""
-    """Of a collection that was created over HTTP, what tells it from others that had its name."""
+    created_for: str = ""
+    """Of a collection that was created over HTTP, the fingerprint of its base encoder; else empty."""
 
     @classmethod
     def of(
@@ -89,6 +89,15 @@ class Rejection:
     """Whether the cause may go away by itself, as when storage cannot be reached."""
 
 
+@dataclass(frozen=True)
+class Contents:
+    """How far a collection has come."""
+
+    documents: int
+    change: int
+    """Number of the last change that is searched."""
+
+
 class IndexPort(Protocol):
     """Searches collections, over all their shards."""
 
@@ -111,16 +120,38 @@ class IndexPort(Protocol):
         """A document as it is now, if there is one."""
         ...
 
-
-class WriterPort(Protocol):
-    """Writes changes of collections; each gets a number."""
-
-    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
-        """Add or replace documents with their vectors [n, d]."""
+    async def contents(self, collection: CollectionRef) -> Contents:
+        """How many documents a collection has."""
         ...
 
-    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
-        """Delete documents."""
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+        """Documents by page."""
+        ...
+
+
+class WriterPort(Protocol):
+    """Writes changes of collections; each gets a number. Knows which collections were created over HTTP."""
+
+    async def created(self, encoder_fingerprint: str) -> dict[str, CollectionRef]:
+        """The created collections of a base encoder, by name."""
+        ...
+
+    async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
+        """Create a collection without documents; False if another has its name."""
+        ...
+
+    async def drop(self, name: str, ref: CollectionRef) -> None:
+        """Delete a created collection and its documents."""
+        ...
+
+    async def upsert(
+        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+    ) -> int | None:
+        """Add or replace documents with their vectors [n, d]; None if the collection was dropped."""
+        ...
+
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
+        """Delete documents; None if the collection was dropped."""
         ...
 
 

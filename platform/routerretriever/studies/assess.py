@@ -88,7 +88,7 @@ def assess(pipeline: Pipeline, collection: Collection) -> Assessment:
     """
     if collection.name in pipeline.collections:
         raise RecipeError(f"domains.{collection.name}: is in the recipe already; give another --name")
-    require_trained(pipeline, None)
+    require_trained(pipeline)
     own = pipeline.workspace
     workspace = replace(own, collections={**own.collections, collection.name: collection})
     models = pipeline.method(Experts).models

@@ -1,14 +1,12 @@
-"""The index as deployments: each searches one shard of every collection. One writer numbers the changes."""
+"""The index as deployments: each searches one shard of every collection."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -16,18 +14,17 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
-from routerretriever.index.changes import compact, last_change, write_change, write_deletion
+from routerretriever.index.changes import last_change
 from routerretriever.index.hybrid import Look, Tops
 from routerretriever.index.live import Found, LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
-from routerretriever.serving.ports import CollectionRef
+from routerretriever.serving.ports import CollectionRef, Contents
 from routerretriever.types import Mode
 
-log = logging.getLogger("ray.serve")
-
 _LOOKS_KEPT = 64
+_SWEEP_SECONDS = 60.0
 
 
 @serve.deployment
@@ -57,6 +54,7 @@ class Index:
         self._part, self._parts = part, parts
         self._open: dict[CollectionRef, LiveCollection] = {}
         self._refreshed_at: dict[CollectionRef, float] = {}
+        self._swept_at = time.monotonic()
         self._looks: OrderedDict[tuple[CollectionRef, str], tuple[int, list[Look]]] = OrderedDict()
         # One thread: a collection must not change under a search. FAISS has its own threads.
         self._thread = SerialExecutor()
@@ -79,6 +77,14 @@ class Index:
     async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
         """A document, if it lies in this shard."""
         return await self._thread.run(self._document, collection, document_id)
+
+    async def contents(self, collection: CollectionRef) -> Contents:
+        """How far this shard has come."""
+        return await self._thread.run(self._contents, collection)
+
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+        """Documents of this shard by page."""
+        return await self._thread.run(self._documents, collection, offset, limit)
 
     def _look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
         live = self._collection(collection)
@@ -107,7 +113,15 @@ class Index:
         except KeyError:
             return None
 
+    def _contents(self, collection: CollectionRef) -> Contents:
+        live = self._collection(collection)
+        return Contents(len(live), live.change)
+
+    def _documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+        return self._collection(collection).documents(offset, limit)
+
     def _collection(self, collection: CollectionRef) -> LiveCollection:
+        self._close_dropped()
         if collection not in self._open:
             self._open[collection] = LiveCollection(
                 self._store,
@@ -123,6 +137,17 @@ class Index:
             self._open[collection].refresh()
             self._refreshed_at[collection] = time.monotonic()
         return self._open[collection]
+
+    def _close_dropped(self) -> None:
+        """Let go of collections that were deleted: nobody asks for them, and their changes are gone."""
+        now = time.monotonic()
+        if now - self._swept_at < _SWEEP_SECONDS:
+            return
+        self._swept_at = now
+        for ref, live in list(self._open.items()):
+            unused = now - self._refreshed_at[ref] >= _SWEEP_SECONDS
+            if ref.created_for and unused and live.change and not last_change(self._store, ref.changes):
+                del self._open[ref], self._refreshed_at[ref]
 
 
 class IndexShards:
@@ -171,65 +196,23 @@ class IndexShards:
         )
         return next((document for document in found if document is not None), None)
 
+    async def contents(self, collection: CollectionRef) -> Contents:
+        """How many documents a collection has."""
+        found: list[Contents] = await asyncio.gather(
+            *(call_with_retry(shard.contents, collection) for shard in self._shards)
+        )
+        return Contents(sum(each.documents for each in found), max(each.change for each in found))
 
-class WriterClient:
-    """The writer's deployment as a ``WriterPort``."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
-        """Add or replace documents with their vectors [n, d]."""
-        return int(await call_with_retry(self._handle.upsert, collection, documents, vectors))
-
-    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
-        """Delete documents."""
-        return int(await call_with_retry(self._handle.delete, collection, ids))
-
-
-@serve.deployment
-class Writer:
-    """Gives changes their numbers and writes them. There is one of it, as numbers come from one hand."""
-
-    def __init__(self, store: ArtifactStore, fold_changes: int) -> None:
-        """Nothing is read yet.
-
-        Args:
-            store: where changes lie.
-            fold_changes: a collection's changes are folded whenever so many have been made.
-        """
-        self._store = store
-        self._fold_changes = fold_changes
-        self._folding: set[asyncio.Task[None]] = set()
-        self._last: dict[str, int] = {}
-        self._turn = asyncio.Lock()
-
-    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
-        """Add or replace documents with their vectors [n, d]; returns the change's number."""
-        return await self._write(collection, write_change, documents, vectors)
-
-    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
-        """Delete documents; returns the change's number."""
-        return await self._write(collection, write_deletion, ids)
-
-    async def _write(self, collection: CollectionRef, write: Callable[..., None], *content: Any) -> int:
-        async with self._turn:
-            if collection.changes not in self._last:
-                self._last[collection.changes] = await asyncio.to_thread(
-                    last_change, self._store, collection.changes
-                )
-            number = self._last[collection.changes] + 1
-            await asyncio.to_thread(write, self._store, collection.changes, number, *content)
-            self._last[collection.changes] = number
-        if number % self._fold_changes == 0:
-            task = asyncio.create_task(self._fold(collection))
-            self._folding.add(task)
-            task.add_done_callback(self._folding.discard)
-        return number
-
-    async def _fold(self, collection: CollectionRef) -> None:
-        """Beside further changes, which do not wait for it."""
-        try:
-            await asyncio.to_thread(compact, self._store, collection.changes)
-        except Exception:
-            log.exception("the changes of %s were not folded; the next fold does it", collection.changes)
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+        """Documents by page: those of the first shard, then those of the next."""
+        page: list[Document] = []
+        for shard in self._shards:
+            own: list[Document] = await call_with_retry(
+                shard.documents, collection, offset, limit - len(page)
+            )
+            page += own
+            if len(page) == limit:
+                break
+            held: Contents = await call_with_retry(shard.contents, collection)
+            offset = max(0, offset - held.documents)
+        return page

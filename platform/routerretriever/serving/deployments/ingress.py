@@ -16,12 +16,14 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import RouterRetriever
 from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.feedback import FeedbackLog
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.deployments.expert import ExpertClient
-from routerretriever.serving.deployments.index import IndexShards, WriterClient
+from routerretriever.serving.deployments.index import IndexShards
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.sizes import replica_id
+from routerretriever.serving.deployments.writer import WriterClient
 from routerretriever.serving.engine import Engine
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.http.api import build_api
@@ -89,17 +91,22 @@ class Ingress:
             desired,
         )
         await self._reconcile(desired)
+        await self._replica.refresh()
         self._follower = asyncio.create_task(self._follow())
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray's name for what makes the application once the constructor is done."""
-        return build_api(self._replica.service, self._recipe.serving, self._authenticator, self._metrics)
+        return build_api(
+            self._replica.service, self._recipe.serving, self._authenticator, self._metrics,
+            FeedbackLog(self._store.files),
+        )  # fmt: skip
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             try:
                 await self._reconcile(await self._controller.desired.remote(self._heartbeat()))
+                await self._replica.refresh()
             except Exception:
                 # What is loaded goes on serving while the controller is replaced.
                 log.exception("could not learn what is to be served; asking again")

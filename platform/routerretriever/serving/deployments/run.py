@@ -16,7 +16,7 @@ from routerretriever.errors import BundleError, Unavailable
 from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.haproxy import free_port
 from routerretriever.runtime.machine import why_not_listening
-from routerretriever.runtime.progress import console, log, show
+from routerretriever.runtime.progress import at_work, console, log, show
 
 if TYPE_CHECKING:
     from routerretriever.pipeline.pipeline import Pipeline
@@ -43,7 +43,8 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
         require_free(settings.host, port)
     serve.start(http_options={"host": settings.host, "port": port})
     try:
-        serve.run(application, name=APPLICATION, route_prefix="/")
+        with at_work("starting the service"):
+            serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         deployments = serve.status().applications[APPLICATION].deployments.values()
         messages = "\n".join([str(error), *(deployment.message for deployment in deployments)])
