@@ -22,6 +22,7 @@ from routerretriever.methods.experts import (
     ROUTED,
     Experts,
 )
+from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.types import BASE
 from safetensors.numpy import load_file
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.integration
 def test_every_step_left_its_artifact_and_a_second_run_makes_nothing(finished):
     pipeline, _, _ = finished
     storage = Path(pipeline.store.uri)
-    kinds = ("corpora", "experts", "scores", "judgements", "mixtures")
+    kinds = ("corpora", "experts", "scores", "judgements", "mixtures", "fused")
     before = {kind: files_below(storage / kind) for kind in kinds}
     assert all(before.values())
     again = Pipeline(pipeline.recipe)
@@ -61,6 +62,7 @@ def test_the_evaluation_is_consistent(finished):
     pipeline, _, _ = finished
     figures = pipeline.evaluation.ndcg_at_10
     assert list(figures)[:8] == [BASE, "fruit", "metal", OWN_EXPERT, "joint", "average", ROUTED, PAPER]
+    assert set(HYBRID_SYSTEMS) <= set(figures)
     assert list(figures)[-2:] == [DATASET_ORACLE, INSTANCE_ORACLE]
     for dataset in ("fruit", "metal", "sport"):
         assert figures[DATASET_ORACLE][dataset] == max(figures[e][dataset] for e in ("fruit", "metal"))
@@ -82,6 +84,22 @@ def test_queries_are_evaluated_with_the_vectors_that_the_bundle_gives(finished):
     ndcg = measure(collection.qrels("test"), run, ids).ndcg_at_10
     np.testing.assert_allclose(ndcg, evaluation.measured[ROUTED]["sport"].ndcg_at_10)
     assert set(evaluation.system(ROUTED).encodings.values()) == {1.0}
+
+
+def test_without_bm25_a_hybrid_search_is_the_routers_own(finished):
+    pipeline, _, _ = finished
+    scores = pipeline.method(Experts).hybrid.routed_scores
+    assert list(scores) == ["fruit", "metal", "sport"]
+    for dataset, fused in scores.items():
+        routed = pipeline.evaluation.measured[ROUTED][dataset]
+        np.testing.assert_allclose(fused.at(0.0).ndcg_at_10, routed.ndcg_at_10)
+
+
+def test_the_bundle_carries_the_weights_that_dev_queries_chose(finished):
+    pipeline, registered, _ = finished
+    learned = RouterRetriever.load(registered.uri, registered.tracking_uri).fusion
+    assert learned.domains == ("fruit", "metal")
+    assert pipeline.calibrate("fruit").weight == learned.for_domain("fruit")
 
 
 def test_the_averaged_model_is_the_mean_of_the_experts(finished):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -17,8 +18,12 @@ from routerretriever.bundle.build import BundleParts, ServiceFacts, write_bundle
 from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import BundleError
-from routerretriever.registry.registry import Registry, RunRecord
+from routerretriever.errors import BadInput, BundleError
+from routerretriever.index.fusion_weights import GRID, FusionWeights
+from routerretriever.index.settings import FusionSettings
+from routerretriever.registry.pyfunc import INPUT_EXAMPLE
+from routerretriever.registry.recording import RunRecord
+from routerretriever.registry.registry import Registry
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.training.expert import open_expert
@@ -72,6 +77,23 @@ def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path):
     assert read_validation_queries(folder) == FACTS.validation
 
 
+def test_a_bundle_tells_how_much_bm25_counts(made, tmp_path):
+    weights = np.ones((2, 1), dtype=np.float32)
+    plain = RouterRetriever.load(str(written(made, tmp_path / "plain")))
+    assert plain.fusion is None
+    assert plain.fusion_weights(weights, ["fruit"]).tolist() == [0.1, 0.1]
+    store, parts = made
+    harmful = FusionWeights.fit({"fruit": np.tile(-np.array(GRID), (200, 1))}, FusionSettings())
+    learned = replace(parts, fusion=harmful)
+    bundle = RouterRetriever.load(str(written((store, learned), tmp_path / "learned")))
+    assert bundle.fusion.domains == ("fruit",)
+    assert bundle.fusion_weights(weights, ["fruit"]).tolist() == [0.0, 0.0]
+    assert bundle.manifest["fusion"] in bundle.manifest["files"]
+    (tmp_path / "learned" / "fusion.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"fusion\.json: altered"):
+        RouterRetriever.load(str(tmp_path / "learned"))
+
+
 def test_an_altered_file_is_named(made, tmp_path):
     folder = written(made, tmp_path / "bundle")
     (folder / "validation.json").write_text("{}")
@@ -90,7 +112,11 @@ def test_a_registered_bundle_comes_back_the_same_however_it_is_loaded(made, tmp_
     answers = []
 
     def register():
-        answers.append(registry.register_bundle(parts, RunRecord({"seconds/train": 1.0}, 0.5)))
+        answers.append(
+            registry.register_bundle(
+                parts, RunRecord({"seconds/train": 1.0, "ndcg_at_10/a + b, c/fruit": 0.5}, 0.5)
+            )
+        )
 
     register()
     # Two more that register the same at once get the same versions.
@@ -113,6 +139,20 @@ def test_a_registered_bundle_comes_back_the_same_however_it_is_loaded(made, tmp_
     np.testing.assert_array_equal(model.predict(QUERIES), expected)
     table = pd.DataFrame({"id": ["q1", "q2"], "text": QUERIES})
     np.testing.assert_array_equal(model.predict(table), expected)
+
+    one = mlflow.pyfunc.load_model("models:/tiny-expert-fruit/1")
+    np.testing.assert_allclose(one.predict(table), expected, atol=1e-6)
+    with pytest.raises(BadInput, match="no column 'text'"):
+        model.predict(table.rename(columns={"text": "query"}))
+    shown = mlflow.MlflowClient()
+    about = shown.get_model_version("tiny", "1")
+    assert about.description.startswith("Recipe 'tiny': 1 experts (fruit) on fake")
+    assert "# Bundle of recipe `tiny`" in about.description
+    run = shown.get_run(about.run_id)
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("fruit", "1")
+    assert {"model_card.md", "recipe.json"} <= {file.path for file in shown.list_artifacts(about.run_id)}
+    assert model.input_example == INPUT_EXAMPLE
 
     # The storage moves: what is registered there is still served, and new versions are written there.
     (tmp_path / "storage").rename(tmp_path / "moved")

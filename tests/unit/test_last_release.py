@@ -28,6 +28,7 @@ def keys(kind):
 def test_a_bundle_of_the_last_release_gives_the_same_vectors():
     bundle = RouterRetriever.load(str(FIXTURE / "bundle"))
     assert bundle.experts == ["fruit", "metal"]
+    assert bundle.fusion is None
     expected = json.loads((FIXTURE / "vectors.json").read_text())
     vectors = bundle.encode_queries(expected["queries"])
     np.testing.assert_allclose(vectors, expected["vectors"], atol=1e-6)

@@ -14,6 +14,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import (
     BASE_ADAPTER,
     FORMAT,
+    FUSION_FILE,
     MANIFEST_FILE,
     VALIDATION_FILE,
     ValidationQuery,
@@ -23,6 +24,7 @@ from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BundleError
 from routerretriever.hashing import file_hash
+from routerretriever.index.fusion_weights import FusionWeights
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.saving import save_router
 from routerretriever.routing.settings import RoutingSettings
@@ -58,6 +60,8 @@ class BundleParts:
     """Figures to carry along."""
     facts: ServiceFacts
     """What the service is to know."""
+    fusion: FusionWeights | None = None
+    """How much BM25 counts beside the vectors."""
 
 
 def write_bundle(
@@ -106,6 +110,8 @@ def write_bundle(
         folder / VALIDATION_FILE,
         {name: [asdict(query) for query in queries] for name, queries in parts.facts.validation.items()},
     )
+    if parts.fusion is not None:
+        _write_json(folder / FUSION_FILE, parts.fusion.to_json())
     manifest = {
         "format": FORMAT,
         "encoder": encoder.model_dump(),
@@ -117,6 +123,7 @@ def write_bundle(
         "evaluation": dict(parts.evaluation),
         "corpora": parts.facts.corpora,
         "shares": parts.facts.shares,
+        "fusion": None if parts.fusion is None else FUSION_FILE,
         "files": {
             path.relative_to(folder).as_posix(): file_hash(path)
             for path in sorted(folder.rglob("*"))

@@ -2,8 +2,9 @@
 
 Layout: ``bundle.json`` (base encoder and its fingerprint, experts with versions, the hash of every file, the
 recipe, evaluation figures), ``router/``, ``experts/<name>/`` with an adapter's files and the expert's card,
-and ``validation.json``, queries that a service asks before it lets a bundle in. A bundle needs nothing else
-but the base encoder's own weights.
+``validation.json``, queries that a service asks before it lets a bundle in, and, if it was learned,
+``fusion.json``, how much BM25 counts beside the vectors. A bundle needs nothing else but the base encoder's
+own weights.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 
 from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import BundleError
+from routerretriever.errors import BadInput, BundleError
 from routerretriever.hashing import file_hash
+from routerretriever.index.fusion_weights import FusionWeights
 
 MANIFEST_FILE = "bundle.json"
 VALIDATION_FILE = "validation.json"
+FUSION_FILE = "fusion.json"
 BASE_ADAPTER = "base_adapter"
 FORMAT = 2
 _OLD_VALIDATION_FILE = "canary.json"
@@ -54,6 +57,21 @@ def read_validation_queries(bundle: Path) -> dict[str, list[ValidationQuery]]:
         path = bundle / _OLD_VALIDATION_FILE
     stored = json.loads(path.read_text(encoding="utf-8"))
     return {name: [ValidationQuery(**query) for query in queries] for name, queries in stored.items()}
+
+
+def read_fusion_weights(bundle: Path, manifest: Mapping[str, Any]) -> FusionWeights | None:
+    """How much BM25 counts beside the vectors; None if the bundle does not say.
+
+    Raises:
+        BundleError: the weights were made for other settings than this release's.
+    """
+    name = manifest.get("fusion")
+    if name is None:
+        return None
+    try:
+        return FusionWeights.from_json(json.loads((bundle / name).read_text(encoding="utf-8")))
+    except BadInput as error:
+        raise BundleError(f"{bundle / name}: {error}") from None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.bundle.manifest import bundle_encoder, expert_folder, read_manifest
+from routerretriever.bundle.manifest import (
+    bundle_encoder,
+    expert_folder,
+    read_fusion_weights,
+    read_manifest,
+)
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import BundleError
 from routerretriever.hashing import content_hash
+from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.saving import load_router
 
 if TYPE_CHECKING:
@@ -49,6 +55,8 @@ class RouterRetriever:
         self.manifest = read_manifest(folder)
         self.settings = bundle_encoder(folder, self.manifest)
         self.router = load_router(folder / "router")
+        self.fusion = read_fusion_weights(folder, self.manifest)
+        """How much BM25 counts beside the vectors; None if it was not learned."""
         self.encoder = load_tower(self.settings) if encoder is None else encoder
         folders = {
             pin["name"]: expert_folder(folder, pin.get("folder", pin["name"]))
@@ -88,6 +96,20 @@ class RouterRetriever:
     def features(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """What the router reads of tokenised queries: [B, d]."""
         return self.encoder.token_features(rows, self.manifest["features"])
+
+    def fusion_weights(
+        self, weights_BT: Vectors, domains: Sequence[str], collection: str | None = None
+    ) -> NDArray[np.float64]:
+        """Weights of BM25 [B] for routed queries.
+
+        Args:
+            weights_BT: what ``route`` gave: how likely each query is of each domain.
+            domains: the T experts that these are of, ``router.experts``.
+            collection: what is searched. If its own dev queries were learned from, they decide.
+        """
+        if self.fusion is None:
+            return np.full(len(weights_BT), FusionSettings().prior)
+        return self.fusion.of_queries(weights_BT, domains, collection)
 
     @property
     def merge(self) -> str:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output, tell_generated
+
 if TYPE_CHECKING:
     from routerretriever.datasets.checking import CheckReport
 
 datasets_app = typer.Typer(
-    help="Import, check, split, export and download collections (BEIR folders).", no_args_is_help=True
+    help="Import, check, split, export, download and generate collections (BEIR folders).",
+    no_args_is_help=True,
 )
 
 Source = Annotated[str, typer.Argument(help="A BEIR folder, or sample:<domain>.")]
@@ -126,6 +129,42 @@ def import_source(
     _print_report(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@datasets_app.command("generate")
+def generate(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose documents are asked about.")],
+    to: Annotated[
+        Path | None, typer.Option(help="The new BEIR folder; by default <data_root>/generated/<domain>.")
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help='Up to eight queries as people write them: JSONL, {"query": ..., "document": ...}.'
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only try a few calls, and say what all will take.")
+    ] = False,
+) -> None:
+    """Write queries about a domain's documents; makes a collection with train and dev queries.
+
+    Labelled queries of the domain become dev, and its test split stays. A run that was stopped goes on where
+    it was.
+    """
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.pipeline.documents import generated_folder, generation, with_examples
+
+    set_up_output(quiet)
+    settings = with_examples(load_recipe(recipe, overrides), examples)
+    made = generation(settings, domain)
+    if dry_run:
+        _print(made.estimate().told())
+        return
+    tell_generated(made.run(to or generated_folder(settings, domain)))
 
 
 @datasets_app.command("export")

@@ -9,14 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_serializer, model_validator
 
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.index.settings import CollectionSettings
+from routerretriever.errors import without_secrets
+from routerretriever.generation.settings import GenerationSettings
+from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.settings import ScoringSettings
@@ -54,6 +56,15 @@ else:
     """The recipe's ``methods``."""
 
 
+class RecipeDomain(DomainSettings):
+    """One collection, and how its words are searched."""
+
+    lexical: Literal["corpus"] | LexicalSettings | None = "corpus"
+    """Replaces ``corpus.lexical`` here, as ``{language: code}`` does; null searches no words."""
+    calibrate: bool | None = None
+    """Learn from its dev queries how much BM25 counts; by default only where it has an expert."""
+
+
 class Recipe(Settings):
     """A whole run: collections, base encoder and the settings of every step."""
 
@@ -63,12 +74,14 @@ class Recipe(Settings):
     """Folder or fsspec URI under which every artifact is stored."""
     data_root: str = "."
     """Folder at which relative collection paths start."""
-    domains: Annotated[dict[DomainName, DomainSettings], Field(min_length=1)]
+    domains: Annotated[dict[DomainName, RecipeDomain], Field(min_length=1)]
     """Collections by name."""
     encoder: EncoderSettings = EncoderSettings()
     """The shared base encoder."""
     corpus: CollectionSettings = CollectionSettings()
     """How documents are encoded and indexed."""
+    generation: GenerationSettings = GenerationSettings()
+    """How queries are generated from documents."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""
     scoring: ScoringSettings = ScoringSettings()
@@ -86,6 +99,11 @@ class Recipe(Settings):
     question: str | None = None
     """What ``run`` asks the service at the end."""
 
+    @field_serializer("storage", "data_root", when_used="json")
+    def _without_secrets(self, uri: str) -> str:
+        # JSON goes into bundles, reports and figures, for everybody to read.
+        return without_secrets(uri)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.registry.name:
@@ -102,6 +120,15 @@ class Recipe(Settings):
         known = {BASE, *self.expert_domains}
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
+        if self.training.teacher_bm25:
+            for name in self.expert_domains:
+                if self.lexical(name) is None:
+                    raise ValueError(
+                        f"training.teacher_bm25: {self.training.teacher_bm25:g} needs the words of {name}, "
+                        f"but domains.{name}.lexical or corpus.lexical is null; set a language there"
+                    )
+        if self.encoder.device == "cpu" and (asking := self.asks_for_gpus()):
+            raise ValueError(f"encoder.device: cpu, and {asking[0]} asks for a GPU; set one of the two")
         self._check_methods()
         kind = kind_named(self.training.adapter.kind)
         if self.routing.merge not in kind.merges:
@@ -135,6 +162,31 @@ class Recipe(Settings):
     def expert_domains(self) -> list[str]:
         """Names of the domains that get an expert, in the recipe's order."""
         return [name for name, domain in self.domains.items() if domain.expert]
+
+    @property
+    def calibrated_domains(self) -> list[str]:
+        """Names of the domains whose dev queries say how much BM25 counts."""
+        return [
+            name
+            for name, domain in self.domains.items()
+            if (domain.expert if domain.calibrate is None else domain.calibrate)
+        ]
+
+    def lexical(self, name: str) -> LexicalSettings | None:
+        """How the words of a domain are searched; None if they are not."""
+        own = self.domains[name].lexical
+        return self.corpus.lexical if own == "corpus" else own
+
+    def asks_for_gpus(self) -> list[str]:
+        """The settings that ask Ray for GPUs."""
+        wishes = {
+            "corpus.gpus_per_worker": self.corpus.gpus_per_worker,
+            "training.gpus_per_worker": self.training.gpus_per_worker,
+            "scoring.gpus_per_worker": self.scoring.gpus_per_worker,
+            "serving.router.gpus": self.serving.router.gpus,
+            "serving.expert.gpus": self.serving.expert.gpus,
+        }
+        return [name for name, wish in wishes.items() if wish > 0]
 
     def domain_path(self, name: str) -> str:
         """Where a domain's collection lies: ``sample:<name>`` or a folder."""

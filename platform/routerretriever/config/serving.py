@@ -69,6 +69,8 @@ class LimitSettings(Settings):
     """Documents in one request."""
     document_length: PositiveInt = 262_144
     """Characters of a document, its title included."""
+    metadata_bytes: PositiveInt = 16_384
+    """Bytes of a document's metadata, as JSON."""
     body_bytes: PositiveInt = 16_000_000
     """Bytes of a request's body."""
     requests: PositiveInt = 256
@@ -101,6 +103,19 @@ class ReleaseSettings(Settings):
     """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
     shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
+
+
+class FeedbackSettings(Settings):
+    """What ``/v1/feedback`` takes, and what ``learn`` makes of it."""
+
+    documents: PositiveInt = 200
+    """Document ids in a list of one report."""
+    query_length: PositiveInt = 2000
+    """Characters of a query."""
+    discount: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """A click at rank r counts ``1 - discount ** r``: results at the top are clicked for standing there."""
+    least: PositiveFloat = 1.0
+    """What the votes of users for a document must add up to before it counts as relevant; a mark counts 1."""
 
 
 class ServingSettings(Settings):
@@ -148,3 +163,5 @@ class ServingSettings(Settings):
     """Documents that were added or deleted show in searches after at most this long."""
     compact_every: PositiveInt = 256
     """Changes to a collection after which they are compacted into one checkpoint."""
+    feedback: FeedbackSettings | None = None
+    """Keep what users click and mark, under ``feedback/`` of the storage; ``{}`` turns it on."""

@@ -117,11 +117,11 @@ def _csv(path: Path) -> Iterator[Row]:
         with open_plain(path) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             first = stream.readline()
-            plain = suffix(path) == ".tsv"
+            tabs = suffix(path) == ".tsv"
             reader = csv.reader(
                 chain([first], stream),
-                delimiter="\t" if plain else _delimiter(first),
-                quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+                delimiter="\t" if tabs else _delimiter(first),
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
             )
             header = next(reader, [])
             for row in reader:

@@ -27,6 +27,7 @@ from routerretriever.encoder.pooling import mean_over_tokens, pooling_of
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
 from routerretriever.errors import EncoderError
+from routerretriever.runtime.cluster import granted_gpus
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
@@ -114,6 +115,11 @@ class Encoder:
                 f"{self.settings.name} {self.dimension}; both must be of one space"
             )
         self._documents = other
+
+    @property
+    def parts(self) -> tuple[Any, Any, list[Any]]:
+        """Tokenizer, transformer and Dense layers."""
+        return self._tokenizer, self.transformer, self._dense
 
     @property
     def dimension(self) -> int:
@@ -446,8 +452,15 @@ def _transformer_layers(model: Any) -> list[nn.Module]:
 
 
 def _pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
+    if wanted != "cpu" and not torch.cuda.is_available():
+        if granted := granted_gpus():
+            raise EncoderError(
+                f"encoder.device: Ray gave this worker GPU {', '.join(granted)}, which torch "
+                f"{torch.__version__} cannot use; install a CUDA build of torch that fits the driver on "
+                "every machine, or set gpus_per_worker (of a service: gpus) to 0"
+            )
+        if wanted == "cuda":
+            raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)

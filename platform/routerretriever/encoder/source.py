@@ -28,17 +28,46 @@ def encoder_folder(settings: EncoderSettings) -> Path:
     Raises:
         EncoderError: the encoder cannot be found or fetched.
     """
-    if settings.name in _PACKAGED:
-        package, folder = _PACKAGED[settings.name]
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return Path(spec.origin).parent / folder
+    if (packaged := _packaged(settings.name)) is not None:
+        return packaged
     local = Path(settings.name).expanduser()
-    if any((local / name).is_file() for name in ("config.json", "modules.json")):
+    if _is_encoder(local):
         return local
     if local.is_absolute() or settings.name.startswith((".", "~")):
         raise EncoderError(f"encoder.name: {settings.name} holds no config.json")
     return _download(settings.name, settings.revision)
+
+
+def hub_id(settings: EncoderSettings) -> str | None:
+    """The name by which any machine can fetch the encoder; None if it is a folder of this one."""
+    if settings.name in _PACKAGED:
+        return f"sentence-transformers/{settings.name.rpartition('/')[2]}"
+    is_folder = (Path(settings.name).expanduser() / "config.json").is_file()
+    return None if is_folder or settings.name == FAKE else settings.name
+
+
+def is_here(settings: EncoderSettings) -> bool:
+    """Whether the encoder's files are on this machine, so that nothing has to be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if _packaged(settings.name) or _is_encoder(Path(settings.name).expanduser()):
+        return True
+    try:
+        return isinstance(
+            try_to_load_from_cache(settings.name, "config.json", revision=settings.revision), str
+        )
+    except ValueError:  # no model id
+        return False
+
+
+def _is_encoder(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "modules.json"))
+
+
+def _packaged(name: str) -> Path | None:
+    package, folder = _PACKAGED.get(name, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / folder
 
 
 def modules_of(folder: Path) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from routerretriever.errors import BadInput
 from routerretriever.evaluation.significance import Difference, compare_all
 from routerretriever.evaluation.system import Kind, System
 from routerretriever.measures import Measured
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,15 @@ class Evaluation:
         """Mean of figures of datasets over those with an expert, or the zero-shot ones; None without any."""
         chosen = self.zero_shot if zero_shot else self.with_expert
         return float(np.mean([figures[name] for name in chosen])) if chosen else None
+
+    def frame(self, measure_name: str = "ndcg_at_10") -> DataFrame:
+        """One of ``MEASURES`` as a table: a row a system, a column a test set, and the means."""
+        from pandas import DataFrame
+
+        table = DataFrame(self.means(measure_name)).T
+        table["mean"] = [self.mean(name, measure_name=measure_name) for name in table.index]
+        table["zero-shot"] = [self.mean(name, True, measure_name) for name in table.index]
+        return table
 
     @property
     def upper_bound(self) -> System | None:

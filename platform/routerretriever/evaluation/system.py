@@ -25,7 +25,9 @@ class Kind(IntEnum):
     """One model for everything."""
     ROUTER = 4
     """A choice or mixture for each query."""
-    ORACLE = 5
+    HYBRID = 5
+    """Words, alone or beside vectors."""
+    ORACLE = 6
     """A choice that knows the judgements; the last one is the upper bound."""
 
 

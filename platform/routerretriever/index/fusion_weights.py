@@ -73,6 +73,27 @@ class FusionWeights:
         posterior = np.array([[float(name == domain) for name in self.domains]])
         return float(self.predict(posterior)[0]) if self.domains else self.settings.prior
 
+    def of_queries(
+        self, weights_BT: NDArray[np.float32], experts: Sequence[str], collection: str | None = None
+    ) -> NDArray[np.float64]:
+        """Weights of queries [B].
+
+        Args:
+            weights_BT: a router's weights, taken for the chances that a query is of each expert's domain.
+            experts: the T experts. One that is no domain here, such as the base, counts as none.
+            collection: what is searched. If it is a domain here, its own curve decides for all queries.
+        """
+        if collection in self.domains:
+            return np.full(len(weights_BT), self.for_domain(collection))
+        if not self.domains:
+            return np.full(len(weights_BT), self.settings.prior)
+        columns = {name: column for column, name in enumerate(experts)}
+        posterior = np.zeros((len(weights_BT), len(self.domains)))
+        for place, domain in enumerate(self.domains):
+            if domain in columns:
+                posterior[:, place] = weights_BT[:, columns[domain]]
+        return self.predict(posterior)
+
     def to_json(self) -> dict[str, object]:
         """Everything that ``from_json`` needs."""
         return {

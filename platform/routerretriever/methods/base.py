@@ -22,7 +22,8 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import Refused
 from routerretriever.evaluation.system import System
 from routerretriever.index.dense import SearchIndex, open_index
-from routerretriever.index.settings import CollectionSettings
+from routerretriever.index.fusion_weights import FusionWeights
+from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import StepClock
@@ -51,6 +52,10 @@ class Workspace:
     training: TrainingSettings
     scoring: ScoringSettings
     routing: RoutingSettings
+    lexical: Mapping[str, LexicalSettings | None]
+    """How the words of each domain are searched; None where they are not."""
+    calibrated: tuple[str, ...]
+    """Domains whose dev queries say how much BM25 counts."""
     clock: StepClock = field(default_factory=StepClock)
     _texts: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     _features: dict[tuple[str, str, Any], Vectors] = field(default_factory=dict)
@@ -83,7 +88,7 @@ class Workspace:
 
     def source(self, name: str, **options: Any) -> Source:
         """A domain to train on; see ``Source``."""
-        return Source(self.corpus_step(name), **options)
+        return Source(self.corpus_step(name), lexical=self.lexical[name], **options)
 
     def open_corpus(self, name: str) -> Corpus:
         """A domain's encoded documents; they are encoded if they have not been."""
@@ -159,6 +164,22 @@ class Deployment:
     """Which features the router reads, and what is merged by its weights."""
     corpora: dict[str, str]
     """Domain -> key of its corpus, encoded by this encoder."""
+    fusion: FusionWeights | None = None
+    """How much BM25 counts beside the vectors; None if it was not learned."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a domain's dev queries say of the weight of BM25."""
+
+    domain: str
+    queries: int
+    ndcg_at_10: dict[float, float]
+    """Mean by weight."""
+    weight: float
+    """What was chosen."""
+    prior: float
+    """What it would be without dev queries."""
 
 
 class Method(ABC):
@@ -224,6 +245,14 @@ class Method(ABC):
             Refused: nothing of it can be.
         """
         raise Refused(f"deploy: {self.name!r} cannot be served")
+
+    def calibrate(self, domain: str) -> Calibration:
+        """Learn how much BM25 counts in a domain; what is missing is made.
+
+        Raises:
+            Refused: this method learns no such weight.
+        """
+        raise Refused(f"deploy: {self.name!r} learns no weight of BM25")
 
     def untrained(self) -> list[str]:
         """Domains whose own model, under the present settings, has not been trained."""

@@ -18,15 +18,21 @@ from routerretriever.artifacts.step import Step
 from routerretriever.datasets.splitting import split_train
 from routerretriever.errors import BadInput
 from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured, Values, measure
-from routerretriever.methods.base import Deployment, Method, Workspace
+from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
+from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
+from routerretriever.methods.hybrid import Hybrid, RoutedQueries
+from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.fit import fit_router
+from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
 from routerretriever.routing.protocol import Router
-from routerretriever.routing.settings import RoutingSettings
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log
-from routerretriever.scoring.mixtures import mixture_step
-from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable, SplitScores
+from routerretriever.scoring.fusion import QueryVectors
+from routerretriever.scoring.mixed_vectors import MixedVectors, mix
+from routerretriever.scoring.mixtures import EncodeMixtures, mixture_step
+from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable
 from routerretriever.settings import Settings
 from routerretriever.training.expert import Expert, TrainAdapter, expert_step
 from routerretriever.types import BASE, Vectors
@@ -74,6 +80,8 @@ class Experts(Method):
             *self.train_steps.values(),
             *self._source_steps(),
             *workspace.score_steps("test", self.models, tested),
+            *self._routed_steps("dev", self.hybrid.calibrated),
+            *self.hybrid.steps(),
         ]
 
     @cached_property
@@ -112,6 +120,16 @@ class Experts(Method):
             self.source_split, self.models, list(self._workspace.expert_domains)
         )
 
+    def _routed_steps(self, split: str, names: list[str]) -> list[ScoreSplit]:
+        """Scores of queries that are to be routed: of the base, or of all models if vectors are merged."""
+        merges_vectors = self._workspace.routing.merge == "embeddings"
+        return self._workspace.score_steps(split, self.models if merges_vectors else self.models[:1], names)
+
+    @cached_property
+    def hybrid(self) -> Hybrid:
+        """BM25 beside the routed vectors."""
+        return Hybrid(self._workspace, self._route)
+
     @cached_property
     def scores(self) -> ScoreTable:
         """The queries that routers learn from, scored with every expert and the base."""
@@ -131,11 +149,42 @@ class Experts(Method):
         """A split of some domains, scored with every expert and the base."""
         return self._workspace.scores(self._workspace.score_steps(split, self.models, names))
 
-    @cached_property
+    @property
     def router(self) -> Router:
         """The recipe's router, fitted."""
+        return self._fitted[0]
+
+    @property
+    def routing(self) -> RoutingSettings:
+        """The recipe's routing, with the fallback that ``auto`` has chosen."""
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[Router, RoutingSettings]:
+        settings = self._workspace.routing
         with self._workspace.timed("route"):
-            return self.fit(self._workspace.routing)
+            data = self.routing_data(settings)
+            router = fit(data, settings)
+            chosen = self._with_chosen_fallback(router, data, settings)
+            return calibrate(router, data, chosen), chosen
+
+    def _with_chosen_fallback(
+        self, router: Router, data: RoutingData, settings: RoutingSettings
+    ) -> RoutingSettings:
+        """The settings with the fallback that ``auto`` stands for: chosen once, and kept in storage."""
+        if settings.fallback is None or settings.fallback.answer != "auto":
+            return settings
+        store, scored = self._workspace.store, [step.key for step in self._source_steps()]
+        source = self._workspace.scoring.source
+        key = (
+            f"fallbacks/{content_hash(scored, source, settings.model_dump(mode='json'), CALIBRATION_VERSION)}"
+        )
+        if not store.exists(key):
+            chosen = with_chosen_fallback(router, data, settings).fallback
+            assert chosen is not None
+            store.commit(key, {"kind": "fallback", "chosen": chosen.model_dump(mode="json")})
+        kept = FallbackSettings.model_validate(store.manifest(key)["chosen"])
+        return settings.model_copy(update={"fallback": kept})
 
     def fit(self, settings: RoutingSettings) -> Router:
         """Fit a router, the recipe's or another, on the scored queries.
@@ -156,13 +205,32 @@ class Experts(Method):
             {name: scores.utilities(names) for name, scores in self.scores.items()},
             self._workspace.features(self.scores, split, settings.features),
             self._workspace.query_texts(self.scores, split),
+            self._mixed.mixed_ndcg if settings.fallback is not None else None,
+        )
+
+    @cached_property
+    def _mixed(self) -> MixedVectors:
+        """Measures mixtures of experts on the queries that routers learn from."""
+        return self.mixed_vectors(self.scores, self.source_split)
+
+    def mixed_vectors(self, scores: ScoreTable, split: str) -> MixedVectors:
+        """Measures mixtures of experts on scored queries of a split."""
+        workspace = self._workspace
+        own = {name: workspace.collections[name] for name in scores}
+        return MixedVectors(
+            scores=scores,
+            qrels={name: each.qrels(split) for name, each in own.items()},
+            indexes={name: workspace.open_index(name) for name in own},
+            own_kept={name: each.own_kept(split) for name, each in own.items()},
+            passages=[name for name, each in own.items() if each.settings.passages],
         )
 
     @classmethod
     def system_names(cls, settings: Any, expert_domains: Sequence[str]) -> list[str]:
-        """The base, each expert, routers and oracles."""
+        """The base, each expert, routers, oracles, and all of it with BM25."""
         routers = (ROUTED, *BASELINE_ROUTERS)
-        return [BASE, *expert_domains, OWN_EXPERT, *routers, DATASET_ORACLE, INSTANCE_ORACLE]
+        oracles = (DATASET_ORACLE, INSTANCE_ORACLE)
+        return [BASE, *expert_domains, OWN_EXPERT, *routers, *HYBRID_SYSTEMS, *oracles]
 
     def deployment(self) -> Deployment:
         """All experts and the recipe's router."""
@@ -172,14 +240,19 @@ class Experts(Method):
             self.experts,
             self.router,
             workspace.encoder,
-            workspace.routing,
+            self.routing,
             {name: workspace.corpus_step(name).key for name in workspace.collections},
+            self.hybrid.weights if any(workspace.lexical.values()) else None,
         )
 
+    def calibrate(self, domain: str) -> Calibration:
+        """Learn how much BM25 counts beside the routed vectors of a domain's dev queries."""
+        return self.hybrid.calibrate(domain)
+
     def systems(self) -> list[System]:
-        """The base, each expert, routers and oracles."""
+        """The base, each expert, routers, oracles, and what BM25 adds."""
         scores = self.test_scores()
-        routed = {ROUTED: self._routed(self.router, self._workspace.routing, scores)}
+        routed = {ROUTED: self._routed(self.router, self.routing, scores)}
         routed[ROUTED] = _changed(routed[ROUTED], ROUTED, headline=True, rival=True)
         for name, settings in BASELINE_ROUTERS.items():
             try:
@@ -188,7 +261,7 @@ class Experts(Method):
                 log.warning("%s is left out of the evaluation: %s", name, error)
                 continue
             routed[name] = _changed(system, name, headline=name == PAPER, rival=name == PAPER)
-        return [*single_systems(scores), *routed.values(), *oracles(scores)]
+        return [*single_systems(scores), *routed.values(), *self.hybrid.systems(), *oracles(scores)]
 
     def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> System:
         """What a fitted router makes of the test queries, run as in service: one search a query."""
@@ -199,13 +272,7 @@ class Experts(Method):
             vectors = {name: mix(table, router.experts, weights[name]) for name, table in scores.items()}
             encodings = {name: float((own > 0).sum(axis=1).mean()) for name, own in weights.items()}
         else:
-            steps = {
-                name: mixture_step(
-                    workspace.collections[name], "test", weights[name], router.experts, self.experts,
-                    workspace.encoder, workspace.scoring,
-                )
-                for name in scores
-            }  # fmt: skip
+            steps = self._mixture_steps(router, "test", weights)
             workspace.build(steps.values())
             vectors = {name: step.read(workspace.store) for name, step in steps.items()}
             encodings = dict.fromkeys(scores, 1.0)
@@ -217,6 +284,36 @@ class Experts(Method):
             run = index.run(table.query_ids, vectors[name], depth, kept, passages)
             measured[name] = measure(collection.qrels("test"), run, table.query_ids)
         return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings)
+
+    def _mixture_steps(
+        self, router: Router, split: str, weights: Mapping[str, Vectors]
+    ) -> dict[str, EncodeMixtures]:
+        workspace = self._workspace
+        return {
+            name: mixture_step(
+                workspace.collections[name], split, own, router.experts, self.experts,
+                workspace.encoder, workspace.scoring,
+            )
+            for name, own in weights.items()
+        }  # fmt: skip
+
+    def _route(self, split: str, names: list[str]) -> dict[str, RoutedQueries]:
+        """The queries of a split as the recipe's router has them encoded; vectors may be yet to be made."""
+        workspace, router, settings = self._workspace, self.router, self._workspace.routing
+        score_steps = {name: self._routed_steps(split, [name]) for name in names}
+        scores = workspace.scores([step for own in score_steps.values() for step in own])
+        features = workspace.features(scores, split, settings.features)
+        weights = {name: router.weights(features[name]) for name in names}
+        if settings.merge == "embeddings":
+            by_model = {n: {step.model.name: step for step in own} for n, own in score_steps.items()}
+            vectors = {
+                name: QueryVectors(tuple(by_model[name][expert] for expert in router.experts), weights[name])
+                for name in names
+            }
+        else:
+            steps = self._mixture_steps(router, split, weights)
+            vectors = {name: QueryVectors((steps[name],)) for name in names}
+        return {name: RoutedQueries(router.experts, weights[name], vectors[name]) for name in names}
 
 
 def _changed(system: System, name: str, headline: bool, rival: bool) -> System:
@@ -258,12 +355,6 @@ def oracles(scores: ScoreTable) -> list[System]:
         System(DATASET_ORACLE, Kind.ORACLE, by_dataset, headline=True, rival=True),
         System(INSTANCE_ORACLE, Kind.ORACLE, by_query, Routing(experts, shares), headline=True),
     ]
-
-
-def mix(table: SplitScores, experts: list[str], weights_BT: Vectors) -> Vectors:
-    """Query vectors merged by weight [B, d]; exact, since all experts search the same documents."""
-    columns = [table.of(name) for name in experts]
-    return np.einsum("bt,btd->bd", weights_BT, table.vectors_QEd[:, columns], dtype=np.float32)
 
 
 def measured_by(scores: ScoreTable, model: str) -> Mapping[str, Measured]:

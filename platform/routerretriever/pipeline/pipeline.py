@@ -26,12 +26,12 @@ from routerretriever.datasets.preflight import Report, preflight
 from routerretriever.datasets.statistics import tokens_of
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
-from routerretriever.methods.base import Deployment, Method, Workspace
+from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
 from routerretriever.runtime.metrics import figures
-from routerretriever.runtime.progress import StepClock, log
+from routerretriever.runtime.progress import StepClock, at_work, log
 from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import BASE
@@ -92,6 +92,7 @@ class Pipeline:
         self.recipe = recipe
         _refuse_passing_storage(recipe.storage)
         self.store = ArtifactStore.open(recipe.storage)
+        self.store.files.require_answer()
         self.collections = {
             name: open_collection(name, recipe.domain_path(name), settings)
             for name, settings in recipe.domains.items()
@@ -102,10 +103,18 @@ class Pipeline:
                     f"domains.{name}: {self.collections[name].folder} has no train split; "
                     "add qrels/train.tsv or set expert: false"
                 )
+        for name in recipe.calibrated_domains:
+            if "dev" not in self.collections[name].splits():
+                raise DatasetError(
+                    f"domains.{name}.calibrate: {self.collections[name].folder} has no dev split; "
+                    "add qrels/dev.tsv or set calibrate: false"
+                )
         self.clock = _PublishingClock(recipe.name)
         self.workspace = Workspace(
             self.store, self.collections, tuple(recipe.expert_domains), recipe.encoder, recipe.corpus,
-            recipe.training, recipe.scoring, recipe.routing, self.clock,
+            recipe.training, recipe.scoring, recipe.routing,
+            {name: recipe.lexical(name) for name in self.collections}, tuple(recipe.calibrated_domains),
+            self.clock,
         )  # fmt: skip
         self.methods: dict[str, Method] = {
             name: METHODS[name](settings, self.workspace) for name, settings in recipe.methods.named().items()
@@ -142,6 +151,11 @@ class Pipeline:
         """The steps of all methods that are known now, inputs first."""
         return in_order(step for method in self.methods.values() for step in method.steps())
 
+    @property
+    def _calibrated_only(self) -> set[str]:
+        """Domains without an expert whose dev queries are used."""
+        return set(self.recipe.calibrated_domains) - set(self.recipe.expert_domains)
+
     @cached_property
     def preflight(self) -> Report:
         """Read every split that the run will read, and load the encoder once, before any worker starts.
@@ -153,6 +167,7 @@ class Pipeline:
         needs = {
             name: [
                 *(("train", "dev") if name in self.recipe.expert_domains else ()),
+                *(("dev",) if name in self._calibrated_only else ()),
                 *(("test",) if "test" in collection.splits() else ()),
             ]
             for name, collection in self.collections.items()
@@ -231,7 +246,8 @@ class Pipeline:
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
         from routerretriever.bundle.build import BundleParts
-        from routerretriever.registry.registry import Registry, RunRecord
+        from routerretriever.registry.recording import RunRecord
+        from routerretriever.registry.registry import Registry
 
         evaluation, deployment = self.evaluation, self.deployed.deployment()
         # The recipe as the bundle tells it: with the encoder and the routing that are served.
@@ -244,18 +260,15 @@ class Pipeline:
             deployment.experts,
             as_dict(evaluation),
             self._service_facts(deployment),
+            deployment.fusion,
         )
-        means = {
-            f"ndcg_at_10/{system}/{dataset}": value
-            for system, values in evaluation.ndcg_at_10.items()
-            for dataset, value in values.items()
-        }
-        metrics = means | figures(self.clock.seconds, self.clock.counts)
+        metrics = _headline(evaluation) | figures(self.clock.seconds, self.clock.counts)
         registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
             record = RunRecord(metrics, evaluation.mean(deployment.system), Path(scratch))
-            version, versions = registry.register_bundle(parts, record, release)
+            with at_work("registering"):
+                version, versions = registry.register_bundle(parts, record, release)
         place = without_secrets(registry.tracking_uri)
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, place)
         return Registered(registry.bundle_uri, version, versions, place)
@@ -281,9 +294,38 @@ class Pipeline:
         shares = dict(zip(deployment.router.experts, np.mean(weights, axis=0).tolist(), strict=True))
         return ServiceFacts({name: deployment.corpora[name] for name in served}, validation, shares)
 
+    def calibrate(self, domain: str) -> Calibration:
+        """Learn how much BM25 counts in a domain from its dev queries, as ``register`` does for its bundle.
+
+        Raises:
+            RecipeError: the recipe has no such domain, or its words are not searched.
+            DatasetError: it has no dev queries.
+            Refused: the deployed method learns no such weight.
+        """
+        if domain not in self.collections:
+            raise RecipeError(f"domains.{domain}: no such domain; there are {', '.join(self.collections)}")
+        if self.recipe.lexical(domain) is None:
+            raise RecipeError(f"domains.{domain}.lexical: null, so no words are searched; set a language")
+        self.collections[domain].require("dev")
+        self.preflight.require_unchanged(self.collections.values())
+        return self.deployed.calibrate(domain)
+
     def untrained(self) -> list[str]:
         """Domains whose expert, under the recipe's present settings, has not been trained."""
         return self.deployed.untrained()
+
+
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    """The few figures that MLflow's tables show; the evaluation's page has all."""
+    by_set = evaluation.ndcg_at_10
+    shown = {"ndcg_at_10": evaluation.deployed, "base_ndcg_at_10": BASE}
+    figures = {
+        f"{name}/{dataset}": value
+        for name, system in shown.items()
+        for dataset, value in by_set.get(system, {}).items()
+    }
+    means = {f"mean_ndcg_at_10/{system}": evaluation.mean(system) for system in by_set}
+    return figures | {name: value for name, value in means.items() if value is not None}
 
 
 def _refuse_passing_storage(storage: str) -> None:
@@ -302,13 +344,13 @@ def _refuse_passing_storage(storage: str) -> None:
         )
 
 
-def require_trained(pipeline: Pipeline, except_for: str | None) -> None:
+def require_trained(pipeline: Pipeline, except_for: Sequence[str] = ()) -> None:
     """Make sure that a change of domains retrains nobody else.
 
     Raises:
         RecipeError: other experts would be trained anew under the recipe's present settings or data.
     """
-    others = [name for name in pipeline.untrained() if name != except_for]
+    others = [name for name in pipeline.untrained() if name not in except_for]
     if others:
         raise RecipeError(
             f"the experts of {', '.join(others)} are not trained under this recipe's present settings and "

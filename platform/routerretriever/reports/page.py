@@ -64,7 +64,8 @@ def _systems(evaluation: Evaluation) -> list[dict[str, Any]]:
     # What each domain's own expert reaches takes knowing the domain, as an oracle does.
     honest = [system.name for system in evaluation.systems if system.kind not in (Kind.ORACLE, Kind.OWN)]
     best = [max((column[system] or 0.0) for system in honest) for column in columns]
-    starts = {own[0].name for kind in (Kind.ROUTER, Kind.ORACLE) if (own := evaluation.of_kind(kind))}
+    ruled = (Kind.ROUTER, Kind.HYBRID, Kind.ORACLE)
+    starts = {own[0].name for kind in ruled if (own := evaluation.of_kind(kind))}
     return [
         {
             "system": system,

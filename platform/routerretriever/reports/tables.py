@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ def terminal_table(evaluation: Evaluation) -> Table:
     if evaluation.zero_shot:
         means = [percent(evaluation.mean(system.name, zero_shot=True)) for system in shown]
         table.add_row("zero-shot mean", *means)
+    return table
+
+
+def calibration_table(
+    domain: str, queries: int, ndcg_at_10: Mapping[float, float], weight: float, prior: float
+) -> Table:
+    """A domain's dev queries at every weight of BM25, and the one that was chosen."""
+    table = figures_table("weight of BM25", "nDCG@10 x 100", title=f"{domain}: {queries} dev queries")
+    for each, figure in ndcg_at_10.items():
+        table.add_row(f"{each:g}", percent(figure), style="bold" if each == weight else None)
+    table.caption = f"chosen: {weight:g}; without dev queries it would be {prior:g}"
     return table
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,13 +63,20 @@ def require_answer(address: str) -> None:
     place = urlsplit(address if "://" in address else f"ray-head://{address}")
     if place.hostname is None or place.port is None:
         return  # "auto", or a scheme of somebody else's
-    try:
-        socket.create_connection((place.hostname, place.port), timeout=_ANSWER_SECONDS).close()
-    except OSError as error:
+    if reason := why_silent(place.hostname, place.port, _ANSWER_SECONDS):
         raise Unavailable(
-            f"RAY_ADDRESS: {address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS "
-            "to start one on this machine"
-        ) from None
+            f"RAY_ADDRESS: {address}: no Ray cluster answers there ({reason}); start it, or unset "
+            "RAY_ADDRESS to start one on this machine"
+        )
+
+
+def why_silent(host: str, port: int, seconds: float) -> str | None:
+    """Why nobody accepts a connection; None if somebody does."""
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def on_drivers_node() -> dict[str, Any]:
@@ -105,6 +113,14 @@ def _resources() -> tuple[float, float]:
 
     total = ray.cluster_resources()
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def granted_gpus() -> list[str]:
+    """The GPUs that Ray has given this process; none outside Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
 
 
 def room_for(cpus: float, gpus: float, gang: int = 1) -> int:

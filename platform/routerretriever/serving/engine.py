@@ -16,6 +16,8 @@ import numpy as np
 from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import UnknownName
+from routerretriever.index.fusion_weights import FusionWeights
+from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.executor import SerialExecutor
@@ -24,6 +26,8 @@ from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
 _BYTES_PER_TOKEN = 4
 """About what English has. Only shares and bounds depend on it; usage is counted by the tokenizer."""
+
+_FUSION = FusionSettings()
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Embedded:
     weights: dict[str, float]
     tokens: int
     truncated: bool = False
+    lexical_weight: float = 0.0
+    """Of the words in a hybrid search for this text."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Engine:
         sizes: ReplicaSettings,
         metrics: MetricsPort,
         cached_vectors: int = 0,
+        fusion: FusionSettings = _FUSION,
     ) -> None:
         """Put a bundle to work.
 
@@ -94,6 +101,7 @@ class Engine:
             sizes: bounds of batches and queue.
             metrics: where batches are counted.
             cached_vectors: query vectors to keep.
+            fusion: how words are weighed where the bundle does not say.
         """
         self.bundle = bundle
         self._thread = thread
@@ -109,6 +117,9 @@ class Engine:
             max_cost=sizes.max_batch_tokens,
         )
         self._cache = VectorCache(cached_vectors)
+        # Bundles older than hybrid search hold no weights: all their queries get the prior.
+        weights: FusionWeights | None = getattr(bundle, "fusion", None)
+        self._fusion = weights or FusionWeights.fit({}, fusion)
         self._routed_T = np.zeros(len(bundle.router.experts))
         self._encodings_T = np.zeros(len(self._columns), dtype=np.int64)
         self._entropies: list[float] = []
@@ -173,6 +184,11 @@ class Engine:
         """Weights of all experts for each query, and the reasons."""
         return await self._thread.run(self._explain, texts)
 
+    def lexical_weight(self, weights: Mapping[str, float]) -> float:
+        """The weight of the words in a hybrid search for a query with these weights of the experts."""
+        posterior = np.array([[weights.get(domain, 0.0) for domain in self._fusion.domains]])
+        return float(self._fusion.predict(posterior)[0])
+
     async def embed_documents(self, contents: Sequence[str], client: str = "") -> list[Embedded]:
         """Embed documents by the base."""
         return await self.embed(contents, DOCUMENT_MODEL, client)
@@ -198,15 +214,14 @@ class Engine:
                 vectors = await self._embed_there(plan, self._experts)
         self._count(plan)
         self._metrics.batch_tokens.observe(sum(map(len, plan.rows)))
+        weights = [
+            {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)}
+            for own in plan.weights
+        ]
         return [
-            Embedded(
-                vector,
-                {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)},
-                len(tokens),
-                truncated,
-            )
+            Embedded(vector, own, len(tokens), truncated, self.lexical_weight(own))
             for vector, own, tokens, truncated in zip(
-                vectors, plan.weights, plan.rows, plan.truncated, strict=True
+                vectors, weights, plan.rows, plan.truncated, strict=True
             )
         ]
 

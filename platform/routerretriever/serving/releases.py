@@ -253,7 +253,7 @@ class ReleaseController:
     def _release(self, version: int, bundle: ValidatedBundle) -> Release:
         fingerprint = bundle.manifest["encoder_fingerprint"]
         collections = {
-            name: CollectionRef.of(name, corpus, fingerprint)
+            name: CollectionRef.of(name, corpus, fingerprint, self._recipe.corpus.lexical)
             for name, corpus in bundle.manifest["corpora"].items()
         }
         experts = {}

@@ -68,8 +68,13 @@ class TrainingSettings(Settings):
     query_max_length: PositiveInt = 64
     """Tokens of a training query; longer ones are cut, to bound memory."""
     distillation: NonNegativeFloat = 1.0
-    """Weight of the divergence KL(base || expert) over the candidate documents, beside the cross-entropy:
-    what nobody judged keeps the order that the base gives it. 0 leaves it out."""
+    """Weight of the divergence KL(teacher || expert) over the candidate documents, beside the cross-entropy:
+    what nobody judged keeps the order that the teacher gives it. 0 leaves it out."""
+    teacher_bm25: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of BM25 beside the base's scores in the teacher; 0 makes the base alone the teacher."""
+    mask_above: PositiveFloat | None = None
+    """Candidates that the teacher scores above this share of the positive's score may be relevant though
+    nobody judged them, and do not compete with it; 1 spares what the teacher puts above the positive."""
     selection: Literal["auto", "cross_validation", "dev", "best_step"] = "auto"
     """How the step and the scale of an expert are chosen, and whether it is deployed.
 
@@ -121,8 +126,15 @@ class TrainingSettings(Settings):
         return self.adapter.kind != "prefix"
 
     def plain(self) -> TrainingSettings:
-        """The same without distillation, and with the best step on dev: for what is no domain's expert."""
-        return self.model_copy(update={"selection": "best_step", "distillation": 0.0})
+        """The same without a teacher, and with the best step on dev: for what is no domain's expert."""
+        return self.model_copy(
+            update={"selection": "best_step", "distillation": 0.0, "teacher_bm25": 0.0, "mask_above": None}
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's scores of the candidates have a part in the loss."""
+        return bool(self.distillation) or self.mask_above is not None
 
     def selects_by(self, labelled: int) -> Literal["cross_validation", "dev", "best_step"]:
         """What ``auto`` means for so many labelled queries."""
@@ -139,4 +151,8 @@ class TrainingSettings(Settings):
             unused |= {"selection", "cross_validate_below", "scales", "confidence"}
         if not self.distillation:
             unused.add("distillation")
+        if self.mask_above is None:
+            unused.add("mask_above")
+        if not (self.needs_teacher and self.teacher_bm25):
+            unused.add("teacher_bm25")
         return self.model_dump(exclude=unused) | {self.adapter.kind: self.adapter.identity()}

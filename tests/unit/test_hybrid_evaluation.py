@@ -1,0 +1,158 @@
+"""BM25 beside a router's vectors, measured and learned on tiny collections, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+from routerretriever.errors import DatasetError, RecipeError, Refused
+from routerretriever.evaluation.system import Kind
+from routerretriever.index.base import Queries
+from routerretriever.index.fusion_weights import GRID, FusionWeights
+from routerretriever.index.live import LiveCollection
+from routerretriever.index.settings import FusionSettings, IndexSettings, LexicalSettings
+from routerretriever.measures import measure
+from routerretriever.methods.hybrid import (
+    BASE_FIXED,
+    BM25,
+    ROUTED_FIXED,
+    ROUTED_LEARNED,
+    SYSTEMS,
+    WEIGHT_ORACLE,
+    Hybrid,
+    RoutedQueries,
+)
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.reports.tables import calibration_table
+from routerretriever.scoring.fusion import QueryVectors
+from routerretriever.scoring.table import ScoredModel
+from routerretriever.types import BASE
+from support.recipes import tiny_recipe
+
+
+@pytest.fixture
+def pipeline(tiny_data, monkeypatch):
+    """Opens a recipe whose workers are loops in this process."""
+
+    def loop(shards, worker, constructor, pool, description):
+        made = worker(**constructor)
+        for shard in shards:
+            made.work(shard)
+
+    for place in ("corpus.build", "scoring.worker"):
+        monkeypatch.setattr(f"routerretriever.{place}.run_shards", loop)
+    return lambda **changes: Pipeline(tiny_recipe(tiny_data, **changes))
+
+
+def base_twice(workspace):
+    """A router over two experts that are both the bare base, half of each."""
+
+    def routed(split, names):
+        base = ScoredModel.base(workspace.encoder)
+        steps = {name: workspace.score_steps(split, [base], [name]) * 2 for name in names}
+        found = {}
+        for name in names:
+            halves = np.full((len(workspace.collections[name].queries(split)), 2), 0.5, dtype=np.float32)
+            found[name] = RoutedQueries(["fruit", BASE], halves, QueryVectors(tuple(steps[name]), halves))
+        return found
+
+    return routed
+
+
+def opened(pipeline):
+    return Hybrid(pipeline.workspace, base_twice(pipeline.workspace))
+
+
+def test_rows_agree_with_the_score_table_and_with_what_the_service_finds(pipeline):
+    run = pipeline(corpus={"shard_size": 10, "fusion": {"prior": 0.12}})
+    workspace, hybrid = run.workspace, opened(run)
+    systems = {system.name: system for system in hybrid.systems()}
+    assert tuple(systems) == SYSTEMS
+    table = workspace.scores(workspace.score_steps("test", [ScoredModel.base(workspace.encoder)], ["sport"]))
+    (step,) = [step for step in hybrid.steps() if step.name == "sport"]
+    fused = step.read(workspace.store)
+    assert fused.query_ids == table["sport"].query_ids
+    np.testing.assert_allclose(fused.at(0.0).ndcg_at_10, table["sport"].measured.ndcg_at_10[:, 0])
+    # The mean of two halves of the base is the base.
+    for dataset in ("fruit", "metal", "sport"):
+        ours, theirs = (systems[name].measured[dataset] for name in (BASE_FIXED, ROUTED_FIXED))
+        np.testing.assert_allclose(ours.ndcg_at_10, theirs.ndcg_at_10)
+    collection = run.collections["sport"]
+    service = LiveCollection(
+        workspace.store, workspace.corpus_step("sport").key, "changes/none", IndexSettings(),
+        lexical=LexicalSettings(),
+    )  # fmt: skip
+    texts = collection.queries("test")
+    queries = Queries([texts[i] for i in fused.query_ids], table["sport"].base_vectors)
+    for weight, name in ((0.12, BASE_FIXED), (1.0, BM25)):
+        hits = service.search_hybrid(queries, [28] * len(queries), [weight] * len(queries))
+        found = {
+            i: {hit.document.id: hit.score for hit in own}
+            for i, own in zip(fused.query_ids, hits, strict=True)
+        }
+        expected = measure(collection.qrels("test"), found, fused.query_ids)
+        np.testing.assert_allclose(systems[name].measured["sport"].ndcg_at_10, expected.ndcg_at_10)
+    best, learned = (systems[name].measured["fruit"].ndcg_at_10 for name in (WEIGHT_ORACLE, ROUTED_LEARNED))
+    assert (best >= learned).all()
+    assert {systems[name].kind for name in SYSTEMS} == {Kind.HYBRID, Kind.ORACLE}
+
+
+def test_weights_are_learned_from_dev_queries_and_not_from_those_of_a_zero_shot_collection(pipeline):
+    hybrid = opened(pipeline())
+    assert hybrid.weights.domains == ("fruit", "metal")
+    with_sport = {"path": "sport", "expert": False, "calibrate": True}
+    domains = {"fruit": {"path": "fruit"}, "metal": {"path": "metal", "lexical": None}, "sport": with_sport}
+    other = opened(pipeline(domains=domains))
+    assert other.weights.domains == ("fruit", "sport")
+    assert [step.name for step in other.steps()] == ["fruit", "sport"]
+    # Nothing is measured where no words are searched.
+    assert "metal" not in other.systems()[0].measured
+    found = other.calibrate("sport")
+    assert (found.queries, list(found.ndcg_at_10)) == (7, list(GRID))
+    assert found.weight == other.weights.for_domain("sport")
+    assert calibration_table("sport", 7, found.ndcg_at_10, found.weight, found.prior).row_count == len(GRID)
+
+
+def test_another_language_is_another_artifact(pipeline):
+    plain = opened(pipeline()).steps()
+    domains = {name: {"path": name} for name in ("fruit", "metal", "sport")}
+    domains["metal"]["lexical"] = {"language": "code"}
+    changed = opened(pipeline(domains=domains)).steps()
+    assert [a.key == b.key for a, b in zip(plain, changed, strict=True)] == [True, False, True]
+    assert "7 test queries at 13 weights" in plain[0].work()
+
+
+def test_without_words_there_are_no_rows(pipeline):
+    hybrid = opened(pipeline(corpus={"lexical": None}))
+    assert hybrid.systems() == []
+    assert hybrid.steps() == []
+    assert hybrid.weights.domains == ()
+
+
+def test_what_cannot_be_calibrated_is_refused_at_once(pipeline, tiny_data):
+    with pytest.raises(RecipeError, match=r"domains\.fish: no such domain; there are fruit, metal, sport"):
+        pipeline().calibrate("fish")
+    with pytest.raises(RecipeError, match=r"domains\.fruit\.lexical: null"):
+        pipeline(corpus={"lexical": None}).calibrate("fruit")
+    with pytest.raises(Refused, match="learns no weight of BM25"):
+        pipeline(methods={"ddr": {}}, deploy="ddr", serving={"port": 0}).calibrate("fruit")
+    for split in ("train", "dev"):
+        (tiny_data / "data" / "sport" / "qrels" / f"{split}.tsv").unlink()
+    with pytest.raises(DatasetError, match="no dev split"):
+        pipeline().calibrate("sport")
+    domains = {"fruit": {"path": "fruit"}, "sport": {"path": "sport", "expert": False, "calibrate": True}}
+    with pytest.raises(DatasetError, match=r"domains\.sport\.calibrate: .* has no dev split"):
+        pipeline(domains=domains)
+
+
+def test_a_searched_collection_decides_before_the_router():
+    slope = 0.9 - np.abs(np.array(GRID) - 0.5)
+    learned = FusionWeights.fit({"a": np.tile(slope, (500, 1)), "b": np.tile(-np.array(GRID), (500, 1))},
+                                FusionSettings())  # fmt: skip
+    weights = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
+    experts = ["b", "a", BASE]
+    assert learned.of_queries(weights, experts).tolist() == [0.0, 0.5, 0.1]
+    assert learned.of_queries(weights, experts, "a").tolist() == [0.5] * 3
+    assert learned.of_queries(weights, experts, "unseen").tolist() == [0.0, 0.5, 0.1]
+    again = FusionWeights.from_json(json.loads(json.dumps(learned.to_json())))
+    assert again.of_queries(weights, experts, "b").tolist() == [0.0] * 3
+    assert FusionWeights.fit({}, FusionSettings()).of_queries(weights, experts).tolist() == [0.1] * 3
