@@ -8,4 +8,5 @@ COPY --chown=ray:users requirements.lock ./
 RUN pip install --no-cache-dir -r requirements.lock
 COPY --chown=ray:users pyproject.toml README.md LICENSE ./
 COPY --chown=ray:users platform platform
+COPY --chown=ray:users jobs/recipes jobs/recipes
 RUN pip install --no-cache-dir --no-deps .

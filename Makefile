@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install sample test test-fast check format clean
+.PHONY: help install sample test test-fast check format docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,11 @@ check: install ## Style, types and imports
 format: install ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install ## Write the generated pages, and build the documentation into site/
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python docs/reference/generate.py
+	$(BIN)/mkdocs build --strict
 
 clean: ## Remove what runs have left
 	rm -rf runs

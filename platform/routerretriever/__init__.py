@@ -5,7 +5,8 @@ The public names are imported on first use, so that ``import routerretriever`` c
 * ``load_recipe`` reads a run's settings, a ``Recipe``;
 * ``RouterRetriever`` is a trained and registered bundle: it encodes and routes;
 * ``Client`` asks a running service;
-* ``RouterRetrieverError`` is the base of every error that a person can act on.
+* ``RouterRetrieverError`` is the base of every error that a person can act on;
+* ``run``, ``evaluate``, ``add_expert``, ``release`` and the others do what the commands of these names do.
 """
 
 from __future__ import annotations
@@ -16,13 +17,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from routerretriever.bundle.model import RouterRetriever
     from routerretriever.client.client import Client
+    from routerretriever.commands import (
+        add_expert,
+        encode,
+        evaluate,
+        pilots,
+        register,
+        release,
+        remove_expert,
+        rollback,
+        run,
+        score,
+        serve,
+        train,
+        versions,
+    )
     from routerretriever.config.loading import load_recipe
     from routerretriever.config.recipe import Recipe
     from routerretriever.errors import RouterRetrieverError
 
-__all__ = ["Client", "Recipe", "RouterRetriever", "RouterRetrieverError", "load_recipe"]
+__all__ = [
+    "Client",
+    "Recipe",
+    "RouterRetriever",
+    "RouterRetrieverError",
+    "add_expert",
+    "encode",
+    "evaluate",
+    "load_recipe",
+    "pilots",
+    "register",
+    "release",
+    "remove_expert",
+    "rollback",
+    "run",
+    "score",
+    "serve",
+    "train",
+    "versions",
+]
 __version__ = "0.1.0"
-_HOMES = {
+_HOMES = dict.fromkeys(__all__, "routerretriever.commands") | {
     "Client": "routerretriever.client.client",
     "Recipe": "routerretriever.config.recipe",
     "RouterRetriever": "routerretriever.bundle.model",

@@ -10,11 +10,14 @@ import re
 from collections.abc import Sequence
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_OPTIONS = re.compile(
+    r"(?i)([?&](?:[\w-]*(?:password|passwd|token|secret|signature)|sig|key)=)[^&#\s'\"]+"
+)
 
 
 def without_secrets(text: str) -> str:
-    """A text whose URIs have lost their user names and passwords."""
-    return _CREDENTIALS.sub("***@", text)
+    """A text whose URIs have lost their user names, passwords and tokens."""
+    return _SECRET_OPTIONS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
 class RouterRetrieverError(Exception):
@@ -47,6 +50,18 @@ class Refused(RouterRetrieverError):
     """What was asked for is understood and not allowed."""
 
 
+class Forbidden(Refused):
+    """Who asks may not do this."""
+
+
+class WrongField(BadInput):
+    """One field of a request is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
 class RecipeError(BadInput):
     """A recipe or a setting is wrong; the message names the field and what was found."""
 
@@ -61,6 +76,10 @@ class EncoderError(BadInput):
 
 class WorkerFailed(BadInput):
     """A worker met something that a person has to mend; the shards that were finished are kept."""
+
+
+class WriterError(BadInput):
+    """Queries cannot be written: no model, no endpoint, no budget; the message says what to do."""
 
 
 class ArtifactMissing(NotFound):

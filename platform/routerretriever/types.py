@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,3 +20,14 @@ DOCUMENT_MODEL = "documents"
 
 Vectors = NDArray[np.float32]
 """Rows of float32 numbers, as vectors [B, d] or weights [B, T]."""
+
+Mode = Literal["hybrid", "dense", "lexical"]
+"""What a search compares: words and vectors, vectors alone, words alone."""
+
+Language = Literal[
+    "none", "code", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish",
+    "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",
+    "nepali", "norwegian", "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil",
+    "turkish", "yiddish",
+]  # fmt: skip
+"""Whose words a lexical index can stem."""

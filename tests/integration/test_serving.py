@@ -95,7 +95,7 @@ def registered(pipeline: Pipeline, **routing: object) -> int:
 
 def test_search_answers_with_the_expert_and_the_documents(service, model):
     pipeline, client = service
-    answer = client.search(QUERIES[0], "fruit", top_k=3)
+    answer = client.search(QUERIES[0], "fruit", top_k=3, mode="dense")
     index = open_index(pipeline.corpora["fruit"], pipeline.recipe.corpus.index, pipeline.store)
     expected = index.run(["q"], model.encode_queries(QUERIES[:1]), 3)["q"]
     assert [hit.id for hit in answer.results] == list(expected)
@@ -167,6 +167,31 @@ def test_documents_come_change_and_go(service, url):
     assert httpx.get(document, params={"id": "new"}).status_code == 404
     assert httpx.get(document, params={"id": left[0]}).json()["id"] == left[0]
     client.upsert("fruit", originals)  # for the tests after this one, in whatever order
+
+
+def test_a_collection_of_ones_own_is_created_and_searched_by_words_vectors_and_filters(service):
+    _, client = service
+    assert client.create_collection("notes").documents == 0
+    documents = [
+        {"id": str(number), "text": f"note {number} on {word}", "metadata": {"year": 2000 + number}}
+        for number, word in enumerate(["apples", "tin", "lead", "grapes", "figs", "pears"])
+    ]
+    client.upsert("notes", documents)
+    recent = {"field": "year", "gte": 2002}
+    answer = client.search("apples and grapes", "notes", weight=0.5, filter=recent, highlight=True)
+    assert {hit.id for hit in answer.results} == {"2", "3", "4", "5"}
+    assert (answer.results[0].id, answer.mode, answer.lexical_weight) == ("3", "hybrid", 0.5)
+    assert answer.results[0].snippet.highlights
+    best = max(hit.lexical_score for hit in answer.results), max(hit.dense_score for hit in answer.results)
+    for hit in answer.results:
+        expected = 0.5 * hit.lexical_score / best[0] + 0.5 * (hit.dense_score + 1) / (best[1] + 1)
+        assert hit.score == pytest.approx(expected, abs=1e-5)
+    routed = client.search("apples", "notes", mode="hybrid")
+    assert routed.lexical_weight == client.route(["apples"])[0].lexical_weight
+    both = client.search("apples", collections=["notes", "fruit"], top_k=20)
+    assert {hit.collection for hit in both.results} == {"notes", "fruit"}
+    client.delete_collection("notes")
+    wait_until(lambda: "notes" not in {one.name for one in client.collections()})
 
 
 def test_a_release_is_followed_under_load_and_rolled_back(service, url, first):

@@ -51,10 +51,10 @@ def test_the_analyses_agree_with_the_evaluation_where_they_meet(run):
     assert everything.dataset_oracle == pytest.approx(evaluation.mean(DATASET_ORACLE))
     assert everything.instance_oracle == pytest.approx(evaluation.mean(INSTANCE_ORACLE))
     assert everything.router_elsewhere == pytest.approx(evaluation.mean(ROUTED, zero_shot=True), abs=1e-6)
-    # One expert alone: nobody has a choice.
+    # One expert alone: no oracle has a choice.
     alone = evaluation.ndcg_at_10["metal"]["metal"]
     first = analyses.growing[0]
-    assert first.router == first.instance_oracle == first.dataset_oracle == pytest.approx(alone)
+    assert first.instance_oracle == first.dataset_oracle == pytest.approx(alone)
     for presence in analyses.with_and_without:
         assert presence.with_it == pytest.approx(evaluation.ndcg_at_10[ROUTED][presence.dataset], abs=1e-6)
     assert analyses.centroids[0].in_domain == pytest.approx(evaluation.mean(PAPER), abs=1e-6)
@@ -80,9 +80,10 @@ def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twic
     pipeline, _, _ = run
     curve = draw_learning_curve(pipeline, "fruit", [8])
     figures = pipeline.evaluation.ndcg_at_10
-    assert curve.sizes == [8, len(pipeline.collections["fruit"].qrels("train"))]
+    every = len(pipeline.collections["fruit"].qrels("train"))
+    assert [point.queries for point in curve.points] == [8, every]
     assert curve.base == pytest.approx(figures[BASE]["fruit"])
-    assert curve.experts[-1] == pytest.approx(figures["fruit"]["fruit"])
+    assert curve.points[-1].experts == [pytest.approx(figures["fruit"]["fruit"])]
     experts = Path(pipeline.store.uri) / "experts"
     before = files_below(experts)
     assert draw_learning_curve(Pipeline(pipeline.recipe), "fruit", [8]) == curve

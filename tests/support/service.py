@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 from routerretriever.client.schemas import (
     ChangeResponse,
+    CollectionState,
     ExpertState,
     Neighbour,
     Route,
@@ -16,13 +17,19 @@ from routerretriever.config.serving import LimitSettings, ServingSettings
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import (
     NotFound,
+    Refused,
     UnknownName,
 )
 from routerretriever.index.live import Found
+from routerretriever.index.settings import LexicalSettings
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator
+from routerretriever.serving.ports import CollectionRef
+from routerretriever.serving.search import Plan
+
+REF = CollectionRef("corpora/fruit", "changes/fruit", LexicalSettings())
 
 
 class StandIn:
@@ -49,7 +56,7 @@ class StandIn:
             for text in texts
         ]
 
-    async def route(self, texts):
+    async def route(self, texts, access):
         near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
         return [
             Route(
@@ -63,26 +70,45 @@ class StandIn:
             for _ in texts
         ]
 
-    async def search(self, query, collection, top_k, model, client=""):
-        if collection not in self.collections:
-            raise UnknownName("collection", collection, self.collections)
-        (embedded,) = await self.embed([query], model, client)
-        return collection, embedded, [Found(0.5, one) for one in self.stored.values()][:top_k]
+    async def search(self, request, access):
+        if request.collection not in self.collections:
+            raise UnknownName("collection", request.collection, self.collections)
+        plan = Plan(request, {request.collection: REF})
+        (embedded,) = await self.embed([request.query], request.model, access.client)
+        found = [(0, Found(0.5, one, 0.5, 0.1)) for one in self.stored.values()]
+        return plan.answer(embedded, plan.wanted(embedded, 0.1), found[: request.wanted])
 
     async def shadow(self, asked, answer, seconds):
         pass
 
-    async def upsert(self, collection, documents, client=""):
+    async def upsert(self, collection, documents, access):
         self.stored.update({document.id: document for document in documents})
         return ChangeResponse(change=1, searchable_within_seconds=1)
 
-    async def delete(self, collection, ids):
+    async def delete(self, collection, ids, access):
         for document_id in ids:
             self.stored.pop(document_id, None)
         return ChangeResponse(change=2, searchable_within_seconds=1)
 
-    async def document(self, collection, document_id):
+    async def document(self, collection, document_id, access):
         raise NotFound(f"id: {collection} has no document {document_id!r}")
+
+    async def documents(self, collection, offset, limit, access):
+        return len(self.stored), list(self.stored.values())[offset : offset + limit]
+
+    async def collection_states(self, access):
+        return [await self.collection_state(name, access) for name in self.collections]
+
+    async def collection_state(self, name, access):
+        if name not in self.collections:
+            raise UnknownName("collection", name, self.collections)
+        return CollectionState(name=name, documents=1, change=0, lexical=None, created=False, writable=True)
+
+    async def create(self, request, access):
+        raise Refused(f"name: there is a collection {request.name!r} already")
+
+    async def drop(self, name, access):
+        await self.collection_state(name, access)
 
     async def experts(self):
         common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": None}

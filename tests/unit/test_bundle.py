@@ -18,10 +18,12 @@ from routerretriever.bundle.build import BundleParts, ServiceFacts, write_bundle
 from routerretriever.bundle.manifest import ValidationQuery, read_validation_queries
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import BundleError
+from routerretriever.errors import BadInput, BundleError
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.settings import FusionSettings
-from routerretriever.registry.registry import Registry, RunRecord
+from routerretriever.registry.pyfunc import INPUT_EXAMPLE
+from routerretriever.registry.recording import RunRecord
+from routerretriever.registry.registry import Registry
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.training.expert import open_expert
@@ -137,6 +139,20 @@ def test_a_registered_bundle_comes_back_the_same_however_it_is_loaded(made, tmp_
     np.testing.assert_array_equal(model.predict(QUERIES), expected)
     table = pd.DataFrame({"id": ["q1", "q2"], "text": QUERIES})
     np.testing.assert_array_equal(model.predict(table), expected)
+
+    one = mlflow.pyfunc.load_model("models:/tiny-expert-fruit/1")
+    np.testing.assert_allclose(one.predict(table), expected, atol=1e-6)
+    with pytest.raises(BadInput, match="no column 'text'"):
+        model.predict(table.rename(columns={"text": "query"}))
+    shown = mlflow.MlflowClient()
+    about = shown.get_model_version("tiny", "1")
+    assert about.description.startswith("Recipe 'tiny': 1 experts (fruit) on fake")
+    assert "# Bundle of recipe `tiny`" in about.description
+    run = shown.get_run(about.run_id)
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("fruit", "1")
+    assert {"model_card.md", "recipe.json"} <= {file.path for file in shown.list_artifacts(about.run_id)}
+    assert model.input_example == INPUT_EXAMPLE
 
     # The storage moves: what is registered there is still served, and new versions are written there.
     (tmp_path / "storage").rename(tmp_path / "moved")

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytrec_eval
 import zstandard
@@ -16,13 +17,17 @@ from routerretriever.datasets.collection import Collection, open_collection, sam
 from routerretriever.datasets.download import write_split
 from routerretriever.datasets.export import export_parquet
 from routerretriever.datasets.importing import import_data
+from routerretriever.datasets.judgements import Judgements
 from routerretriever.datasets.passages import best_passages, parent_of
 from routerretriever.datasets.preflight import preflight
 from routerretriever.datasets.settings import DomainSettings, PassageSettings
 from routerretriever.datasets.splitting import hold_out
+from routerretriever.datasets.statistics import describe
 from routerretriever.datasets.texts import close_groups, printable
 from routerretriever.errors import DatasetError, RouterRetrieverError
 from routerretriever.measures import measure
+from routerretriever.training.examples import Examples
+from routerretriever.training.settings import TrainingSettings
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 SAMPLE_HASHES = {
@@ -110,6 +115,43 @@ def test_copies_are_judged_alike_in_training(tmp_path):
     assert one.copies() == [["d0", "d1"]]
     alike = Collection("toy", one.folder, DomainSettings(path="", copies="alike"))
     assert alike.qrels("test") == {"q2": {"d0": 1, "d1": 1}}
+
+
+def test_a_copy_of_a_positive_is_no_negative(tmp_path):
+    one = write(
+        tmp_path / "c",
+        documents("same", "other", "same", "third", "same"),
+        queries("find same", "find other", "find third"),
+        {"train": "q0\td0\t1\nq1\td1\t1\n", "dev": "q2\td3\t1\n"},
+    )
+    train = Judgements(one.queries("train"), one.qrels("train"))
+
+    class Everything:
+        def __init__(self):
+            self.rows = {f"d{number}": number for number in range(5)}
+
+        def __len__(self):
+            return 5
+
+        def tokenize_queries(self, texts, _):
+            return [[1] for _ in texts]
+
+        def encode_queries(self, texts):
+            return np.zeros((len(texts), 2), dtype=np.float32)
+
+        def search(self, vectors, _):
+            return None, np.tile(np.arange(5), (len(vectors), 1))
+
+    world = Everything()
+    examples = Examples(
+        train, world, world, TrainingSettings(hard_negatives=5, random_negatives=64), "sampled"
+    )
+    examples.mine(world, world, train)
+    batch = examples.batch(0, 0, 1)
+    for target, positives in zip(batch.target_rows, batch.positive_rows, strict=True):
+        # Copies may be drawn at random or for another query; the loss leaves a query's positives out.
+        assert positives.tolist() == ([0, 2, 4] if target in (0, 2, 4) else [1])
+    assert [sorted(rows.tolist()) for rows in examples._hard] == [[1, 3], [0, 2, 3, 4]]
 
 
 def test_a_leak_by_text_is_counted_and_refused_on_demand(tmp_path):
@@ -232,7 +274,14 @@ def test_no_bytes_make_anything_but_an_error_of_ours(corpus, asked, qrels, suffi
         for path in list(one.folder.rglob("*.*")):
             path.rename(path.with_name(path.name + suffix))
         check_collection(one.folder)
-        for read in (lambda: list(one.documents()), lambda: one.qrels("test"), one.corpus_hash):
+        for read in (
+            lambda: list(one.documents()),
+            lambda: one.qrels("test"),
+            one.corpus_hash,
+            lambda: describe(one.folder),
+            lambda: export_parquet(one.folder, folder / "exported"),
+            lambda: write_split(one, folder / "split"),
+        ):
             try:
                 read()
             except RouterRetrieverError as error:
@@ -277,7 +326,10 @@ def test_import_then_export_is_the_identity(corpus, asked, data):
     try:
         one = write(
             folder / "a",
-            [{"_id": key, "title": "t", "text": text} for key, text in corpus.items()],
+            [
+                {"_id": key, "title": "t", "text": text, "metadata": {"of": text, "n": [1, None]}}
+                for key, text in corpus.items()
+            ],
             [{"_id": key, "text": text} for key, text in asked.items()],
             {"test": lines},
         )

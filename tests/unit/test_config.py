@@ -176,3 +176,11 @@ def test_every_setting_has_a_description():
         if not field.description
     ]
     assert unsaid == []
+
+
+def test_a_teacher_that_reads_words_needs_a_domain_whose_words_are_searched(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains: {a: {path: x, lexical: null}}\ntraining: {teacher_bm25: 0.1}\n")
+    with pytest.raises(RecipeError, match=r"teacher_bm25: 0.1 needs the words of a"):
+        load_recipe(path)
+    assert load_recipe(path, ["domains.a.lexical={language: code}"]).training.teacher_bm25 == 0.1

@@ -2,6 +2,7 @@ import io
 import logging
 
 from rich.table import Table
+from routerretriever.runtime import heartbeat
 from routerretriever.runtime import progress as console
 from routerretriever.runtime.metrics import (
     DOCUMENTS_ENCODED,
@@ -60,6 +61,35 @@ def test_plain_log_lines_carry_the_runs_id(capsys):
         console.set_up(quiet=False)
         console.log.handlers[:], console.log.propagate = before
         console.log.setLevel(logging.NOTSET)
+
+
+def test_a_quiet_log_is_never_silent_for_long_while_something_is_at_work(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    logger = logging.getLogger("test-heartbeat")
+    beating = heartbeat.Heartbeat(logger, seconds=25)
+    logger.addHandler(beating)
+    caplog.set_level(logging.INFO, logger.name)
+    try:
+        now[0] = 100.0
+        beating.beat()  # nobody works
+        with (
+            beating.during(lambda: "at step train"),
+            beating.during(lambda: "encoding documents: 3 of 9 done"),
+        ):
+            beating.beat()
+            now[0] += 20
+            beating.beat()  # too early
+            logger.info("a line")
+            now[0] += 24
+            beating.beat()
+            now[0] += 2
+            beating.beat()
+        beating.beat()
+        told = [record.getMessage() for record in caplog.records]
+        assert told == ["a line", "still encoding documents: 3 of 9 done (46 s)"]
+    finally:
+        logger.removeHandler(beating)
 
 
 def test_what_is_counted_here_is_exported_and_what_others_counted_is_not():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +74,29 @@ def test_every_metric_of_the_code_is_shown_and_nothing_is_shown_that_nobody_meas
 
 def test_alerts_ask_for_what_the_dashboard_shows_and_say_what_to_do():
     for rule in ALERTS:
-        names = set(re.findall(r"\bray_\w+", rule["expr"]))
+        names = set(re.findall(r"\bray_\w+|\bup\b", rule["expr"]))
         assert names, rule
-        assert names <= used(), rule
+        assert names <= used() | {"up"}, rule  # Prometheus's own, of every machine that it asks
         assert rule["expr"].count("(") == rule["expr"].count(")"), rule
         assert rule["labels"]["severity"] in ("page", "ticket"), rule
         assert len(rule["annotations"]["summary"]) > 40, rule
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS)
+
+
+def test_every_alert_has_its_section_of_the_runbook_and_no_other_is_there():
+    sections = re.findall(r"(?m)^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text())
+    assert sections == [rule["alert"] for rule in ALERTS]
+    for rule in ALERTS:
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (of Prometheus) is not installed")
+def test_alerts_come_and_go_as_they_should():
+    folder = ROOT / "serve_configs" / "prometheus"
+    done = subprocess.run(
+        ["promtool", "test", "rules", folder / "alerts.test.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_only_tags_that_a_metric_has_are_asked_for():

@@ -24,14 +24,16 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse calibrate datasets encode evaluate learning-curve migrate noise-floor pilots "
-        "register release remove-expert reproduce rollback run schema score serve train tune-router versions"
+        "add-expert analyse assess calibrate datasets doctor encode evaluate export export-expert import "
+        "init learn learning-curve migrate noise-floor pilots register release remove-expert reproduce "
+        "rollback run schema score serve train tune-router versions"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == [
         "check",
         "download",
         "export",
+        "generate",
         "import",
         "split",
         "statistics",
@@ -44,6 +46,11 @@ def test_every_step_has_its_job():
         "migrate",
         "add-expert",
         "datasets",
+        "doctor",
+        "export",
+        "export-expert",
+        "import",
+        "init",
         "release",
         "remove-expert",
         "rollback",

@@ -1,80 +1,29 @@
 """Hybrid searches against scoring every document that is present, one by one."""
 
-import math
-from collections import Counter
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import documents_file, documents_table, embeddings_file
-from routerretriever.datasets.collection import Document
 from routerretriever.errors import BadInput
 from routerretriever.index.base import Queries
 from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import parse_filter
-from routerretriever.index.hybrid import reciprocal_rank_fusion
-from routerretriever.index.live import LiveCollection
+from routerretriever.index.hybrid import Tops, reciprocal_rank_fusion
+from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.index.snippets import snippet
 from routerretriever.index.words import Analyzer
+from support.corpora import (
+    CHANGES,
+    CORPUS,
+    FILTER,
+    PLAIN,
+    WORDS,
+    expected_scores,
+    make_corpus,
+    make_document,
+)
 
-CORPUS, CHANGES = "corpora/tiny", "changes/tiny"
-WORDS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
-PLAIN = LexicalSettings(language="none")
-
-
-def make_document(seed, number):
-    random = np.random.default_rng((seed, number))
-    text = " ".join(random.choice(WORDS, size=random.integers(0, 9)))
-    metadata = {"year": int(random.integers(2000, 2005)), "tags": list(random.choice(WORDS[:3], size=2))}
-    vector = random.normal(size=4).astype(np.float32)
-    return Document(f"d{number}", "", text, metadata if number % 3 else None), vector / np.linalg.norm(vector)
-
-
-def make_corpus(folder, shards=(4, 5, 3)):
-    import pyarrow.parquet as parquet
-
-    store, held, start = ArtifactStore.open(str(folder)), {}, 0
-    for shard, size in enumerate(shards):
-        rows = [make_document(0, number) for number in range(start, start + size)]
-        table = documents_table([document for document, _ in rows])
-        store.put(CORPUS, documents_file(shard), lambda path, table=table: parquet.write_table(table, path))
-        vectors = np.stack([vector for _, vector in rows])
-        store.put(CORPUS, embeddings_file(shard), lambda path, vectors=vectors: save(path, vectors))
-        held |= {document.id: (document, vector) for document, vector in rows}
-        start += size
-    store.commit(CORPUS, {"shards": list(shards), "dimension": 4})
-    return store, held
-
-
-def save(path, vectors):
-    with path.open("wb") as file:
-        np.save(file, vectors)
-
-
-def plain_bm25(held, text, k1=0.9, b=0.4):
-    """BM25 as the papers write it, by loops."""
-    words = {key: document.content.split() for key, (document, _) in held.items()}
-    mean = sum(map(len, words.values())) / max(len(words), 1)
-    scores = dict.fromkeys(held, 0.0)
-    for word, repeated in Counter(text.split()).items():
-        df = sum(word in each for each in words.values())
-        idf = math.log(1 + (len(held) - df + 0.5) / (df + 0.5))
-        for key, each in words.items():
-            if tf := each.count(word):
-                scores[key] += repeated * idf * tf / (tf + k1 * (1 - b + b * len(each) / mean))
-    return scores
-
-
-def passes(document):
-    """The filter of the test, in plain Python."""
-    metadata = document.metadata or {}
-    return not (metadata.get("year", 0) >= 2003) or "ant" in metadata.get("tags", [])
-
-
-FILTER = {"or": [{"not": {"field": "year", "gte": 2003}}, {"field": "tags", "equals": "ant"}]}
 CHANGE = st.tuples(
     st.sampled_from(["upsert", "delete", "compact"]),
     st.lists(st.integers(0, 15), min_size=1, max_size=6, unique=True),
@@ -119,28 +68,24 @@ def test_hybrid_search_is_fusing_all_documents_that_pass(
     for each in opened:
         each.refresh()
         looks.append(each._hybrid.look(queries, each.allowed(condition), first_look))
-    top = max(look[0].top_cosine for look in looks), max(look[0].top_bm25 for look in looks)
+    top = Tops(max(look[0].tops.cosine for look in looks), max(look[0].tops.bm25 for look in looks))
     for each, look in zip(opened, looks, strict=True):
         fused = each._hybrid.fuse(queries, look, [weight], [top], depth, each.allowed(condition), first_look)
-        found += each._found(fused[0])
+        found += each._found(depth, fused[0].rows, fused[0].scores, fused[0].cosines, fused[0].bm25)
     found = sorted(found, key=lambda hit: -hit.score)[:depth]
 
-    bm25 = plain_bm25(held, text)
-    cosines = {key: float(vector @ query) for key, (_, vector) in held.items()}
-    may = [key for key, (document, _) in held.items() if not filtered or passes(document)]
-    most = max([bm25[key] for key in may], default=0)
-    nearest = max([cosines[key] for key in may], default=0)
-    expected = {
-        key: weight * (bm25[key] / most if most else 0) + (1 - weight) * (cosines[key] + 1) / (nearest + 1)
-        for key in may
-    }
+    bm25, cosines, expected = expected_scores({"": held}, text, query, weight, filtered)
     best = sorted(expected.values(), reverse=True)[:depth]
     np.testing.assert_allclose([hit.score for hit in found], best, atol=1e-5)
     for hit in found:
         assert hit.document == held[hit.document.id][0]
-        assert hit.score == pytest.approx(expected[hit.document.id], abs=1e-5)
-        assert hit.bm25 == pytest.approx(bm25[hit.document.id], abs=1e-4)
-        assert hit.cosine == pytest.approx(cosines[hit.document.id], abs=1e-5)
+        assert hit.score == pytest.approx(expected["", hit.document.id], abs=1e-5)
+        assert hit.bm25 == pytest.approx(bm25["", hit.document.id], abs=1e-4)
+        assert hit.cosine == pytest.approx(cosines["", hit.document.id], abs=1e-5)
+
+
+def words_found(live, text, vector=None):
+    return live.find("lexical", [Wanted(text, np.zeros(4, np.float32) if vector is None else vector, 5)])[0]
 
 
 def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):
@@ -153,14 +98,14 @@ def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):
         live.refresh()
     assert len(live) == 12
     assert len(live._table) < 30
-    assert [hit.document.id for hit in live.search_words(["w40"], [5])[0]] == ["d3"]
-    assert live.search_words(["w39"], [5])[0] == []
+    assert [hit.document.id for hit in words_found(live, "w40")] == ["d3"]
+    assert words_found(live, "w39") == []
 
 
 def test_reciprocal_rank_fusion_prefers_what_both_lists_hold(tmp_path):
     store, held = make_corpus(tmp_path)
     live = LiveCollection(store, CORPUS, CHANGES, IndexSettings(), lexical=PLAIN)
-    look = live.look(Queries(["ant"], held["d1"][1][None]))[0]
+    look = live.look([Wanted("ant", held["d1"][1], 5)])[0]
     fused = reciprocal_rank_fusion(look, 5)
     ranks = [list(hits.rows) for hits in (look.dense, look.lexical)]
     for row, score in zip(fused.rows, fused.scores, strict=True):
@@ -226,10 +171,10 @@ def test_a_filter_deeper_or_larger_than_allowed_is_refused():
 def test_a_weight_of_one_finds_only_documents_with_the_words_and_zero_finds_what_vectors_find(tmp_path):
     store, held = make_corpus(tmp_path)
     live = LiveCollection(store, CORPUS, CHANGES, IndexSettings(), lexical=PLAIN)
-    queries = Queries(["ant bee"] * 2, np.stack([held["d1"][1]] * 2))
-    words, vectors = live.search_hybrid(queries, [5, 5], [1.0, 0.0])
-    assert [hit.document for hit in words] == [h.document for h in live.search_words(["ant bee"], [5])[0]]
-    assert [hit.document for hit in vectors] == [h.document for h in live.search(queries.vectors[:1], [5])[0]]
+    vector = held["d1"][1]
+    words, vectors = live.find("hybrid", [Wanted("ant bee", vector, 5, weight) for weight in (1.0, 0.0)])
+    assert [hit.document for hit in words] == [hit.document for hit in words_found(live, "ant bee", vector)]
+    assert [hit.document for hit in vectors] == [hit.document for hit in live.search(vector[None], [5])[0]]
 
 
 @given(text=st.text(alphabet="ab 京都,", max_size=80), query=st.text(alphabet="ab 京", max_size=9))

@@ -28,7 +28,7 @@ def test_a_plan_counts_what_is_to_be_done_and_does_nothing(tiny_data, monkeypatc
     assert "train of fruit: 14 queries x 3 models" in steps["score (experts)"].to_do
     assert "test of sport: 7 queries x 3 models" in steps["score (experts)"].to_do
     # What the weight of BM25 is learned from.
-    assert "dev of metal: 7 queries x 1 models" in steps["score (experts)"].to_do
+    assert "dev of metal: 7 queries x 1 model" in steps["score (experts)"].to_do
     assert "161 query encodings" in steps["score (experts)"].to_do
     assert "sport: 7 test queries at 13 weights of BM25" in steps["fuse (experts)"].to_do
     assert "test of sport: 7 queries x 2 models" in steps["score (baselines)"].to_do

@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from routerretriever.client.schemas import ExpertState, ServiceState
+from routerretriever.client.schemas import ExpertState, SearchRequest, ServiceState
 from routerretriever.datasets.collection import Document
+from routerretriever.serving.access import Access
 from routerretriever.serving.deployments.run import free_port
 from support.service import StandIn, application
 from websockets.sync.client import ClientConnection, connect
@@ -41,9 +42,9 @@ class Shown(StandIn):
             for row in range(5)
         }
 
-    async def search(self, query: str, collection: str, top_k: int, model: str, client: str = "") -> Any:
-        self.asked.append((query, collection, model))
-        return await super().search(query, collection, top_k, model, client)
+    async def search(self, request: SearchRequest, access: Access) -> Any:
+        self.asked.append((request.query, request.collection or "", request.model))
+        return await super().search(request, access)
 
     async def state(self) -> ServiceState:
         return ServiceState(

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+import routerretriever
 from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.registry import RegistrySettings
@@ -87,6 +88,15 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     registry.challenge(None)
     registry.challenge(None)
     assert (registry.challenger(), registry.released()) == (None, 3)
+
+
+def test_versions_release_and_rollback_are_calls_too(tmp_path, add_versions):
+    recipe = tiny_recipe(tmp_path, registry={"name": NAME})
+    add_versions(open_registry(tmp_path), "", "")
+    assert [one.version for one in routerretriever.versions(recipe)] == [2, 1]
+    assert routerretriever.release(recipe, 1) is None
+    assert routerretriever.release(recipe, 2) == 1
+    assert routerretriever.rollback(recipe) == 1
 
 
 def test_the_alias_of_another_recipe_is_moved_only_when_told_to(tmp_path, add_versions):

@@ -111,7 +111,9 @@ def test_no_evidence_at_all_is_an_error():
         routing(router="pilots", temperature=0.1),
         routing(router="posterior", mixing="hard"),
         routing(router="posterior", mixing="soft"),
-        routing(router="posterior", fallback=FallbackSettings(familiar_quantile=0.2, slack=0.0)),
+        routing(
+            router="posterior", fallback=FallbackSettings(answer="base", familiar_quantile=0.2, slack=0.0)
+        ),
         routing(router="posterior", fallback=FallbackSettings(answer="base")),
         routing(router="neighbours", neighbours=5, temperature=0.05),
         routing(router="utility", temperature=0.05),
@@ -181,7 +183,10 @@ def test_an_explanation_quotes_the_nearest_training_queries():
     queries = {name: [f"{name}{row}" for row in range(40)] for name in "abc"}
     d = RoutingData(d.experts, d.utilities, d.features, queries)
     router = fit_router(
-        d, routing(router="posterior", fallback=FallbackSettings(familiar_quantile=0.2, slack=0.0))
+        d,
+        routing(
+            router="posterior", fallback=FallbackSettings(answer="base", familiar_quantile=0.2, slack=0.0)
+        ),
     )
     (reason,) = router.explain(d.features["b"][7:8])
     assert max(reason.scores, key=reason.scores.get) == "b"

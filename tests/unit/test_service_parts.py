@@ -530,6 +530,7 @@ class HalfBundle:
 
     router = SimpleNamespace(experts=["a", "b", BASE])
     experts = ("a", "b")
+    fusion = None
 
     class encoder:
         dimension = 2
@@ -614,22 +615,26 @@ class Challenger:
     version = 8
 
     def __init__(self, *ids, expert="fruit"):
-        self.found = expert, list(ids)
+        self.found = found_by(expert, *ids)
         self.go_on = asyncio.Event()
 
-    async def shadow_search(self, query, collection, top_k, model):
+    async def shadow_search(self, request):
         await self.go_on.wait()
-        if not self.found[1]:
-            raise UnknownName("collection", collection, ["metal"])
+        if not self.found.results:
+            raise UnknownName("collection", request.collection, ["metal"])
         return self.found
+
+
+def found_by(expert, *ids):
+    hits = [Hit(id=document_id, score=1.0, title="", text="") for document_id in ids]
+    return SearchResponse(collection="fruit", expert=expert, weights={expert: 1.0}, results=hits)
 
 
 def shadowed(challengers, share=1.0, busy=False, seconds=5.0):
     """What is counted when the same search is offered to each challenger, before the first one is done."""
     metrics = SimpleNamespace(shadows=Counted(), shadow_documents=Counted(), shadow_seconds=Counted())
     asked = SearchRequest(query="a fig?", collection="fruit", top_k=3)
-    hits = [Hit(id=document_id, score=1.0, title="", text="") for document_id in ("d1", "d2", "d3")]
-    answer = SearchResponse(collection="fruit", expert="fruit", weights={"fruit": 1.0}, results=hits)
+    answer = found_by("fruit", "d1", "d2", "d3")
 
     async def main():
         shadows = Shadows(share, seconds, metrics)

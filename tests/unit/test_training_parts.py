@@ -3,9 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from routerretriever.index.lexical import LexicalIndex, Postings
+from routerretriever.index.settings import LexicalSettings
+from routerretriever.index.words import Analyzer
 from routerretriever.training.loop import domain_schedule
-from routerretriever.training.objective import candidate_loss, draw_targets
+from routerretriever.training.objective import above_target, candidate_loss, draw_targets
 from routerretriever.training.settings import TrainingSettings
+from routerretriever.training.teacher import Teacher, hybrid_scores
 
 
 def rows(*values):
@@ -75,8 +82,75 @@ def test_distillation_adds_the_divergence_from_the_base():
     alone = candidate_loss(*given)
     ours, theirs = (torch.softmax(q @ documents.T / 0.5, dim=1) for q in (query, base))
     divergence = (theirs * (theirs / ours).log()).sum(dim=1).mean()
-    assert candidate_loss(*given, base, 2.0).item() == pytest.approx(
+    teacher = base @ documents.T
+    assert candidate_loss(*given, teacher, 2.0).item() == pytest.approx(
         (alone + 2 * divergence).item(), rel=1e-5
     )
-    assert candidate_loss(*given, query, 2.0).item() == pytest.approx(alone.item(), rel=1e-5)
-    assert candidate_loss(*given, base, 0.0).item() == alone.item()
+    assert candidate_loss(*given, query @ documents.T, 2.0).item() == pytest.approx(alone.item(), rel=1e-5)
+    assert candidate_loss(*given, teacher, 0.0).item() == alone.item()
+
+
+SCORES = arrays(np.float32, (3, 6), elements=st.floats(-1, 1, width=32))
+
+
+@given(SCORES, st.floats(0.25, 2), st.lists(st.integers(0, 5), min_size=3, max_size=3))
+def test_the_mask_takes_what_the_teacher_puts_above_the_positive_and_never_the_positive(
+    scores, share, targets
+):
+    scores, targets = torch.from_numpy(scores), torch.tensor(targets)
+    mask = above_target(scores, targets, share)
+    for row, target in enumerate(targets.tolist()):
+        assert not mask[row, target]
+        for column in set(range(6)) - {target}:
+            assert mask[row, column] == (scores[row, column] > share * scores[row, target])
+
+
+def test_masked_candidates_do_not_compete():
+    generator = torch.Generator().manual_seed(0)
+    query, documents = torch.randn(1, 4, generator=generator), torch.randn(4, 4, generator=generator)
+    teacher = torch.tensor([[0.9, 0.5, 0.6, 0.1]])
+    every = rows(*range(4))
+    loss = candidate_loss(query, documents, every, rows(1), [rows(1)], 1.0, teacher, mask_above=1.0)
+    logits = (query @ documents.T)[:, [1, 3]]
+    assert loss.item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0])).item(), rel=1e-5
+    )
+    alone = candidate_loss(query, documents, every, rows(1), [rows(1)], 1.0)
+    nothing = candidate_loss(query, documents, every, rows(1), [rows(1)], 1.0, teacher, mask_above=2.0)
+    assert nothing.item() == alone.item()
+
+
+@given(
+    arrays(np.float32, 6, elements=st.floats(-1, 1, width=32)),
+    arrays(np.float32, 9, elements=st.floats(0, 30, width=32)),
+    st.floats(0, 0.99),
+)
+def test_a_hybrid_teacher_is_the_base_at_weight_zero_and_keeps_its_scale(base, bm25, weight):
+    candidates = rows(0, 2, 3, 5, 7, 8)
+    np.testing.assert_allclose(hybrid_scores(base, bm25, candidates, 0.0), base, atol=1e-5)
+    made = hybrid_scores(base, bm25, candidates, weight)
+    assert made.max() <= base.max() + 1e-5
+    assert made.min() >= -1 - 1e-5
+
+
+def test_a_teacher_that_reads_words_puts_a_document_with_the_query_s_words_first():
+    settings = LexicalSettings()
+    analyze = Analyzer(settings)
+    texts = ["copper wire", "a dog sleeps", "zinc plate"]
+    words = LexicalIndex(Postings.build(analyze(text) for text in texts), settings)
+    same = torch.full((1, 3), 0.5)
+    scores = Teacher(words, 0.3).scores(same, ["where is zinc"], rows(0, 1, 2))
+    assert scores.argmax().item() == 2
+    assert torch.equal(Teacher().scores(same, ["where is zinc"], rows(0, 1, 2)), same)
+
+
+def test_settings_without_effect_leave_an_expert_as_it_is():
+    plain = TrainingSettings()
+    assert plain.identity() == TrainingSettings(teacher_bm25=0.0, mask_above=None).identity()
+    assert "mask_above" not in plain.identity()
+    assert "teacher_bm25" not in plain.identity()
+    assert TrainingSettings(mask_above=1.0).identity() != plain.identity()
+    assert TrainingSettings(teacher_bm25=0.1).identity() != plain.identity()
+    silent = TrainingSettings(distillation=0)
+    assert TrainingSettings(distillation=0, teacher_bm25=0.1).identity() == silent.identity()
+    assert TrainingSettings(mask_above=1.0).plain().identity() == plain.plain().identity()

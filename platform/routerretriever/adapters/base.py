@@ -79,6 +79,8 @@ class AdapterKind(ABC):
     merges: ClassVar[frozenset[Merge]]
     starts_as_base: ClassVar[bool] = True
     """Whether a fresh adapter changes no vector."""
+    opens_elsewhere: ClassVar[bool] = False
+    """Whether PEFT reads what ``save`` writes, and ``merge`` changes nothing but weights."""
 
     @abstractmethod
     def wrote(self, config: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ class PeftKind(AdapterKind):
     """A kind of PEFT's. Subclasses say how it is configured, and how it is run without PEFT."""
 
     peft_type: ClassVar[str]
+    opens_elsewhere = True
 
     @abstractmethod
     def peft_config(self, encoder: Encoder, settings: Any) -> PeftConfig:

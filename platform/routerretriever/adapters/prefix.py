@@ -207,6 +207,13 @@ def _attention(encoder: Encoder) -> PrefixAttention:
 
     attention = _attention_of(encoder)
     if attention is None:
+        config = encoder.transformer.config.get_text_config()
+        heads, of_keys = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+        if of_keys not in (None, heads):
+            raise EncoderError(
+                f"training.adapter: {type(encoder.transformer).__name__} has grouped keys ({of_keys} for "
+                f"{heads} heads), which take no prefix; use a LoRA, or another encoder"
+            )
         attention = PrefixAttention(encoder.transformer, encoder.transformer_layers)
         encoder.tower.prefixes = attention
     return attention

@@ -45,6 +45,11 @@ class QueryTower(Encoder):
         Raises:
             EncoderError: it does not fit the base.
         """
+        if not self.linear_layers:
+            raise EncoderError(
+                f"encoder.name: {self.settings.name} is a table of static embeddings, without a layer that "
+                "an expert could adapt; it encodes and routes, and experts need a transformer"
+            )
         kind_named(settings.kind).attach(self, name, settings, modules)
 
     def load_adapter(self, name: str, folder: Path) -> None:
@@ -69,6 +74,8 @@ class QueryTower(Encoder):
 
     def encode_documents(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
         """Embed documents: [B, d] float32. By the base, unless the adapter is to become part of it."""
+        if adapter != BASE and self._documents is not None:
+            raise EncoderError("encoder.documents: another encoder reads the documents, so no adapter does")
         with self._active(adapter):
             return super().encode_documents(texts)
 

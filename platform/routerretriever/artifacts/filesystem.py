@@ -24,12 +24,14 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from routerretriever.errors import StorageError
+from routerretriever.errors import StorageError, Unavailable, without_secrets
 from routerretriever.hashing import file_hash
+from routerretriever.runtime.machine import within
 from routerretriever.runtime.metrics import STORAGE_RETRIES, increment
 from routerretriever.runtime.progress import log
 
 _RETRY_SECONDS = 180.0
+_ANSWER_SECONDS = 20.0
 _TRANSIENT = {
     errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
@@ -115,6 +117,26 @@ class FileSystem:
         except OSError as error:
             raise StorageError(f"storage: cannot make folder {folder}: {error}") from None
         return cls(str(folder))
+
+    def require_answer(self) -> None:
+        """Look into remote storage once, without the patience that a run has later.
+
+        Raises:
+            StorageError: it does not answer in time, or refuses.
+        """
+        if "://" not in self.uri:
+            return
+        filesystem, root = self.resolve()
+        place = f"storage: {without_secrets(self.uri)}"
+        try:
+            within(_ANSWER_SECONDS, lambda: filesystem.ls(root), place)
+        except FileNotFoundError:
+            return  # nothing has been written yet
+        except Unavailable as error:
+            raise StorageError(f"{error}; mend the address, or start what serves it") from None
+        except Exception as error:  # each kind of storage has its own
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise StorageError(f"{place}: {reason[0]}; mend the address or the credentials") from None
 
     def resolve(self) -> tuple[Any, str]:
         """The fsspec file system, and the path of ``uri`` in it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from routerretriever.generation.folder import Generated
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import Registry
 
@@ -19,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A YAML file, or a shipped recipe's name, as sample.", metavar="RECIPE")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Replace a setting: dotted.key=value.", metavar="KEY=VALUE")
 ]
@@ -63,6 +66,7 @@ def open_registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Reg
     set_up_output(quiet)
     settings = load_recipe(recipe, overrides)
     store = ArtifactStore.open(settings.storage)
+    store.files.require_answer()
     return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
 
 
@@ -85,3 +89,14 @@ def tell_registered(registered: Registered) -> None:
     )
     if registered.verdict is not None:
         console.print(registered.verdict, soft_wrap=True)
+
+
+def tell_generated(generated: Generated) -> None:
+    """What became of the queries that were written."""
+    from routerretriever.runtime.progress import console, figures_table, show
+
+    table = figures_table("query", "number", title=f"{generated.facts['counts']['calls']} queries")
+    for name, count in generated.rows():
+        table.add_row(name, str(count))
+    show(table)
+    console.print(f"wrote {generated.folder}", soft_wrap=True)

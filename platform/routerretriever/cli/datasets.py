@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output, tell_generated
+
 if TYPE_CHECKING:
     from routerretriever.datasets.checking import CheckReport
 
 datasets_app = typer.Typer(
-    help="Import, check, split, export and download collections (BEIR folders).", no_args_is_help=True
+    help="Import, check, split, export, download and generate collections (BEIR folders).",
+    no_args_is_help=True,
 )
 
 Source = Annotated[str, typer.Argument(help="A BEIR folder, or sample:<domain>.")]
@@ -105,23 +108,63 @@ def import_source(
         str, typer.Option("--split", help="The split of judgements that name none.", metavar="NAME")
     ] = "train",
     passage_tokens: Annotated[
-        int | None, typer.Option(help="Cut files of a folder into passages of so many words.", min=8)
+        int | None,
+        typer.Option(help="Cut files of a folder into passages of so many words.", min=8, max=8192),
     ] = None,
 ) -> None:
     """Write a BEIR folder from other formats; says what it understood and ends with a check.
 
     Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet),
-    lists of questions and answers, TREC topics and qrels, MS MARCO's TSV, and folders of text files.
+    lists of questions and answers, LlamaIndex's question sets, TREC topics and qrels, MS MARCO's TSV, and
+    folders of text files.
     """
     from routerretriever.datasets.checking import check_collection
     from routerretriever.datasets.importing import import_data
 
     understood = import_data(source, to, split_name, passage_tokens)
     _print(understood.told())
+    if not understood.judgements:
+        return  # documents are a fine start, and what is missing was said
     report = check_collection(to, 5)
     _print_report(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@datasets_app.command("generate")
+def generate(
+    recipe: RecipeFile,
+    domain: Annotated[str, typer.Option(help="The domain whose documents are asked about.")],
+    to: Annotated[
+        Path | None, typer.Option(help="The new BEIR folder; by default <data_root>/generated/<domain>.")
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help='Up to eight queries as people write them: JSONL, {"query": ..., "document": ...}.'
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only try a few calls, and say what all will take.")
+    ] = False,
+) -> None:
+    """Write queries about a domain's documents; makes a collection with train and dev queries.
+
+    Labelled queries of the domain become dev, and its test split stays. A run that was stopped goes on where
+    it was.
+    """
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.pipeline.documents import generated_folder, generation, with_examples
+
+    set_up_output(quiet)
+    settings = with_examples(load_recipe(recipe, overrides), examples)
+    made = generation(settings, domain)
+    if dry_run:
+        _print(made.estimate().told())
+        return
+    tell_generated(made.run(to or generated_folder(settings, domain)))
 
 
 @datasets_app.command("export")
@@ -136,10 +179,16 @@ def export(
 
 
 def _folder(path: str) -> Path:
-    if path.startswith("sample:"):
-        from routerretriever.datasets.collection import open_collection
+    from routerretriever.datasets.collection import open_collection, sample_domains
+    from routerretriever.errors import DatasetError
 
-        return open_collection("check", path).folder
+    name = path.removeprefix("sample:")
+    if name != path:
+        if name not in sample_domains():
+            raise DatasetError(f"{path}: no such built-in sample; there are {', '.join(sample_domains())}")
+        return open_collection(name, path).folder
+    if not Path(path).is_dir():
+        raise DatasetError(f"{path}: no such folder; name one that holds corpus.jsonl and queries.jsonl")
     return Path(path)
 
 

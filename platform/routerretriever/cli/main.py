@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 import routerretriever
-from routerretriever.cli import releases, steps, studies
+from routerretriever.cli import exchange, releases, start, steps, studies
 from routerretriever.cli.app import app
 from routerretriever.cli.datasets import datasets_app
-from routerretriever.errors import RouterRetrieverError
+from routerretriever.errors import RouterRetrieverError, without_secrets
 
-COMMANDS = (steps, studies, releases)
+COMMANDS = (start, steps, studies, releases, exchange)
 """The modules whose commands the application has."""
 app.add_typer(datasets_app, name="datasets")
 
@@ -27,7 +27,7 @@ def main() -> None:
     except RouterRetrieverError as error:
         _fail(error)
     except Exception:
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
         print(
             f"error: this is a mistake of RouterRetriever {routerretriever.__version__}, not yours; please "
             "report it with the lines above and the command that you typed",

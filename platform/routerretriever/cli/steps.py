@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ from routerretriever.cli.app import (
     app,
     open_pipeline,
     set_up_output,
+    tell_generated,
     tell_registered,
 )
 
@@ -31,7 +34,7 @@ def run(
     """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
     from routerretriever.pipeline.plan import plan_run, plan_table
     from routerretriever.reports.tables import terminal_table
-    from routerretriever.runtime.progress import log, show
+    from routerretriever.runtime.progress import console, log, show
 
     pipeline = open_pipeline(recipe, overrides, quiet)
     if dry_run:
@@ -46,6 +49,8 @@ def run(
         ask_once(pipeline)
     tell_registered(registered)
     log.info("figures and tables: %s", pipeline.report_folder)
+    again = "".join(f" --set {shlex.quote(each)}" for each in overrides or [])
+    console.print(f"next: routerretriever serve {recipe}{again}", soft_wrap=True)
 
 
 @app.command()
@@ -114,15 +119,68 @@ def calibrate(
 def add_expert(
     recipe: RecipeFile,
     name: Annotated[str, typer.Option(help="Name of the new domain.")],
-    path: Annotated[str, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")],
+    path: Annotated[
+        str | None, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")
+    ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(help="Or a file or folder of documents without queries; these are generated."),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help='With --documents: up to eight queries of people, JSONL, {"query": ...}.'),
+    ] = None,
     quiet: Quiet = False,
     release: Release = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --documents: only say what generation will take.")
+    ] = False,
 ) -> None:
-    """Add a domain: train its expert, score what is missing, register a bundle, update the recipe file."""
+    """Add a domain: train its expert, score what is missing, register a bundle, update the recipe file.
+
+    From documents alone, queries are generated first. The expert is deployed only if held-out queries show
+    that it helps.
+    """
+    from routerretriever.pipeline.documents import add_from_documents, estimate_documents
     from routerretriever.pipeline.domains import add_domain
 
+    if (path is None) == (documents is None):
+        raise typer.BadParameter("name either --path or --documents")
+    if documents is None and (examples is not None or dry_run):
+        raise typer.BadParameter("--examples and --dry-run go with --documents")
     set_up_output(quiet)
-    tell_registered(add_domain(recipe, name, path, release))
+    if documents is None:
+        assert path is not None
+        tell_registered(add_domain(recipe, name, path, release))
+        return
+    if dry_run:
+        from routerretriever.runtime.progress import console
+
+        console.print(estimate_documents(recipe, name, documents, examples).told(), soft_wrap=True)
+        return
+    generated, registered = add_from_documents(recipe, name, documents, examples, release)
+    tell_generated(generated)
+    tell_registered(registered)
+
+
+@app.command()
+def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
+    """Turn users' feedback into judgements, train the experts concerned again, and challenge the release.
+
+    Documents are not encoded again. Held-out queries decide whether an expert is deployed.
+    """
+    from routerretriever.pipeline.learning import learn as learn_from_feedback
+    from routerretriever.runtime.progress import console
+
+    set_up_output(quiet)
+    found, registered = learn_from_feedback(recipe)
+    for one in found:
+        console.print(one.told(), soft_wrap=True)
+    if registered is None:
+        console.print("nothing to learn: no new judgements that users agree on")
+        return
+    tell_registered(registered)
+    console.print(f"version {registered.version} is the challenger; serving.releases says what it gets")
 
 
 @app.command("remove-expert")

@@ -16,6 +16,7 @@ from routerretriever.cli.app import (
     numbers,
     open_pipeline,
     set_up_output,
+    tell_generated,
 )
 
 
@@ -99,6 +100,9 @@ def learning_curve(
             callback=check_numbers,
         ),
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Experts of each size; with 2 or more the page shows their range.", min=1)
+    ] = 1,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -106,10 +110,10 @@ def learning_curve(
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
     from routerretriever.studies import runs as studies
-    from routerretriever.studies.analyses import learning_curve_section
+    from routerretriever.studies.learning_curve import learning_curve_section
 
     counts = numbers(sizes) if sizes else None
-    curve = studies.draw_learning_curve(open_pipeline(recipe, overrides, quiet), domain, counts)
+    curve = studies.draw_learning_curve(open_pipeline(recipe, overrides, quiet), domain, counts, seeds)
     show(section_table(learning_curve_section(curve)))
 
 
@@ -132,3 +136,36 @@ def reproduce(
     show(reproduction.reproduction_table(outcomes))
     if any(one.verdict == "FAIL" for one in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+def assess(
+    recipe: RecipeFile,
+    documents: Annotated[
+        Path, typer.Option(help="A file or folder of documents, or an imported BEIR folder.")
+    ],
+    name: Annotated[
+        str, typer.Option(help="What the collection is called; add-expert with it uses the same queries.")
+    ] = "assessed",
+    examples: Annotated[
+        Path | None, typer.Option(help='Up to eight queries of people: JSONL, {"query": ...}.')
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Which of the recipe's experts, the base or BM25 helps documents that have no queries yet."""
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.datasets.collection import open_collection
+    from routerretriever.pipeline.documents import generate_from, with_examples
+    from routerretriever.pipeline.pipeline import Pipeline
+    from routerretriever.runtime.progress import console, show
+    from routerretriever.studies.assess import assess as assess_collection
+
+    set_up_output(quiet)
+    settings = with_examples(load_recipe(recipe, overrides), examples)
+    pipeline = Pipeline(settings)
+    generated = generate_from(settings, name, documents)
+    tell_generated(generated)
+    found = assess_collection(pipeline, open_collection(name, generated.folder))
+    show(found.table())
+    console.print(found.verdict(), soft_wrap=True)

@@ -4,7 +4,7 @@
         hits = client.search("undo my last commit", collection="shell").results
 
 A request that is refused for load, or meets a replica or a proxy that is being replaced, is sent again for a
-while; every request can be sent twice without harm.
+while; only creating and deleting a collection is not.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 import numpy as np
@@ -21,21 +23,28 @@ from numpy.typing import NDArray
 
 from routerretriever.client.schemas import (
     ChangeResponse,
+    CollectionState,
+    DocumentIn,
+    DocumentsResponse,
     EmbeddingsResponse,
     ExpertState,
+    FeedbackResponse,
+    ForgetResponse,
     Route,
     RouteResponse,
     SearchResponse,
     ServiceState,
 )
-from routerretriever.types import ROUTED_MODEL
+from routerretriever.types import ROUTED_MODEL, Mode
 
 Vectors = NDArray[np.float32]
-Document = Mapping[str, str]
-"""``id``, ``text`` and, if there is one, ``title``."""
+Document = Mapping[str, Any]
+"""``id``, ``text`` and, if there are any, ``title`` and ``metadata``."""
 
 _PASSING = (429, 502, 503)
 _JSON = "application/json"
+_COLLECTIONS = "/v1/collections"
+_DEFAULT_LEXICAL: Mapping[str, Any] = MappingProxyType({})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 
 
@@ -78,6 +87,20 @@ class _Attempts:
         return seconds if time.monotonic() + seconds <= self._until else None
 
 
+class SearchOptions(TypedDict, total=False):
+    """What a search may say besides; see ``SearchRequest``."""
+
+    collections: list[str]
+    mode: Mode
+    weight: float
+    filter: dict[str, Any]
+    offset: int
+    min_score: float
+    fields: list[str]
+    group_by_parent: bool
+    highlight: bool
+
+
 class Client:
     """Asks a service, one request at a time."""
 
@@ -97,10 +120,16 @@ class Client:
         self._met = False
 
     def search(
-        self, query: str, collection: str | None = None, top_k: int = 10, model: str = ROUTED_MODEL
+        self,
+        query: str,
+        collection: str | None = None,
+        top_k: int = 10,
+        model: str = ROUTED_MODEL,
+        **options: Unpack[SearchOptions],
     ) -> SearchResponse:
         """Documents for a query, best first, and who answered."""
-        answer = self._post("/v1/search", _search(query, collection, top_k, model))
+        body = _search(query, collection, top_k, model, options)
+        answer = self._post("/v1/search", body)
         return SearchResponse.model_validate(answer)
 
     def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
@@ -120,6 +149,53 @@ class Client:
         """Delete documents."""
         answer = self._post(f"{_documents(collection)}/delete", {"ids": list(ids)})
         return ChangeResponse.model_validate(answer)
+
+    def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
+        """Report what a user did with results; returns the report's id.
+
+        Args:
+            query: what was asked.
+            collection: which collection.
+            shown: ids of the results, best first.
+            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, and ``user``.
+        """
+        answer = self._post("/v1/feedback", _feedback(query, collection, shown, marks))
+        return FeedbackResponse.model_validate(answer).id
+
+    def forget(self, user: str) -> int:
+        """Delete all feedback of a user; returns how many reports there were."""
+        answer = self._post("/v1/feedback/delete", {"user": user})
+        return ForgetResponse.model_validate(answer).deleted
+
+    def collections(self) -> list[CollectionState]:
+        """The collections that this client may read."""
+        return [CollectionState.model_validate(one) for one in _checked(self._http.get(_COLLECTIONS))]
+
+    def collection(self, name: str) -> CollectionState:
+        """One collection: how many documents it has, and how it is searched."""
+        return CollectionState.model_validate(_checked(self._http.get(f"{_COLLECTIONS}/{name}")))
+
+    def create_collection(
+        self, name: str, lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL
+    ) -> CollectionState:
+        """Create a collection without documents; ``lexical`` as ``LexicalOptions``, None for no words."""
+        body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
+        return CollectionState.model_validate(_checked(self._http.post(_COLLECTIONS, json=body)))
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection that was created over HTTP, with its documents."""
+        _checked(self._http.delete(f"{_COLLECTIONS}/{name}"))
+
+    def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
+        """A page of a collection's documents."""
+        page = {"offset": offset, "limit": limit}
+        answer = _checked(self._http.get(_documents(collection), params=page))
+        return DocumentsResponse.model_validate(answer)
+
+    def document(self, collection: str, document_id: str) -> DocumentIn:
+        """One document as it is now."""
+        path = f"{_COLLECTIONS}/{collection}/document"
+        return DocumentIn.model_validate(_checked(self._http.get(path, params={"id": document_id})))
 
     def service(self) -> ServiceState:
         """What is being served."""
@@ -165,10 +241,16 @@ class AsyncClient:
         self._met = False
 
     async def search(
-        self, query: str, collection: str | None = None, top_k: int = 10, model: str = ROUTED_MODEL
+        self,
+        query: str,
+        collection: str | None = None,
+        top_k: int = 10,
+        model: str = ROUTED_MODEL,
+        **options: Unpack[SearchOptions],
     ) -> SearchResponse:
         """Documents for a query, best first, and who answered."""
-        answer = await self._post("/v1/search", _search(query, collection, top_k, model))
+        body = _search(query, collection, top_k, model, options)
+        answer = await self._post("/v1/search", body)
         return SearchResponse.model_validate(answer)
 
     async def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
@@ -188,6 +270,46 @@ class AsyncClient:
         """Delete documents."""
         answer = await self._post(f"{_documents(collection)}/delete", {"ids": list(ids)})
         return ChangeResponse.model_validate(answer)
+
+    async def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
+        """As ``Client.feedback``."""
+        answer = await self._post("/v1/feedback", _feedback(query, collection, shown, marks))
+        return FeedbackResponse.model_validate(answer).id
+
+    async def forget(self, user: str) -> int:
+        """Delete all feedback of a user; returns how many reports there were."""
+        answer = await self._post("/v1/feedback/delete", {"user": user})
+        return ForgetResponse.model_validate(answer).deleted
+
+    async def collections(self) -> list[CollectionState]:
+        """The collections that this client may read."""
+        return [CollectionState.model_validate(one) for one in _checked(await self._http.get(_COLLECTIONS))]
+
+    async def collection(self, name: str) -> CollectionState:
+        """One collection: how many documents it has, and how it is searched."""
+        return CollectionState.model_validate(_checked(await self._http.get(f"{_COLLECTIONS}/{name}")))
+
+    async def create_collection(
+        self, name: str, lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL
+    ) -> CollectionState:
+        """Create a collection without documents; ``lexical`` as ``LexicalOptions``, None for no words."""
+        body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
+        return CollectionState.model_validate(_checked(await self._http.post(_COLLECTIONS, json=body)))
+
+    async def delete_collection(self, name: str) -> None:
+        """Delete a collection that was created over HTTP, with its documents."""
+        _checked(await self._http.delete(f"{_COLLECTIONS}/{name}"))
+
+    async def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
+        """A page of a collection's documents."""
+        page = {"offset": offset, "limit": limit}
+        answer = _checked(await self._http.get(_documents(collection), params=page))
+        return DocumentsResponse.model_validate(answer)
+
+    async def document(self, collection: str, document_id: str) -> DocumentIn:
+        """One document as it is now."""
+        path = f"{_COLLECTIONS}/{collection}/document"
+        return DocumentIn.model_validate(_checked(await self._http.get(path, params={"id": document_id})))
 
     async def service(self) -> ServiceState:
         """What is being served."""
@@ -231,16 +353,23 @@ def _checked(response: httpx.Response) -> Any:
     return response.json()
 
 
-def _search(query: str, collection: str | None, top_k: int, model: str) -> dict[str, Any]:
-    return {"query": query, "collection": collection, "top_k": top_k, "model": model}
+def _search(
+    query: str, collection: str | None, top_k: int, model: str, options: SearchOptions
+) -> dict[str, Any]:
+    return {"query": query, "collection": collection, "top_k": top_k, "model": model, **options}
 
 
 def _embeddings(texts: Sequence[str], model: str) -> dict[str, Any]:
     return {"input": list(texts), "model": model, "encoding_format": "base64"}
 
 
+def _feedback(query: str, collection: str, shown: Sequence[str], marks: Mapping[str, Any]) -> dict[str, Any]:
+    # An id of its own, so that a report that is sent again counts once.
+    return {"query": query, "collection": collection, "shown": list(shown), "id": uuid.uuid4().hex, **marks}
+
+
 def _documents(collection: str) -> str:
-    return f"/v1/collections/{collection}/documents"
+    return f"{_COLLECTIONS}/{collection}/documents"
 
 
 def _vectors(answer: Any) -> Vectors:

@@ -1,11 +1,20 @@
-"""The service as LangChain's embeddings: documents by the base, queries by the router. Needs langchain-core.
+"""The service in LangChain. Needs langchain-core.
 
-store = InMemoryVectorStore(RoutedEmbeddings(Client("http://localhost:8000")))
+``RoutedEmbeddings`` embeds documents by the base and queries by the router, for any vector store:
+
+    store = InMemoryVectorStore(RoutedEmbeddings(Client("http://localhost:8000")))
+
+``RoutedRetriever`` searches a collection of the service itself.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
 
 from routerretriever.client.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
@@ -30,3 +39,27 @@ class RoutedEmbeddings(Embeddings):
         """Documents' vectors."""
         parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
         return [vector for part in parts for vector in self._client.embed(part, DOCUMENT_MODEL).tolist()]
+
+
+class RoutedRetriever(BaseRetriever):
+    """Searches a collection of a service."""
+
+    client: Any
+    """A ``Client``."""
+    collection: str | None = None
+    """May be left out if only one collection is served."""
+    top_k: int = 10
+    """How many documents are wanted."""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        found = self.client.search(query, self.collection, self.top_k)
+        return [
+            Document(
+                hit.text,
+                id=hit.id,
+                metadata={"id": hit.id, "title": hit.title, "score": hit.score, "expert": found.expert},
+            )
+            for hit in found.results
+        ]

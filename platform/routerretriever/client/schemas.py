@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from routerretriever.types import ROUTED_MODEL
+from routerretriever.types import ROUTED_MODEL, Language, Mode
 
 
 def _encodable(text: str) -> str:
@@ -61,14 +61,51 @@ class ErrorResponse(BaseModel):
     error: Problem
 
 
+Count = Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)]
+
+
 class SearchRequest(_Schema):
-    """A query to one collection."""
+    """A query to one collection, or to several."""
 
     query: Text
     collection: str | None = None
     """May be left out if only one collection is served."""
-    top_k: Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)] = 10
+    collections: Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
+    """Several collections, ranked together."""
     model: str = ROUTED_MODEL
+    mode: Mode | None = None
+    """Compare words and vectors, vectors alone, or words alone. By default both, where words are indexed."""
+    weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of the words in a hybrid search, 0 to 1; by default it is chosen for each query."""
+    filter: dict[str, Any] | None = None
+    """A condition on metadata, as ``{"field": "year", "gte": 2001}``; only documents that pass are ranked."""
+    top_k: Count = 10
+    """How many documents are wanted."""
+    limit: Count | None = None
+    """The same, by its other name."""
+    offset: Annotated[int, Field(ge=0, le=1000, strict=True), BeforeValidator(_whole)] = 0
+    """How many of the best documents are passed over."""
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Documents below this score are left out."""
+    fields: list[str] | None = None
+    """What is told of each document: ``title``, ``text`` and fields of its metadata; by default all."""
+    group_by_parent: bool = False
+    """Of the passages ``document#1``, ``document#2`` and so on, only the best of each document is told."""
+    highlight: bool = False
+    """Whether each document comes with the part that has most words of the query."""
+
+    @property
+    def wanted(self) -> int:
+        """How many documents are wanted."""
+        return self.top_k if self.limit is None else self.limit
+
+
+class Snippet(BaseModel):
+    """A part of a document's text."""
+
+    text: str
+    highlights: list[tuple[int, int]]
+    """First and last + 1 character of each word of the query, counted from the start of the part."""
 
 
 class Hit(BaseModel):
@@ -76,18 +113,68 @@ class Hit(BaseModel):
 
     id: str
     score: float
+    """What the documents are ordered by: fused, 0 to 1; or with one side alone that side's score."""
+    dense_score: float | None = None
+    """Inner product of the vectors."""
+    lexical_score: float | None = None
+    """BM25; null where words were not compared."""
     title: str
     text: str
+    metadata: dict[str, Any] | None = None
+    collection: str = ""
+    snippet: Snippet | None = None
 
 
 class SearchResponse(BaseModel):
     """Documents, best first, and who answered."""
 
-    collection: str
+    collection: str | None
+    """Null where several were searched."""
     expert: str
     """The expert with the largest weight."""
     weights: dict[str, float]
+    mode: Mode = "dense"
+    """What was compared."""
+    lexical_weight: float | None = None
+    """The weight of the words; null where only one side was compared."""
     results: list[Hit]
+
+
+class FeedbackRequest(_Schema):
+    """What a user did with the results of a query."""
+
+    query: Text
+    collection: Annotated[Text, StringConstraints(max_length=128)]
+    shown: list[DocumentId] = []
+    """Ids of the results, best first."""
+    clicked: list[DocumentId] = []
+    """Those of them that the user opened."""
+    relevant: list[DocumentId] = []
+    """Those that the user marked as what they were looking for."""
+    not_relevant: list[DocumentId] = []
+    """Those that the user marked as useless."""
+    user: Annotated[str, StringConstraints(max_length=128), AfterValidator(_encodable)] = ""
+    """Who it was, as the sender names them; by it, it can be deleted."""
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
+    """Of two reports with the same id, one counts; by default each is new."""
+
+
+class FeedbackResponse(BaseModel):
+    """The report is kept."""
+
+    id: str
+
+
+class ForgetRequest(_Schema):
+    """Whose reports are to be deleted."""
+
+    user: Annotated[Text, StringConstraints(max_length=128)]
+
+
+class ForgetResponse(BaseModel):
+    """How many reports of a user were deleted."""
+
+    deleted: int
 
 
 Texts = Annotated[list[Text], Field(min_length=1)]
@@ -121,6 +208,8 @@ class Route(BaseModel):
     fallback."""
     gate: float | None
     """The same, by its older name."""
+    lexical_weight: float = 0.0
+    """The weight of the words in a hybrid search for this query."""
     nearest: list[Neighbour]
     """The most similar training queries; empty without a fallback."""
 
@@ -230,6 +319,8 @@ class DocumentIn(_Schema):
     id: DocumentId
     title: str = ""
     text: Text
+    metadata: dict[str, Any] | None = None
+    """JSON fields that searches can filter by and return."""
 
 
 class UpsertRequest(_Schema):
@@ -242,6 +333,50 @@ class DeleteRequest(_Schema):
     """Documents to delete; ids that are not there are passed over."""
 
     ids: Annotated[list[DocumentId], Field(min_length=1)]
+
+
+class DocumentsResponse(BaseModel):
+    """A page of a collection's documents. One that is replaced moves to the end of its shard."""
+
+    total: int
+    """Documents in the whole collection."""
+    data: list[DocumentIn]
+
+
+class LexicalOptions(_Schema):
+    """How a collection's words are indexed."""
+
+    language: Language = "english"
+    """Whose stemmer is used; ``none`` stems nothing, ``code`` also counts the parts of identifiers."""
+    stop_words: bool = True
+    """Leave out words without content."""
+    k1: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.9
+    """BM25: how much repeated words count."""
+    b: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """BM25: how much long documents are marked down."""
+
+
+class CollectionIn(_Schema):
+    """A collection to create, without documents."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    lexical: LexicalOptions | None = LexicalOptions()
+    """Index of words; null for none."""
+
+
+class CollectionState(BaseModel):
+    """A collection that can be searched."""
+
+    name: str
+    documents: int
+    change: int
+    """Number of the last change that is searched; 0 before the first."""
+    lexical: LexicalOptions | None
+    """How its words are indexed; null where only vectors are searched."""
+    created: bool
+    """Whether it was created over HTTP, and can be deleted so."""
+    writable: bool
+    """Whether this token may change it."""
 
 
 class ChangeResponse(BaseModel):

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.renamed import new_key, rename_old_keys
+from routerretriever.config.shipped import recipe_file, shipped_recipes
 from routerretriever.errors import RecipeError
 from routerretriever.settings import Settings
 
@@ -59,13 +60,19 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and check a recipe file.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with the package.
         overrides: ``dotted.key=value`` settings that replace the file's; values are read as YAML.
 
     Raises:
         RecipeError: the file is missing, no YAML, or a setting is wrong.
     """
-    values = read_settings(Path(path))
+    file = recipe_file(path)
+    if not file.exists():
+        known = ", ".join(shipped_recipes())
+        # `serve run` and jobs read recipes in another folder than the one in which a person types.
+        where = "" if file.is_absolute() else f" in {Path.cwd()}"
+        raise RecipeError(f"{path}: no such file{where}, and no recipe of the package; its own are {known}")
+    values = read_settings(file)
     rename_old_keys(values, str(path))
     for override in overrides or []:
         _apply_override(values, override)

@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_serializer, model_validator
 
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import without_secrets
+from routerretriever.generation.settings import GenerationSettings
 from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
@@ -78,6 +80,8 @@ class Recipe(Settings):
     """The shared base encoder."""
     corpus: CollectionSettings = CollectionSettings()
     """How documents are encoded and indexed."""
+    generation: GenerationSettings = GenerationSettings()
+    """How queries are generated from documents."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""
     scoring: ScoringSettings = ScoringSettings()
@@ -95,6 +99,11 @@ class Recipe(Settings):
     question: str | None = None
     """What ``run`` asks the service at the end."""
 
+    @field_serializer("storage", "data_root", when_used="json")
+    def _without_secrets(self, uri: str) -> str:
+        # JSON goes into bundles, reports and figures, for everybody to read.
+        return without_secrets(uri)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.registry.name:
@@ -111,6 +120,15 @@ class Recipe(Settings):
         known = {BASE, *self.expert_domains}
         if self.routing.expert is not None and self.routing.expert not in known:
             raise ValueError(f"routing.expert: no expert {self.routing.expert!r}; there are {sorted(known)}")
+        if self.training.teacher_bm25:
+            for name in self.expert_domains:
+                if self.lexical(name) is None:
+                    raise ValueError(
+                        f"training.teacher_bm25: {self.training.teacher_bm25:g} needs the words of {name}, "
+                        f"but domains.{name}.lexical or corpus.lexical is null; set a language there"
+                    )
+        if self.encoder.device == "cpu" and (asking := self.asks_for_gpus()):
+            raise ValueError(f"encoder.device: cpu, and {asking[0]} asks for a GPU; set one of the two")
         self._check_methods()
         kind = kind_named(self.training.adapter.kind)
         if self.routing.merge not in kind.merges:
@@ -158,6 +176,17 @@ class Recipe(Settings):
         """How the words of a domain are searched; None if they are not."""
         own = self.domains[name].lexical
         return self.corpus.lexical if own == "corpus" else own
+
+    def asks_for_gpus(self) -> list[str]:
+        """The settings that ask Ray for GPUs."""
+        wishes = {
+            "corpus.gpus_per_worker": self.corpus.gpus_per_worker,
+            "training.gpus_per_worker": self.training.gpus_per_worker,
+            "scoring.gpus_per_worker": self.scoring.gpus_per_worker,
+            "serving.router.gpus": self.serving.router.gpus,
+            "serving.expert.gpus": self.serving.expert.gpus,
+        }
+        return [name for name, wish in wishes.items() if wish > 0]
 
     def domain_path(self, name: str) -> str:
         """Where a domain's collection lies: ``sample:<name>`` or a folder."""

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from routerretriever.settings import DomainName, Fraction, ResourceAmount, Settings
+from routerretriever.settings import DomainName, Fraction, Labels, ResourceAmount, Settings
 
 
 class ReplicaSettings(Settings):
@@ -23,6 +23,8 @@ class ReplicaSettings(Settings):
     """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
     """GPUs that Ray reserves for each replica; a fraction lets several share one."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that a machine must have to hold a replica, as ``{ray.io/market-type: on-demand}``."""
     min_replicas: NonNegativeInt = 1
     """Lower bound of autoscaling. 0 stops an idle deployment; the next query waits for its start, at most
     ``limits.seconds``."""
@@ -69,6 +71,8 @@ class LimitSettings(Settings):
     """Documents in one request."""
     document_length: PositiveInt = 262_144
     """Characters of a document, its title included."""
+    metadata_bytes: PositiveInt = 16_384
+    """Bytes of a document's metadata, as JSON."""
     body_bytes: PositiveInt = 16_000_000
     """Bytes of a request's body."""
     requests: PositiveInt = 256
@@ -101,6 +105,19 @@ class ReleaseSettings(Settings):
     """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
     shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
+
+
+class FeedbackSettings(Settings):
+    """What ``/v1/feedback`` takes, and what ``learn`` makes of it."""
+
+    documents: PositiveInt = 200
+    """Document ids in a list of one report."""
+    query_length: PositiveInt = 2000
+    """Characters of a query."""
+    discount: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """A click at rank r counts ``1 - discount ** r``: results at the top are clicked for standing there."""
+    least: PositiveFloat = 1.0
+    """What the votes of users for a document must add up to before it counts as relevant; a mark counts 1."""
 
 
 class ServingSettings(Settings):
@@ -148,3 +165,5 @@ class ServingSettings(Settings):
     """Documents that were added or deleted show in searches after at most this long."""
     compact_every: PositiveInt = 256
     """Changes to a collection after which they are compacted into one checkpoint."""
+    feedback: FeedbackSettings | None = None
+    """Keep what users click and mark, under ``feedback/`` of the storage; ``{}`` turns it on."""

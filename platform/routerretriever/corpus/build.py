@@ -47,7 +47,8 @@ class EncodeCorpus(Step):
     def work(self) -> str:
         """Documents and shards."""
         documents = self.documents
-        return f"{documents} documents in {-(-documents // self.settings.shard_size)} shards"
+        shards = -(-documents // self.settings.shard_size)
+        return f"{documents} documents in {shards} shard{'s' if shards > 1 else ''}"
 
     @property
     def documents(self) -> int:

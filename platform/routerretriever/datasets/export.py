@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,8 @@ from routerretriever.datasets.settings import DomainSettings
 from routerretriever.errors import DatasetError
 
 _BATCH = 20_000
-_CORPUS = arrow.schema([("_id", arrow.string()), ("title", arrow.string()), ("text", arrow.string())])
-_QUERIES = arrow.schema([("_id", arrow.string()), ("text", arrow.string())])
+_CORPUS = arrow.schema([(name, arrow.string()) for name in ("_id", "title", "text", "metadata")])
+_QUERIES = arrow.schema([(name, arrow.string()) for name in ("_id", "text", "metadata")])
 _QRELS = arrow.schema([("query-id", arrow.string()), ("corpus-id", arrow.string()), ("score", arrow.int64())])
 
 
@@ -38,11 +39,14 @@ def export_parquet(source: Path, folder: Path) -> Path:
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         copy = Path(scratch) / folder.name
         documents = (
-            {"_id": one.id, "title": one.title, "text": one.text}
+            {"_id": one.id, "title": one.title, "text": one.text, "metadata": _json(one.metadata)}
             for _, one in read_records(corpus, raise_error)
         )
         _write(copy / "corpus" / "corpus.parquet", documents, _CORPUS)
-        asked = ({"_id": one.id, "text": one.text} for _, one in read_records(queries, raise_error, True))
+        asked = (
+            {"_id": one.id, "text": one.text, "metadata": _json(one.metadata)}
+            for _, one in read_records(queries, raise_error, True)
+        )
         _write(copy / "queries" / "queries.parquet", asked, _QUERIES)
         there = split_files(source, DomainSettings(path=""))
         for split in (split for split in SPLITS if split in there):
@@ -55,6 +59,10 @@ def export_parquet(source: Path, folder: Path) -> Path:
             _write(copy / "qrels" / f"{split}.parquet", rows, _QRELS)
         copy.rename(folder)
     return folder
+
+
+def _json(metadata: dict[str, Any] | None) -> str | None:
+    return json.dumps(metadata, ensure_ascii=False) if metadata else None
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]], schema: arrow.Schema) -> None:

@@ -71,7 +71,7 @@ def import_hint(folder: Path) -> str:
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if path.name.removesuffix(".gz").removesuffix(".zst").lower().endswith(known)
-        and not path.name.startswith(("corpus.jsonl", "queries.jsonl"))
+        and not path.name.startswith(("corpus.jsonl", "queries.jsonl", "provenance.json"))
         and path.parent.name != "qrels"
     )
     if not there:

@@ -6,19 +6,22 @@ become one record and no two collide. ``provenance.json`` tells where all of it 
 
 from __future__ import annotations
 
+import html
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import is_zipfile
 
 from routerretriever.datasets import sources
 from routerretriever.datasets.files import read_lines
 from routerretriever.datasets.issues import raise_error
 from routerretriever.datasets.passages import cut
-from routerretriever.datasets.reading import HIGHEST_GRADE, Record
+from routerretriever.datasets.reading import HIGHEST_GRADE, Record, mend
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.datasets.sources import Source, find_sources
 from routerretriever.datasets.tables import Row, read_rows, read_text, suffix, text_of
@@ -36,16 +39,22 @@ class Imported:
     """File and what it was taken for."""
     counts: dict[str, int]
     judgements: dict[str, int]
+    skipped: list[str]
+    """Tables whose columns mean nothing here."""
 
     def told(self) -> str:
         """What was understood, for people."""
         lines = [f"{file}: read as {role}" for file, role in self.files[:10]]
         if len(self.files) > 10:
             lines.append(f"... and {len(self.files) - 10} more files")
+        if self.skipped:
+            lines.append(f"not read, for their columns mean nothing here: {', '.join(self.skipped[:10])}")
         lines.append(
             f"wrote {self.folder}: {self.counts['documents']} documents, {self.counts['queries']} queries, "
             f"{self.counts['merged']} equal records merged"
         )
+        if empty := self.counts["without_text"]:
+            lines.append(f"{empty} files without text: are they scanned pages?")
         if not self.judgements:
             lines.append("no judgements in it: add queries and qrels before training or evaluating")
         return "\n".join(lines)
@@ -63,11 +72,13 @@ def import_data(
         passage_tokens: cut the files of a folder of texts into passages of at most so many words.
 
     Raises:
-        DatasetError: the folder exists, or something cannot be read; names file and line.
+        DatasetError: the folder exists, the split cannot be a file's name, or something cannot be read;
+            names file and line.
     """
     if folder.exists():
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
-    found = find_sources(source)
+    split = _split_name(split)
+    found, unknown = find_sources(source)
     root = source if source.is_dir() else source.parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -77,21 +88,23 @@ def import_data(
                 _copy(each, root, writer, split, passage_tokens)
         finally:
             writer.close()
-        files = [(each.path.relative_to(root).as_posix(), str(each.role)) for each in found]
+        files = [(_relative(each.path, root), str(each.role)) for each in found]
+        skipped = [_relative(path, root) for path in unknown]
         provenance = {
-            "source": str(source),
+            "source": mend(str(source)),
             "imported_by": "routerretriever datasets import",
             "files": {
                 name: {"read_as": role, "sha256": file_hash(each.path)}
                 for (name, role), each in zip(files, found, strict=True)
             },
+            "not_read": skipped,
             "counts": writer.counts,
             "judgements": writer.judgements,
         }
         text = json.dumps(provenance, indent=2, ensure_ascii=False)
         (writer.folder / "provenance.json").write_text(text + "\n", encoding="utf-8")
         writer.folder.rename(folder)
-    return Imported(folder, files, writer.counts, writer.judgements)
+    return Imported(folder, files, writer.counts, writer.judgements, skipped)
 
 
 def _copy(source: Source, root: Path, writer: FolderWriter, split: str, passage_tokens: int | None) -> None:
@@ -104,6 +117,8 @@ def _copy(source: Source, root: Path, writer: FolderWriter, split: str, passage_
         _copy_pairs(source, writer, split)
     elif source.role == "questions":
         _copy_questions(source, writer, split)
+    elif source.role == "question set":
+        _copy_set(source, writer, split)
     elif source.role == "topics":
         for identifier, text in _topics(source.path):
             writer.query(text, identifier)
@@ -123,9 +138,7 @@ def _copy_records(source: Source, writer: FolderWriter) -> None:
     for row in read_rows(source.path):
         own = _named(text_of(row, identifier), row.place) if identifier else None
         content = text_of(row, text or "text")
-        rest = {key: value for key, value in row.fields.items() if key not in (identifier, text, title)}
-        metadata = rest.pop("metadata", None) if isinstance(rest.get("metadata"), dict) else None
-        metadata = {**(metadata or {}), **{key: value for key, value in rest.items() if value is not None}}
+        metadata = _metadata(row, {identifier, text, title})
         if source.role == "queries":
             if title and row.fields.get(title):
                 metadata["title"] = row.fields[title]
@@ -145,20 +158,22 @@ def _copy_judgements(source: Source, writer: FolderWriter, split: str) -> None:
 
 
 def _copy_pairs(source: Source, writer: FolderWriter, split: str) -> None:
-    query, positive = source.column(sources.QUERIES), source.column(sources.POSITIVES)
+    query = source.column(sources.QUERIES)
+    positives = source.columns_in(sources.POSITIVES)
     assert query
-    assert positive
+    assert positives
     negatives = [
         column for column in source.columns if re.sub(r"_?\d+$", "", column.lower()) in sources.NEGATIVES
     ]
     title, grade = source.column(("title",)), source.column(sources.GRADES)
-    kept = {query, positive, title, grade, *negatives}
     for row in read_rows(source.path):
+        positive = next((name for name in positives if _texts(row, name)), positives[0])
+        kept = {query, positive, title, grade, *negatives}
         texts = _texts(row, positive)
         asked = text_of(row, query)
         if not asked.strip() or not texts:
             raise DatasetError(f'{row.place}: "{query}" or "{positive}" is empty; fill it in or cut the row')
-        metadata = {key: value for key, value in row.fields.items() if key not in kept and value is not None}
+        metadata = _metadata(row, kept)
         asked_id = writer.query(asked)
         value = _grade(text_of(row, grade), row.place) if grade else 1
         for text in texts:
@@ -182,7 +197,22 @@ def _copy_questions(source: Source, writer: FolderWriter, split: str) -> None:
                 asked = text_of(Row(row.place, question if isinstance(question, dict) else {}), "question")
                 if not asked.strip():
                     raise DatasetError(f'{row.place}: a question without "question"; write it or cut it')
-                writer.judge(split, writer.query(asked), document, 1, row.place)
+                grade = 0 if question.get("is_impossible") else 1
+                writer.judge(split, writer.query(asked), document, grade, row.place)
+
+
+def _copy_set(source: Source, writer: FolderWriter, split: str) -> None:
+    for row in read_rows(source.path):
+        queries, corpus, relevant = (row.fields.get(name) for name in ("queries", "corpus", "relevant_docs"))
+        if not (isinstance(queries, dict) and isinstance(corpus, dict) and isinstance(relevant, dict)):
+            raise DatasetError(f'{row.place}: "queries", "corpus" or "relevant_docs" is not an object by id')
+        for add, texts in ((writer.query, queries), (writer.document, corpus)):
+            for identifier in texts:
+                add(text_of(Row(row.place, texts), identifier), identifier=_named(identifier, row.place))
+        for query, documents in relevant.items():
+            for document in documents if isinstance(documents, list) else [documents]:
+                identifier = text_of(Row(row.place, {query: document}), query)
+                writer.judge(split, query, identifier, 1, row.place)
 
 
 def _copy_trec(path: Path, writer: FolderWriter, split: str) -> None:
@@ -196,12 +226,14 @@ def _copy_trec(path: Path, writer: FolderWriter, split: str) -> None:
 
 
 def _topics(path: Path) -> Iterator[tuple[str, str]]:
-    for number, topic in enumerate(re.split(r"(?i)<top>", read_text(path))[1:], start=1):
+    # <top> with tags that are never closed, or XML: <topic number="1">.
+    parts = re.split(r"""(?i)<(?:top|topic\s+number=["']([^"'>]*)["'][^>]*)>""", read_text(path))
+    for number, (named, topic) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
         fields = {
-            name.lower(): " ".join(value.split())
+            name.lower(): " ".join(html.unescape(value).split())
             for name, value in re.findall(r"(?is)<(num|title|query|desc)>\s*([^<]*)", topic)
         }
-        identifier = re.sub(r"(?i)^number:\s*", "", fields.get("num", ""))
+        identifier = named or re.sub(r"(?i)^number:\s*", "", fields.get("num", ""))
         text = (
             fields.get("title")
             or fields.get("query")
@@ -216,8 +248,10 @@ def _copy_text(path: Path, root: Path, writer: FolderWriter, passage_tokens: int
     text = _converted(path)
     heading = re.match(r"\s*#\s+(.+)", text)
     title = heading.group(1).strip() if heading else path.stem
-    name = re.sub(r"\s", "_", path.relative_to(root).as_posix())
+    # Other names have no percent sign or space, so no two files share an id.
+    name = re.sub(r"[\s%\ud800-\udfff]", _quoted, path.relative_to(root).as_posix())
     document = Record(name, title, text[heading.end() :].strip() if heading else text.strip())
+    writer.counts["without_text"] += not document.text
     if passage_tokens is None:
         writer.document(document.text, title, name, {"file": name})
         return
@@ -230,15 +264,28 @@ def _converted(path: Path) -> str:
     """A file's text as Markdown."""
     if suffix(path) in (".md", ".txt", ".rst"):
         return read_text(path)
-    from markitdown import MarkItDown, MarkItDownException
-
     try:
-        return str(MarkItDown(enable_plugins=False).convert_local(str(path)).text_content)
-    except (MarkItDownException, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+        return mend(_pdf_text(path) if suffix(path) == ".pdf" else _markdown(path))
+    except Exception as error:  # what broken files raise is of many libraries' kinds
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise DatasetError(
             f"{path}: cannot be converted to text ({reason}); save it anew or remove it"
         ) from None
+
+
+def _pdf_text(path: Path) -> str:
+    from pdfminer.high_level import extract_text
+
+    logging.getLogger("pdfminer").setLevel(logging.ERROR)  # its warnings are about how pages look
+    return str(extract_text(path)).replace("\f", "\n").strip()
+
+
+def _markdown(path: Path) -> str:
+    from markitdown import MarkItDown
+
+    if suffix(path) == ".docx" and not is_zipfile(path):
+        raise ValueError("no Word file")  # it would be read as plain text
+    return str(MarkItDown(enable_plugins=False).convert_local(str(path)).text_content)
 
 
 def _columns(path: Path, wanted: int) -> Iterator[tuple[str, list[str]]]:
@@ -259,6 +306,20 @@ def _texts(row: Row, column: str) -> list[str]:
     return [text for one in values if (text := text_of(Row(row.place, {column: one}), column)).strip()]
 
 
+def _metadata(row: Row, used: set[str | None]) -> dict[str, Any]:
+    """The fields that are not used, and those of an object, or its JSON, that is called metadata."""
+    rest = {key: value for key, value in row.fields.items() if key not in used and value is not None}
+    own = rest.get("metadata")
+    if isinstance(own, str) and own.startswith("{"):
+        try:
+            own = json.loads(own)
+        except (ValueError, RecursionError):
+            return rest
+    if not isinstance(own, dict):
+        return rest
+    return {**own, **{key: value for key, value in rest.items() if key != "metadata"}}
+
+
 def _grade(text: str, place: str) -> int:
     try:
         number = float(text)
@@ -271,6 +332,22 @@ def _grade(text: str, place: str) -> int:
             f"{place}: the grade {text[:60]!r} is not an integer up to {HIGHEST_GRADE}; write 0, 1, 2"
         )
     return int(number)
+
+
+def _split_name(split: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", split):
+        raise DatasetError(
+            f"split: {split!r} cannot be a file's name; write train, dev, test or another word"
+        )
+    return sources.SPLITS.get(split, split)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return mend(path.relative_to(root).as_posix())
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return f"%{ord(match.group()):02x}"
 
 
 def _named(identifier: str, place: str) -> str:

@@ -26,12 +26,13 @@ def count_tokens(text: str) -> int:
 
 
 def cut(document: Record, settings: PassageSettings) -> list[Record]:
-    """The passages of a document, at least one; each keeps the title."""
+    """The passages of a document, at least one; each keeps the title and the metadata."""
     texts = [document.text]
     if count_tokens(document.text) > settings.tokens:
         texts = _splitter(settings).chunks(document.text) or texts
     return [
-        Record(f"{document.id}#{number}", document.title, text) for number, text in enumerate(texts, start=1)
+        Record(f"{document.id}#{number}", document.title, text, document.metadata)
+        for number, text in enumerate(texts, start=1)
     ]
 
 

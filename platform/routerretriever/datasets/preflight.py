@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from routerretriever.datasets.checking import CheckReport, check_report
 from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.statistics import Tokens, reading_notes
 from routerretriever.errors import DatasetError
+
+FEW_QUERIES = 10
+"""Fewer dev queries than this are noted."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,26 @@ class Report:
     """Collection -> its counts and warnings."""
     hashes: dict[str, dict[str, str]]
     """Collection -> ``corpus`` and each split -> hash at the start."""
+    dev_queries: dict[str, int]
+    """Collection -> queries that decide when its expert's training ends, where it has an expert."""
+    reading: dict[str, list[str]] = field(default_factory=dict)
+    """Collection -> what the encoder will not see of it."""
 
     def notes(self, name: str) -> list[str]:
         """One sentence for each kind of warning of a collection: for the training log and the report."""
-        return [f"{each.count} x {each.kind.name}: {each.kind.meaning}" for each in self.checks[name].kinds]
+        found = [f"{each.count} x {each.kind.name}: {each.kind.meaning}" for each in self.checks[name].kinds]
+        dev = self.dev_queries.get(name, FEW_QUERIES)
+        if dev < FEW_QUERIES:
+            found.append(f"dev has {dev} queries: its figures, and where training stops, are largely chance")
+        return found + self.reading.get(name, [])
+
+    def with_reading(self, collections: Iterable[Collection], tokens: Tokens) -> Report:
+        """The same, with what an encoder will not see.
+
+        Raises:
+            DatasetError: a collection cannot be read any more.
+        """
+        return replace(self, reading={one.name: reading_notes(one, tokens) for one in collections})
 
     def require_unchanged(self, collections: Iterable[Collection]) -> None:
         """Compare collections with what they were at the start; files with old stamps are not read again.
@@ -49,7 +69,7 @@ def preflight(collections: Iterable[Collection], needs: Mapping[str, Iterable[st
     Raises:
         DatasetError: a collection is flawed; the message names file and line, and how many errors there are.
     """
-    checks, hashes = {}, {}
+    checks, hashes, dev_queries = {}, {}, {}
     for collection in collections:
         splits = tuple(needs.get(collection.name, ()))
         for split in (None, *splits):
@@ -57,7 +77,9 @@ def preflight(collections: Iterable[Collection], needs: Mapping[str, Iterable[st
         contents, notes = collection.read()
         checks[collection.name] = check_report(collection.folder, notes, contents)
         hashes[collection.name] = _hashes(collection, splits)
-    return Report(checks, hashes)
+        if "dev" in splits:
+            dev_queries[collection.name] = len(collection.queries("dev"))
+    return Report(checks, hashes, dev_queries)
 
 
 def _hashes(collection: Collection, splits: Iterable[str]) -> dict[str, str]:

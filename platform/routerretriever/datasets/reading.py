@@ -137,7 +137,16 @@ def _parse_record(path: Path, line: int, raw: bytes, report: Report, queries: bo
     if not text.strip() and not title.strip():
         kind, what = (NO_TEXT_QUERY, "text") if queries else (NO_TEXT_DOCUMENT, "title and text")
         report(Issue(kind, path, line, f"empty {what}; fill in or remove {identifier!r}"))
-    return Record(identifier, title, text)
+    return Record(identifier, title, text, _metadata(record))
+
+
+def _metadata(record: dict[str, Any]) -> dict[str, Any] | None:
+    """A record's own JSON fields, in which halves of characters are mended too."""
+    metadata = record.get("metadata")
+    if not metadata or not isinstance(metadata, dict):
+        return None
+    text = json.dumps(metadata, ensure_ascii=False)
+    return metadata if is_encodable(text) else dict(json.loads(mend(text)))
 
 
 def _flaws(record: dict[str, Any], queries: bool) -> Iterator[str]:

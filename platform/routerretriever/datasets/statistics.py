@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ import numpy as np
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.passages import count_tokens
 from routerretriever.datasets.texts import scripts
+from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import FAKE, encoder_folder
 
 SAMPLE = 2000
-"""Documents that are measured: the first ones, spread over the corpus where there are more."""
+"""Documents that are measured, spread over the corpus."""
+_NOTED_SAMPLE = 500
+_NOTED_FROM = 100_000
+"""Before a run fewer are measured, spread over so many of the first: large corpora are not read once more."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,14 @@ class Tokens:
     unit: str
     count: Callable[[Sequence[str]], list[tuple[int, int]]]
     """Texts -> their tokens, and how many of them are unknown to it."""
-    limit: int | None
+    limit: int | None = None
     """Tokens of a document that are read; the rest is cut."""
+    query_limit: int | None = None
+    """Those of a query."""
 
 
-WORDS = Tokens("words", lambda texts: [(count_tokens(text), 0) for text in texts], None)
+_UNKNOWN_SHARE = 0.05
+WORDS = Tokens("words", lambda texts: [(count_tokens(text), 0) for text in texts])
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Lengths:
     texts: int
     median: float
     highest: int
+    limit: int | None
+    """What the encoder reads of one; None where all of it is read."""
     cut: int
     """Texts longer than what the encoder reads."""
     unknown_share: float
@@ -70,10 +81,11 @@ class Statistics:
         """The figures for people; see ``notes`` for what to act on."""
         lines = [f"documents: {self.documents}, {_told(self.document_lengths)}"]
         for split, lengths in self.query_lengths.items():
-            lines.append(
+            line = (
                 f"{split} queries: {lengths.texts}, {_told(lengths)}; "
                 f"{self.judgements[split]:.1f} relevant documents each"
             )
+            lines.append(line + (f"; {zero} judged only 0" if (zero := self.only_zero.get(split)) else ""))
         lines.append(f"copies: {self.copies} documents have an earlier one's text")
         overlap = ", ".join(f"{name} {count}" for name, count in self.equal_queries.items())
         lines.append(f"equal queries: {overlap or 'none'}")
@@ -82,12 +94,12 @@ class Statistics:
 
     def notes(self) -> list[str]:
         """What the encoder will not see."""
-        lengths, found = self.document_lengths, []
-        if lengths.cut:
-            found.append(f"{lengths.cut} of {lengths.texts} measured documents are cut; set passages")
-        if lengths.unknown_share > 0.05:
-            share = f"{lengths.unknown_share:.0%} unknown tokens"
-            found.append(f"{share}: this encoder does not know the script; choose another")
+        found = _notes(self.document_lengths)
+        for split, lengths in self.query_lengths.items():
+            if lengths.cut:
+                found.append(
+                    f"{lengths.cut} of {lengths.texts} {split} queries are longer than is read of them"
+                )
         return found
 
 
@@ -104,14 +116,15 @@ def describe(folder: Path, tokens: Tokens | None = None) -> Statistics:
     tokens = tokens or WORDS
     collection = Collection("collection", folder)
     contents = collection.require(None)
-    stride = max(1, contents.survey.documents // SAMPLE)
-    texts = [one.content for number, one in enumerate(collection.documents()) if number % stride == 0]
+    texts = _sample(collection, contents.survey.documents, SAMPLE)
     queries = {split: collection.queries(split) for split in collection.splits()}
     qrels = {split: collection.qrels(split) for split in queries}
     return Statistics(
         documents=contents.survey.documents,
-        document_lengths=_measure(texts, tokens),
-        query_lengths={split: _measure(list(own.values()), tokens) for split, own in queries.items()},
+        document_lengths=_measure(texts, tokens, tokens.limit),
+        query_lengths={
+            split: _measure(list(own.values()), tokens, tokens.query_limit) for split, own in queries.items()
+        },
         judgements={
             split: sum(grade > 0 for judged in own.values() for grade in judged.values()) / max(1, len(own))
             for split, own in qrels.items()
@@ -123,35 +136,66 @@ def describe(folder: Path, tokens: Tokens | None = None) -> Statistics:
     )
 
 
-def tokens_of(settings: EncoderSettings) -> Tokens:
-    """The tokens of a base encoder; only its tokenizer is loaded.
+def reading_notes(collection: Collection, tokens: Tokens) -> list[str]:
+    """What an encoder will not see of a collection's documents, or of its passages.
 
     Raises:
-        EncoderError: there is no such encoder.
+        DatasetError: the collection cannot be read.
     """
-    if settings.name == "fake":
+    documents = min(collection.require(None).survey.documents, _NOTED_FROM)
+    return _notes(_measure(_sample(collection, documents, _NOTED_SAMPLE), tokens, tokens.limit))
+
+
+def tokens_of(settings: EncoderSettings) -> Tokens:
+    """The tokens of what encodes documents, special ones among them; only its tokenizer is loaded.
+
+    Raises:
+        EncoderError: there is no such encoder, or it has no tokenizer.
+    """
+    if settings.name == FAKE:
         return WORDS
-    from transformers import AutoTokenizer
+    from routerretriever.encoder.files import read_tokenizer
 
-    from routerretriever.encoder.source import encoder_folder
-
-    tokenizer = AutoTokenizer.from_pretrained(str(encoder_folder(settings)))
+    reader = settings.for_documents()
+    tokenizer = read_tokenizer(encoder_folder(reader), reader)
+    known = read_card(settings).settings
 
     def count(texts: Sequence[str]) -> list[tuple[int, int]]:
-        rows = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        if not texts:
+            return []
+        rows = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         return [(len(row), sum(token == tokenizer.unk_token_id for token in row)) for row in rows]
 
-    return Tokens("tokens", count, settings.document_max_length)
+    # Another encoder's tokens say nothing about where queries are cut.
+    query_limit = None if settings.documents else known.query_max_length
+    return Tokens("tokens", count, known.document_max_length, query_limit)
 
 
-def _measure(texts: list[str], tokens: Tokens) -> Lengths:
+def _sample(collection: Collection, documents: int, wanted: int) -> list[str]:
+    stride = max(1, documents // wanted)
+    first = islice(collection.documents(), documents if documents == _NOTED_FROM else None)
+    return [one.content for number, one in enumerate(first) if number % stride == 0]
+
+
+def _notes(lengths: Lengths) -> list[str]:
+    found = []
+    if lengths.cut:
+        cut = f"{lengths.cut} of {lengths.texts} measured documents are cut at {lengths.limit} {lengths.unit}"
+        found.append(f"{cut}; set passages to read all of them")
+    if lengths.unknown_share > _UNKNOWN_SHARE:
+        share = f"{lengths.unknown_share:.0%} unknown tokens"
+        found.append(f"{share}: this encoder knows little of the language or script; choose another")
+    return found
+
+
+def _measure(texts: list[str], tokens: Tokens, limit: int | None) -> Lengths:
     counts = np.array(tokens.count(texts) or [(0, 0)])
-    limit = tokens.limit
     return Lengths(
         unit=tokens.unit,
         texts=len(texts),
         median=float(np.median(counts[:, 0])),
         highest=int(counts[:, 0].max()),
+        limit=limit,
         cut=0 if limit is None else int((counts[:, 0] > limit).sum()),
         unknown_share=float(counts[:, 1].sum() / max(1, counts[:, 0].sum())),
     )

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +44,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def columns_of(path: Path) -> list[str]:
-    """The names of a table's first row, in order."""
-    return list(next(read_rows(path), Row("", {})).fields)
+    """The names of a table's first rows, in order of appearance."""
+    return list(dict.fromkeys(name for row in islice(read_rows(path), 100) for name in row.fields))
 
 
 def text_of(row: Row, name: str) -> str:
@@ -75,9 +76,23 @@ def read_text(path: Path) -> str:
 
 def _jsonl(path: Path) -> Iterator[Row]:
     for line, raw in read_lines(path, raise_error):
-        fields = parse_object(path, line, raw, raise_error)
+        fields = _tuple(raw) or parse_object(path, line, raw, raise_error)
         if fields is not None:
             yield Row(f"{path}:{line}", fields)
+
+
+def _tuple(raw: bytes) -> dict[str, Any] | None:
+    """The fields of a line that is a list: query, positive, negatives, as sentence-transformers has them."""
+    if not raw.lstrip().startswith(b"["):
+        return None
+    try:
+        texts = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        return None
+    names = ["query", "positive", *(f"negative_{number}" for number in range(1, len(texts) - 1))]
+    return dict(zip(names, texts, strict=True))
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -96,15 +111,17 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    delimiter = "\t" if suffix(path) == ".tsv" else ","
     csv.field_size_limit(1 << 30)
     number = 1
     try:
         with open_plain(path) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            plain = delimiter == "\t"
+            first = stream.readline()
+            tabs = suffix(path) == ".tsv"
             reader = csv.reader(
-                stream, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+                chain([first], stream),
+                delimiter="\t" if tabs else _delimiter(first),
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
             )
             header = next(reader, [])
             for row in reader:
@@ -123,6 +140,11 @@ def _csv(path: Path) -> Iterator[Row]:
         raise DatasetError(f"{path}:{number}: {damage(error)}") from None
 
 
+def _delimiter(header: str) -> str:
+    """What separates a header's names; spreadsheets of some countries write semicolons."""
+    return max(",;\t", key=header.count)
+
+
 def _parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
@@ -131,5 +153,5 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}, row {number}", row)
-    except (arrow.lib.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (arrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DatasetError(f"{path}: not a readable Parquet file ({error}); write it again") from None

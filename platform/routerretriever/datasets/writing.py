@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
+from routerretriever.datasets.reading import mend
 from routerretriever.errors import DatasetError
 
 
@@ -16,12 +17,13 @@ class FolderWriter:
     def __init__(self, folder: Path) -> None:
         (folder / "qrels").mkdir(parents=True)
         self.folder = folder
-        self.counts = {"documents": 0, "queries": 0, "merged": 0}
+        self.counts = {"documents": 0, "queries": 0, "merged": 0, "without_text": 0}
         self.judgements: dict[str, int] = {}
         self._corpus = (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n")
         self._queries = (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n")
         self._qrels: dict[str, IO[str]] = {}
         self._made: set[bytes] = set()
+        """Of the records that are written; of those with an id of their own, id and content."""
         self._judged: dict[bytes, int] = {}
         self._raised: dict[str, dict[tuple[str, str], int]] = {}
         """Split -> pairs that came again with a higher grade."""
@@ -33,7 +35,7 @@ class FolderWriter:
         identifier: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> str:
-        """Add a document; returns its id. One without an id is written once, however often it comes."""
+        """Add a document; returns its id. The same one is written once, however often it comes."""
         record: dict[str, Any] = {"title": title, "text": text}
         if metadata:
             record["metadata"] = metadata
@@ -96,15 +98,15 @@ class FolderWriter:
         identifier: str | None,
         key: str,
     ) -> str:
-        if identifier is None:
-            digest = _digest(f"{letter}\0{key}")
-            identifier = f"{letter}{digest.hex()}"
-            if digest in self._made:
-                self.counts["merged"] += 1
-                return identifier
-            self._made.add(digest)
+        named = "" if identifier is None else f"\0{identifier}"
+        digest = _digest(f"{letter}\0{key}{named}")
+        identifier = identifier or f"{letter}{digest.hex()}"
+        if digest in self._made:
+            self.counts["merged"] += 1
+            return identifier
+        self._made.add(digest)
         line = json.dumps({"_id": identifier, **record}, ensure_ascii=False, default=str)
-        stream.write(line + "\n")
+        stream.write(mend(line) + "\n")
         self.counts[what] += 1
         return identifier
 

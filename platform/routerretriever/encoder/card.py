@@ -6,15 +6,21 @@ families whose files say too little, then defaults.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import FAKE, encoder_folder
+from routerretriever.encoder.source import (
+    FAKE,
+    encoder_folder,
+    is_static,
+    model_folder,
+    modules_of,
+    read_json,
+)
 from routerretriever.errors import EncoderError
 
 _DEFAULTS = {
@@ -42,6 +48,8 @@ _OFFSET_POSITIONS = {
 }  # fmt: skip
 """Model types that count positions from behind the padding id, so some of their table is never used."""
 _UNSTATED_LIMIT = 512
+_STATIC_LIMIT = 8192
+"""Static embeddings have no positions; this bounds what a batch takes."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,28 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
     if settings.name == FAKE:
         return resolve_card(settings)
     folder = encoder_folder(settings)
-    stated, dense = _stated(folder)
-    return resolve_card(settings, stated, _family(settings.name), dense)
+    try:
+        stated, dense = _stated(folder)
+        EncoderSettings.model_validate({"name": settings.name, **stated})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
+        raise EncoderError(
+            f"encoder.name: {folder}: its JSON files do not say what sentence-transformers' do "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    card = resolve_card(settings, stated, _family(settings.name), dense)
+    return card if settings.documents is None else _with_documents(card, settings)
+
+
+def _with_documents(card: EncoderCard, settings: EncoderSettings) -> EncoderCard:
+    """What is said of documents is said by the encoder that reads them."""
+    theirs = read_card(settings.for_documents())
+    fields = ("document_prompt", "document_max_length")
+    return replace(
+        card,
+        settings=card.settings.model_copy(update={name: getattr(theirs.settings, name) for name in fields}),
+        sources=card.sources | {name: theirs.sources[name] for name in fields},
+        warnings=(*card.warnings, *theirs.warnings),
+    )
 
 
 def resolve_card(
@@ -107,20 +135,24 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """Settings that are in the files, by field, and the folders of Dense layers."""
     stated: dict[str, Any] = {}
     dense: list[Path] = []
-    modules = _json(folder / "modules.json") or []
+    modules = modules_of(folder)
     normalised = False
+    if is_static(folder):
+        stated["pooling"] = "mean"
+        normalised = bool((read_json(folder / "config.json") or {}).get("normalize")) and not modules
+        stated["similarity"] = "cosine" if normalised else "dot"
     for module in modules:
         kind = module["type"].rpartition(".")[2]
         own = folder / module["path"]
         if kind == "Pooling":
-            stated["pooling"] = _pooling(own, _json(own / "config.json") or {})
+            stated["pooling"] = _pooling(own, read_json(own / "config.json") or {})
         elif kind == "Dense":
             dense.append(own)
         elif kind == "Normalize":
             normalised = True
-        elif kind not in ("Transformer", "Dropout"):
+        elif kind not in ("Transformer", "StaticEmbedding", "Dropout"):
             raise EncoderError(f"encoder.name: {folder} has a {kind} module, which cannot be run here")
-    about = _json(folder / "config_sentence_transformers.json") or {}
+    about = read_json(folder / "config_sentence_transformers.json") or {}
     if modules:
         named = about.get("similarity_fn_name") or "cosine"
         stated["similarity"] = "cosine" if normalised or named != "dot" else "dot"
@@ -131,7 +163,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
         found = next((prompts[name] for name in names if prompts.get(name) is not None), default)
         if found is not None:
             stated[field_name] = found
-    length = _length(folder)
+    length = _STATIC_LIMIT if is_static(folder) else _length(model_folder(folder))
     if length is not None:
         stated["query_max_length"] = stated["document_max_length"] = length
     return stated, tuple(dense)
@@ -162,21 +194,12 @@ def usable_positions(config: dict[str, Any]) -> int | None:
 
 
 def _length(folder: Path) -> int | None:
-    config = _json(folder / "config.json") or {}
+    config = read_json(folder / "config.json") or {}
     config = {**config, **config.get("text_config", {})}
     positions = usable_positions(config)
-    stated = (_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    stated = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
     if stated is None:
-        limit = (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
+        limit = (read_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
         known = [int(length) for length in (limit, positions) if length is not None]
         return min(*known, _UNSTATED_LIMIT) if known else None
     return int(stated) if positions is None else min(int(stated), positions)
-
-
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise EncoderError(f"encoder.name: {path} is no JSON: {error}") from None

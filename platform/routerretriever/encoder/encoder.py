@@ -27,14 +27,21 @@ from routerretriever.encoder.pooling import mean_over_tokens, pooling_of
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
 from routerretriever.errors import EncoderError
+from routerretriever.runtime.cluster import granted_gpus
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CHARACTERS_PER_TOKEN = 1000
+"""More than any text has on average, runs of spaces and words of no known piece among them."""
 _CPU_PADDING = 64
 """Padding tokens in a batch above which another pass is cheaper, on a CPU: queries of 9 to 63 tokens, 32 at a
 time, took 407 ms in one batch and 246 in batches with at most so much padding (MiniLM, one AVX2 thread)."""
+
+
+class DocumentTokens(list[int]):
+    """Token ids of a document that another encoder reads than that of the queries; see ``documents``."""
 
 
 class Encoder:
@@ -53,6 +60,8 @@ class Encoder:
         tokenizer, model = read_model(encoder_folder(settings), settings)
         encoder = cls(card.settings, tokenizer, model, read_dense(card.dense))
         encoder.card = card
+        if settings.documents:
+            encoder._read_documents_by(Encoder.load(card.settings.for_documents()))
         return encoder
 
     def __init__(
@@ -78,6 +87,7 @@ class Encoder:
             model.pooler = None
         model = model.to(device=self.device, dtype=_DTYPES[settings.dtype]).eval().requires_grad_(False)
         self.transformer = model
+        self._documents: Encoder | None = None
         self._dense: list[Any] = list(dense)
         self._tower = Tower(model, settings.pooling, settings.similarity, dense)
         self.transformer_layers = _transformer_layers(model)
@@ -87,7 +97,8 @@ class Encoder:
         """The base's, by their names, which saved adapters use too."""
         self._frozen = {name: FrozenLinear(module) for name, module in self.linear_layers.items()}
         limit = usable_positions(model.config.to_dict())
-        for field in ("query_max_length", "document_max_length"):
+        lengths = ["query_max_length"] if settings.documents else ["query_max_length", "document_max_length"]
+        for field in lengths:
             if limit is not None and getattr(settings, field) > limit:
                 raise EncoderError(
                     f"encoder.{field}: {getattr(settings, field)} is above the model's {limit} positions"
@@ -96,6 +107,19 @@ class Encoder:
         # A prompt takes nothing from what a query may have, as far as there are positions.
         prompted = settings.query_max_length + self._prompt_tokens
         self._query_limit = prompted if limit is None else min(prompted, limit)
+
+    def _read_documents_by(self, other: Encoder) -> None:
+        if other.dimension != self.dimension:
+            raise EncoderError(
+                f"encoder.documents: {other.settings.name} makes vectors {other.dimension} wide, "
+                f"{self.settings.name} {self.dimension}; both must be of one space"
+            )
+        self._documents = other
+
+    @property
+    def parts(self) -> tuple[Any, Any, list[Any]]:
+        """Tokenizer, transformer and Dense layers."""
+        return self._tokenizer, self.transformer, self._dense
 
     @property
     def dimension(self) -> int:
@@ -150,17 +174,18 @@ class Encoder:
         """
         if features == "embedding":
             return self.embed_tokens(rows)
-        if not 0 <= features < len(self.transformer_layers):
+        # Static embeddings have no layer, and what would enter the first is what they give.
+        if not 0 <= features < max(1, self.layers):
             raise EncoderError(
                 f"routing.features: layer {features} of {self.layers}; "
-                f"use 0 to {len(self.transformer_layers) - 1}, or 'embedding'"
+                f"use 0 to {max(1, self.layers) - 1}, or 'embedding'"
             )
-        layer = self.transformer_layers[features]
 
         def early(input_ids: Tensor, attention_mask: Tensor, _: list[int]) -> Tensor:
             if features == 0 and self._embeddings is not None:
                 hidden = self._embeddings(input_ids)
             else:
+                layer = self.transformer_layers[features]
                 hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
             told = attention_mask
             if self._prompt_tokens:  # all queries have it: it says nothing about any of them
@@ -176,6 +201,8 @@ class Encoder:
         module = getattr(self.transformer, "embeddings", None)
         if not isinstance(module, nn.Module):
             return None
+        if not self.transformer_layers:
+            return module
         ids = torch.tensor([self.tokenize_queries([""])[0]], device=self.device)
         try:
             alone = module(ids)
@@ -254,12 +281,16 @@ class Encoder:
 
     def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, unpadded."""
+        if self._documents is not None:
+            return [DocumentTokens(row) for row in self._documents.tokenize_documents(texts)]
         assert self.settings.document_max_length is not None
         prompted = [f"{self.settings.document_prompt}{text}" for text in texts]
         return self._tokenize(prompted, self.settings.document_max_length)
 
     def limit(self, documents: bool) -> int:
         """Tokens that are read of a query or a document, its prompt among them."""
+        if documents and self._documents is not None:
+            return self._documents.limit(documents)
         limit = self.settings.document_max_length if documents else self._query_limit
         assert limit is not None
         return limit
@@ -272,6 +303,8 @@ class Encoder:
             rows: their token ids, as they are read.
             documents: whether they are documents.
         """
+        if documents and self._documents is not None:
+            return self._documents.are_cut(texts, rows, documents)
         prompt = self.settings.document_prompt if documents else self.settings.query_prompt
         limit = self.limit(documents)
         # One that is as long as it may be ended there, or was cut: with room for one more it tells.
@@ -296,8 +329,10 @@ class Encoder:
     def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         if not texts:
             return []
+        # A book is not tokenised to its end for what is read of it.
+        most = max_length * _CHARACTERS_PER_TOKEN
         tokens = self._tokenizer(
-            list(texts),
+            [text[:most] for text in texts],
             truncation=True,
             max_length=max_length,
             padding=False,
@@ -321,6 +356,10 @@ class Encoder:
             padding_is_free: no transformer layer is run, so texts of any length go together.
         """
         vectors: Vectors | None = None
+        if self._documents is not None:
+            documents = [place for place, row in enumerate(rows) if isinstance(row, DocumentTokens)]
+            if documents:
+                return self._embed_both(rows, documents, embed)
         if self._tower.training:  # asked first, since telling every module takes a millisecond
             self._tower.eval()
         limit = _CPU_PADDING if self.device.type == "cpu" and not padding_is_free else math.inf
@@ -332,6 +371,22 @@ class Encoder:
                     vectors = np.zeros((len(rows), made.shape[1]), dtype=np.float32)
                 vectors[batch] = made.float().cpu().numpy()
         return np.zeros((0, self.dimension), dtype=np.float32) if vectors is None else vectors
+
+    def _embed_both(
+        self,
+        rows: Sequence[Sequence[int]],
+        documents: list[int],
+        embed: Callable[[Tensor, Tensor, list[int]], Tensor] | None,
+    ) -> Vectors:
+        """Documents by the encoder that reads them, the others here."""
+        assert self._documents is not None
+        assert embed is None, "only queries are embedded by anything but the base"
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        vectors[documents] = self._documents.embed_tokens([list(rows[place]) for place in documents])
+        queries = sorted(set(range(len(rows))) - set(documents))
+        if queries:
+            vectors[queries] = self.embed_tokens([rows[place] for place in queries])
+        return vectors
 
     def _batches(self, rows: Sequence[Sequence[int]], most_padding: float) -> Iterator[list[int]]:
         """Positions of texts to be run together, of like length."""
@@ -397,8 +452,15 @@ def _transformer_layers(model: Any) -> list[nn.Module]:
 
 
 def _pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
+    if wanted != "cpu" and not torch.cuda.is_available():
+        if granted := granted_gpus():
+            raise EncoderError(
+                f"encoder.device: Ray gave this worker GPU {', '.join(granted)}, which torch "
+                f"{torch.__version__} cannot use; install a CUDA build of torch that fits the driver on "
+                "every machine, or set gpus_per_worker (of a service: gpus) to 0"
+            )
+        if wanted == "cuda":
+            raise EncoderError("encoder.device: cuda was asked for and no GPU is visible to this process")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.source import is_static, model_folder, read_json
 from routerretriever.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -23,21 +24,30 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
     Raises:
         EncoderError: files are missing, broken, of another kind of model, or need code that is not trusted.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    static, folder = is_static(folder), model_folder(folder)
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise EncoderError(f"encoder.name: {path} is a Git LFS pointer; run `git lfs pull` there")
+    if static:
+        from routerretriever.encoder.static import read_static
+
+        return read_static(folder)
     trusted = settings.trust_remote_code
+    if trusted:
+        _require_own_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-        kind = T5EncoderModel if config.model_type == "t5" else AutoModel
-        options = {} if kind is T5EncoderModel else {"trust_remote_code": trusted}
+        kind = _encoder_of(config.model_type)
+        _require_text(folder, config, kind is not AutoModel)
+        options = {"trust_remote_code": trusted} if kind is AutoModel else {}
         model, loading = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except EncoderError:
+        raise
     except Exception as error:  # what broken files raise is of many libraries' kinds
         raise EncoderError(_reason(folder, error)) from error
     missing = sorted(key for key in loading["missing_keys"] if not any(part in key for part in _UNUSED))
@@ -46,9 +56,63 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
             f"encoder.name: {folder} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} "
             "first; they would be random"
         )
+    return _read_tokenizer(folder, settings), model
+
+
+def read_tokenizer(folder: Path, settings: EncoderSettings) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        EncoderError: its files are missing or broken, or need code that is not trusted.
+    """
+    static, folder = is_static(folder), model_folder(folder)
+    if static:
+        from routerretriever.encoder.static import read_static
+
+        return read_static(folder)[0]
+    return _read_tokenizer(folder, settings)
+
+
+def _read_tokenizer(folder: Path, settings: EncoderSettings) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    except Exception as error:  # what broken files raise is of many libraries' kinds
+        raise EncoderError(_reason(folder, error)) from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise EncoderError(f"encoder.name: the tokenizer in {folder} knows no word; its files are missing")
-    return tokenizer, model
+    return tokenizer
+
+
+def _encoder_of(model_type: str) -> Any:
+    """The class whose encoder alone is run."""
+    from transformers import AutoModel, MT5EncoderModel, T5EncoderModel, UMT5EncoderModel
+
+    encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+    return encoders.get(model_type, AutoModel)
+
+
+def _require_text(folder: Path, config: Any, encoder_alone: bool) -> None:
+    kind = config.model_type
+    if getattr(config, "vision_config", None) is not None or hasattr(config, "image_size"):
+        raise EncoderError(
+            f"encoder.name: {folder} is a {kind} model, which reads images; name a text encoder"
+        )
+    if getattr(config, "is_encoder_decoder", False) and not encoder_alone:
+        raise EncoderError(f"encoder.name: {folder} is a {kind} model with a decoder; name a text encoder")
+
+
+def _require_own_code(folder: Path) -> None:
+    """Code in another repository changes without the revision, and is not run."""
+    for name in ("config.json", "tokenizer_config.json"):
+        code = (read_json(folder / name) or {}).get("auto_map") or {}
+        named = [one for value in code.values() for one in (value if isinstance(value, list) else [value])]
+        if foreign := next((one.partition("--")[0] for one in named if one and "--" in one), None):
+            raise EncoderError(
+                f"encoder.name: {folder} takes its code from {foreign}, which the "
+                "revision does not pin; save that code beside the model and name the folder"
+            )
 
 
 def read_dense(folders: Sequence[Path]) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import FAKE, encoder_folder
+from routerretriever.encoder.source import FAKE, encoder_folder, model_folder
 from routerretriever.errors import EncoderError
 from routerretriever.hashing import content_hash, file_hash
 
@@ -34,11 +34,13 @@ def encoder_fingerprint(settings: EncoderSettings, **merged: str) -> str:
     if settings.name == FAKE:
         files = "fake-1"
     else:
-        folder = encoder_folder(settings)
+        folder = model_folder(encoder_folder(settings))
         files = files_hash(folder)
         configured = _configuration(folder, card.dense)
         if configured != _FIRST_RELEASE:
             identity["configuration"] = configured
+    if settings.documents:
+        identity["documents"] = encoder_fingerprint(card.settings.for_documents())
     # The same files under another name or in another place are the same encoder.
     del identity["name"], identity["revision"]
     return content_hash(files, identity)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, PositiveInt, model_validator
 
 from routerretriever.settings import Settings
+
+
+class DocumentEncoderSettings(Settings):
+    """Another encoder of the same space, for documents; how it is run is what its own files say."""
+
+    name: str
+    """A Hugging Face id, or a local folder."""
+    revision: str | None = None
+    """Hugging Face revision: a branch, a tag or a commit."""
+    trust_remote_code: bool = False
+    """Run the model's own Python code. For a hub id only with a pinned ``revision``."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        _require_pin(self.name, self.revision, self.trust_remote_code)
+        return self
 
 
 class EncoderSettings(Settings):
@@ -21,7 +38,11 @@ class EncoderSettings(Settings):
     revision: str | None = None
     """Hugging Face revision: a branch, a tag or a commit."""
     trust_remote_code: bool = False
-    """Run the model's own Python code. For a hub id only with a pinned ``revision``."""
+    """Run the model's own Python code. For a hub id only with a pinned ``revision``: a commit."""
+    documents: DocumentEncoderSettings | None = None
+    """Another encoder that reads the documents, as a large teacher does for a small student of the same
+    space; ``document_prompt`` and ``document_max_length`` are then its own. By default one encoder reads
+    both."""
     pooling: Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] | None = None
     """How token states become one vector. This and the next five are by default what the encoder's own files
     say."""
@@ -47,10 +68,29 @@ class EncoderSettings(Settings):
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
-        if self.trust_remote_code and self.revision is None and not self.name.startswith(("/", ".", "~")):
-            raise ValueError("trust_remote_code needs a revision: the code that is run must not change")
+        _require_pin(self.name, self.revision, self.trust_remote_code)
+        if self.documents and self.adapter:
+            raise ValueError("documents: an adapter that is part of the base needs one encoder for both")
         return self
 
+    def for_documents(self) -> EncoderSettings:
+        """The settings of the encoder that reads documents."""
+        if self.documents is None:
+            return self
+        own = ("similarity", "document_prompt", "document_max_length", "dtype", "batch_size", "device")
+        shared = {name: getattr(self, name) for name in own}
+        return EncoderSettings(**self.documents.model_dump(), **shared)
+
     def identity(self) -> dict[str, Any]:
-        """The settings that change a vector's meaning, but for the adapter; precision and device do not."""
-        return self.model_dump(exclude={"dtype", "batch_size", "device", "adapter", "trust_remote_code"})
+        """The settings that change a vector's meaning, but for those of other files; precision does not."""
+        others = {"dtype", "batch_size", "device", "adapter", "documents", "trust_remote_code"}
+        return self.model_dump(exclude=others)
+
+
+def _require_pin(name: str, revision: str | None, trusted: bool) -> None:
+    local = name.startswith(("/", ".", "~"))
+    if trusted and not local and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise ValueError(
+            "trust_remote_code needs a pinned revision, a commit of 40 hex digits: the code that is run must "
+            "not change"
+        )

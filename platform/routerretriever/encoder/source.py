@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
@@ -16,7 +18,8 @@ _PACKAGED = {
 _DOWNLOAD = [
     "*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.py", "*_Pooling/*", "*_Dense/*",
 ]  # fmt: skip
-_UNUSED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
+_UNUSED = ["*onnx/*", "*openvino/*", "original/*", "consolidated*", "*.msgpack", "*.h5"]
+"""Twins of the weights for other engines."""
 
 
 def encoder_folder(settings: EncoderSettings) -> Path:
@@ -25,17 +28,89 @@ def encoder_folder(settings: EncoderSettings) -> Path:
     Raises:
         EncoderError: the encoder cannot be found or fetched.
     """
-    if settings.name in _PACKAGED:
-        package, folder = _PACKAGED[settings.name]
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return Path(spec.origin).parent / folder
+    if (packaged := _packaged(settings.name)) is not None:
+        return packaged
     local = Path(settings.name).expanduser()
-    if (local / "config.json").is_file():
+    if _is_encoder(local):
         return local
     if local.is_absolute() or settings.name.startswith((".", "~")):
         raise EncoderError(f"encoder.name: {settings.name} holds no config.json")
     return _download(settings.name, settings.revision)
+
+
+def hub_id(settings: EncoderSettings) -> str | None:
+    """The name by which any machine can fetch the encoder; None if it is a folder of this one."""
+    if settings.name in _PACKAGED:
+        return f"sentence-transformers/{settings.name.rpartition('/')[2]}"
+    is_folder = (Path(settings.name).expanduser() / "config.json").is_file()
+    return None if is_folder or settings.name == FAKE else settings.name
+
+
+def is_here(settings: EncoderSettings) -> bool:
+    """Whether the encoder's files are on this machine, so that nothing has to be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if _packaged(settings.name) or _is_encoder(Path(settings.name).expanduser()):
+        return True
+    try:
+        return isinstance(
+            try_to_load_from_cache(settings.name, "config.json", revision=settings.revision), str
+        )
+    except ValueError:  # no model id
+        return False
+
+
+def _is_encoder(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "modules.json"))
+
+
+def _packaged(name: str) -> Path | None:
+    package, folder = _PACKAGED.get(name, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / folder
+
+
+def modules_of(folder: Path) -> list[dict[str, str]]:
+    """The modules that sentence-transformers puts together, in order: type and path; none are listed: none.
+
+    Raises:
+        EncoderError: the list is broken.
+    """
+    modules = read_json(folder / "modules.json") or []
+    if not isinstance(modules, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("type"), str) and isinstance(one.get("path"), str)
+        for one in modules
+    ):
+        raise EncoderError(f"encoder.name: {folder / 'modules.json'} is no list of modules")
+    return modules
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the first module's weights and tokenizer are: the folder, or one in it as of old."""
+    modules = modules_of(folder)
+    return folder / modules[0]["path"] if modules else folder
+
+
+def is_static(folder: Path) -> bool:
+    """Whether an encoder is a table of static embeddings."""
+    modules = modules_of(folder)
+    if modules:
+        return modules[0]["type"].endswith(".StaticEmbedding")
+    return (read_json(folder / "config.json") or {}).get("model_type") == "model2vec"
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; None without the file.
+
+    Raises:
+        EncoderError: it is no JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EncoderError(f"encoder.name: {path} is no JSON: {error}") from None
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -56,6 +131,6 @@ def _download(name: str, revision: str | None) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EncoderError(
             f"encoder.name: {name!r} is no local folder, and the model hub did not give it ({reason}); "
-            "check the name and the connection, or give a folder with the model's files"
+            "check the name and the connection, or HF_TOKEN if it is private, or give a folder with the files"
         ) from None
     return folder

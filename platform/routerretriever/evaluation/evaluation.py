@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from routerretriever.errors import BadInput
 from routerretriever.evaluation.significance import Difference, compare_all
 from routerretriever.evaluation.system import Kind, System
 from routerretriever.measures import Measured
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Evaluation:
     texts: dict[str, list[str]]
     """Test set -> its queries."""
     settings: dict[str, Any]
+    data_notes: dict[str, list[str]] = field(default_factory=dict)
+    """Collection -> what was noted of it before the run: leaks, copies, cut texts."""
 
     @property
     def with_expert(self) -> list[str]:
@@ -89,6 +94,15 @@ class Evaluation:
         chosen = self.zero_shot if zero_shot else self.with_expert
         return float(np.mean([figures[name] for name in chosen])) if chosen else None
 
+    def frame(self, measure_name: str = "ndcg_at_10") -> DataFrame:
+        """One of ``MEASURES`` as a table: a row a system, a column a test set, and the means."""
+        from pandas import DataFrame
+
+        table = DataFrame(self.means(measure_name)).T
+        table["mean"] = [self.mean(name, measure_name=measure_name) for name in table.index]
+        table["zero-shot"] = [self.mean(name, True, measure_name) for name in table.index]
+        return table
+
     @property
     def upper_bound(self) -> System | None:
         """The last oracle."""
@@ -124,6 +138,7 @@ def assemble(
     experts: Sequence[str],
     queries: Mapping[str, Mapping[str, str]],
     settings: dict[str, Any],
+    data_notes: Mapping[str, list[str]] | None = None,
 ) -> Evaluation:
     """Put the systems of all methods into one evaluation.
 
@@ -133,6 +148,7 @@ def assemble(
         experts: domains that have an expert.
         queries: test set -> query id -> text, in the order of the measures.
         settings: the recipe's, recorded with the figures.
+        data_notes: what was noted of each collection before the run.
 
     Raises:
         BadInput: two systems have the same name.
@@ -148,4 +164,5 @@ def assemble(
         query_ids={name: list(texts) for name, texts in queries.items()},
         texts={name: list(texts.values()) for name, texts in queries.items()},
         settings=settings,
+        data_notes={name: notes for name, notes in (data_notes or {}).items() if notes},
     )

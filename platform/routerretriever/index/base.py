@@ -45,6 +45,10 @@ class Queries:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    def only(self, place: int) -> Queries:
+        """One of them."""
+        return Queries([self.texts[place]], self.vectors[place : place + 1])
+
 
 class Index(Protocol):
     """Something that ranks documents for queries. Not thread-safe."""

@@ -23,6 +23,8 @@ _INDEX_FILE = "index.faiss"
 _PASSAGES_A_DOCUMENT = 8
 """Passages that are searched for every document wanted: several of one document may be found."""
 _TRAINING_POINTS_PER_LIST = 64
+_HIDDEN_SEARCHED = 256
+"""Up to so many hidden vectors are searched, too, then left out: copying all others would take longer."""
 
 
 def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) -> SearchIndex:
@@ -88,23 +90,31 @@ class _Exact:
         start = 0
         for shard in self._shards:
             stop = start + len(shard)
-            if params is None or params[start:stop].all():
-                scores, rows = _nearest(queries, shard, depth)
-                best.add_result(scores, rows + start)
-            elif params[start:stop].any():
-                kept = np.flatnonzero(params[start:stop])
-                scores, rows = _nearest(queries, shard[kept], depth)
-                best.add_result(scores, kept[rows] + start)
+            visible = None if params is None else params[start:stop]
+            scores, rows = _nearest(queries, shard, depth, visible)
+            best.add_result(scores, np.where(rows >= 0, rows + start, -1))
             start = stop
         best.finalize()
         return best.D, best.I
 
 
-def _nearest(queries: Vectors, vectors: Vectors, depth: int) -> tuple[Vectors, NDArray[np.int64]]:
-    found: tuple[Vectors, NDArray[np.int64]] = faiss.knn(
-        queries, vectors, min(depth, len(vectors)), faiss.METRIC_INNER_PRODUCT
-    )
-    return found
+def _nearest(
+    queries: Vectors, vectors: Vectors, depth: int, visible: Mask | None = None
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Scores and rows [B, k] of the nearest vectors that are visible; row -1 where one is not."""
+    hidden = 0 if visible is None else len(vectors) - int(visible.sum())
+    if visible is not None and hidden > _HIDDEN_SEARCHED:
+        kept = np.flatnonzero(visible)
+        scores, rows = _nearest(queries, vectors[kept], depth)
+        return scores, kept[rows]
+    wanted = min(depth + hidden, len(vectors))
+    if not wanted:
+        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    scores, rows = faiss.knn(queries, vectors, wanted, faiss.METRIC_INNER_PRODUCT)
+    if visible is not None and hidden:
+        gone = ~visible[rows]
+        scores[gone], rows[gone] = -np.inf, -1
+    return scores, rows
 
 
 class SearchIndex:
@@ -243,11 +253,11 @@ class DenseIndex:
         visible = None if allowed is None or allowed[here].all() else allowed[here]
         scores, rows = self._base.search(queries.vectors, depth, visible)
         rows = np.where(rows >= 0, rows + self._first, -1)
-        tail = np.arange(len(self._tail)) if allowed is None else np.flatnonzero(allowed[self._rows :])
-        if len(tail):
-            more, places = _nearest(np.ascontiguousarray(queries.vectors), self._tail[tail], depth)
+        if len(self._tail):
+            shown = None if allowed is None else allowed[self._rows :]
+            more, places = _nearest(np.ascontiguousarray(queries.vectors), self._tail, depth, shown)
             scores = np.concatenate([scores, more], axis=1)
-            rows = np.concatenate([rows, tail[places] + self._rows], axis=1)
+            rows = np.concatenate([rows, np.where(places >= 0, places + self._rows, -1)], axis=1)
         found = []
         for own_rows, own_scores in zip(rows, scores, strict=True):
             kept = own_rows >= 0

@@ -47,7 +47,8 @@ class DocumentTable:
             self._moved[document.id] = place
         self._tail += documents
         self.present = np.concatenate([self.present, np.ones(len(documents), dtype=bool)])
-        self._columns.clear()
+        for field, column in self._columns.items():
+            column.extend([(document.metadata or {}).get(field) for document in documents])
         return gone
 
     def delete(self, ids: Sequence[str]) -> Rows:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.errors import BadInput
+from routerretriever.errors import WrongField
 from routerretriever.index.base import Mask
 
 MAX_DEPTH = 8
@@ -29,22 +30,34 @@ _RANGES: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 _LEAF = ("equals", "in", "exists", *_RANGES)
 _Number = (int, float)
+_LARGEST = 2**1023
 
 
 class Column:
     """One metadata field of all rows: a code a row, and the value that each code stands for."""
 
     def __init__(self, values: Sequence[Any]) -> None:
-        codes: dict[Any, int] = {}
-        self.codes = np.fromiter(
-            (codes.setdefault(_key(each), len(codes)) for each in values), np.int32, len(values)
-        )
-        self.values: list[Any] = [list(each[1]) if each[0] == "list" else each[1] for each in codes]
+        self._code_of: dict[Any, int] = {}
+        self.codes = np.empty(0, np.int32)
+        self.values: list[Any] = []
         # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
-        self.numbers: NDArray[np.float64] | None = None
-        plain = [each for each in self.values if each is not None]
-        if all(_is_number(each) for each in plain) and all(-(2**53) < each < 2**53 for each in plain):
-            self.numbers = np.array([np.nan if each is None else each for each in self.values], np.float64)
+        self.numbers: NDArray[np.float64] | None = np.empty(0)
+        self.extend(values)
+
+    def extend(self, values: Sequence[Any]) -> None:
+        """Add the next rows' values."""
+        code_of, known = self._code_of, len(self._code_of)
+        codes = (code_of.setdefault(_key(each), len(code_of)) for each in values)
+        self.codes = np.concatenate([self.codes, np.fromiter(codes, np.int32, len(values))])
+        new = [
+            list(value) if kind == "list" else value for kind, value in islice(code_of, known, len(code_of))
+        ]
+        self.values += new
+        if self.numbers is not None and all(each is None or _is_exact(each) for each in new):
+            numbers = np.array([np.nan if each is None else each for each in new], np.float64)
+            self.numbers = np.concatenate([self.numbers, numbers])
+        else:
+            self.numbers = None
 
 
 @dataclass(frozen=True)
@@ -100,31 +113,34 @@ def parse_filter(value: Any, place: str = "filter") -> Filter:
     """Read a filter as it comes in JSON.
 
     Raises:
-        BadInput: it is no filter; the message and ``field`` name the place.
+        WrongField: it is no filter; the place is named.
     """
-    found = _parse(value, place, 1)
+    try:
+        found = _parse(value, place, 1)
+    except RecursionError:  # in showing what was found
+        raise WrongField(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter") from None
     if _size(found) > MAX_CONDITIONS:
-        raise _bad(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
+        raise WrongField(place, f"more than {MAX_CONDITIONS} conditions; use `in` for many values")
     return found
 
 
 def _parse(value: Any, place: str, depth: int) -> Filter:
     if depth > MAX_DEPTH:
-        raise _bad(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter")
+        raise WrongField(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter")
     if not isinstance(value, dict):
-        raise _bad(place, f"expected an object, found {type(value).__name__}")
+        raise WrongField(place, f"expected an object, found {type(value).__name__}")
     for name in ("and", "or", "not"):
         if name in value:
             if len(value) > 1:
                 other = next(key for key in value if key != name)
-                raise _bad(f"{place}.{other}", f"stands beside `{name}`; put both into an `and`")
+                raise WrongField(f"{place}.{other}", f"stands beside `{name}`; put both into an `and`")
             return _combination(name, value[name], f"{place}.{name}", depth)
     field = value.get("field")
     if not isinstance(field, str) or not field:
-        raise _bad(f"{place}.field", f"expected the name of a metadata field, found {field!r}")
+        raise WrongField(f"{place}.field", f"expected the name of a metadata field, found {field!r}")
     conditions = [(name, operand) for name, operand in value.items() if name != "field"]
     if not conditions:
-        raise _bad(place, f"no condition on {field!r}; there are {', '.join(_LEAF)}")
+        raise WrongField(place, f"no condition on {field!r}; there are {', '.join(_LEAF)}")
     leaves = tuple(_leaf(field, name, operand, f"{place}.{name}") for name, operand in conditions)
     return leaves[0] if len(leaves) == 1 else Filter("and", inner=leaves)
 
@@ -133,28 +149,30 @@ def _combination(name: str, value: Any, place: str, depth: int) -> Filter:
     if name == "not":
         return Filter(name, inner=(_parse(value, place, depth + 1),))
     if not isinstance(value, list) or not value:
-        raise _bad(place, f"expected a list of conditions, found {value!r:.80}")
+        raise WrongField(place, f"expected a list of conditions, found {value!r:.80}")
     return Filter(name, inner=tuple(_parse(each, f"{place}[{i}]", depth + 1) for i, each in enumerate(value)))
 
 
 def _leaf(field: str, name: str, operand: Any, place: str) -> Filter:
     if name == "exists":
         if not isinstance(operand, bool):
-            raise _bad(place, f"expected true or false, found {operand!r:.80}")
+            raise WrongField(place, f"expected true or false, found {operand!r:.80}")
     elif name == "in":
         if not isinstance(operand, list) or not all(_is_scalar(each) for each in operand):
-            raise _bad(place, f"expected a list of texts, numbers or booleans, found {operand!r:.80}")
+            raise WrongField(place, f"expected a list of texts, numbers or booleans, found {operand!r:.80}")
         if len(operand) > MAX_VALUES:
-            raise _bad(place, f"{len(operand)} values; at most {MAX_VALUES} are allowed")
+            raise WrongField(place, f"{len(operand)} values; at most {MAX_VALUES} are allowed")
         operand = frozenset(_key(each) for each in operand)
     elif name == "equals":
         if not _is_scalar(operand):
-            raise _bad(place, f"expected a text, a number or a boolean, found {operand!r:.80}")
+            raise WrongField(place, f"expected a text, a number or a boolean, found {operand!r:.80}")
     elif name in _RANGES:
         if not (_is_number(operand) or isinstance(operand, str)):
-            raise _bad(place, f"expected a number or a text, found {operand!r:.80}")
+            raise WrongField(place, f"expected a number or a text, found {operand!r:.80}")
+        if isinstance(operand, int) and abs(operand) > _LARGEST:
+            raise WrongField(place, "found a number that no other is compared with; it is too large")
     else:
-        raise _bad(place, f"unknown operator; there are {', '.join(_LEAF)}, and `and`, `or`, `not`")
+        raise WrongField(place, f"unknown operator; there are {', '.join(_LEAF)}, and `and`, `or`, `not`")
     return Filter(name, field, operand)
 
 
@@ -164,6 +182,11 @@ def _size(filter: Filter) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, _Number) and not isinstance(value, bool)
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether a value is a number that float64 holds."""
+    return _is_number(value) and -(2**53) < value < 2**53
 
 
 def _is_scalar(value: Any) -> bool:
@@ -177,9 +200,3 @@ def _key(value: Any) -> tuple[str, Any]:
     if isinstance(value, dict):
         return "object", str(value)
     return ("number" if _is_number(value) else type(value).__name__), value
-
-
-def _bad(place: str, problem: str) -> BadInput:
-    error = BadInput(f"{place}: {problem}")
-    error.field = place
-    return error

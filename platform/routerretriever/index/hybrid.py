@@ -14,7 +14,8 @@ answer, the lists are made longer (the threshold algorithm of Fagin, Lotem and N
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,13 @@ from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores,
 LOOK_DEPTH = 100
 """How long the two lists are at first; the model of weights sees as much."""
 RRF_CONSTANT = 60
+
+
+class Tops(NamedTuple):
+    """The greatest scores of any document that a query may find."""
+
+    cosine: float = -1.0
+    bm25: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,14 +45,14 @@ class Look:
     """BM25 of the dense hits."""
 
     @property
-    def top_cosine(self) -> float:
-        """The greatest cosine; -1 if nothing was found."""
-        return float(self.dense.scores[0]) if len(self.dense.scores) else -1.0
-
-    @property
-    def top_bm25(self) -> float:
-        """The greatest BM25; 0 if no word was found."""
-        return float(self.lexical.scores[0]) if len(self.lexical.scores) else 0.0
+    def tops(self) -> Tops:
+        """The greatest scores; the least possible where nothing was found."""
+        return Tops(
+            *(
+                float(hits.scores[0]) if len(hits.scores) else least
+                for hits, least in zip((self.dense, self.lexical), Tops(), strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -57,18 +65,17 @@ class Fused:
     bm25: Scores
 
 
-def fuse(cosines: Scores, bm25: Scores, weight: float, top_cosine: float, top_bm25: float) -> Scores:
+def fuse(cosines: Scores, bm25: Scores, weight: float, tops: Tops) -> Scores:
     """Fused scores, 0 to 1.
 
     Args:
         cosines: of the documents [n].
         bm25: of the same documents [n].
         weight: of BM25, 0 to 1.
-        top_cosine: the greatest cosine of any document that the query may find.
-        top_bm25: the greatest BM25, likewise.
+        tops: the greatest of both of any document that the query may find.
     """
-    words = bm25 / top_bm25 if top_bm25 > 0 else np.zeros_like(bm25)
-    meaning = (cosines + 1) / (top_cosine + 1) if top_cosine > -1 else np.ones_like(cosines)
+    words = bm25 / tops.bm25 if tops.bm25 > 0 else np.zeros_like(bm25)
+    meaning = (cosines + 1) / (tops.cosine + 1) if tops.cosine > -1 else np.ones_like(cosines)
     fused: Scores = (weight * words + (1 - weight) * meaning).astype(np.float32)
     return fused
 
@@ -81,7 +88,7 @@ def rank_all(cosines: Scores, bm25: Scores, weight: float, depth: int) -> Hits:
     if weight == 1:
         rows = np.flatnonzero(bm25)
         return best_hits(rows, bm25[rows], depth)
-    scores = fuse(cosines, bm25, weight, float(cosines.max()), float(bm25.max()))
+    scores = fuse(cosines, bm25, weight, Tops(float(cosines.max()), float(bm25.max())))
     return best_hits(np.arange(len(scores)), scores, depth)
 
 
@@ -93,18 +100,22 @@ class HybridIndex:
 
     def look(self, queries: Queries, allowed: Mask, depth: int = LOOK_DEPTH) -> list[Look]:
         """Both indexes' best rows, each scored by the other, too."""
-        dense = self.dense.search(queries, depth, allowed)
-        lexical = self.lexical.search(queries, depth, allowed)
-        cosines = self.dense.score(queries, [hits.rows for hits in lexical])
-        bm25 = self.lexical.score(queries, [hits.rows for hits in dense])
-        return [Look(*each) for each in zip(dense, lexical, cosines, bm25, strict=True)]
+        looks = []
+        # One query after the other: an index of words keeps the scores of the last one.
+        for place, dense in enumerate(self.dense.search(queries, depth, allowed)):
+            query = queries.only(place)
+            (lexical,) = self.lexical.search(query, depth, allowed)
+            (bm25,) = self.lexical.score(query, [dense.rows])
+            (cosines,) = self.dense.score(query, [lexical.rows])
+            looks.append(Look(dense, lexical, cosines, bm25))
+        return looks
 
     def fuse(
         self,
         queries: Queries,
         looks: Sequence[Look],
         weights: Sequence[float],
-        tops: Sequence[tuple[float, float]],
+        tops: Sequence[Tops],
         depth: int,
         allowed: Mask,
         length: int = LOOK_DEPTH,
@@ -122,9 +133,10 @@ class HybridIndex:
         """
         found = []
         for place, (look, weight, top) in enumerate(zip(looks, weights, tops, strict=True)):
-            query = Queries([queries.texts[place]], queries.vectors[place : place + 1])
+            query = queries.only(place)
             if weight == 1:
-                found.append(self._by_words(query, top[1], depth, allowed))
+                (best,) = self.by_words(query, depth, allowed)
+                found.append(replace(best, scores=best.bm25 / max(top.bm25, 1e-9)))
                 continue
             reach = max(length, depth)
             if reach > length:
@@ -138,10 +150,14 @@ class HybridIndex:
             found.append(fused)
         return found
 
-    def _by_words(self, query: Queries, top_bm25: float, depth: int, allowed: Mask) -> Fused:
-        hits = self.lexical.search(query, depth, allowed)[0]
-        cosines = self.dense.score(query, [hits.rows])[0]
-        return Fused(hits.rows, hits.scores / max(top_bm25, 1e-9), cosines, hits.scores)
+    def by_words(self, queries: Queries, depth: int, allowed: Mask) -> list[Fused]:
+        """The best rows by BM25 alone, with their cosines."""
+        lexical = self.lexical.search(queries, depth, allowed)
+        cosines = self.dense.score(queries, [hits.rows for hits in lexical])
+        return [
+            Fused(hits.rows, hits.scores, own, hits.scores)
+            for hits, own in zip(lexical, cosines, strict=True)
+        ]
 
 
 def _union(look: Look) -> tuple[Rows, Scores, Scores]:
@@ -152,22 +168,20 @@ def _union(look: Look) -> tuple[Rows, Scores, Scores]:
     return rows, cosines, bm25
 
 
-def _combine(look: Look, weight: float, top: tuple[float, float], depth: int) -> Fused:
+def _combine(look: Look, weight: float, top: Tops, depth: int) -> Fused:
     rows, cosines, bm25 = _union(look)
-    scores = fuse(cosines, bm25, weight, *top)
+    scores = fuse(cosines, bm25, weight, top)
     order = np.lexsort((rows, -scores))[:depth]
     return Fused(rows[order], scores[order], cosines[order], bm25[order])
 
 
-def _may_be_missing(
-    look: Look, weight: float, top: tuple[float, float], fused: Fused, depth: int, length: int
-) -> bool:
+def _may_be_missing(look: Look, weight: float, top: Tops, fused: Fused, depth: int, length: int) -> bool:
     """Whether a row that neither list holds could be among the best."""
     if len(look.dense.rows) < length:
         return False  # the dense list holds every row that is allowed
     cosine = look.dense.scores[-1:]
     bm25 = look.lexical.scores[-1:] if len(look.lexical.rows) == length else np.zeros(1, np.float32)
-    bound = float(fuse(cosine, bm25, weight, *top)[0])
+    bound = float(fuse(cosine, bm25, weight, top)[0])
     return len(fused.rows) < depth or bound > float(fused.scores[-1])
 
 

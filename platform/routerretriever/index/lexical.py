@@ -95,16 +95,19 @@ class Postings:
 
 
 class LexicalIndex:
-    """BM25 over a corpus's postings and the documents appended since."""
+    """BM25 over a corpus's postings and the documents appended since.
+
+    Appended documents lie in parts of their own. Each is more than twice as long as the next, so that there
+    are few of them and each document is counted a few times only.
+    """
 
     def __init__(self, base: Postings, settings: LexicalSettings) -> None:
         self._settings = settings
         self._analyze = Analyzer(settings)
         self._base = base
-        self._tail = Postings.build([])
+        self._parts = [base]
         self._tail_words: list[list[str]] = []
         self._present = np.ones(len(base.lengths), dtype=bool)
-        self._lengths = np.asarray(base.lengths)
         self._count()
 
     def __len__(self) -> int:
@@ -112,7 +115,15 @@ class LexicalIndex:
 
     def append(self, documents: Sequence[Entry]) -> None:
         """Documents become the next rows."""
-        self._set_tail([*self._tail_words, *(self._analyze(entry.document.content) for entry in documents)])
+        if not documents:
+            return
+        self._tail_words += [self._analyze(entry.document.content) for entry in documents]
+        new = len(documents)
+        while len(self._parts) > 1 and len(self._parts[-1].lengths) <= 2 * new:
+            new += len(self._parts.pop().lengths)
+        self._parts.append(Postings.build(self._tail_words[-new:]))
+        self._present = np.concatenate([self._present, np.ones(len(documents), dtype=bool)])
+        self._count()
 
     def delete(self, rows: Rows) -> None:
         """Documents are gone; their rows stay."""
@@ -121,24 +132,20 @@ class LexicalIndex:
 
     def truncate(self, rows: int) -> None:
         """Forget the rows from this number on; only appended ones can be."""
-        self._set_tail(self._tail_words[: rows - len(self._base.lengths)])
-
-    def _set_tail(self, words: list[list[str]]) -> None:
-        self._tail_words = words
-        self._tail = Postings.build(words)
-        self._lengths = np.concatenate([self._base.lengths, self._tail.lengths])
-        present = np.ones(len(self._lengths), dtype=bool)
-        kept = min(len(present), len(self._present))
-        present[:kept] = self._present[:kept]
-        self._present = present
+        self._tail_words = self._tail_words[: rows - len(self._base.lengths)]
+        self._parts = [self._base, *([Postings.build(self._tail_words)] if self._tail_words else [])]
+        self._present = self._present[:rows]
         self._count()
 
     def _count(self) -> None:
         """What BM25 needs to know of all documents that are present."""
+        self._firsts = np.cumsum([0, *(len(part.lengths) for part in self._parts)])
+        self._lengths = np.concatenate([part.lengths for part in self._parts])
         self._documents = int(self._present.sum())
         total = float(self._lengths[self._present].sum(dtype=np.float64))
         self._mean_length = max(total / max(self._documents, 1), 1e-9)
         self._none_gone = self._documents == len(self._present)
+        self._last_scored: tuple[str, Scores] | None = None
 
     def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
         """The best documents that share a word with each query."""
@@ -154,15 +161,14 @@ class LexicalIndex:
         return [self.all_scores(text)[wanted] for text, wanted in zip(queries.texts, rows, strict=True)]
 
     def all_scores(self, text: str) -> Scores:
-        """BM25 of every row [N]; 0 for those that are gone."""
+        """BM25 of every row [N]; 0 for those that are gone. The last query's are kept."""
+        if self._last_scored is not None and self._last_scored[0] == text:
+            return self._last_scored[1]
         k1, b = self._settings.k1, self._settings.b
         scores = np.zeros(len(self._present), dtype=np.float32)
         present, mean = self._documents, self._mean_length
-        first_of_tail = len(self._base.lengths)
         for word, repeated in Counter(self._analyze(text)).items():
-            (old, old_counts), (new, new_counts) = self._base.of(word), self._tail.of(word)
-            rows = np.concatenate([old, new + first_of_tail]) if len(new) else old
-            counts = np.concatenate([old_counts, new_counts]) if len(new) else old_counts
+            rows, counts = self._having(word)
             if not self._none_gone:
                 here = self._present[rows]
                 rows, counts = rows[here], counts[here]
@@ -170,7 +176,21 @@ class LexicalIndex:
                 idf = np.log1p((present - len(rows) + 0.5) / (len(rows) + 0.5))
                 norm = k1 * (1 - b + b * self._lengths[rows] / mean)
                 scores[rows] += np.float32(repeated * idf) * (counts / (counts + norm))
+        self._last_scored = text, scores
         return scores
+
+    def _having(self, word: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows and counts of a word in all parts, gone ones among them."""
+        found = [
+            (rows + first if first else rows, counts)
+            for first, part in zip(self._firsts.tolist(), self._parts, strict=False)
+            for rows, counts in [part.of(word)]
+            if len(rows)
+        ]
+        if len(found) == 1:
+            return found[0]
+        rows, counts = zip(*(found or [self._base.of(word)]), strict=True)
+        return np.concatenate(rows), np.concatenate(counts)
 
     def rarity(self, text: str) -> list[float]:
         """The idf of each word of a query, as a share of the greatest possible: 1 where nobody has it."""
@@ -178,8 +198,7 @@ class LexicalIndex:
         top = np.log1p((present + 0.5) / 0.5)
         shares = []
         for word in dict.fromkeys(self._analyze(text)):
-            having = sum(len(postings.of(word)[0]) for postings in (self._base, self._tail))
-            having = min(having, present)
+            having = min(sum(len(part.of(word)[0]) for part in self._parts), present)
             shares.append(float(np.log1p((present - having + 0.5) / (having + 0.5)) / top))
         return shares
 

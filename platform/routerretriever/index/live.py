@@ -8,7 +8,7 @@ documents, so that BM25 means the same in every shard, and answers with its own 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -19,14 +19,15 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import open_corpus
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import StorageError
-from routerretriever.index.base import Entry, Hits, Index, Mask, Queries, Vectors
+from routerretriever.index.base import Entry, Index, Mask, Queries, Rows, Scores, Vectors
 from routerretriever.index.changes import is_latest, read_rows, take_changes
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.documents import DocumentTable
 from routerretriever.index.filters import Filter
-from routerretriever.index.hybrid import Fused, HybridIndex, Look
+from routerretriever.index.hybrid import HybridIndex, Look, Tops
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
+from routerretriever.types import Mode
 
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.1
@@ -43,6 +44,21 @@ class Found:
     """Of its vector, where vectors were searched."""
     bm25: float | None = None
     """Of its words, where words were searched."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One query to a collection."""
+
+    text: str
+    vector: Vectors
+    """[d]"""
+    depth: int
+    """How many documents are wanted."""
+    weight: float = 0.0
+    """Of BM25, in a hybrid search; 1 finds only documents that share a word with the query."""
+    filter: Filter | None = None
+    """Which documents may be found."""
 
 
 class LiveCollection:
@@ -109,59 +125,65 @@ class LiveCollection:
         mask = self._table.present & self._mine
         return mask if filter is None else mask & self._table.matching(filter)
 
-    def search(
-        self, queries: Vectors, depths: Sequence[int], filter: Filter | None = None
-    ) -> list[list[Found]]:
+    def search(self, queries: Vectors, depths: Sequence[int]) -> list[list[Found]]:
         """The nearest documents of each query [B, d], best first, at most ``depths`` of each."""
-        hits = self._dense.search(Queries([""] * len(queries), queries), max(depths), self.allowed(filter))
-        return [
-            [Found(score, document, cosine=score) for score, document in self._resolve(each, depth)]
-            for each, depth in zip(hits, depths, strict=True)
-        ]
+        return self.find("dense", [Wanted("", *each) for each in zip(queries, depths, strict=True)])
 
-    def search_words(
-        self, texts: Sequence[str], depths: Sequence[int], filter: Filter | None = None
+    def look(self, wanted: Sequence[Wanted]) -> list[Look]:
+        """What both indexes find first: the greatest scores of this shard, and where ``find`` begins."""
+        looks: dict[int, Look] = {}
+        for rows, queries, allowed in self._batches(wanted):
+            looks.update(zip(rows, self._both.look(queries, allowed), strict=True))
+        return [looks[row] for row in range(len(wanted))]
+
+    def find(
+        self,
+        mode: Mode,
+        wanted: Sequence[Wanted],
+        tops: Sequence[Tops] | None = None,
+        looks: Sequence[Look] | None = None,
     ) -> list[list[Found]]:
-        """The documents whose words fit each text best, best first."""
-        queries = Queries(texts, np.zeros((len(texts), 0), np.float32))
-        hits = self._both.lexical.search(queries, max(depths), self.allowed(filter))
-        return [
-            [Found(score, document, bm25=score) for score, document in self._resolve(each, depth)]
-            for each, depth in zip(hits, depths, strict=True)
-        ]
-
-    def look(self, queries: Queries, filter: Filter | None = None) -> list[Look]:
-        """What both indexes find first: enough to choose a weight, and the greatest scores of this shard."""
-        return self._both.look(queries, self.allowed(filter))
-
-    def search_hybrid(
-        self, queries: Queries, depths: Sequence[int], weights: Sequence[float], filter: Filter | None = None
-    ) -> list[list[Found]]:
-        """The best documents by words and vectors, where this is the only shard.
+        """The best documents of this shard for each query, best first.
 
         Args:
-            queries: texts and vectors [B, d].
-            depths: how many documents are wanted for each.
-            weights: of BM25 for each; 1 finds only documents that share a word with the query.
-            filter: which documents may be found.
+            mode: compare vectors, words or both.
+            wanted: the queries.
+            tops: with ``hybrid``, the greatest cosine and BM25 for each query over everything that is
+                searched; by default this shard is all there is.
+            looks: with ``hybrid``, what ``look`` gave for the same queries, if that was asked.
         """
-        looks = self.look(queries, filter)
-        tops = [(look.top_cosine, look.top_bm25) for look in looks]
-        found = self.fuse(queries, looks, weights, tops, max(depths), filter)
-        return [hits[:depth] for hits, depth in zip(found, depths, strict=True)]
+        if mode == "hybrid" and looks is None:
+            looks = self.look(wanted)
+        found: dict[int, list[Found]] = {}
+        for rows, queries, allowed in self._batches(wanted):
+            depths = [wanted[row].depth for row in rows]
+            if mode == "dense":
+                for row, hits, depth in zip(
+                    rows, self._dense.search(queries, max(depths), allowed), depths, strict=True
+                ):
+                    found[row] = self._found(depth, hits.rows, hits.scores, hits.scores)
+                continue
+            if mode == "lexical":
+                best = self._both.by_words(queries, max(depths), allowed)
+            else:
+                assert looks is not None
+                own = [looks[row] for row in rows]
+                weights = [wanted[row].weight for row in rows]
+                top = [look.tops for look in own] if tops is None else [tops[row] for row in rows]
+                best = self._both.fuse(queries, own, weights, top, max(depths), allowed)
+            for row, each, depth in zip(rows, best, depths, strict=True):
+                found[row] = self._found(depth, each.rows, each.scores, each.cosines, each.bm25)
+        return [found[row] for row in range(len(wanted))]
 
-    def fuse(
-        self,
-        queries: Queries,
-        looks: Sequence[Look],
-        weights: Sequence[float],
-        tops: Sequence[tuple[float, float]],
-        depth: int,
-        filter: Filter | None = None,
-    ) -> list[list[Found]]:
-        """The best documents of this shard by words and vectors; see ``HybridIndex.fuse``."""
-        fused = self._both.fuse(queries, looks, weights, tops, depth, self.allowed(filter))
-        return [self._found(each) for each in fused]
+    def _batches(self, wanted: Sequence[Wanted]) -> Iterator[tuple[list[int], Queries, Mask]]:
+        """Queries that are searched together, with their positions: all without a filter, others alone."""
+        plain = [row for row, each in enumerate(wanted) if each.filter is None]
+        filtered = [[row] for row, each in enumerate(wanted) if each.filter is not None]
+        for rows in [plain, *filtered] if plain else filtered:
+            queries = Queries(
+                [wanted[row].text for row in rows], np.stack([wanted[row].vector for row in rows])
+            )
+            yield rows, queries, self.allowed(wanted[rows[0]].filter)
 
     def document(self, document_id: str) -> Document:
         """A document as it is now.
@@ -179,28 +201,19 @@ class LiveCollection:
         rows = np.flatnonzero(self.allowed(filter))[offset : offset + limit]
         return [self._table.document(int(row)) for row in rows]
 
-    def rarity(self, text: str) -> list[float]:
-        """How rare each word of a query is here, 0 to 1."""
-        lexical = self._both.lexical
-        assert isinstance(lexical, LexicalIndex)
-        return lexical.rarity(text)
-
     @property
     def _both(self) -> HybridIndex:
         assert self._hybrid is not None, "opened without a lexical index"
         return self._hybrid
 
-    def _resolve(self, hits: Hits, depth: int) -> list[tuple[float, Document]]:
+    def _found(
+        self, depth: int, rows: Rows, scores: Scores, cosines: Scores, bm25: Scores | None = None
+    ) -> list[Found]:
+        words = [None] * len(rows) if bm25 is None else bm25.tolist()
+        columns = (rows.tolist(), scores.tolist(), cosines.tolist(), words)
         return [
-            (float(score), self._table.document(int(row)))
-            for row, score in zip(hits.rows[:depth], hits.scores[:depth], strict=True)
-        ]
-
-    def _found(self, fused: Fused) -> list[Found]:
-        columns = (fused.rows, fused.scores, fused.cosines, fused.bm25)
-        return [
-            Found(float(score), self._table.document(int(row)), float(cosine), float(bm25))
-            for row, score, cosine, bm25 in zip(*columns, strict=True)
+            Found(score, self._table.document(row), cosine, word)
+            for row, score, cosine, word in list(zip(*columns, strict=True))[:depth]
         ]
 
     def _take(self, change: arrow.Table) -> None:

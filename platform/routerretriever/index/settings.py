@@ -8,13 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.settings import Fraction, Settings
-
-Language = Literal[
-    "none", "code", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish",
-    "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",
-    "nepali", "norwegian", "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil",
-    "turkish", "yiddish",
-]  # fmt: skip
+from routerretriever.types import Language
 
 
 class LexicalSettings(Settings):

@@ -88,7 +88,7 @@ class Workspace:
 
     def source(self, name: str, **options: Any) -> Source:
         """A domain to train on; see ``Source``."""
-        return Source(self.corpus_step(name), **options)
+        return Source(self.corpus_step(name), lexical=self.lexical[name], **options)
 
     def open_corpus(self, name: str) -> Corpus:
         """A domain's encoded documents; they are encoded if they have not been."""

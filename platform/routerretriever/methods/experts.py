@@ -18,18 +18,21 @@ from routerretriever.artifacts.step import Step
 from routerretriever.datasets.splitting import split_train
 from routerretriever.errors import BadInput
 from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured, Values, measure
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
+from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.fit import fit_router
+from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
 from routerretriever.routing.protocol import Router
-from routerretriever.routing.settings import RoutingSettings
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log
 from routerretriever.scoring.fusion import QueryVectors
+from routerretriever.scoring.mixed_vectors import MixedVectors, mix
 from routerretriever.scoring.mixtures import EncodeMixtures, mixture_step
-from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable, SplitScores
+from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable
 from routerretriever.settings import Settings
 from routerretriever.training.expert import Expert, TrainAdapter, expert_step
 from routerretriever.types import BASE, Vectors
@@ -146,11 +149,42 @@ class Experts(Method):
         """A split of some domains, scored with every expert and the base."""
         return self._workspace.scores(self._workspace.score_steps(split, self.models, names))
 
-    @cached_property
+    @property
     def router(self) -> Router:
         """The recipe's router, fitted."""
+        return self._fitted[0]
+
+    @property
+    def routing(self) -> RoutingSettings:
+        """The recipe's routing, with the fallback that ``auto`` has chosen."""
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[Router, RoutingSettings]:
+        settings = self._workspace.routing
         with self._workspace.timed("route"):
-            return self.fit(self._workspace.routing)
+            data = self.routing_data(settings)
+            router = fit(data, settings)
+            chosen = self._with_chosen_fallback(router, data, settings)
+            return calibrate(router, data, chosen), chosen
+
+    def _with_chosen_fallback(
+        self, router: Router, data: RoutingData, settings: RoutingSettings
+    ) -> RoutingSettings:
+        """The settings with the fallback that ``auto`` stands for: chosen once, and kept in storage."""
+        if settings.fallback is None or settings.fallback.answer != "auto":
+            return settings
+        store, scored = self._workspace.store, [step.key for step in self._source_steps()]
+        source = self._workspace.scoring.source
+        key = (
+            f"fallbacks/{content_hash(scored, source, settings.model_dump(mode='json'), CALIBRATION_VERSION)}"
+        )
+        if not store.exists(key):
+            chosen = with_chosen_fallback(router, data, settings).fallback
+            assert chosen is not None
+            store.commit(key, {"kind": "fallback", "chosen": chosen.model_dump(mode="json")})
+        kept = FallbackSettings.model_validate(store.manifest(key)["chosen"])
+        return settings.model_copy(update={"fallback": kept})
 
     def fit(self, settings: RoutingSettings) -> Router:
         """Fit a router, the recipe's or another, on the scored queries.
@@ -171,6 +205,24 @@ class Experts(Method):
             {name: scores.utilities(names) for name, scores in self.scores.items()},
             self._workspace.features(self.scores, split, settings.features),
             self._workspace.query_texts(self.scores, split),
+            self._mixed.mixed_ndcg if settings.fallback is not None else None,
+        )
+
+    @cached_property
+    def _mixed(self) -> MixedVectors:
+        """Measures mixtures of experts on the queries that routers learn from."""
+        return self.mixed_vectors(self.scores, self.source_split)
+
+    def mixed_vectors(self, scores: ScoreTable, split: str) -> MixedVectors:
+        """Measures mixtures of experts on scored queries of a split."""
+        workspace = self._workspace
+        own = {name: workspace.collections[name] for name in scores}
+        return MixedVectors(
+            scores=scores,
+            qrels={name: each.qrels(split) for name, each in own.items()},
+            indexes={name: workspace.open_index(name) for name in own},
+            own_kept={name: each.own_kept(split) for name, each in own.items()},
+            passages=[name for name, each in own.items() if each.settings.passages],
         )
 
     @classmethod
@@ -188,7 +240,7 @@ class Experts(Method):
             self.experts,
             self.router,
             workspace.encoder,
-            workspace.routing,
+            self.routing,
             {name: workspace.corpus_step(name).key for name in workspace.collections},
             self.hybrid.weights if any(workspace.lexical.values()) else None,
         )
@@ -200,7 +252,7 @@ class Experts(Method):
     def systems(self) -> list[System]:
         """The base, each expert, routers, oracles, and what BM25 adds."""
         scores = self.test_scores()
-        routed = {ROUTED: self._routed(self.router, self._workspace.routing, scores)}
+        routed = {ROUTED: self._routed(self.router, self.routing, scores)}
         routed[ROUTED] = _changed(routed[ROUTED], ROUTED, headline=True, rival=True)
         for name, settings in BASELINE_ROUTERS.items():
             try:
@@ -303,12 +355,6 @@ def oracles(scores: ScoreTable) -> list[System]:
         System(DATASET_ORACLE, Kind.ORACLE, by_dataset, headline=True, rival=True),
         System(INSTANCE_ORACLE, Kind.ORACLE, by_query, Routing(experts, shares), headline=True),
     ]
-
-
-def mix(table: SplitScores, experts: list[str], weights_BT: Vectors) -> Vectors:
-    """Query vectors merged by weight [B, d]; exact, since all experts search the same documents."""
-    columns = [table.of(name) for name in experts]
-    return np.einsum("bt,btd->bd", weights_BT, table.vectors_QEd[:, columns], dtype=np.float32)
 
 
 def measured_by(scores: ScoreTable, model: str) -> Mapping[str, Measured]:

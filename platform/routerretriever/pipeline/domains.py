@@ -6,7 +6,7 @@ weights and registered versions as they are. That is checked before anything is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from routerretriever.config.loading import load_recipe
+from routerretriever.config.shipped import recipe_file
 from routerretriever.errors import RecipeError
 from routerretriever.methods.known import DEFAULT
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
@@ -34,7 +35,7 @@ def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) ->
     if name in known:
         raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
     values["domains"][name] = {"path": path}
-    return _apply(recipe_path, yaml, values, new=name, release=release)
+    return _apply(recipe_path, yaml, values, new=(name,), release=release)
 
 
 def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registered:
@@ -47,7 +48,23 @@ def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registe
     if name not in known:
         raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
     values["domains"][name]["expert"] = False
-    return _apply(recipe_path, yaml, values, new=None, release=release)
+    return _apply(recipe_path, yaml, values, new=(), release=release)
+
+
+def change_collections(recipe_path: Path, paths: Mapping[str, str]) -> Registered:
+    """Train some domains' experts on other collections, and register a bundle that is not released.
+
+    Args:
+        recipe_path: the recipe file, which names the new collections afterwards.
+        paths: domain -> its new collection.
+
+    Raises:
+        RecipeError: other experts would have to be trained anew.
+    """
+    _, yaml, values = _read(recipe_path)
+    for name, path in paths.items():
+        values["domains"][name]["path"] = path
+    return _apply(recipe_path, yaml, values, new=tuple(paths), release=False)
 
 
 def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
@@ -58,7 +75,7 @@ def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
         pass
 
 
-def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release: bool) -> Registered:
+def _apply(recipe_path: Path, yaml: YAML, values: Any, new: Sequence[str], release: bool) -> Registered:
     with _draft(recipe_path, yaml, values) as draft:
         recipe = load_recipe(draft)
         # Other methods train on all domains, so a new set trains them anew: left to the next full run.
@@ -68,10 +85,9 @@ def _apply(recipe_path: Path, yaml: YAML, values: Any, new: str | None, release:
         pipeline = Pipeline(recipe.model_copy(update={"methods": methods}))
         require_trained(pipeline, except_for=new)
         registered = pipeline.register(release)
-        if new is None:
-            return registered
-        expert = pipeline.deployed.deployment().experts.get(new)
-        return replace(registered, verdict=None if expert is None else verdict_text(expert))
+        experts = pipeline.deployed.deployment().experts if new else {}
+        told = [verdict_text(experts[name]) for name in new if name in experts]
+        return replace(registered, verdict="\n".join(text for text in told if text) or None)
 
 
 @contextmanager
@@ -89,6 +105,8 @@ def _draft(recipe_path: Path, yaml: YAML, values: Any) -> Iterator[Path]:
 
 def _read(recipe_path: Path) -> tuple[list[str], YAML, Any]:
     """The domains that have an expert, and the file in a form that can be edited and written back."""
+    if (shipped := recipe_file(recipe_path)) != recipe_path:
+        raise RecipeError(f"{recipe_path}: comes with the package, which is not edited; copy {shipped} first")
     known = load_recipe(recipe_path).expert_domains
     yaml = YAML()  # keeps comments and order
     return known, yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))

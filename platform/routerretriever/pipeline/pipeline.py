@@ -23,6 +23,7 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.preflight import Report, preflight
+from routerretriever.datasets.statistics import tokens_of
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
@@ -30,7 +31,7 @@ from routerretriever.methods.known import METHODS
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
 from routerretriever.runtime.metrics import figures
-from routerretriever.runtime.progress import StepClock, log
+from routerretriever.runtime.progress import StepClock, at_work, log
 from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import BASE
@@ -91,6 +92,7 @@ class Pipeline:
         self.recipe = recipe
         _refuse_passing_storage(recipe.storage)
         self.store = ArtifactStore.open(recipe.storage)
+        self.store.files.require_answer()
         self.collections = {
             name: open_collection(name, recipe.domain_path(name), settings)
             for name, settings in recipe.domains.items()
@@ -171,13 +173,14 @@ class Pipeline:
             for name, collection in self.collections.items()
         }
         report = preflight(self.collections.values(), needs)
-        for name in self.collections:
-            for note in report.notes(name):
-                log.info("%s: %s", name, note)
         card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
         log.info("encoder %s: %s", self.recipe.encoder.name, "; ".join(card.lines()))
         for warning in card.warnings:
             log.warning("encoder %s: %s", self.recipe.encoder.name, warning)
+        report = report.with_reading(self.collections.values(), tokens_of(self.recipe.encoder))
+        for name in self.collections:
+            for note in report.notes(name):
+                log.warning("%s: %s", name, note)
         return report
 
     def build(self, stages: Sequence[str] | None = None) -> None:
@@ -224,6 +227,7 @@ class Pipeline:
                 self.recipe.expert_domains,
                 {each.name: each.queries("test") for each in tested},
                 self.recipe.model_dump(mode="json"),
+                {name: self.preflight.notes(name) for name in self.collections},
             )
             for path in write_reports(result, self.report_folder):
                 log.info("wrote %s", path)
@@ -242,7 +246,8 @@ class Pipeline:
     def register(self, release: bool = True) -> Registered:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
         from routerretriever.bundle.build import BundleParts
-        from routerretriever.registry.registry import Registry, RunRecord
+        from routerretriever.registry.recording import RunRecord
+        from routerretriever.registry.registry import Registry
 
         evaluation, deployment = self.evaluation, self.deployed.deployment()
         # The recipe as the bundle tells it: with the encoder and the routing that are served.
@@ -257,17 +262,13 @@ class Pipeline:
             self._service_facts(deployment),
             deployment.fusion,
         )
-        means = {
-            f"ndcg_at_10/{system}/{dataset}": value
-            for system, values in evaluation.ndcg_at_10.items()
-            for dataset, value in values.items()
-        }
-        metrics = means | figures(self.clock.seconds, self.clock.counts)
+        metrics = _headline(evaluation) | figures(self.clock.seconds, self.clock.counts)
         registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
             record = RunRecord(metrics, evaluation.mean(deployment.system), Path(scratch))
-            version, versions = registry.register_bundle(parts, record, release)
+            with at_work("registering"):
+                version, versions = registry.register_bundle(parts, record, release)
         place = without_secrets(registry.tracking_uri)
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, place)
         return Registered(registry.bundle_uri, version, versions, place)
@@ -314,6 +315,19 @@ class Pipeline:
         return self.deployed.untrained()
 
 
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    """The few figures that MLflow's tables show; the evaluation's page has all."""
+    by_set = evaluation.ndcg_at_10
+    shown = {"ndcg_at_10": evaluation.deployed, "base_ndcg_at_10": BASE}
+    figures = {
+        f"{name}/{dataset}": value
+        for name, system in shown.items()
+        for dataset, value in by_set.get(system, {}).items()
+    }
+    means = {f"mean_ndcg_at_10/{system}": evaluation.mean(system) for system in by_set}
+    return figures | {name: value for name, value in means.items() if value is not None}
+
+
 def _refuse_passing_storage(storage: str) -> None:
     """Refuse a relative storage in a submitted job: nobody would find what it leaves.
 
@@ -330,13 +344,13 @@ def _refuse_passing_storage(storage: str) -> None:
         )
 
 
-def require_trained(pipeline: Pipeline, except_for: str | None) -> None:
+def require_trained(pipeline: Pipeline, except_for: Sequence[str] = ()) -> None:
     """Make sure that a change of domains retrains nobody else.
 
     Raises:
         RecipeError: other experts would be trained anew under the recipe's present settings or data.
     """
-    others = [name for name in pipeline.untrained() if name != except_for]
+    others = [name for name in pipeline.untrained() if name not in except_for]
     if others:
         raise RecipeError(
             f"the experts of {', '.join(others)} are not trained under this recipe's present settings and "

@@ -81,7 +81,7 @@ def _scores(missing: Sequence[ScoreSplit]) -> list[str]:
     for step in missing:
         groups.setdefault((step.split, step.corpus.collection.name), []).append(step)
     lines = [
-        f"{split} of {name}: {own[0].queries} queries x {len(own)} models"
+        f"{split} of {name}: {own[0].queries} queries x {len(own)} model{'s' if len(own) > 1 else ''}"
         for (split, name), own in groups.items()
     ]
     total = sum(step.queries for step in missing)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlparse, urlsplit
 
 import sqlalchemy
 from alembic.runtime.migration import MigrationContext
@@ -16,11 +16,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
 
 from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, without_secrets
+from routerretriever.runtime.cluster import why_silent
 
 _SQLITE = "sqlite:///"
 _QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false"}
-_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow's own defaults try a server that is away for many minutes."""
+_ANSWER_SECONDS = 10.0
+_NOTHING_LOST = (
+    "nothing is lost: all that was made lies in storage; run the same command again, which registers what is "
+    "missing"
+)
 
 
 def default_tracking_uri(storage: str) -> str:
@@ -52,13 +58,14 @@ def open_to_read(uri: str) -> MlflowClient | None:
                 f"of MLflow (revision {found}); make a copy of it, then run `routerretriever migrate` with "
                 "the recipe"
             )
+    else:
+        _require_answer(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def open_to_write(uri: str) -> MlflowClient:
     """A client for a store, which is created if there is none; the errors are those of ``open_to_read``."""
-    if is_database(uri):
-        open_to_read(uri)
+    open_to_read(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -79,6 +86,23 @@ def migrate(uri: str) -> bool:
     finally:
         engine.dispose()
     return True
+
+
+def _require_answer(uri: str) -> None:
+    """Try to reach a server before MLflow does, which tries again and again.
+
+    Raises:
+        RegistryError: nobody accepts connections there.
+    """
+    place = urlsplit(uri)
+    if place.scheme not in ("http", "https") or place.hostname is None:
+        return
+    port = place.port or (443 if place.scheme == "https" else 80)
+    if reason := why_silent(place.hostname, port, _ANSWER_SECONDS):
+        raise RegistryError(
+            f"registry.tracking_uri: {without_secrets(uri)}: no server answers there ({reason}); start it or "
+            f"mend the address. {_NOTHING_LOST}"
+        )
 
 
 def _revision(uri: str) -> str | None:
@@ -116,10 +140,7 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
         yield
     except MlflowException as error:
         reason = without_secrets(f"{uri}: {error.message}")
-        raise RegistryError(
-            f"registry.tracking_uri: {reason}\nnothing is lost: all that was made lies in storage; run the "
-            "same command again, which registers what is missing"
-        ) from None
+        raise RegistryError(f"registry.tracking_uri: {reason}\n{_NOTHING_LOST}") from None
     finally:
         for name in added:
             os.environ.pop(name, None)

@@ -1,19 +1,27 @@
-"""The bundle as an MLflow pyfunc: a list of queries, or a table with a column ``text``, in; vectors out."""
+"""Bundle and expert as MLflow pyfuncs: queries in, vectors out.
+
+Queries come as a list, or as a table with a column ``text``. ``predict`` is annotated with the table alone,
+as MLflow warns of models without an annotation and checks inputs by most others.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 import routerretriever
-from routerretriever.bundle.model import RouterRetriever
+from routerretriever.bundle.model import RouterRetriever, Vectors
+from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BadInput
 
 INPUT_EXAMPLE = ["what causes scurvy", "how do vaccines work"]
@@ -26,13 +34,34 @@ class BundleModel(mlflow.pyfunc.PythonModel):
         """Load the bundle from the model's artifacts."""
         self._bundle = RouterRetriever(Path(context.artifacts["bundle"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Vectors:
         """Route and embed queries: [B, d].
 
         Raises:
             BadInput: the input is neither a list of texts nor a table with a column ``text``.
         """
         return self._bundle.encode_queries(texts_of(model_input))
+
+
+class ExpertModel(mlflow.pyfunc.PythonModel):
+    """The same for one expert: every query is embedded by its adapter."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the base encoder, and the adapter from the model's artifacts."""
+        from routerretriever.adapters.tower import load_tower
+
+        folder = Path(context.artifacts["expert"])
+        card = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+        self._tower = load_tower(EncoderSettings.model_validate(card["encoder"]))
+        self._tower.load_adapter("expert", folder)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Vectors:
+        """Embed queries: [B, d].
+
+        Raises:
+            BadInput: the input is neither a list of texts nor a table with a column ``text``.
+        """
+        return self._tower.encode_queries(texts_of(model_input), "expert")
 
 
 def texts_of(model_input: Any) -> list[str]:
@@ -62,19 +91,37 @@ def texts_of(model_input: Any) -> list[str]:
     return texts
 
 
-def log_bundle(client: MlflowClient, experiment: str, run: str, folder: Path, scratch: Path) -> LoggedModel:
-    """Log a bundle's folder as a model of a run, without touching MLflow's global state."""
-    logged = client.create_logged_model(experiment, name="bundle", source_run_id=run, model_type="retriever")
+def log_model(
+    client: MlflowClient,
+    experiment: str,
+    run: str,
+    name: str,
+    model: mlflow.pyfunc.PythonModel,
+    artifacts: Mapping[str, Path],
+    scratch: Path,
+) -> LoggedModel:
+    """Log a pyfunc as a model of a run, without touching MLflow's global state.
+
+    Args:
+        client: of the store.
+        experiment: its id.
+        run: its id.
+        name: what the model is called among the run's.
+        model: reads ``artifacts``.
+        artifacts: folders by name.
+        scratch: an empty folder.
+    """
+    logged = client.create_logged_model(experiment, name=name, source_run_id=run, model_type="retriever")
     target = scratch / "model"
     mlflow.pyfunc.save_model(
         str(target),
-        python_model=BundleModel(),
-        artifacts={"bundle": str(folder)},
+        python_model=model,
+        artifacts={key: str(folder) for key, folder in artifacts.items()},
         pip_requirements=[f"routerretriever=={routerretriever.__version__}"],
         # No inputs: MLflow's check of them would refuse either lists or tables.
         signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])),
+        input_example=INPUT_EXAMPLE,
         mlflow_model=Model(artifact_path=logged.artifact_location, run_id=run, model_id=logged.model_id),
-        metadata={"input_example": INPUT_EXAMPLE},
     )
     client.log_model_artifacts(logged.model_id, str(target))
     return client.finalize_logged_model(logged.model_id, "READY")

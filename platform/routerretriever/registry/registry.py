@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.tracking.context.registry import resolve_tags
 from rich.table import Table
 
 from routerretriever.artifacts.leases import Leases
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, write_bundle
+from routerretriever.bundle.manifest import read_manifest
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.errors import BadInput, NotFound, Refused, without_secrets
 from routerretriever.hashing import content_hash
@@ -35,18 +33,18 @@ from routerretriever.registry.connection import (
     reached,
 )
 from routerretriever.registry.loading import find_version
-from routerretriever.registry.pyfunc import log_bundle
-from routerretriever.runtime.progress import RUN_ID
+from routerretriever.registry.recording import (
+    RECIPE_TAG,
+    VERSION_TAG,
+    Recorded,
+    RunRecord,
+    record_bundle,
+    record_expert,
+)
 from routerretriever.training.expert import Expert
 
-_VERSION_TAG = "content_version"
-_RECIPE_TAG = "recipe"
-_COMMIT_TAG = "git_commit"
 _PREVIOUS = "previous"
 """Alias of the bundle that was released before the present one."""
-_MLFLOW_COMMIT = "mlflow.source.git.commit"
-_FORBIDDEN = re.compile(r"[^/\w.\- :]")
-"""What MLflow takes in no name of a metric: ``base + BM25`` becomes ``base _ BM25``."""
 _POLL_SECONDS = 1.0
 
 
@@ -61,17 +59,6 @@ class BundleVersion:
     """Mean over the test sets that have an expert, when it was registered."""
     recipe: str
     """Name of the recipe that made it; empty if it is older than this tag."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What MLflow keeps of the run that made a bundle, beside the bundle."""
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    mean_ndcg_at_10: float | None = None
-    """Mean over the test sets that have an expert; None if none has."""
-    reports: Path | None = None
-    """Folder of the evaluation's reports."""
 
 
 class Registry:
@@ -91,7 +78,7 @@ class Registry:
         self._name = settings.name
         self._alias = settings.alias
         self._challenger = challenger_alias
-        self._store = store
+        self.store = store
         self._is_local = settings.tracking_uri is None
         self.tracking_uri = tracking_uri(settings, store)
 
@@ -132,6 +119,25 @@ class Registry:
         if release:
             self.release(version, take_over)
         return version, versions
+
+    def register_folder(self, folder: Path, release: bool = True, take_over: bool = False) -> int:
+        """Register a bundle that was made elsewhere, from its folder; returns its version number.
+
+        Its experts are in it and get no versions of their own.
+
+        Raises:
+            BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
+            Refused: the alias belongs to another recipe; the version is registered, not released.
+        """
+        manifest = read_manifest(folder)
+        evaluation = manifest.get("evaluation") or {}
+        means = evaluation.get("mean_ndcg_at_10", {}).get(evaluation.get("deployed"), {})
+        record = RunRecord(mean_ndcg_at_10=means.get("with_expert"))
+        with self._alone(), reached(self.tracking_uri, patient=True):
+            version = self._register_files(folder, manifest, record, self._experiment())
+        if release:
+            self.release(version, take_over)
+        return version
 
     def release(self, version: int, take_over: bool = False) -> int | None:
         """Point the alias at a bundle version; running services follow. The one before is remembered.
@@ -208,7 +214,7 @@ class Registry:
                 datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
                 version.tags.get("experts", ""),
                 version.tags.get("ndcg_at_10", ""),
-                version.tags.get(_RECIPE_TAG, ""),
+                version.tags.get(RECIPE_TAG, ""),
             )
             for version in found
         ]
@@ -230,7 +236,7 @@ class Registry:
     def _alone(self) -> Iterator[None]:
         """Keep other runs that share the storage from registering meanwhile."""
         key = f"registry/{self._name}"
-        leases = Leases(self._store.files)
+        leases = Leases(self.store.files)
         while True:
             with leases.hold([key]) as mine:
                 if mine:
@@ -243,7 +249,7 @@ class Registry:
         with reached(self.tracking_uri):  # a server that is away is found out soon
             location, name = None, self._name
             if self._is_local:
-                location = Path(self._store.location(ARTIFACTS)).as_uri()
+                location = Path(self.store.location(ARTIFACTS)).as_uri()
             found = self._writer.get_experiment_by_name(name)
             if found is not None and location and found.artifact_location != location:
                 # The storage was moved; what is logged under the old experiment would go to the old place.
@@ -253,125 +259,51 @@ class Registry:
                 return str(found.experiment_id)
             return str(self._writer.create_experiment(name, artifact_location=location))
 
-    @contextmanager
-    def _run(self, name: str, experiment: str) -> Iterator[tuple[str, dict[str, str]]]:
-        """A run while a block logs to it: its id, and the tags that say where the code came from."""
-        origin = dict(resolve_tags())
-        run = self._writer.create_run(experiment, tags={**origin, "run": RUN_ID}, run_name=name).info.run_id
-        commit = {_COMMIT_TAG: origin[_MLFLOW_COMMIT]} if _MLFLOW_COMMIT in origin else {}
-        try:
-            yield run, commit
-        except BaseException:
-            self._writer.set_terminated(run, "FAILED")
-            raise
-        self._writer.set_terminated(run)
-
-    def _log(
-        self, run: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]
-    ) -> None:
-        now = int(time.time() * 1000)
-        self._writer.log_batch(
-            run,
-            [Metric(_FORBIDDEN.sub("_", name), value, now, 0) for name, value in metrics.items()],
-            [Param(name, str(value)) for name, value in params.items()],
-            [RunTag(name, value) for name, value in tags.items()],
-        )
-
     def _register_expert(self, expert: Expert, experiment: str) -> int:
-        model, card = self.expert_model(expert.domain), expert.card
+        model = self.expert_model(expert.domain)
         self._ensure_model(
-            model, f"The adapter of domain {expert.domain!r} on base encoder {card['encoder']['name']}."
+            model,
+            f"The adapter of domain {expert.domain!r} on base encoder {expert.card['encoder']['name']}.",
         )
         if (known := self._version_with(model, expert.version)) is not None:
             return known
-        with self._run(f"expert-{expert.domain}", experiment) as (run, commit):
-            training = card["training"]
-            plain = dict(training)
-            lora, prefix = plain.pop("lora", None), plain.pop("prefix", None)  # of the first release
-            old = {"kind": "prefix", **prefix} if prefix else {"kind": "lora", **(lora or {})}
-            adapter = {f"adapter.{key}": value for key, value in plain.pop("adapter", old).items()}
-            for step, dev in card["history"]:
-                self._writer.log_metric(run, "dev_ndcg_at_10", dev, step=step)
-            self._log(
-                run,
-                {"domain": expert.domain, "encoder": card["encoder"]["name"], **adapter, **plain},
-                {
-                    "best_dev_ndcg_at_10": card["dev_ndcg_at_10"],
-                    "base_dev_ndcg_at_10": card["base_dev_ndcg_at_10"],
-                    "train_seconds": card["seconds"],
-                    "train_steps_per_second": card["steps"] / max(card["seconds"], 1e-9),
-                },
-                {"train_data": card["train"], "corpus": card["corpus"]},
-            )
-            self._writer.log_artifacts(run, str(expert.folder(self._store)), "expert")
-            source = f"{self._writer.get_run(run).info.artifact_uri}/expert"
-            tags = {_VERSION_TAG: expert.version, "encoder_fingerprint": card["encoder_fingerprint"],
-                    "domain": expert.domain, "train_data": card["train"], "corpus": card["corpus"],
-                    "dev_ndcg_at_10": f"{card['dev_ndcg_at_10']:.4f}", **commit}  # fmt: skip
-            created = self._writer.create_model_version(
-                model,
-                source,
-                run,
-                tags=tags,
-                description=f"Best of {card['steps']} steps at {card['best_step']}: dev nDCG@10 "
-                f"{card['dev_ndcg_at_10']:.4f}, base {card['base_dev_ndcg_at_10']:.4f}.",
-            )
-        self._writer.set_registered_model_alias(model, self._alias, created.version)
-        return int(created.version)
+        recorded = record_expert(self._writer, experiment, expert, expert.folder(self.store))
+        version = self._create_version(model, recorded)
+        self._writer.set_registered_model_alias(model, self._alias, str(version))
+        return version
 
     def _register_bundle(
         self, parts: BundleParts, versions: Mapping[str, int], record: RunRecord, experiment: str
     ) -> int:
-        recipe = str(parts.recipe["name"])
-        self._ensure_model(
-            self._name, f"Router and experts of recipe {recipe!r}; the alias says what is served."
-        )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "bundle"
             folder.mkdir()
-            manifest = write_bundle(folder, parts, versions, self._store)
-            content = content_hash(manifest)
-            if (known := self._version_with(self._name, content)) is not None:
-                return known
-            with self._run(f"bundle-{recipe}", experiment) as (run, commit):
-                experts = ", ".join(parts.experts)
-                tags = {
-                    _VERSION_TAG: content,
-                    _RECIPE_TAG: recipe,
-                    "experts": experts,
-                    "encoder_fingerprint": str(manifest["encoder_fingerprint"]),
-                    **{f"corpus.{name}": key for name, key in parts.facts.corpora.items()},
-                    **commit,
-                }
-                mean = record.mean_ndcg_at_10
-                if mean is not None:
-                    tags["ndcg_at_10"] = f"{mean:.4f}"
-                self._log(
-                    run,
-                    {
-                        "recipe": recipe,
-                        "encoder": parts.encoder.name,
-                        "router": parts.routing.router,
-                        "merge": parts.routing.merge,
-                        "experts": experts,
-                    },
-                    record.metrics,
-                    tags,
-                )
-                if record.reports is not None:
-                    self._writer.log_artifacts(run, str(record.reports), "evaluation")
-                logged = log_bundle(self._writer, experiment, run, folder, Path(scratch))
-                created = self._writer.create_model_version(
-                    self._name,
-                    # Not its models:/ URI, which MLflow would look up in the process's own store.
-                    logged.artifact_location,
-                    run,
-                    tags=tags,
-                    description=f"Recipe {recipe!r}: {len(parts.experts)} experts ({experts}) on "
-                    f"{parts.encoder.name}, router {parts.routing.router}"
-                    + ("." if mean is None else f"; mean test nDCG@10 {mean:.4f}."),
-                    model_id=logged.model_id,
-                )
+            manifest = write_bundle(folder, parts, versions, self.store)
+            return self._register_files(folder, manifest, record, experiment)
+
+    def _register_files(
+        self, folder: Path, manifest: Mapping[str, Any], record: RunRecord, experiment: str
+    ) -> int:
+        recipe = str(manifest["recipe"]["name"])
+        self._ensure_model(
+            self._name, f"Router and experts of recipe {recipe!r}; the alias says what is served."
+        )
+        content = content_hash(manifest)
+        if (known := self._version_with(self._name, content)) is not None:
+            return known
+        recorded = record_bundle(self._writer, experiment, folder, manifest, content, record)
+        return self._create_version(self._name, recorded)
+
+    def _create_version(self, model: str, recorded: Recorded) -> int:
+        created = self._writer.create_model_version(
+            model,
+            # Not its models:/ URI, which MLflow would look up in the process's own store.
+            recorded.model.artifact_location,
+            recorded.run,
+            tags=recorded.tags,
+            description=recorded.description,
+            model_id=recorded.model.model_id,
+        )
         return int(created.version)
 
     def _ensure_model(self, name: str, description: str) -> None:
@@ -386,7 +318,7 @@ class Registry:
         numbers = [
             int(version.version)
             for version in _versions(self._writer, model)
-            if version.tags.get(_VERSION_TAG) == content
+            if version.tags.get(VERSION_TAG) == content
         ]
         return max(numbers, default=None)
 

@@ -42,6 +42,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "total_queries": sum(len(ids) for ids in evaluation.query_ids.values()),
         "systems": _systems(evaluation),
         "notes": [f"{system.name}: {system.note}" for system in evaluation.systems if system.note],
+        "data_notes": evaluation.data_notes,
         "rivals": _rivals(evaluation),
         "differences": _differences(evaluation),
         "heat_maps": _heat_maps(evaluation),

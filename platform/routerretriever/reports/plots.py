@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-import itertools
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from routerretriever.runtime.progress import figures_table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 COLOURS = (
     "#2163af", "#d9730d", "#2f8f4e", "#b8336a", "#6b5bb5", "#7a5a3c", "#1b9aa5", "#8a8d1f", "#c2403a",
     "#555f6d",
 )  # fmt: skip
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 460, 300, 36, 40, 14
-"""Of a plot, in the units of its SVG, which scales with the page."""
-_GRID_LINES = 6
+_INCHES = (4.8, 3.3)
+"""Of a plot; its SVG scales with the page."""
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "routerretriever",  # the same figures make the same file
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c3cad4",
+    "axes.labelcolor": "#5b6675",
+    "text.color": "#5b6675",
+    "xtick.color": "#5b6675",
+    "ytick.color": "#5b6675",
+    "text.parse_math": False,  # names come from outside
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Band:
+    """The least and the greatest value at each step."""
+
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,8 @@ class Lines:
     steps: Sequence[str]
     steps_title: str
     series: Mapping[str, Sequence[float | None]]
+    bands: Mapping[str, Band] = field(default_factory=dict)
+    """By series: where its values lie."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,7 @@ def write_sections(name: str, sections: Iterable[Section], path: Path) -> Path:
             "note": section.note,
             "header": section.header,
             "rows": section.rows,
-            "plots": [_drawn(plot) for plot in section.plots],
+            "plots": [{"title": plot.title, "svg": _svg(plot)} for plot in section.plots],
         }
         for section in sections
     ]
@@ -89,63 +116,44 @@ def render(template: str, content: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _drawn(plot: Lines | Scatter) -> dict[str, Any]:
-    drawn = _lines(plot) if isinstance(plot, Lines) else _scatter(plot)
-    return {"title": plot.title, "width": _WIDTH, "height": _HEIGHT, "left": _LEFT, **drawn}
+def _svg(plot: Lines | Scatter) -> str:
+    """A plot as an ``svg`` element."""
+    # No pyplot: it keeps figures in a list of the process.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        if isinstance(plot, Lines):
+            _draw_lines(axes, plot)
+        else:
+            _draw_scatter(axes, plot)
+        figure.legend(loc="outside lower center", ncols=3)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return written.getvalue()[written.getvalue().index("<svg") :]
 
 
-def _lines(plot: Lines) -> dict[str, Any]:
-    known = [value for values in plot.series.values() for value in values if value is not None]
-    marks = grid(min(known), max(known))
-    right, low = _WIDTH - _MARGIN, _HEIGHT - _BOTTOM
-
-    def x(step: int) -> float:
-        return _LEFT + (right - _LEFT) * (step + 0.5) / len(plot.steps)
-
-    def y(value: float) -> float:
-        return low - (low - _MARGIN) * (value - marks[0]) / (marks[-1] - marks[0])
-
-    return {
-        "right": right,
-        "grid": [{"y": y(mark), "label": f"{mark:g}"} for mark in marks],
-        "steps": [{"x": x(step), "label": label} for step, label in enumerate(plot.steps)],
-        "steps_title": plot.steps_title,
-        "series": [
-            {
-                "name": name,
-                "colour": COLOURS[number % len(COLOURS)],
-                "points": [
-                    {"x": x(step), "y": y(value), "value": f"{value:.1f}"}
-                    for step, value in enumerate(values)
-                    if value is not None
-                ],
-            }
-            for number, (name, values) in enumerate(plot.series.items())
-        ],
-    }
+def _draw_lines(axes: Axes, plot: Lines) -> None:
+    places = np.arange(len(plot.steps))
+    for number, (name, values) in enumerate(plot.series.items()):
+        known = [np.nan if value is None else value for value in values]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(
+            places, known, marker="o", markersize=4, label=name, color=colour,
+            linestyle="-" if number == 0 else "--",
+        )  # fmt: skip
+        if name in plot.bands:
+            band = plot.bands[name]
+            axes.fill_between(places, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xticks(places, plot.steps)
+    axes.set_xlabel(plot.steps_title)
+    axes.grid(axis="y", color="#dde2e9")
 
 
-def grid(low: float, high: float) -> list[float]:
-    """Round values, at most a handful and at least two, between which everything lies."""
-    for step in (digit * 10.0**power for power in itertools.count(-1) for digit in (1, 2, 5)):
-        first, last = np.floor(low / step), np.ceil(high / step)
-        if last - first < _GRID_LINES:
-            break
-    # round: 3 x 0.1 is not 0.3 to the last bit.
-    return [round(float(step * mark), 1) for mark in np.arange(first, max(last, first + 1) + 1)]
-
-
-def _scatter(plot: Scatter) -> dict[str, Any]:
-    every = np.concatenate([np.asarray(points) for points in plot.groups.values()])
-    low, span = every.min(axis=0), np.maximum(np.ptp(every, axis=0), 1e-9)
-    size = np.array([_WIDTH, _HEIGHT]) - 2 * _MARGIN
-    return {
-        "groups": [
-            {
-                "name": name,
-                "colour": COLOURS[number % len(COLOURS)],
-                "points": np.round(_MARGIN + size * (np.asarray(points) - low) / span, 1).tolist(),
-            }
-            for number, (name, points) in enumerate(plot.groups.items())
-        ]
-    }
+def _draw_scatter(axes: Axes, plot: Scatter) -> None:
+    for number, (name, points) in enumerate(plot.groups.items()):
+        x, y = np.asarray(points).T
+        axes.scatter(x, y, s=8, alpha=0.65, label=name, color=COLOURS[number % len(COLOURS)], linewidths=0)
+    axes.set_axis_off()

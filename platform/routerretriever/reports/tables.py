@@ -75,8 +75,15 @@ def markdown(evaluation: Evaluation) -> str:
     return (
         f"{_grid(header, systems)}\n{evaluation.deployed} minus its rivals, paired over queries; "
         "95 % bootstrap interval, p of a randomisation test, corrected for the number of comparisons "
-        "(Holm):\n\n" + _grid(["test set", "rival", "difference", "95 % interval", "p"], differences)
+        "(Holm):\n\n"
+        + _grid(["test set", "rival", "difference", "95 % interval", "p"], differences)
+        + _data_notes(evaluation)
     )
+
+
+def _data_notes(evaluation: Evaluation) -> str:
+    lines = [f"- {name}: {note}\n" for name, notes in evaluation.data_notes.items() for note in notes]
+    return f"\nNoted of the data before the run:\n\n{''.join(lines)}" if lines else ""
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -108,6 +115,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             system.name: dict(system.encodings) for system in evaluation.systems if system.encodings
         },
         "tied": tied_shares(evaluation),
+        "data_notes": evaluation.data_notes,
         "settings": evaluation.settings,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from routerretriever.routing.protocol import Vectors
 from routerretriever.types import BASE
+
+Rows = NDArray[np.int64]
+Answered = Callable[[str, Rows, list[str], Vectors], NDArray[np.float64]]
+"""nDCG@10 [B] of a dataset's queries at these rows, when these experts are mixed by these weights [B, T]."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class RoutingData:
     features: dict[str, Vectors]
     queries: dict[str, list[str]] = field(default_factory=dict)
     """May be empty; then explanations cannot quote the nearest queries."""
+    answered: Answered | None = None
+    """Measures mixtures of experts, and of the base; rows are those of the whole data, before any sample."""
 
     @property
     def own_datasets(self) -> list[str]:
@@ -42,10 +48,7 @@ class RoutingData:
         """The same with at most so many queries of each dataset."""
         if all(len(features) <= per_dataset for features in self.features.values()):
             return self
-        rows = {
-            name: np.sort(np.random.default_rng(seed).permutation(len(features))[:per_dataset])
-            for name, features in self.features.items()
-        }
+        rows = self.sample_rows(per_dataset, seed)
         return RoutingData(
             self.experts,
             {name: self.utilities[name][chosen] for name, chosen in rows.items()},
@@ -57,6 +60,13 @@ class RoutingData:
             },
         )
 
+    def sample_rows(self, per_dataset: int, seed: int) -> dict[str, Rows]:
+        """The rows that ``sample`` takes of each dataset, ascending."""
+        return {
+            name: np.sort(np.random.default_rng(seed).permutation(len(features))[:per_dataset])
+            for name, features in self.features.items()
+        }
+
     def only(self, domains: Sequence[str]) -> RoutingData:
         """The same as if there had never been another expert, nor its domain's queries; the base stays."""
         kept = [column for column, name in enumerate(self.experts) if name in domains or name == BASE]
@@ -66,4 +76,5 @@ class RoutingData:
             {name: self.utilities[name][:, kept] for name in datasets},
             {name: self.features[name] for name in datasets},
             {name: self.queries[name] for name in datasets if name in self.queries},
+            self.answered,
         )

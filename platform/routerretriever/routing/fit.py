@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+from routerretriever.routing.calibration import choose_fallback
 from routerretriever.routing.constant import fit_fixed, fit_uniform
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fallback import fit_fallback
@@ -40,12 +41,26 @@ _ENOUGH = 10_000
 def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
     """Fit the router that the settings name, and its fallback if they ask for one.
 
-    Takes seconds; no expert is run.
+    No expert is run. Takes seconds, but a minute or more where the fallback is chosen on large collections.
 
     Raises:
         BadInput: the settings do not fit the data.
     """
-    return calibrate(fit(data, settings), data, settings)
+    router = fit(data, settings)
+    return calibrate(router, data, with_chosen_fallback(router, data, settings))
+
+
+def with_chosen_fallback(router: Router, data: RoutingData, settings: RoutingSettings) -> RoutingSettings:
+    """The settings with what ``fallback.answer: auto`` stands for on this data; others as they are."""
+    if settings.fallback is None or settings.fallback.answer != "auto":
+        return settings
+    plain = settings.model_copy(update={"fallback": None})
+
+    def fit_others(others: RoutingData) -> Router:
+        return calibrate(fit(others.sample(settings.references, settings.seed), plain), others, plain)
+
+    chosen = choose_fallback(data, settings, calibrate(router, data, plain), fit_others)
+    return settings.model_copy(update={"fallback": chosen})
 
 
 def fit(data: RoutingData, settings: RoutingSettings) -> Router:
@@ -54,23 +69,18 @@ def fit(data: RoutingData, settings: RoutingSettings) -> Router:
     Raises:
         BadInput: the settings do not fit the data.
     """
-    if _nothing_to_choose(data, settings):
+    if len(data.experts) == 1 and settings.router != "fixed":
         return fit_uniform(data, settings)
     return FITS[settings.router](data.sample(_ENOUGH, settings.seed), settings)
 
 
 def calibrate(router: Router, data: RoutingData, settings: RoutingSettings) -> Router:
     """Give a fitted router the mixing, the fallback and the smallest share that the settings ask for."""
-    if _nothing_to_choose(data, settings):
-        return router
     router = copy.copy(router)
     if isinstance(router, MixingRouter):
         router.mixing, router.temperature = settings.mixing, settings.temperature
     if settings.fallback is not None:
+        assert settings.fallback.answer != "auto", "choose the fallback first"
         router = fit_fallback(data, settings, settings.fallback, router)
     router.min_share = settings.min_share
     return router
-
-
-def _nothing_to_choose(data: RoutingData, settings: RoutingSettings) -> bool:
-    return len(data.experts) == 1 and settings.router != "fixed"

@@ -48,9 +48,7 @@ class Router(ABC):
 
     def weights(self, features_Bd: Vectors) -> Vectors:
         """How much of each expert goes into the query's vector: [B, T]; zero for those not worth running."""
-        mixed_BT = self.mixture(features_Bd)
-        kept_BT = np.where(mixed_BT >= self.min_share * mixed_BT.max(axis=1, keepdims=True), mixed_BT, 0.0)
-        return (kept_BT / kept_BT.sum(axis=1, keepdims=True)).astype(np.float32)
+        return worth_running(self.mixture(features_Bd), self.min_share)
 
     @abstractmethod
     def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
@@ -90,6 +88,12 @@ class MixingRouter(Router):
         """One-hot rows, or a softmax of the scores divided by the temperature."""
         scores_BT = self.scores(features_Bd)
         return one_hot(scores_BT) if self.mixing == "hard" else softmax(scores_BT / self.temperature)
+
+
+def worth_running(mixed_BT: Vectors, min_share: float) -> Vectors:
+    """Mixtures without the experts that have less than this share of the best one's weight."""
+    kept_BT = np.where(mixed_BT >= min_share * mixed_BT.max(axis=1, keepdims=True), mixed_BT, 0.0)
+    return (kept_BT / kept_BT.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def one_hot(scores_BT: NDArray[np.float64]) -> Vectors:

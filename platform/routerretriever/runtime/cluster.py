@@ -6,7 +6,9 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,13 +64,20 @@ def require_answer(address: str) -> None:
     place = urlsplit(address if "://" in address else f"ray-head://{address}")
     if place.hostname is None or place.port is None:
         return  # "auto", or a scheme of somebody else's
-    try:
-        socket.create_connection((place.hostname, place.port), timeout=_ANSWER_SECONDS).close()
-    except OSError as error:
+    if reason := why_silent(place.hostname, place.port, _ANSWER_SECONDS):
         raise Unavailable(
-            f"RAY_ADDRESS: {address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS "
-            "to start one on this machine"
-        ) from None
+            f"RAY_ADDRESS: {address}: no Ray cluster answers there ({reason}); start it, or unset "
+            "RAY_ADDRESS to start one on this machine"
+        )
+
+
+def why_silent(host: str, port: int, seconds: float) -> str | None:
+    """Why nobody accepts a connection; None if somebody does."""
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def on_drivers_node() -> dict[str, Any]:
@@ -107,7 +116,15 @@ def _resources() -> tuple[float, float]:
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
-def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
+def granted_gpus() -> list[str]:
+    """The GPUs that Ray has given this process; none outside Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+
+
+def room_for(cpus: float, gpus: float, gang: int = 1, labels: Mapping[str, str] | None = None) -> int:
     """How many groups of workers of this size the cluster can hold at once.
 
     A worker has to fit on one machine, its group may lie on several. Groups are placed whole or not at all,
@@ -117,13 +134,17 @@ def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
         cpus: CPUs of each worker.
         gpus: GPUs of each worker.
         gang: workers in a group, which can only run together.
+        labels: what a machine must have to hold a worker. Of machines that an autoscaler may start, labels
+            are not known; they count.
 
     Raises:
         BadInput: not even one group fits; it would be waited for without end.
     """
 
     def count() -> int:
-        return max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines())
+        return max(
+            sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines(labels or {})
+        )
 
     workers = count()
     # A cluster that was joined may just have lost machines, or not have them yet; one of our own never grows.
@@ -136,7 +157,7 @@ def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
     if workers < gang:
         raise BadInput(
             f"{gang} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each are asked for; the cluster's machines "
-            f"can hold {workers} such worker(s)"
+            f"{_told(labels or {})}can hold {workers} such worker(s)"
         )
     return workers // gang
 
@@ -146,12 +167,21 @@ def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
     return min((int(have / need + 1e-6) for have, need in wishes if need > 0), default=1)
 
 
-def _machines() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """The machines that are there, and those that an autoscaler, if there is one, would start."""
+def _told(labels: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{name}={value}" for name, value in labels.items())
+    return f"with labels {listed} " if labels else ""
+
+
+def _machines(labels: Mapping[str, str]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The machines that are there with these labels, and those that an autoscaler, if any, would start."""
     import ray
     from ray._private.state import state  # where Ray's own libraries look up the autoscaler's bounds
 
-    there: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there: list[dict[str, float]] = [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and labels.items() <= node.get("Labels", {}).items()
+    ]
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else []
     # A negative count is no bound.

@@ -6,9 +6,10 @@ import logging
 import sys
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from routerretriever.errors import without_secrets
+from routerretriever.runtime.heartbeat import Heartbeat
 from routerretriever.runtime.metrics import drain
 
 _CONTROL_CODES = (*range(9), *range(11, 32), *range(127, 160))  # all but tab and newline
@@ -32,7 +35,8 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """The text, whatever is in it."""
-        return super().render_str(text.translate(_CONTROL), **{**options, "markup": False, "emoji": False})
+        text = without_secrets(text).translate(_CONTROL)
+        return super().render_str(text, **{**options, "markup": False, "emoji": False})
 
 
 # Logs and files have no width of their own; tables should not be cut to the 80 columns assumed for them.
@@ -42,6 +46,16 @@ RUN_ID = uuid.uuid4().hex[:8]
 """This process's own; in its log lines and on what it registers."""
 
 T = TypeVar("T")
+_heartbeat = Heartbeat(log)
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    """Take passwords out of a line, wherever it was written."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+log.addFilter(_redact)
 _quiet = False
 
 
@@ -55,9 +69,13 @@ def set_up(quiet: bool) -> None:
     if quiet:
         handler: logging.Handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s run={RUN_ID} %(message)s"))
+        log.addHandler(_heartbeat)
+        _heartbeat.start()
     else:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     log.addHandler(handler)
+    # What other packages say to their own developers; ours are logged.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def is_quiet() -> bool:
@@ -79,12 +97,19 @@ def show(table: Table) -> None:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Pass items through, with a bar that counts them."""
-    with bars() as progress:
+    """Pass items through, with a bar that counts them, or in quiet mode a line now and then."""
+    done = 0
+    with bars() as progress, _heartbeat.during(lambda: f"{description}: {done} of {total} done"):
         task = progress.add_task(description, total=total)
         for item in items:
+            done += 1
             progress.advance(task)
             yield item
+
+
+def at_work(description: str) -> AbstractContextManager[None]:
+    """While a block runs, quiet mode tells of it when nothing else has been told for half a minute."""
+    return _heartbeat.during(lambda: description)
 
 
 class StepClock:
@@ -100,7 +125,8 @@ class StepClock:
         """Time a block, perhaps inside another step's."""
         start, outer, self._within = time.monotonic(), self._within, 0.0
         try:
-            yield
+            with at_work(f"at step {name}"):
+                yield
         finally:
             whole = time.monotonic() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._within

@@ -59,7 +59,7 @@ class SplitScores:
         """The base encoder's query vectors [Q, d]."""
         return self.vectors_QEd[:, self.of(BASE)]
 
-    def subset(self, rows: Sequence[int]) -> SplitScores:
+    def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> SplitScores:
         """The same, of some queries only."""
         chosen = np.asarray(rows, dtype=np.int64)
         return SplitScores(

@@ -16,6 +16,7 @@ import numpy as np
 from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import UnknownName
+from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.executor import SerialExecutor
@@ -24,6 +25,8 @@ from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
 _BYTES_PER_TOKEN = 4
 """About what English has. Only shares and bounds depend on it; usage is counted by the tokenizer."""
+
+_FUSION = FusionSettings()
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Engine:
         sizes: ReplicaSettings,
         metrics: MetricsPort,
         cached_vectors: int = 0,
+        fusion: FusionSettings = _FUSION,
     ) -> None:
         """Put a bundle to work.
 
@@ -94,6 +98,7 @@ class Engine:
             sizes: bounds of batches and queue.
             metrics: where batches are counted.
             cached_vectors: query vectors to keep.
+            fusion: how words are weighed where the bundle does not say.
         """
         self.bundle = bundle
         self._thread = thread
@@ -109,6 +114,7 @@ class Engine:
             max_cost=sizes.max_batch_tokens,
         )
         self._cache = VectorCache(cached_vectors)
+        self._prior = fusion.prior
         self._routed_T = np.zeros(len(bundle.router.experts))
         self._encodings_T = np.zeros(len(self._columns), dtype=np.int64)
         self._entropies: list[float] = []
@@ -172,6 +178,18 @@ class Engine:
     async def explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
         """Weights of all experts for each query, and the reasons."""
         return await self._thread.run(self._explain, texts)
+
+    def lexical_weight(self, weights: Mapping[str, float], collection: str | None = None) -> float:
+        """The weight of the words in a hybrid search.
+
+        Args:
+            weights: of the experts for the query.
+            collection: what is searched, if it is a single one.
+        """
+        if self.bundle.fusion is None:
+            return self._prior
+        weights_1T = np.array([[weights.get(name, 0.0) for name in self._columns]], dtype=np.float32)
+        return float(self.bundle.fusion_weights(weights_1T, self._columns, collection)[0])
 
     async def embed_documents(self, contents: Sequence[str], client: str = "") -> list[Embedded]:
         """Embed documents by the base."""

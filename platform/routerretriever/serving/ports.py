@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.datasets.collection import Document
 from routerretriever.index.changes import changes_key
-from routerretriever.index.live import Found
-from routerretriever.types import Vectors
+from routerretriever.index.live import Found, Wanted
+from routerretriever.index.settings import LexicalSettings
+from routerretriever.types import Mode, Vectors
 
 Clock = Callable[[], float]
 """Seconds that only ever grow, like ``time.monotonic``."""
@@ -26,11 +27,17 @@ class CollectionRef:
 
     corpus: str
     changes: str
+    lexical: LexicalSettings | None = None
+    """How its words are indexed; None where only vectors are searched."""
+    created_for: str = ""
+    """Of a collection that was created over HTTP, the fingerprint of its base encoder; else empty."""
 
     @classmethod
-    def of(cls, collection: str, corpus: str, encoder_fingerprint: str) -> CollectionRef:
+    def of(
+        cls, collection: str, corpus: str, encoder_fingerprint: str, lexical: LexicalSettings | None = None
+    ) -> CollectionRef:
         """The reference of a collection in a bundle."""
-        return cls(corpus, changes_key(collection, encoder_fingerprint))
+        return cls(corpus, changes_key(collection, encoder_fingerprint), lexical)
 
 
 @dataclass(frozen=True)
@@ -82,29 +89,69 @@ class Rejection:
     """Whether the cause may go away by itself, as when storage cannot be reached."""
 
 
+@dataclass(frozen=True)
+class Contents:
+    """How far a collection has come."""
+
+    documents: int
+    change: int
+    """Number of the last change that is searched."""
+
+
 class IndexPort(Protocol):
     """Searches collections, over all their shards."""
 
     async def search(
         self, collection: CollectionRef, queries: Vectors, depths: list[int]
     ) -> list[list[Found]]:
-        """The best documents for each query [B, d]."""
+        """The best documents for each query [B, d], by vectors."""
+        ...
+
+    async def find(
+        self, collections: tuple[CollectionRef, ...], mode: Mode, wanted: list[Wanted]
+    ) -> list[list[tuple[int, Found]]]:
+        """The best documents of several collections together, each with its collection's position.
+
+        Scores are as if all documents lay in one collection: fused with the greatest cosine and BM25 of all.
+        """
         ...
 
     async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
         """A document as it is now, if there is one."""
         ...
 
-
-class WriterPort(Protocol):
-    """Writes changes of collections; each gets a number."""
-
-    async def upsert(self, collection: CollectionRef, documents: list[Document], vectors: Vectors) -> int:
-        """Add or replace documents with their vectors [n, d]."""
+    async def contents(self, collection: CollectionRef) -> Contents:
+        """How many documents a collection has."""
         ...
 
-    async def delete(self, collection: CollectionRef, ids: list[str]) -> int:
-        """Delete documents."""
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+        """Documents by page."""
+        ...
+
+
+class WriterPort(Protocol):
+    """Writes changes of collections; each gets a number. Knows which collections were created over HTTP."""
+
+    async def created(self, encoder_fingerprint: str) -> dict[str, CollectionRef]:
+        """The created collections of a base encoder, by name."""
+        ...
+
+    async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
+        """Create a collection without documents; False if another has its name."""
+        ...
+
+    async def drop(self, name: str, ref: CollectionRef) -> None:
+        """Delete a created collection and its documents."""
+        ...
+
+    async def upsert(
+        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+    ) -> int | None:
+        """Add or replace documents with their vectors [n, d]; None if the collection was dropped."""
+        ...
+
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
+        """Delete documents; None if the collection was dropped."""
         ...
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 
-from routerretriever.bundle.model import Vectors
 from routerretriever.client.schemas import (
     ChangeResponse,
+    CollectionIn,
+    CollectionState,
     ExpertState,
+    LexicalOptions,
     Neighbour,
     Route,
     SearchRequest,
@@ -21,60 +25,24 @@ from routerretriever.client.schemas import (
 )
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import NotFound, UnknownName
-from routerretriever.index.live import Found
-from routerretriever.serving.batching import Batcher
+from routerretriever.errors import Forbidden, NotFound, Refused, UnknownName, WrongField
+from routerretriever.index.changes import changes_key
+from routerretriever.index.live import Wanted
+from routerretriever.index.settings import LexicalSettings
+from routerretriever.serving.access import Access
+from routerretriever.serving.catalogue import empty_corpus
 from routerretriever.serving.engine import Embedded, Engine
 from routerretriever.serving.ports import (
     CollectionRef,
     ControllerPort,
     DesiredState,
     IndexPort,
-    MetricsPort,
     Release,
     WriterPort,
 )
+from routerretriever.serving.search import Plan, Ranked, Refs, Searches
 from routerretriever.serving.shadow import Shadows
-
-
-class Searches:
-    """Searches that arrive together; those of one collection become one call of the index."""
-
-    def __init__(self, index: IndexPort, settings: ServingSettings, metrics: MetricsPort) -> None:
-        self._index = index
-        self._metrics = metrics
-        sizes = settings.router
-        self._batcher: Batcher[tuple[CollectionRef, Vectors, int], list[Found]] = Batcher(
-            self._run, sizes.max_batch_size, sizes.max_queue, passes=2
-        )
-
-    @property
-    def waiting(self) -> int:
-        """Searches that wait for the index."""
-        return self._batcher.waiting
-
-    async def search(
-        self, collection: CollectionRef, vector: Vectors, depth: int, client: str = ""
-    ) -> list[Found]:
-        """The best documents for a query's vector [d]."""
-        (found,) = await self._batcher.submit([(collection, vector, depth)], client=client)
-        return found
-
-    async def _run(self, batch: list[tuple[CollectionRef, Vectors, int]]) -> list[list[Found]]:
-        found: list[list[Found]] = [[] for _ in batch]
-
-        async def search(collection: CollectionRef, rows: list[int]) -> None:
-            vectors = np.stack([batch[row][1] for row in rows])
-            answers = await self._index.search(collection, vectors, [batch[row][2] for row in rows])
-            for row, answer in zip(rows, answers, strict=True):
-                found[row] = answer
-
-        rows_of: dict[CollectionRef, list[int]] = {}
-        for row, (collection, _, _) in enumerate(batch):
-            rows_of.setdefault(collection, []).append(row)
-        with self._metrics.stage("search"):
-            await asyncio.gather(*(search(collection, rows) for collection, rows in rows_of.items()))
-        return found
+from routerretriever.types import Mode
 
 
 @dataclass
@@ -90,7 +58,14 @@ class Replica:
     desired: DesiredState
     engines: dict[int, Engine] = field(default_factory=dict)
     """By bundle version."""
+    created: dict[str, CollectionRef] = field(default_factory=dict)
+    """Collections that were created over HTTP, as far as this replica has heard."""
     random: Callable[[], float] = random.random
+
+    async def refresh(self) -> None:
+        """Learn which collections were created or deleted."""
+        bundle = self.engines[self.desired.current.version].bundle
+        self.created = await self.writer.created(bundle.manifest["encoder_fingerprint"])
 
     def service(self) -> Service:
         """The release that answers the next request: the current one, or by its share the challenger."""
@@ -128,9 +103,9 @@ class Service:
         return self._engine.models
 
     @property
-    def collections(self) -> list[str]:
-        """What can be searched."""
-        return list(self._release.collections)
+    def collections(self) -> dict[str, CollectionRef]:
+        """What can be searched: the bundle's collections, and those that were created."""
+        return {**self._replica.created, **self._release.collections}
 
     @property
     def dimension(self) -> int:
@@ -141,8 +116,8 @@ class Service:
         """Route and embed queries; see ``Engine.embed``."""
         return await self._engine.embed(texts, model, client)
 
-    async def route(self, texts: Sequence[str]) -> list[Route]:
-        """Which experts would answer, and why."""
+    async def route(self, texts: Sequence[str], access: Access) -> list[Route]:
+        """Which experts would answer, and why; without queries of collections that a client may not read."""
         return [
             Route(
                 expert=max(weights, key=weights.__getitem__),
@@ -151,23 +126,31 @@ class Service:
                 margin=why.margin,
                 familiarity=why.familiarity,
                 gate=why.familiarity,
-                nearest=[Neighbour(**asdict(neighbour)) for neighbour in why.nearest],
+                lexical_weight=self._engine.lexical_weight(weights),
+                nearest=[
+                    Neighbour(**asdict(neighbour))
+                    for neighbour in why.nearest
+                    if access.reads(neighbour.dataset)
+                ],
             )
             for weights, why in await self._engine.explain(texts)
         ]
 
-    async def search(
-        self, query: str, collection: str | None, top_k: int, model: str, client: str = ""
-    ) -> tuple[str, Embedded, list[Found]]:
-        """The collection searched, the query's embedding, and the documents found.
+    async def search(self, request: SearchRequest, access: Access) -> SearchResponse:
+        """The best documents for a query, and who answered.
 
         Raises:
             UnknownName: there is no such collection or model.
+            WrongField: something in the request does not fit.
             Overloaded: too many queries are waiting.
         """
-        name, ref = self._collection(collection)
-        (embedded,) = await self._engine.embed([query], model, client)
-        return name, embedded, await self._replica.searches.search(ref, embedded.vector, top_k, client)
+        plan = Plan(request, await self._meant(request, access))
+        (embedded,) = await self._engine.embed([request.query], request.model, access.client)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
+        found = await plan.find(wanted, partial(self._replica.searches.find, client=access.client))
+        if request.highlight:  # texts may be long
+            return await asyncio.to_thread(plan.answer, embedded, wanted, found)
+        return plan.answer(embedded, wanted, found)
 
     async def shadow(self, request: SearchRequest, response: SearchResponse, seconds: float) -> None:
         """Perhaps have the challenger repeat a search that has been answered; returns at once."""
@@ -175,40 +158,102 @@ class Service:
         if challenger is not None and challenger.version != self.version:
             self._replica.shadows.offer(challenger, self._replica.busy, request, response, seconds)
 
-    async def shadow_search(
-        self, query: str, collection: str, top_k: int, model: str
-    ) -> tuple[str, list[str]]:
-        """The first expert and the documents' ids; past the queue that users' searches wait in."""
-        _, ref = self._collection(collection)
-        (embedded,) = await self._engine.embed([query], model)
-        (found,) = await self._replica.index.search(ref, embedded.vector[None], [top_k])
-        return max(embedded.weights, key=embedded.weights.__getitem__), [hit.document.id for hit in found]
+    async def shadow_search(self, request: SearchRequest) -> SearchResponse:
+        """The same search; past the queue that users' searches wait in."""
+        plan = Plan(request, await self._meant(request, Access()))
+        (embedded,) = await self._engine.embed([request.query], request.model)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
 
-    async def upsert(self, collection: str, documents: list[Document], client: str = "") -> ChangeResponse:
+        async def find(refs: Refs, mode: Mode, deeper: Wanted) -> Ranked:
+            (found,) = await self._replica.index.find(refs, mode, [deeper])
+            return found
+
+        return plan.answer(embedded, wanted, await plan.find(wanted, find))
+
+    async def collection_states(self, access: Access) -> list[CollectionState]:
+        """The collections that a client may read."""
+        await self._replica.refresh()
+        return [await self._state(name, ref, access) for name, ref in self._visible(access).items()]
+
+    async def collection_state(self, name: str, access: Access) -> CollectionState:
+        """One of them."""
+        return await self._state(*await self._readable(name, access), access)
+
+    async def create(self, request: CollectionIn, access: Access) -> CollectionState:
+        """Create a collection without documents.
+
+        Raises:
+            Forbidden: the client may not change a collection of this name.
+            Refused: another has this name.
+        """
+        if not access.writes(request.name):
+            raise Forbidden(f"name: this token may not create {request.name!r}")
+        taken = Refused(f"name: there is a collection {request.name!r} already")
+        taken.field = "name"
+        lexical = (
+            None if request.lexical is None else LexicalSettings.model_validate(request.lexical.model_dump())
+        )
+        fingerprint = self._engine.bundle.manifest["encoder_fingerprint"]
+        # Another one of this name, after this was deleted, must share nothing with it.
+        unique = f"{request.name}-{uuid.uuid4().hex[:8]}"
+        ref = CollectionRef(
+            empty_corpus(self.dimension), changes_key(unique, fingerprint), lexical, fingerprint
+        )
+        if request.name in self._release.collections or not await self._replica.writer.create(
+            request.name, ref, self.dimension
+        ):
+            raise taken
+        await self._replica.refresh()
+        return await self._state(request.name, ref, access)
+
+    async def drop(self, name: str, access: Access) -> None:
+        """Delete a created collection and its documents.
+
+        Raises:
+            UnknownName: there is no such collection.
+            Forbidden: the client may not change it.
+            Refused: it belongs to the bundle.
+        """
+        name, ref = await self._writable(name, access)
+        if not ref.created_for:
+            raise Refused(f"{name}: belongs to the bundle that is served; it goes with its domain")
+        await self._replica.writer.drop(name, ref)
+        await self._replica.refresh()
+
+    async def upsert(self, collection: str, documents: list[Document], access: Access) -> ChangeResponse:
         """Add or replace documents of a collection."""
-        _, ref = self._collection(collection)
+        name, ref = await self._writable(collection, access)
         contents = [document.content for document in documents]
-        embedded = await self._engine.embed_documents(contents, client)
+        embedded = await self._engine.embed_documents(contents, access.client)
         vectors = np.stack([one.vector for one in embedded])
-        return self._changed(await self._replica.writer.upsert(ref, documents, vectors))
+        return self._changed(name, await self._replica.writer.upsert(ref, documents, vectors))
 
-    async def delete(self, collection: str, ids: list[str]) -> ChangeResponse:
+    async def delete(self, collection: str, ids: list[str], access: Access) -> ChangeResponse:
         """Delete documents of a collection."""
-        _, ref = self._collection(collection)
-        return self._changed(await self._replica.writer.delete(ref, ids))
+        name, ref = await self._writable(collection, access)
+        return self._changed(name, await self._replica.writer.delete(ref, ids))
 
-    async def document(self, collection: str, document_id: str) -> Document:
+    async def document(self, collection: str, document_id: str, access: Access) -> Document:
         """One document.
 
         Raises:
             UnknownName: there is no such collection.
             NotFound: it has no such document.
         """
-        name, ref = self._collection(collection)
+        name, ref = await self._readable(collection, access)
         document = await self._replica.index.document(ref, document_id)
         if document is None:
             raise NotFound(f"id: {name} has no document {document_id!r}")
         return Document(*document)
+
+    async def documents(
+        self, collection: str, offset: int, limit: int, access: Access
+    ) -> tuple[int, list[Document]]:
+        """How many documents a collection has, and a page of them."""
+        _, ref = await self._readable(collection, access)
+        index = self._replica.index
+        held, page = await asyncio.gather(index.contents(ref), index.documents(ref, offset, limit))
+        return held.documents, page
 
     async def state(self) -> ServiceState:
         """What is served, by all replicas."""
@@ -218,13 +263,50 @@ class Service:
         """The experts, and how much of the traffic each gets."""
         return [ExpertState(**expert) for expert in await self._replica.controller.experts()]
 
-    def _collection(self, name: str | None) -> tuple[str, CollectionRef]:
-        """The collection named, or the only one."""
-        if name is None and len(self._release.collections) == 1:
-            (name,) = self._release.collections
-        if name is None or name not in self._release.collections:
-            raise UnknownName("collection", name, self.collections)
-        return name, self._release.collections[name]
+    def _visible(self, access: Access) -> dict[str, CollectionRef]:
+        return {name: ref for name, ref in self.collections.items() if access.reads(name)}
 
-    def _changed(self, number: int) -> ChangeResponse:
+    async def _meant(self, request: SearchRequest, access: Access) -> dict[str, CollectionRef]:
+        """The collections that a search means."""
+        if request.collections is None:
+            return dict([await self._readable(request.collection, access)])
+        if request.collection is not None:
+            raise WrongField("collections", "stands beside `collection`; name them all in one of the two")
+        return dict([await self._readable(name, access, "collections") for name in request.collections])
+
+    async def _readable(
+        self, name: str | None, access: Access, field: str = "collection"
+    ) -> tuple[str, CollectionRef]:
+        """The collection named, or the only one. What a client may not read is not there for it."""
+        visible = self._visible(access)
+        if name is None and len(visible) == 1:
+            (name,) = visible
+        if name is not None and name not in self.collections:
+            await self._replica.refresh()  # it may have been created a moment ago, by another replica
+            visible = self._visible(access)
+        if name is None or name not in visible:
+            raise UnknownName(field, name, list(visible))
+        return name, visible[name]
+
+    async def _writable(self, name: str, access: Access) -> tuple[str, CollectionRef]:
+        await self._replica.refresh()
+        if access.writes(name):
+            return await self._readable(name, Access())
+        await self._readable(name, access)
+        raise Forbidden(f"collection: this token may not change {name!r}")
+
+    async def _state(self, name: str, ref: CollectionRef, access: Access) -> CollectionState:
+        held = await self._replica.index.contents(ref)
+        return CollectionState(
+            name=name,
+            documents=held.documents,
+            change=held.change,
+            lexical=None if ref.lexical is None else LexicalOptions(**ref.lexical.model_dump()),
+            created=bool(ref.created_for),
+            writable=access.writes(name),
+        )
+
+    def _changed(self, name: str, number: int | None) -> ChangeResponse:
+        if number is None:
+            raise NotFound(f"collection: {name!r} has been deleted")
         return ChangeResponse(change=number, searchable_within_seconds=self._replica.settings.refresh_seconds)

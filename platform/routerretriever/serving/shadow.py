@@ -29,10 +29,8 @@ class Challenger(Protocol):
         """The bundle's number in the registry."""
         ...
 
-    async def shadow_search(
-        self, query: str, collection: str, top_k: int, model: str
-    ) -> tuple[str, list[str]]:
-        """The first expert and the documents' ids."""
+    async def shadow_search(self, request: SearchRequest) -> SearchResponse:
+        """The same search, by this release."""
         ...
 
 
@@ -84,9 +82,7 @@ class Shadows:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self._seconds):
-                expert, ids = await challenger.shadow_search(
-                    request.query, response.collection, request.top_k, request.model
-                )
+                shadow = await challenger.shadow_search(request)
         except Overloaded:
             self._metrics.shadows.inc(1, {"outcome": "dropped"})
             return
@@ -96,9 +92,10 @@ class Shadows:
             return
         self._metrics.shadow_seconds.observe(seconds, {"answer": "sent"})
         self._metrics.shadow_seconds.observe(time.perf_counter() - start, {"answer": "shadow"})
-        same = "same expert" if expert == response.expert else "other expert"
+        same = "same expert" if shadow.expert == response.expert else "other expert"
         self._metrics.shadows.inc(1, {"outcome": same})
-        both = len({hit.id for hit in response.results} & set(ids))
-        for found, count in (("both", both), ("one", len(response.results) - both)):
+        mine, theirs = ({(hit.collection, hit.id) for hit in each.results} for each in (response, shadow))
+        both = len(mine & theirs)
+        for found, count in (("both", both), ("one", len(mine) - both)):
             if count:
                 self._metrics.shadow_documents.inc(count, {"found_by": found})

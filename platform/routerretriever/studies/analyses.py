@@ -1,11 +1,10 @@
 """The paper's analyses (arXiv 2409.02685) on any collections.
 
 ``growing`` is Table 3 and Figures 4 and 5, ``with_and_without`` Tables 1 and 2, ``centroids`` the k-means
-ablation, ``projections`` Figure 2, ``LearningCurve`` Figure 3; Figure 6 is in the evaluation's report. All
-but the learning curve are read from the score table: no expert is run for them, and routers mix vectors (see
-``offline``). Every router that is fitted,
-and every projection, is a Ray task and is kept in storage, so that another order of experts, or one more
-number of centroids, costs only what is new.
+ablation, ``projections`` Figure 2; Figure 3 is in ``learning_curve``, Figure 6 in the evaluation's report.
+All are read from the score table: no expert is run for them, and routers mix vectors (see ``offline``).
+Every router that is fitted, and every projection, is a Ray task and is kept in storage, so that another
+order of experts, or one more number of centroids, costs only what is new.
 """
 
 from __future__ import annotations
@@ -85,17 +84,6 @@ class NoiseFloor:
     """The best copy for each query: they differ by their seeds only."""
     experts_oracle: float
     """InstanceOracle over the recipe's experts, of which there may be another number."""
-
-
-@dataclass(frozen=True)
-class LearningCurve:
-    """What training queries are worth: nDCG@10 of experts trained on nested samples of a domain's."""
-
-    dataset: str
-    base: float
-    sizes: list[int]
-    """The last is all there are."""
-    experts: list[float]
 
 
 @dataclass(frozen=True)
@@ -322,13 +310,6 @@ def noise_floor(copies: SplitScores, experts: SplitScores) -> NoiseFloor:
     )
 
 
-def learning_curve(scores: SplitScores, experts: Mapping[int, str]) -> LearningCurve:
-    """Read a learning curve from one test set's scores; experts by number of training queries."""
-    sizes = sorted(experts)
-    means = scores.utilities([BASE, *(experts[size] for size in sizes)]).mean(axis=0).tolist()
-    return LearningCurve(scores.dataset, means[0], sizes, means[1:])
-
-
 def noise_floor_section(floor: NoiseFloor) -> Section:
     """A noise floor in words and figures."""
     return Section(
@@ -341,29 +322,6 @@ def noise_floor_section(floor: NoiseFloor) -> Section:
             ["best copy for each query", percent(floor.copies_oracle)],
             [f"best expert for each query ({INSTANCE_ORACLE})", percent(floor.experts_oracle)],
         ],
-    )
-
-
-def learning_curve_section(curve: LearningCurve) -> Section:
-    """A learning curve as a table and a plot."""
-    rows = [
-        [str(size), percent(expert), percent(curve.base)]
-        for size, expert in zip(curve.sizes, curve.experts, strict=True)
-    ]
-    steps = [str(size) for size in curve.sizes]
-    plot = Lines(
-        "nDCG@10 x 100 on its own test set",
-        steps,
-        "training queries",
-        {"expert": _hundredfold(curve.experts), BASE: _hundredfold([curve.base] * len(steps))},
-    )
-    return Section(
-        f"{curve.dataset}: quality by number of training queries",
-        "nDCG@10 x 100 on the test set. Each sample holds the smaller ones; the last one is all queries. "
-        "One run each: a step down may be chance. The plot draws the sizes equally far apart.",
-        ["training queries", "expert", BASE],
-        rows,
-        [plot],
     )
 
 

@@ -6,36 +6,27 @@ merges weights is within about a tenth of a point of that; the evaluation runs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from routerretriever.index.dense import SearchIndex
-from routerretriever.measures import Qrels, Values, measure
-from routerretriever.methods.experts import mix
+from routerretriever.measures import Values
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.settings import RoutingSettings
-from routerretriever.scoring.table import ScoreTable
+from routerretriever.scoring.mixed_vectors import MixedVectors
 from routerretriever.types import BASE
 
 
-@dataclass(frozen=True)
-class OfflineEvaluator:
+@dataclass(frozen=True, kw_only=True)
+class OfflineEvaluator(MixedVectors):
     """What routers are fitted and measured on."""
 
     fit_data: Callable[[RoutingSettings], RoutingData]
     """Scored queries with the routing features that the settings ask for."""
-    scores: ScoreTable
     features: Callable[[RoutingSettings], Mapping[str, Vectors]]
     """Routing features [Q, d] of the split's queries, in the score table's order."""
-    qrels: Mapping[str, Qrels]
-    indexes: Mapping[str, SearchIndex]
-    own_kept: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """Queries that may find the document of their own id."""
-    passages: Collection[str] = ()
-    """Collections whose index holds passages."""
     identity: str = ""
     """Hash of what all of this was made from; figures are stored under it."""
 
@@ -64,12 +55,8 @@ class OfflineEvaluator:
 
     def ndcg(self, router: Router, settings: RoutingSettings, dataset: str) -> Values:
         """nDCG@10 of every query [Q] when this router mixes the experts."""
-        table = self.scores[dataset]
-        vectors_Bd = mix(table, router.experts, router.weights(self.features(settings)[dataset]))
-        run = self.indexes[dataset].run(
-            table.query_ids, vectors_Bd, 10, self.own_kept.get(dataset, ()), dataset in self.passages
-        )
-        return measure(self.qrels[dataset], run, table.query_ids).ndcg_at_10
+        weights_BT = router.weights(self.features(settings)[dataset])
+        return self.mixed_ndcg(dataset, None, router.experts, weights_BT)
 
     @cached_property
     def _learned(self) -> Callable[[str, tuple[str, ...]], Router]:

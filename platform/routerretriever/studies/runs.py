@@ -20,18 +20,17 @@ from routerretriever.runtime.progress import log
 from routerretriever.scoring.table import ScoredModel, ScoreTable
 from routerretriever.studies.analyses import (
     Analyses,
-    LearningCurve,
     NoiseFloor,
     analyse,
     analyses_sections,
-    learning_curve,
-    learning_curve_section,
     noise_floor,
     noise_floor_section,
 )
+from routerretriever.studies.learning_curve import LearningCurve, learning_curve, learning_curve_section
 from routerretriever.studies.offline import OfflineEvaluator
 from routerretriever.studies.tuning import Trial, tune
-from routerretriever.training.expert import TrainAdapter, expert_key, expert_step
+from routerretriever.training.expert import TrainAdapter, expert_key, expert_step, open_expert
+from routerretriever.training.settings import TrainingSettings
 
 
 def tune_router(pipeline: Pipeline, unseen_share: float) -> list[Trial]:
@@ -63,7 +62,7 @@ def analyse_run(pipeline: Pipeline, order: list[str] | None, clusters: list[int]
     if not clusters or min(clusters) < 1:
         raise RecipeError(f"clusters: found {clusters}; give one or more numbers from 1 up")
     bench = _portable(pipeline, offline_evaluator(pipeline, pipeline.workspace.tested, "test"))
-    analyses = analyse(bench, pipeline.recipe.routing, order, clusters, pipeline.store)
+    analyses = analyse(bench, pipeline.method(Experts).routing, order, clusters, pipeline.store)
     _write_json(pipeline, "analyses.json", asdict(analyses))
     _write_page(pipeline, "analyses", analyses_sections(analyses))
     return analyses
@@ -81,7 +80,7 @@ def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFl
     workspace, training = pipeline.workspace, pipeline.recipe.training
     steps = []
     for number in range(copies):
-        own = training.model_copy(update={"seed": training.seed + number})
+        own = _with_seed(training, number)
         name = f"{domain}-seed-{own.seed}"
         steps.append(expert_step(workspace.source(domain), workspace.encoder, own, name))
     floor = noise_floor(
@@ -93,36 +92,65 @@ def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFl
     return floor
 
 
-def draw_learning_curve(pipeline: Pipeline, domain: str, sizes: list[int] | None) -> LearningCurve:
+def draw_learning_curve(
+    pipeline: Pipeline, domain: str, sizes: list[int] | None, seeds: int = 1
+) -> LearningCurve:
     """Train a domain's expert on nested samples of its train queries, and on all; measure all on test.
 
     A sample is of the split: ``held_out_fraction``, if set, is taken out of each.
 
+    Args:
+        pipeline: the run.
+        domain: whose expert.
+        sizes: numbers of queries; by default an eighth, a quarter and a half.
+        seeds: experts of each size; the first has the recipe's seed.
+
     Raises:
         RecipeError: the domain has no expert or no test split, or there are no samples of these sizes.
     """
-    collection, workspace = _studied(pipeline, domain), pipeline.workspace
-    queries = len(collection.qrels("train"))
+    queries = len(_studied(pipeline, domain).qrels("train"))
     sizes = sizes or [queries // 8, queries // 4, queries // 2]
     if min(sizes) < 1 or max(sizes) >= queries:
         raise RecipeError(
             f"sizes: found {sizes}; {domain} has {queries} train queries, and all of them are always "
             f"tried; give numbers from 1 to {queries - 1}"
         )
-    training = pipeline.recipe.training
-    own_key = expert_key(collection, workspace.encoder, training)
-    steps = {}
-    for size in sorted(set(sizes)):
-        name = f"{domain}-{size}-queries"
-        key = f"experts/{name}-{content_hash(own_key, size)}"
-        sample = workspace.source(domain, train_limit=size)
-        steps[size] = expert_step(sample, workspace.encoder, training, name, key)
-    steps[queries] = expert_step(workspace.source(domain), workspace.encoder, training)
-    scores = _test_scores(pipeline, domain, list(steps.values()))
-    curve = learning_curve(scores[domain], {size: step.name for size, step in steps.items()})
+    if seeds < 1:
+        raise RecipeError(f"seeds: {seeds} is too few; give 1 or more")
+    steps = {
+        size: [_sample_step(pipeline, domain, size, number) for number in range(seeds)]
+        for size in (*sorted(set(sizes)), None)
+    }
+    every = [step for own in steps.values() for step in own]
+    scores = _test_scores(pipeline, domain, every)[domain]
+    deployed = {
+        step.name: bool(open_expert(pipeline.store, step.key).card.get("deployed", True)) for step in every
+    }
+    names = {size or queries: [step.name for step in own] for size, own in steps.items()}
+    curve = learning_curve(scores, names, deployed)
     _write_json(pipeline, f"learning-curve-{domain}.json", asdict(curve))
     _write_page(pipeline, f"learning-curve-{domain}", [learning_curve_section(curve)])
     return curve
+
+
+def _sample_step(pipeline: Pipeline, domain: str, size: int | None, number: int) -> TrainAdapter:
+    """The step that trains a domain's expert on a sample, or on all queries, with another seed each."""
+    workspace = pipeline.workspace
+    training = _with_seed(pipeline.recipe.training, number)
+    name = domain if size is None else f"{domain}-{size}-queries"
+    key = ""
+    if size is not None:
+        own = workspace.source(domain)
+        own_key = expert_key(own.collection, workspace.encoder, training, own.lexical)
+        key = f"experts/{name}-{content_hash(own_key, size)}"
+    if number:
+        name = f"{name}-seed-{training.seed}"
+    sample = workspace.source(domain, train_limit=size)
+    return expert_step(sample, workspace.encoder, training, name, key)
+
+
+def _with_seed(training: TrainingSettings, number: int) -> TrainingSettings:
+    return training.model_copy(update={"seed": training.seed + number})
 
 
 def offline_evaluator(pipeline: Pipeline, collections: Sequence[Collection], split: str) -> OfflineEvaluator:
@@ -130,13 +158,9 @@ def offline_evaluator(pipeline: Pipeline, collections: Sequence[Collection], spl
     experts, workspace, recipe = pipeline.method(Experts), pipeline.workspace, pipeline.recipe
     scores = experts.split_scores(split, [each.name for each in collections])
     return OfflineEvaluator(
+        **vars(experts.mixed_vectors(scores, split)),
         fit_data=experts.routing_data,
-        scores=scores,
         features=lambda settings: workspace.features(scores, split, settings.features),
-        qrels={name: pipeline.collections[name].qrels(split) for name in scores},
-        indexes={name: workspace.open_index(name) for name in scores},
-        own_kept={name: pipeline.collections[name].own_kept(split) for name in scores},
-        passages=[each.name for each in collections if each.settings.passages],
         identity=content_hash(
             {name: expert.version for name, expert in experts.experts.items()},
             {name: workspace.corpus_step(name).key for name in scores},
@@ -152,7 +176,9 @@ def _portable(pipeline: Pipeline, bench: OfflineEvaluator) -> OfflineEvaluator:
     """The same for workers, with the features of the recipe's router and the paper's alone."""
     kinds = (pipeline.recipe.routing, PAPERS)
     experts = pipeline.method(Experts)
-    data = {(one.features, one.include_base): experts.routing_data(one) for one in kinds}
+    data = {
+        (one.features, one.include_base): replace(experts.routing_data(one), answered=None) for one in kinds
+    }
     features = {one.features: bench.features(one) for one in kinds}
     return replace(
         bench,

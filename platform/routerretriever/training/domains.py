@@ -15,10 +15,11 @@ from routerretriever.datasets.splitting import split_train
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Values, measure
-from routerretriever.training.examples import Examples
+from routerretriever.training.examples import Batch, Examples
 from routerretriever.training.job import TrainingJob, TrainingPart
 from routerretriever.training.objective import Rows
 from routerretriever.training.settings import TrainingSettings
+from routerretriever.training.teacher import Teacher
 
 ADAPTER = "expert"
 """What the adapter in training is called within its trainer."""
@@ -59,8 +60,10 @@ class TrainingDomain:
         if objective == "sampled" and settings.hard_negatives:
             assert self.index is not None
             self.examples.mine(self.index, encoder, train_set)
-        if settings.distillation:
+        self._teacher: Teacher | None = None
+        if settings.needs_teacher:
             self.examples.embed_by_base(encoder, train_set)
+            self._teacher = Teacher.open(self.corpus, part.lexical, settings.teacher_bm25, store)
         self._documents: Tensor | None = None
         if objective == "corpus":
             self._documents = torch.from_numpy(self.corpus.matrix()).to(encoder.device)
@@ -81,6 +84,14 @@ class TrainingDomain:
             assert self._documents is not None
             return self._every_row, self._documents
         return rows, torch.from_numpy(self.corpus.lookup(rows)).to(encoder.device)
+
+    def teacher_scores(self, batch: Batch, rows: Rows, candidate_Cd: Tensor) -> Tensor | None:
+        """The teacher's scores of a batch's candidates [B, C]; None if the loss has no use for them."""
+        if self._teacher is None:
+            return None
+        assert batch.base_Bd is not None
+        base_Bd = torch.from_numpy(batch.base_Bd).to(candidate_Cd.device)
+        return self._teacher.scores(base_Bd @ candidate_Cd.detach().T, batch.texts, rows)
 
     def dev_ndcg(self, encoder: QueryTower, adapter: str) -> float:
         """Mean nDCG@10 of an adapter on the dev queries."""

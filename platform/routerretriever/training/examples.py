@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ class Batch:
     candidate_rows: Rows | None
     """None means every document of the corpus."""
     base_Bd: Vectors | None = None
-    """The queries by the bare base, for distillation."""
+    """The queries by the bare base, for the teacher."""
+    texts: list[str] = field(default_factory=list)
+    """The queries' own words."""
 
 
 class Examples:
@@ -39,6 +41,7 @@ class Examples:
         self._objective = objective
         self._documents = len(corpus)
         self._ids = list(train.queries)
+        self._texts = list(train.queries.values())
         self._tokens = encoder.tokenize_queries(list(train.queries.values()), settings.query_max_length)
         self._positives: list[Rows] = []
         self._grades: list[NDArray[np.int64]] = []
@@ -72,7 +75,7 @@ class Examples:
         ]
 
     def embed_by_base(self, encoder: Encoder, train: Judgements) -> None:
-        """Embed the queries by the bare base, once, for distillation."""
+        """Embed the queries by the bare base, once, for the teacher."""
         self._base = encoder.encode_queries(list(train.queries.values()))
 
     def steps_per_epoch(self) -> int:
@@ -100,4 +103,6 @@ class Examples:
                 drawn.append(random.integers(0, self._documents, self._settings.random_negatives))
             candidates = np.unique(np.concatenate(drawn))
         base = None if self._base is None else self._base[members]
-        return Batch([self._tokens[member] for member in members], targets, positives, candidates, base)
+        tokens = [self._tokens[member] for member in members]
+        texts = [self._texts[member] for member in members]
+        return Batch(tokens, targets, positives, candidates, base, texts)

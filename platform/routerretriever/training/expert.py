@@ -18,8 +18,9 @@ from routerretriever.corpus.build import EncodeCorpus
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_step
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import ArtifactMissing
+from routerretriever.errors import ArtifactMissing, RecipeError
 from routerretriever.hashing import content_hash
+from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
 from routerretriever.training.cross_validation import FOLDS, StoreFold, read_held_out
 from routerretriever.training.job import Selection, TrainingJob, TrainingPart, checkpoints_key
@@ -53,13 +54,23 @@ def version_of(key: str) -> str:
     return key.rsplit("-", 1)[-1]
 
 
-def expert_key(collection: Collection, encoder: EncoderSettings, training: TrainingSettings) -> str:
-    """Where a domain's expert lies: a hash of base encoder, documents, judgements and training settings."""
+def expert_key(
+    collection: Collection,
+    encoder: EncoderSettings,
+    training: TrainingSettings,
+    lexical: LexicalSettings | None = None,
+) -> str:
+    """Where a domain's expert lies: a hash of base encoder, documents, judgements and training settings.
+
+    ``lexical`` is how a teacher reads words, if it does.
+    """
+    words = [lexical.model_dump()] if training.needs_teacher and training.teacher_bm25 and lexical else []
     digest = content_hash(
         corpus_key(collection, encoder),
         collection.split_hash("train"),
         collection.split_hash("dev"),
         training.identity(),
+        *words,
     )
     return f"experts/{collection.name}-{digest}"
 
@@ -89,6 +100,8 @@ class Source:
     """At most so many of its train queries."""
     modules: tuple[str, ...] = ()
     """Of a prefix with several modules, those that its queries may use."""
+    lexical: LexicalSettings | None = None
+    """How its words are searched, for a teacher that does."""
 
     @property
     def collection(self) -> Collection:
@@ -111,7 +124,7 @@ def expert_step(
     collection = source.collection
     return train_step(
         name or collection.name,
-        key or expert_key(collection, encoder, training),
+        key or expert_key(collection, encoder, training, source.lexical),
         [source],
         encoder,
         training,
@@ -148,13 +161,19 @@ def train_step(
         selects: step and scale are found as ``training.selection`` says, and the expert is compared with the
             base; for one domain. Otherwise the best step on dev is taken.
     """
+    if both_towers is not None and encoder.documents is not None:
+        raise RecipeError(
+            f"encoder.documents: {name} adapts queries and documents alike, which needs one encoder for "
+            "both; leave encoder.documents out, or this method"
+        )
     inputs: list[Step] = []
     parts = []
     for source in sources:
         train = judgements_step(source.collection, "train", source.train_limit)
         dev = judgements_step(source.collection, "dev")
         inputs += [source.corpus, train, dev]
-        parts.append(TrainingPart(source.corpus.key, train.key, dev.key, source.modules))
+        lexical = source.lexical if training.teacher_bm25 else None
+        parts.append(TrainingPart(source.corpus.key, train.key, dev.key, source.modules, lexical))
     selection = _selection(sources[0], training) if selects else "best_step"
     job = TrainingJob(
         name,
@@ -203,7 +222,7 @@ def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
         )
         for kind in ("rest", "held")
     )
-    part = TrainingPart(source.corpus.key, rest.key, held.key, source.modules)
+    part = replace(job.parts[0], train_key=rest.key, dev_key=held.key)
     name, key = f"{job.name} fold {number} of {FOLDS}", f"folds/{job.name}-{number}-{digest}"
     # All held-out queries count, and none of the others is kept from training.
     training = job.training.model_copy(update={"dev_queries": _EVERY, "held_out_fraction": 0.0})

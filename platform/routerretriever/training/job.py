@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.index.settings import LexicalSettings
 from routerretriever.training.selection import Selected
 from routerretriever.training.settings import TrainingSettings
 
@@ -29,6 +30,8 @@ class TrainingPart:
     dev_key: str
     modules: tuple[str, ...] = ()
     """Of a prefix with several modules, those that its queries may use."""
+    lexical: LexicalSettings | None = None
+    """How the teacher reads words."""
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,9 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
             batch.target_rows,
             batch.positive_rows,
             settings.temperature,
-            None if batch.base_Bd is None else torch.from_numpy(batch.base_Bd).to(encoder.device),
+            domain.teacher_scores(batch, rows, candidates.float()),
             settings.distillation,
+            settings.mask_above,
         )
         if not torch.isfinite(loss):
             raise TrainingFailed(

@@ -24,13 +24,16 @@ def candidate_loss(
     target_rows: Rows,
     positive_rows: Sequence[Rows],
     temperature: float,
-    base_Bd: Tensor | None = None,
+    teacher_BC: Tensor | None = None,
     distillation: float = 0.0,
+    mask_above: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy of each query's target document among the candidates.
 
-    With ``distillation``, the divergence KL(base || expert) of the two softmaxes over the same candidates is
-    added, so that documents without judgements keep the order that the base gives them.
+    With ``distillation``, the divergence KL(teacher || expert) of the two softmaxes over the same candidates
+    is added, so that documents without judgements keep the order that the teacher gives them. With
+    ``mask_above``, candidates that the teacher scores above this share of the target's score, which may be
+    relevant though nobody judged them, do not compete with the target.
 
     Args:
         query_Bd: query vectors, with gradients.
@@ -39,12 +42,16 @@ def candidate_loss(
         target_rows: the positive to be found for each query, itself a candidate: [B].
         positive_rows: all positives of each query; those that are not the target neither attract nor repel.
         temperature: scores are divided by this.
-        base_Bd: the same queries by the bare base; needed for distillation.
+        teacher_BC: the teacher's scores of the candidates; needed for the next two.
         distillation: weight of the divergence.
+        mask_above: share of the target's score; None masks nothing.
     """
     logits_BC = query_Bd @ candidate_Cd.T / temperature
-    divergence = _divergence(logits_BC, base_Bd, candidate_Cd, temperature) if distillation else None
-    targets_B = np.searchsorted(candidate_rows, target_rows)
+    divergence = _divergence(logits_BC, teacher_BC, temperature) if distillation else None
+    targets_B = torch.as_tensor(np.searchsorted(candidate_rows, target_rows), device=logits_BC.device)
+    if mask_above is not None:
+        assert teacher_BC is not None, "a mask needs the teacher's scores"
+        logits_BC = logits_BC.masked_fill(above_target(teacher_BC, targets_B, mask_above), float("-inf"))
     mask_rows: list[int] = []
     mask_columns: list[int] = []
     for query, (positives, target) in enumerate(zip(positive_rows, target_rows, strict=True)):
@@ -59,18 +66,25 @@ def candidate_loss(
         mask_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
         mask_BC[mask_rows, mask_columns] = True
         logits_BC = logits_BC.masked_fill(mask_BC, float("-inf"))
-    loss = F.cross_entropy(logits_BC, torch.as_tensor(targets_B, device=logits_BC.device))
+    loss = F.cross_entropy(logits_BC, targets_B)
     return loss if divergence is None else loss + distillation * divergence
 
 
-def _divergence(
-    logits_BC: Tensor, base_Bd: Tensor | None, candidate_Cd: Tensor, temperature: float
-) -> Tensor:
-    """KL(base || expert), mean over queries; a query's positives count as any document."""
-    assert base_Bd is not None, "distillation needs the base's query vectors"
-    base_BC = base_Bd @ candidate_Cd.T / temperature
+def above_target(scores_BC: Tensor, targets_B: Tensor, share: float) -> Tensor:
+    """Which candidates score above a share of the target's score; never the target itself: [B, C]."""
+    target_B1 = targets_B[:, None]
+    above_BC = scores_BC > share * scores_BC.gather(1, target_B1)
+    return above_BC.scatter(1, target_B1, False)
+
+
+def _divergence(logits_BC: Tensor, teacher_BC: Tensor | None, temperature: float) -> Tensor:
+    """KL(teacher || expert), mean over queries; a query's positives count as any document."""
+    assert teacher_BC is not None, "distillation needs the teacher's scores"
     return F.kl_div(
-        F.log_softmax(logits_BC, dim=1), F.log_softmax(base_BC, dim=1), log_target=True, reduction="batchmean"
+        F.log_softmax(logits_BC, dim=1),
+        F.log_softmax(teacher_BC / temperature, dim=1),
+        log_target=True,
+        reduction="batchmean",
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import (
 
 from routerretriever.adapters.kinds import AnyAdapterSettings
 from routerretriever.adapters.lora import LoraSettings
-from routerretriever.settings import Fraction, ResourceAmount, Settings
+from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings
 
 
 class TrainingSettings(Settings):
@@ -68,8 +68,13 @@ class TrainingSettings(Settings):
     query_max_length: PositiveInt = 64
     """Tokens of a training query; longer ones are cut, to bound memory."""
     distillation: NonNegativeFloat = 1.0
-    """Weight of the divergence KL(base || expert) over the candidate documents, beside the cross-entropy:
-    what nobody judged keeps the order that the base gives it. 0 leaves it out."""
+    """Weight of the divergence KL(teacher || expert) over the candidate documents, beside the cross-entropy:
+    what nobody judged keeps the order that the teacher gives it. 0 leaves it out."""
+    teacher_bm25: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of BM25 beside the base's scores in the teacher; 0 makes the base alone the teacher."""
+    mask_above: PositiveFloat | None = None
+    """Candidates that the teacher scores above this share of the positive's score may be relevant though
+    nobody judged them, and do not compete with it; 1 spares what the teacher puts above the positive."""
     selection: Literal["auto", "cross_validation", "dev", "best_step"] = "auto"
     """How the step and the scale of an expert are chosen, and whether it is deployed.
 
@@ -99,6 +104,8 @@ class TrainingSettings(Settings):
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: ResourceAmount = 0.0
     """GPUs that Ray reserves for each worker."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that a machine must have to hold a worker, as ``{ray.io/market-type: spot}``."""
     at_once: PositiveInt | None = None
     """Experts in training at a time; by default as many as the cluster has room for. Besides its workers each
     keeps two processes on the driver's machine (some 500 MB) and three small ones anywhere."""
@@ -121,8 +128,15 @@ class TrainingSettings(Settings):
         return self.adapter.kind != "prefix"
 
     def plain(self) -> TrainingSettings:
-        """The same without distillation, and with the best step on dev: for what is no domain's expert."""
-        return self.model_copy(update={"selection": "best_step", "distillation": 0.0})
+        """The same without a teacher, and with the best step on dev: for what is no domain's expert."""
+        return self.model_copy(
+            update={"selection": "best_step", "distillation": 0.0, "teacher_bm25": 0.0, "mask_above": None}
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's scores of the candidates have a part in the loss."""
+        return bool(self.distillation) or self.mask_above is not None
 
     def selects_by(self, labelled: int) -> Literal["cross_validation", "dev", "best_step"]:
         """What ``auto`` means for so many labelled queries."""
@@ -134,9 +148,13 @@ class TrainingSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        unused = {"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", "adapter"}
+        unused = {"cpus_per_worker", "gpus_per_worker", "labels", "at_once", "max_failures", "adapter"}
         if self.selection == "best_step":
             unused |= {"selection", "cross_validate_below", "scales", "confidence"}
         if not self.distillation:
             unused.add("distillation")
+        if self.mask_above is None:
+            unused.add("mask_above")
+        if not (self.needs_teacher and self.teacher_bm25):
+            unused.add("teacher_bm25")
         return self.model_dump(exclude=unused) | {self.adapter.kind: self.adapter.identity()}

@@ -18,10 +18,11 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import NotFound
-from routerretriever.serving.deployments.index import Index, Writer
+from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.ingress import Ingress
 from routerretriever.serving.deployments.releases import ReleaseControllerDeployment
 from routerretriever.serving.deployments.sizes import sized
+from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import read_tokens
 
 _WITHOUT_CPU = ReplicaSettings(cpus=0)
@@ -60,6 +61,6 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
         )
         for part in range(serving.index_shards)
     ]
-    writer = sized(Writer, "writer", _WITHOUT_CPU).bind(store, serving.compact_every)
+    writer = sized(Writer, "writer", _WITHOUT_CPU).bind(store, serving.compact_every, recipe.registry.name)
     controller = sized(ReleaseControllerDeployment, "releases", _WITHOUT_CPU).bind(recipe, store, indexes)
     return sized(Ingress, "router", serving.router).bind(recipe, tokens, store, controller, indexes, writer)

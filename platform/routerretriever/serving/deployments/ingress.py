@@ -16,18 +16,21 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import RouterRetriever
 from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.feedback import FeedbackLog
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.deployments.expert import ExpertClient
-from routerretriever.serving.deployments.index import IndexShards, WriterClient
+from routerretriever.serving.deployments.index import IndexShards
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.sizes import replica_id
+from routerretriever.serving.deployments.writer import WriterClient
 from routerretriever.serving.engine import Engine
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token
 from routerretriever.serving.ports import DesiredState, Heartbeat, Release
-from routerretriever.serving.service import Replica, Searches
+from routerretriever.serving.search import Searches
+from routerretriever.serving.service import Replica
 from routerretriever.serving.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -88,17 +91,22 @@ class Ingress:
             desired,
         )
         await self._reconcile(desired)
+        await self._replica.refresh()
         self._follower = asyncio.create_task(self._follow())
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray's name for what makes the application once the constructor is done."""
-        return build_api(self._replica.service, self._recipe.serving, self._authenticator, self._metrics)
+        return build_api(
+            self._replica.service, self._recipe.serving, self._authenticator, self._metrics,
+            FeedbackLog(self._store.files),
+        )  # fmt: skip
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             try:
                 await self._reconcile(await self._controller.desired.remote(self._heartbeat()))
+                await self._replica.refresh()
             except Exception:
                 # What is loaded goes on serving while the controller is replaced.
                 log.exception("could not learn what is to be served; asking again")
@@ -132,7 +140,13 @@ class Ingress:
         if not shared:
             experts = {name: ExpertClient(serve.get_app_handle(app)) for name, app in release.experts.items()}
         engine = Engine(
-            bundle, self._thread, experts, settings.router, self._metrics, settings.cached_vectors
+            bundle,
+            self._thread,
+            experts,
+            settings.router,
+            self._metrics,
+            settings.cached_vectors,
+            self._recipe.corpus.fusion,
         )
         await engine.explain(["warm up"])
         if shared:

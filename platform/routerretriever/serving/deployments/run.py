@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from rich.table import Table
 from routerretriever.errors import BundleError, Unavailable
 from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.haproxy import free_port
-from routerretriever.runtime.progress import console, log, show
+from routerretriever.runtime.machine import why_not_listening
+from routerretriever.runtime.progress import at_work, console, log, show
 
 if TYPE_CHECKING:
     from routerretriever.pipeline.pipeline import Pipeline
@@ -43,7 +43,8 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
         require_free(settings.host, port)
     serve.start(http_options={"host": settings.host, "port": port})
     try:
-        serve.run(application, name=APPLICATION, route_prefix="/")
+        with at_work("starting the service"):
+            serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         deployments = serve.status().applications[APPLICATION].deployments.values()
         messages = "\n".join([str(error), *(deployment.message for deployment in deployments)])
@@ -107,15 +108,11 @@ def ask_once(pipeline: Pipeline) -> None:
 
 def require_free(host: str, port: int) -> None:
     """Raise ``Unavailable`` if the address cannot be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Unavailable(
-                f"serving.port: {host}:{port} cannot be used ({error.strerror}); "
-                "choose another with --set serving.port=PORT, or 0 for a free one"
-            ) from None
+    if reason := why_not_listening(host, port):
+        raise Unavailable(
+            f"serving.port: {host}:{port} cannot be used ({reason}); "
+            "choose another with --set serving.port=PORT, or 0 for a free one"
+        )
 
 
 def why_not_started(message: str) -> str | None:

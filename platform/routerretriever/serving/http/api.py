@@ -5,23 +5,19 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from starlette.background import BackgroundTask
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import routerretriever
 from routerretriever.client.schemas import (
-    ChangeResponse,
-    DeleteRequest,
-    DocumentIn,
     Embedding,
     EmbeddingsRequest,
     EmbeddingsResponse,
     ExpertState,
-    Hit,
     Model,
     ModelsResponse,
     RouteRequest,
@@ -30,14 +26,15 @@ from routerretriever.client.schemas import (
     SearchResponse,
     ServiceState,
     Status,
-    UpsertRequest,
     Usage,
 )
 from routerretriever.config.serving import LimitSettings, ServingSettings
-from routerretriever.datasets.collection import Document
-from routerretriever.errors import UnknownName
+from routerretriever.datasets.feedback import FeedbackLog
+from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.http.auth import Authenticator
-from routerretriever.serving.http.errors import RESPONSES, Contradiction, WrongField, answer, explain_errors
+from routerretriever.serving.http.collections import add_collections
+from routerretriever.serving.http.errors import RESPONSES, answer, check_length, explain_errors
+from routerretriever.serving.http.feedback import add_feedback
 from routerretriever.serving.http.middleware import Middleware
 from routerretriever.serving.http.pages import add_pages
 from routerretriever.serving.ports import MetricsPort
@@ -50,6 +47,7 @@ def build_api(
     settings: ServingSettings,
     authenticator: Authenticator,
     metrics: MetricsPort,
+    feedback: FeedbackLog | None = None,
 ) -> ASGIApp:
     """The application.
 
@@ -58,6 +56,7 @@ def build_api(
         settings: limits and the like.
         authenticator: says who is let in.
         metrics: where answers are counted.
+        feedback: where what users do is kept, if the settings say that it is.
     """
     limits = settings.limits
     api = FastAPI(
@@ -75,23 +74,11 @@ def build_api(
 
     @api.post("/v1/search")
     async def search(body: SearchRequest, request: Request) -> SearchResponse:
-        """Route one query, embed it by the chosen expert or mixture, and search a collection."""
-        _check_length("query", body.query, limits.text_length)
+        """Route a query, embed it by the chosen expert or mixture, and search by its vector and its words."""
+        check_length("query", body.query, limits.text_length)
         chosen, start = pick(request), time.perf_counter()
-        collection, embedded, found = await chosen.search(
-            body.query, body.collection, body.top_k, body.model, request.state.client
-        )
+        response = await chosen.search(body, request.state.access)
         seconds = time.perf_counter() - start
-        weights = embedded.weights
-        response = SearchResponse(
-            collection=collection,
-            expert=max(weights, key=weights.__getitem__),
-            weights=weights,
-            results=[
-                Hit(id=hit.document.id, score=hit.score, title=hit.document.title, text=hit.document.text)
-                for hit in found
-            ],
-        )
         sent = _ready(response)
         sent.background = BackgroundTask(chosen.shadow, body, response, seconds)
         return sent
@@ -107,7 +94,7 @@ def build_api(
                 f"found {body.dimensions}; vectors of this encoder have {chosen.dimension} and cannot be cut",
             )
         request.state.allow(len(texts))
-        embedded = await chosen.embed(texts, _model(body), request.state.client)
+        embedded = await chosen.embed(texts, _model(body), request.state.access.client)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
         if truncated and limits.refuse_truncated:
             raise WrongField(f"input.{truncated[0]}", "is longer than the encoder reads")
@@ -129,7 +116,7 @@ def build_api(
         """Say which experts would answer, and how sure the router is."""
         texts = _texts(body.input, limits)
         request.state.allow(len(texts))
-        return RouteResponse(data=await pick(request).route(texts))
+        return RouteResponse(data=await pick(request).route(texts, request.state.access))
 
     @api.get("/v1/models")
     async def models(request: Request) -> ModelsResponse:
@@ -155,40 +142,6 @@ def build_api(
         """Which bundle is served, what was refused, and how far routing has drifted."""
         return await pick(request).state()
 
-    @api.get("/v1/collections")
-    async def collections(request: Request) -> list[str]:
-        """The collections that can be searched."""
-        return pick(request).collections
-
-    @api.post("/v1/collections/{name}/documents")
-    async def upsert(name: str, body: UpsertRequest, request: Request) -> ChangeResponse:
-        """Add documents; those whose ids are there already are replaced."""
-        if len(body.documents) > limits.documents:
-            raise WrongField("documents", f"{len(body.documents)} are more than {limits.documents}")
-        for row, document in enumerate(body.documents):
-            _check_length(f"documents.{row}.text", document.text, limits.document_length)
-            _check_length(f"documents.{row}.title", document.title, limits.document_length)
-        documents = {d.id: Document(d.id, d.title, d.text) for d in body.documents}
-        if len(documents) < len(body.documents):
-            raise Contradiction("documents", "an id comes twice")
-        request.state.allow(len(documents))
-        return await pick(request).upsert(name, list(documents.values()), request.state.client)
-
-    @api.post("/v1/collections/{name}/documents/delete")
-    async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
-        """Delete documents by their ids."""
-        if len(body.ids) > limits.documents:
-            raise WrongField("ids", f"{len(body.ids)} are more than {limits.documents}")
-        return await pick(request).delete(name, body.ids)
-
-    @api.get("/v1/collections/{name}/document")
-    async def document(
-        name: str, request: Request, document_id: Annotated[str, Query(alias="id", min_length=1)]
-    ) -> DocumentIn:
-        """One document as it is now."""
-        found = await pick(request).document(name, document_id)
-        return DocumentIn.model_construct(id=found.id, title=found.title, text=found.text)
-
     @api.get("/healthz")
     async def health() -> Status:
         """Whether this process answers at all."""
@@ -198,8 +151,13 @@ def build_api(
     async def ready(request: Request) -> Status:
         """Whether queries can be answered: a bundle is loaded and its collections are there."""
         chosen = pick(request)
-        return Status(status="ok", details={"version": chosen.version, "collections": chosen.collections})
+        return Status(
+            status="ok", details={"version": chosen.version, "collections": len(chosen.collections)}
+        )
 
+    if settings.feedback and feedback:
+        add_feedback(api, settings.feedback, feedback)
+    add_collections(api, pick, limits)
     add_pages(api)
     explain_errors(api)
     app = Middleware(api, settings, authenticator, metrics)
@@ -222,13 +180,8 @@ def _texts(given: str | Sequence[str], limits: LimitSettings) -> list[str]:
     if len(texts) > limits.texts:
         raise WrongField("input", f"{len(texts)} texts are more than {limits.texts}")
     for row, text in enumerate(texts):
-        _check_length(f"input.{row}", text, limits.text_length)
+        check_length(f"input.{row}", text, limits.text_length)
     return texts
-
-
-def _check_length(field: str, text: str, longest: int) -> None:
-    if len(text) > longest:
-        raise WrongField(field, f"{len(text)} characters are more than {longest}")
 
 
 def _base64(vector: Any) -> str:

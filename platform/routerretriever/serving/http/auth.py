@@ -4,6 +4,7 @@ A tokens file is YAML, one entry a client. It holds hashes, so that reading it l
 
     search-team: {sha256: 5e88..., requests_per_minute: 600}
     importer: {sha256: 8c69..., write: true}
+    tenant: {sha256: 2cf2..., collections: [notes, wiki], write: [notes]}
 
 ``printf %s "$TOKEN" | sha256sum`` makes the hash. Rates are counted by each router replica for itself.
 """
@@ -26,7 +27,8 @@ from ruamel.yaml.error import YAMLError
 
 from routerretriever.config.serving import ServingSettings
 from routerretriever.errors import RecipeError
-from routerretriever.settings import Settings
+from routerretriever.serving.access import Access
+from routerretriever.settings import DomainName, Settings
 
 
 class Token(Settings):
@@ -36,8 +38,16 @@ class Token(Settings):
     """SHA-256 of the token, in hex."""
     requests_per_minute: PositiveInt | None = None
     """Requests in a minute before the client gets 429."""
-    write: bool = False
-    """Whether documents may be added and deleted."""
+    collections: frozenset[DomainName] | None = None
+    """Collections that may be read; by default all. To this client there are no others."""
+    write: bool | frozenset[DomainName] = False
+    """Collections that may be created, changed and deleted: none, all that may be read, or these."""
+
+    def access(self, name: str) -> Access:
+        """What this client may do."""
+        write = self.write
+        names = (None if write else frozenset()) if isinstance(write, bool) else write
+        return Access(name, self.collections, names)
 
 
 _TOKENS = TypeAdapter(Annotated[dict[str, Token], Field(min_length=1)])
@@ -103,17 +113,17 @@ class Authenticator:
         self._allow_anonymous = allow_anonymous
         self._limiter = RateLimiter()
 
-    def check(self, authorization: str | None, address: str | None, writes: bool) -> str | Denied:
-        """The client's name, by which the service is shared fairly, or why the request is denied.
+    def check(self, authorization: str | None, address: str | None, writes: bool) -> Access | Denied:
+        """What the client may do, or why the request is denied.
 
         Args:
             authorization: the header of that name.
-            address: of who asks; without tokens only this machine may. It is the name then.
-            writes: whether documents would be changed.
+            address: of who asks; without tokens only this machine may. It is the client's name then.
+            writes: whether a collection would be changed; which one is looked at later.
         """
         if not self._by_hash:
             if self._allow_anonymous or address is None or is_loopback(address):
-                return address or ""
+                return Access(address or "")
             return Denied(403, "this service has no tokens and answers its own machine only")
         kind, _, secret = (authorization or "").partition(" ")
         known = self._by_hash.get(hashlib.sha256(secret.strip().encode()).hexdigest())
@@ -121,9 +131,9 @@ class Authenticator:
             return Denied(401, "Authorization: a known bearer token is needed")
         name, token = known
         if writes and not token.write:
-            return Denied(403, "Authorization: this token may not change documents")
+            return Denied(403, "Authorization: this token may not change anything")
         if token.requests_per_minute is not None and not self._limiter.allows(
             name, token.requests_per_minute
         ):
             return Denied(429, f"more than {token.requests_per_minute} requests in a minute", 60)
-        return name
+        return token.access(name)

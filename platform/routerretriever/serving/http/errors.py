@@ -8,18 +8,31 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from routerretriever.client.schemas import ErrorResponse, Problem
-from routerretriever.errors import BadInput, Damaged, NotFound, Refused, RouterRetrieverError, Unavailable
+from routerretriever.errors import (
+    BadInput,
+    Damaged,
+    Forbidden,
+    NotFound,
+    Refused,
+    RouterRetrieverError,
+    Unavailable,
+    WrongField,
+)
 
 STATUS: dict[type[RouterRetrieverError], int] = {
     BadInput: 422,
     NotFound: 404,
+    Forbidden: 403,
     Refused: 409,
     Unavailable: 503,
     Damaged: 500,
 }
-"""HTTP status by kind of error. Any other exception is our mistake: a 500 with its traceback in the log."""
+"""HTTP status by kind of error, the first that fits. Any other exception is our mistake: a 500 with its
+traceback in the log."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The body is no JSON."},
@@ -27,7 +40,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorResponse, "description": "Not from here, or not with this token."},
     404: {"model": ErrorResponse, "description": "A name is not known; the message lists those that are."},
     405: {"model": ErrorResponse, "description": "Another method is meant."},
-    409: {"model": ErrorResponse, "description": "Parts of the body contradict each other."},
+    409: {"model": ErrorResponse, "description": "It contradicts itself, or what is there."},
     413: {"model": ErrorResponse, "description": "The body is too large."},
     422: {"model": ErrorResponse, "description": "A field is wrong; the message names it."},
     429: {"model": ErrorResponse, "description": "The token's rate is used up; see Retry-After."},
@@ -40,20 +53,18 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class WrongField(BadInput):
-    """A field of a request is against the service's limits."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-
-
 class Contradiction(Refused):
     """Parts of a request contradict each other."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+
+
+def check_length(field: str, text: str, longest: int) -> None:
+    """Raise ``WrongField`` if a text is too long."""
+    if len(text) > longest:
+        raise WrongField(field, f"{len(text)} characters are more than {longest}")
 
 
 def status_of(error: RouterRetrieverError) -> int:
@@ -106,8 +117,21 @@ def explain_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         message = f"{request.url.path}: {error.detail}"
-        return problem(error.status_code, message, headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route of this path alone
+            headers["Allow"] = ", ".join(sorted(_methods(api, request.scope)))
+        return problem(error.status_code, message, headers=headers)
 
     @api.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> Response:
         raise error
+
+
+def _methods(api: FastAPI, scope: Scope) -> set[str]:
+    routes = [route for route in api.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from routerretriever.config.serving import ServingSettings
+from routerretriever.serving.access import Access
 from routerretriever.serving.http.auth import Authenticator, Denied
 from routerretriever.serving.http.errors import problem
 from routerretriever.serving.ports import MetricsPort
@@ -22,6 +23,13 @@ _PREFIX = re.compile(r"(/[\w.~-]+)+")
 
 _OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 """Need no token: they tell nothing that was put into the service."""
+
+
+def _changes_what_is_kept(scope: Scope) -> bool:
+    """Whether a request needs a token that may write. Reporting feedback does not; deleting it does."""
+    if "/collections" in scope["path"]:
+        return bool(scope["method"] != "GET")
+    return bool(scope["path"].endswith("/feedback/delete"))
 
 
 class Middleware:
@@ -54,7 +62,7 @@ class Middleware:
             prefix = self._root_path
         if prefix:
             scope["root_path"] = prefix  # what openapi.json gives as the service's address
-        scope["state"] = {"bundle": None, "client": ""}
+        scope["state"] = {"bundle": None, "access": Access()}
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -85,17 +93,17 @@ class Middleware:
         if scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
-        client = self._authenticator.check(
+        access = self._authenticator.check(
             headers.get(b"authorization", b"").decode("latin-1"),
             (scope.get("client") or [None])[0],
-            writes="/documents" in scope["path"] and scope["method"] != "GET",
+            writes=_changes_what_is_kept(scope),
         )
-        if isinstance(client, Denied):
-            response = problem(client.status, client.message, retry_after=client.retry_after)
+        if isinstance(access, Denied):
+            response = problem(access.status, access.message, retry_after=access.retry_after)
         elif self._in_progress >= self._limits.requests:
             response = problem(503, f"{self._in_progress} requests are in progress", retry_after=1)
         else:
-            scope["state"]["client"] = client
+            scope["state"]["access"] = access
             await self._run(scope, headers, receive, send)
             return
         await response(scope, receive, send)

@@ -1,0 +1,94 @@
+"""A bundle, with the encoded documents that it searches, as one file for another site."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from routerretriever.artifacts.store import MANIFEST, ArtifactStore
+from routerretriever.bundle.manifest import read_manifest
+from routerretriever.errors import ArtifactDamaged, BadInput, BundleError, Refused
+
+_BUNDLE = "bundle"
+_MODES = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz"}
+_KEY = re.compile(r"corpora/[A-Za-z0-9._-]+")
+
+
+def pack(bundle: Path, to: Path, store: ArtifactStore | None) -> Path:
+    """Write an archive.
+
+    Args:
+        bundle: a bundle's folder.
+        to: the new file, ``.tar`` or ``.tar.gz``.
+        store: where the encoded documents lie that go with it; None leaves them out.
+
+    Raises:
+        Refused: the file is there already.
+        BadInput: its name is that of another kind of file.
+        ArtifactMissing: storage lacks documents that the bundle searches.
+    """
+    mode = _MODES.get(to.suffix)
+    if mode is None:
+        raise BadInput(f"--to {to}: end its name with .tar or .tar.gz")
+    if to.exists():
+        raise Refused(f"--to {to}: is there already")
+    manifest = read_manifest(bundle)
+    folders = {key: store.fetch(key) for key in manifest["corpora"].values()} if store is not None else {}
+    fresh = to.with_name(f".{to.name}.new")
+    try:
+        with tarfile.open(fresh, mode) as archive:  # type: ignore[call-overload]
+            for name, folder in {_BUNDLE: bundle, **folders}.items():
+                archive.add(folder, name, filter=_anonymous)
+        fresh.rename(to)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return to
+
+
+def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
+    """Read an archive: the bundle's files into an empty folder, its documents into storage.
+
+    Returns:
+        The bundle's folder, checked.
+
+    Raises:
+        BadInput: the file is no archive of a bundle.
+        BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
+    """
+    try:
+        with tarfile.open(archive) as opened:
+            opened.extractall(into, filter="data")  # refuses what points outside
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise BadInput(f"{archive}: no archive of a bundle ({error})") from None
+    bundle = into / _BUNDLE
+    keys = list(read_manifest(bundle)["corpora"].values())
+    _take_corpora(into, keys, store)
+    return bundle
+
+
+def _take_corpora(into: Path, keys: Sequence[str], store: ArtifactStore) -> None:
+    # What was unpacked is laid out as storage is.
+    unpacked = ArtifactStore.open(str(into))
+    for key in keys:
+        if not _KEY.fullmatch(key):
+            raise BundleError(f"the bundle names {key!r} as documents, which is no key of any")
+        if store.verify(key) or not unpacked.exists(key):
+            continue
+        try:
+            folder, manifest = unpacked.fetch(key), unpacked.manifest(key)
+        except ArtifactDamaged as damage:
+            raise BundleError(f"the archive is damaged: {', '.join(damage.names)} of {key}") from None
+        manifest.pop("files", None)
+        with suppress(FileNotFoundError):
+            (folder / MANIFEST).unlink()  # what is finished is told last
+        store.put_folder(key, folder)
+        store.commit(key, manifest)
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member

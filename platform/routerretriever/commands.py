@@ -1,0 +1,119 @@
+"""What the commands do, as calls of the same names, for programs and notebooks.
+
+    import routerretriever as rr
+
+    recipe = rr.Recipe(name="mine", domains={"health": {"path": "sample:health"}})
+    rr.evaluate(recipe).frame()
+    rr.register(recipe)
+
+A recipe is a ``Recipe`` or the path of its file. Each call makes what it needs and skips what is there.
+Nothing is printed; ``routerretriever.runtime.progress.set_up(quiet=False)`` shows bars and log lines, in
+notebooks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from routerretriever.evaluation.evaluation import Evaluation
+    from routerretriever.pipeline.pipeline import Pipeline, Registered
+    from routerretriever.registry.registry import BundleVersion, Registry
+    from routerretriever.routing.protocol import Router
+
+AnyRecipe = Recipe | str | Path
+
+
+def run(recipe: AnyRecipe) -> Registered:
+    """Encode, train, score, route, evaluate and register; serve the result with ``serve``."""
+    return _pipeline(recipe).register()
+
+
+def encode(recipe: AnyRecipe) -> None:
+    """Encode the documents of all collections, once, with the base encoder."""
+    _pipeline(recipe).build(["encode"])
+
+
+def train(recipe: AnyRecipe) -> None:
+    """Train the experts, in parallel; finished ones are skipped."""
+    _pipeline(recipe).build(["train"])
+
+
+def score(recipe: AnyRecipe) -> None:
+    """Score the training queries with every expert and the base."""
+    _pipeline(recipe).build(["score"])
+
+
+def pilots(recipe: AnyRecipe) -> Router:
+    """Fit the recipe's router from the scores."""
+    return _pipeline(recipe).deployed.deployment().router
+
+
+def evaluate(recipe: AnyRecipe) -> Evaluation:
+    """Evaluate base, experts, router and oracles on the test sets."""
+    return _pipeline(recipe).evaluation
+
+
+def register(recipe: AnyRecipe, release: bool = True) -> Registered:
+    """Register the experts and the router bundle in MLflow; ``release`` moves the alias to it."""
+    return _pipeline(recipe).register(release)
+
+
+def add_expert(recipe: str | Path, name: str, path: str, release: bool = True) -> Registered:
+    """Add a domain: train its expert, register a bundle, update the recipe file."""
+    from routerretriever.pipeline.domains import add_domain
+
+    return add_domain(Path(recipe), name, path, release)
+
+
+def remove_expert(recipe: str | Path, name: str, release: bool = True) -> Registered:
+    """Remove an expert: register a bundle without it, update the recipe file. Nothing is trained."""
+    from routerretriever.pipeline.domains import remove_domain
+
+    return remove_domain(Path(recipe), name, release)
+
+
+def versions(recipe: AnyRecipe) -> Sequence[BundleVersion]:
+    """The registered bundles."""
+    return _registry(recipe).bundles()
+
+
+def release(recipe: AnyRecipe, version: int, take_over: bool = False) -> int | None:
+    """Release a registered bundle; gives the version that was released before."""
+    return _registry(recipe).release(version, take_over)
+
+
+def rollback(recipe: AnyRecipe) -> int:
+    """Release again what was released before; gives its version."""
+    return _registry(recipe).roll_back()
+
+
+def serve(recipe: AnyRecipe) -> None:
+    """Serve the released bundle over HTTP until interrupted."""
+    from routerretriever.serving.deployments.run import serve_forever
+
+    serve_forever(_pipeline(recipe))
+
+
+def _read(recipe: AnyRecipe) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def _pipeline(recipe: AnyRecipe) -> Pipeline:
+    from routerretriever.pipeline.pipeline import Pipeline
+
+    return Pipeline(_read(recipe))
+
+
+def _registry(recipe: AnyRecipe) -> Registry:
+    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever.registry.registry import Registry
+
+    settings = _read(recipe)
+    challenger = settings.serving.releases.challenger_alias
+    return Registry(settings.registry, ArtifactStore.open(settings.storage), challenger)

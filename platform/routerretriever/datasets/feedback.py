@@ -1,0 +1,194 @@
+"""What users clicked and marked: Parquet files in storage, and the judgements that they amount to.
+
+Every report is a file of its own below ``feedback/``, on disk before it is answered. A report that was sent
+twice has the same id and counts once.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from routerretriever.artifacts.filesystem import FileSystem
+from routerretriever.datasets.texts import normal_text
+
+_FOLDER = "feedback"
+_LIST = arrow.list_(arrow.string())
+_SCHEMA = arrow.schema(
+    [
+        ("id", arrow.string()),
+        ("time", arrow.float64()),
+        ("client", arrow.string()),
+        ("user", arrow.string()),
+        ("collection", arrow.string()),
+        ("query", arrow.string()),
+        ("shown", _LIST),
+        ("clicked", _LIST),
+        ("relevant", _LIST),
+        ("not_relevant", _LIST),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What one user did with the results of one query."""
+
+    id: str
+    time: float
+    """Seconds since 1970, by the service's clock."""
+    client: str
+    """Who sent it: a token's name."""
+    user: str
+    collection: str
+    query: str
+    shown: tuple[str, ...]
+    """Document ids, best first."""
+    clicked: tuple[str, ...] = ()
+    relevant: tuple[str, ...] = ()
+    not_relevant: tuple[str, ...] = ()
+
+
+class FeedbackLog:
+    """The reports in a storage."""
+
+    def __init__(self, files: FileSystem) -> None:
+        self._files = files
+
+    def append(self, report: Feedback) -> None:
+        """Keep a report; it is on disk when this returns.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        self._write([report])
+
+    def read(self, collection: str | None = None) -> list[Feedback]:
+        """All reports, or those of a collection, the oldest first, each once."""
+        found = {one.id: one for _, reports in self._all() for one in reports}
+        chosen = [one for one in found.values() if collection is None or one.collection == collection]
+        return sorted(chosen, key=lambda one: (one.time, one.id))
+
+    def forget(self, user: str) -> int:
+        """Delete all that a user has reported; returns how many reports that were."""
+        forgotten: set[str] = set()
+        for name, reports in self._all():
+            own = {one.id for one in reports if one.user == user}
+            if not own:
+                continue
+            rest = [one for one in reports if one.id not in own]
+            if rest:
+                self._write(rest)
+            self._files.remove(f"{_FOLDER}/{name}")
+            forgotten |= own
+        return len(forgotten)
+
+    def compact(self) -> None:
+        """Put all reports into one file; those that come meanwhile stay in theirs."""
+        before = self._all_names()
+        if len(before) < 2:
+            return
+        reports = {one.id: one for name in before for one in self._read(name)}
+        self._write(list(reports.values()))
+        for name in before:
+            self._files.remove(f"{_FOLDER}/{name}")
+
+    def _all_names(self) -> list[str]:
+        return [name for name in self._files.list_files(_FOLDER) if name.endswith(".parquet")]
+
+    def _all(self) -> Iterator[tuple[str, list[Feedback]]]:
+        for name in self._all_names():
+            yield name, self._read(name)
+
+    def _read(self, name: str) -> list[Feedback]:
+        try:
+            content = self._files.read(f"{_FOLDER}/{name}")
+        except FileNotFoundError:
+            return []  # compacted or forgotten meanwhile
+        return [_report(row) for row in parquet.read_table(BytesIO(content)).to_pylist()]
+
+    def _write(self, reports: list[Feedback]) -> None:
+        table = arrow.Table.from_pylist([asdict(one) for one in reports], schema=_SCHEMA)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                parquet.write_table(table, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        name = f"{_FOLDER}/{uuid.uuid4().hex}.parquet"
+        self._files.put(name, write)
+        if self._files.is_local:
+            _sync_folder(Path(self._files.resolve()[1]) / _FOLDER)
+
+
+def _report(row: dict[str, Any]) -> Feedback:
+    values: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in row.items()}
+    return Feedback(**values)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query as several people asked it, and the grades of documents."""
+
+    query: str
+    grades: dict[str, int]
+
+
+def judge(reports: Iterable[Feedback], discount: float, least: float) -> list[Judged]:
+    """Turn reports into graded judgements.
+
+    A mark counts 1 for or against. A click counts the less, the higher the document stood: people look at the
+    first result anyway, so a click at rank r counts ``1 - discount ** r``. A user counts once for a pair of
+    query and document, by the strongest of their reports. A document whose sum over users is ``least`` or
+    more has grade 1; twice that has grade 2.
+
+    Args:
+        reports: what users did.
+        discount: 0 takes every click at its full worth; towards 1, clicks at the top count little.
+        least: what the users' votes for a document must add up to.
+
+    Returns:
+        Queries with at least one relevant document, by their first asking; spelling by case and spaces aside.
+    """
+    votes: dict[str, dict[str, dict[str, float]]] = {}
+    texts: dict[str, str] = {}
+    for report in reports:
+        key = normal_text(report.query)
+        texts.setdefault(key, report.query)
+        for document, vote in _votes(report, discount).items():
+            own = votes.setdefault(key, {}).setdefault(document, {})
+            user = report.user or report.id  # who does not say who they are is somebody each time
+            if abs(vote) >= abs(own.get(user, 0.0)):
+                own[user] = vote
+    judged = []
+    for key, text in texts.items():
+        sums = {document: sum(own.values()) for document, own in votes.get(key, {}).items()}
+        grades = {document: min(int(total / least), 2) for document, total in sums.items() if total >= least}
+        if grades:
+            judged.append(Judged(text, grades))
+    return judged
+
+
+def _votes(report: Feedback, discount: float) -> dict[str, float]:
+    rank = {document: place for place, document in enumerate(report.shown, start=1)}
+    votes = {document: 1 - discount ** rank[document] for document in report.clicked if document in rank}
+    votes |= dict.fromkeys(report.relevant, 1.0)
+    return votes | dict.fromkeys(report.not_relevant, -1.0)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new file's name on disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

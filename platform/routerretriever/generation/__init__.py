@@ -1,0 +1,1 @@
+"""From documents to queries: writers, filters, and the collection that they make."""

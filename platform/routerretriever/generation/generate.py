@@ -1,0 +1,176 @@
+"""From a collection's documents to a collection with queries: the one path of all commands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from routerretriever.artifacts.step import build_missing
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import corpus_key, open_corpus
+from routerretriever.corpus.build import corpus_step
+from routerretriever.datasets.collection import Collection
+from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.errors import WriterError
+from routerretriever.generation.filters import apply_filters
+from routerretriever.generation.folder import Generated, read_generated, write_generated
+from routerretriever.generation.prompts import Request
+from routerretriever.generation.protocol import Written
+from routerretriever.generation.settings import GenerationSettings
+from routerretriever.generation.sources import RealQueries, choose, real_queries
+from routerretriever.generation.step import WriteQueries, read_drafts, write_step
+from routerretriever.generation.writers import open_writer
+from routerretriever.hashing import content_hash
+from routerretriever.index.settings import CollectionSettings
+from routerretriever.runtime.progress import log
+
+TRIAL_CALLS = 4
+_FIRST_CALLS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a generation will take, from a few trial calls."""
+
+    documents: int
+    calls: int
+    written: int
+    """Calls whose answers are in storage already."""
+    tokens: int
+    """Read and written by the calls to come."""
+    seconds: float
+    """On one worker."""
+    examples: tuple[tuple[str, str], ...]
+    """Type and query of each trial call that gave one."""
+
+    def told(self) -> str:
+        """The estimate, for people."""
+        lines = [
+            f"{self.documents} documents, {self.calls} calls, {self.written} of them made already",
+            f"about {self.tokens} tokens and {self.seconds / 60:.1f} minutes to come (one worker; from "
+            f"{TRIAL_CALLS} trial calls)",
+        ]
+        return "\n".join([*lines, *(f"  {type_}: {query}" for type_, query in self.examples)])
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation for one collection. Nothing is made before it is asked for."""
+
+    collection: Collection
+    store: ArtifactStore
+    encoder: EncoderSettings
+    corpus: CollectionSettings
+    settings: GenerationSettings
+
+    @cached_property
+    def real(self) -> RealQueries:
+        """What people have asked of it already."""
+        return real_queries(self.collection)
+
+    @cached_property
+    def step(self) -> WriteQueries:
+        """The step that writes the queries.
+
+        Raises:
+            DatasetError: there is no document to ask about.
+        """
+        return write_step(self.collection, choose(self.collection, self.real, self.settings), self.settings)
+
+    def key(self) -> str:
+        """A hash of everything that the new collection is made from."""
+        real, settings = self.real, self.settings
+        return content_hash(
+            self.step.key,
+            corpus_key(self.collection, self.encoder),
+            settings.filters.model_dump(),
+            self.corpus.model_dump(include={"index", "lexical", "fusion"}),
+            settings.dev_fraction,
+            [real.dev, real.dev_qrels, real.test, real.test_qrels],
+        )
+
+    def estimate(self) -> Estimate:
+        """Try a few calls, and say what all of them will take. What they gave is not kept.
+
+        Raises:
+            WriterError: none of them gave a query.
+        """
+        writer = open_writer(self.settings)
+        writer.check()
+        missing = [request for own in self.step.missing(self.store).values() for request in own]
+        requests = self.step.requests
+        tried = list(missing or requests)[:TRIAL_CALLS]
+        list(writer.write(tried[:1]))  # loads the model, which is not to be counted
+        start = time.monotonic()
+        answers = [written for _, written in sorted(writer.write(tried), key=lambda each: each[0])]
+        seconds = time.monotonic() - start
+        _require_answer(answers)
+        share = len(missing) / len(tried)
+        tokens = sum(written.tokens for written in answers)
+        shown = tuple(
+            (request.type, written.query)
+            for request, written in zip(tried, answers, strict=True)
+            if written.query
+        )
+        documents = len({request.document for request in requests})
+        return Estimate(
+            documents, len(requests), len(requests) - len(missing), round(tokens * share), seconds * share,
+            shown,
+        )  # fmt: skip
+
+    def run(self, folder: Path) -> Generated:
+        """Write the queries, filter them, and write the new collection.
+
+        A run that was stopped goes on where it was; a folder that is there and was made from the same is
+        given back.
+
+        Raises:
+            DatasetError: the folder is something else, or too few documents or queries are left.
+            WriterError: the writer cannot write.
+        """
+        key = self.key()
+        if (there := read_generated(folder, key)) is not None:
+            log.info("%s: there already", folder)
+            return there
+        step = self.step
+        todo = [request for own in step.missing(self.store).values() for request in own]
+        if todo:
+            self._try_first(todo)
+        corpus = corpus_step(self.collection, self.encoder, self.corpus)
+        build_missing([step, corpus], self.store)
+        drafts, tokens = read_drafts(self.store, step)
+        ranks = None
+        if self.settings.filters.round_trip != "none":
+            from routerretriever.adapters.tower import load_tower
+            from routerretriever.generation.round_trip import RoundTrip
+
+            encoded = open_corpus(self.store, corpus.key)
+            ranks = RoundTrip(
+                encoded, load_tower(self.encoder), self.corpus, self.settings.filters, self.store
+            )
+        drafts = apply_filters(drafts, self.real.texts, self.settings.filters, ranks)
+        facts = {
+            "key": key,
+            "settings": self.settings.model_dump(mode="json", exclude={"workers", "shard_size"}),
+            "tokens": tokens,
+        }
+        return write_generated(self.collection, self.real, drafts, folder, self.settings.dev_fraction, facts)
+
+    def _try_first(self, requests: Sequence[Request]) -> None:
+        """A call or two before any worker starts, so that a wrong setting is one line, at once."""
+        writer = open_writer(self.settings, self.step.spent(self.store))
+        writer.check()
+        if self.settings.writer.kind == "endpoint":
+            _require_answer([written for _, written in writer.write(requests[:_FIRST_CALLS])])
+
+
+def _require_answer(answers: Sequence[Written]) -> None:
+    if answers and all(one.problem and one.tokens == 0 for one in answers):
+        problems = ", ".join(sorted({one.problem for one in answers}))
+        raise WriterError(
+            f"generation.writer: a trial call failed in all its attempts ({problems}); check url and model: "
+            "the url is the API's root and usually ends in /v1"
+        )

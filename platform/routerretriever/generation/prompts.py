@@ -1,0 +1,120 @@
+"""What a writer is asked, and what is left of its answer.
+
+Chat models get an instruction. Small models follow a pattern better than an instruction: they continue a
+list of documents and queries. All its prompts of one type begin with the same text, which is read once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from routerretriever.generation.settings import Example, QueryType
+
+Message = dict[str, str]
+"""A message of a chat: its ``role`` and ``content``."""
+
+PROMPT_VERSION = 1
+"""Raise it when a prompt changes: queries that were written before are then written anew."""
+
+_TASKS: dict[QueryType, str] = {
+    "question": "Write one question that a person would ask and that this document answers.",
+    "keywords": "Write two to six keywords that a person would type into a search box to find this document.",
+    "claim": "Write one short factual claim that this document confirms or refutes.",
+    "title": "Write a short title that another text on the subject of this document could have.",
+    "conversational": "Write what a person would say to an assistant, in everyday words, who needs what this "
+    "document says.",
+    "examples": "Write one search query for this document, in the form and style of the examples.",
+}
+_LABELS: dict[QueryType, str] = {
+    "question": "Question", "keywords": "Keywords", "claim": "Claim", "title": "Title",
+    "conversational": "Message", "examples": "Query",
+}  # fmt: skip
+_SYSTEM = (
+    "You write search queries for documents. Answer with the query alone, on one line, without quotation "
+    "marks or explanation. Use the document's language. Do not copy sentences. Do not mention the document."
+)
+_SHOWN = (
+    "Bees of a hive keep its middle at about 35 degrees. In winter they form a cluster and shiver with their "
+    "flight muscles; the ones outside move in by turns. They live on honey that was stored in summer.",
+    "The warranty covers defects in material for two years from delivery. Batteries are excluded. Send the "
+    "receipt and a photograph of the defect to the service address.",
+)
+"""Documents of the built-in examples, for those who bring none."""
+_BUILT_IN: dict[QueryType, tuple[str, str]] = {
+    "question": ("how do bees stay warm in winter", "are batteries part of the warranty"),
+    "keywords": ("bee colony winter temperature", "warranty claim receipt defect"),
+    "claim": (
+        "Bees heat their hive by shivering in winter.",
+        "The warranty does not include batteries.",
+    ),
+    "title": ("How honey bees survive the cold", "Making use of a guarantee"),
+    "conversational": (
+        "I have a hive in the garden and it is freezing, will they make it through the winter?",
+        "my device broke after a year, what do I have to send you?",
+    ),
+}
+_LABELLED = re.compile(
+    r"^(?:[-*•]|\d+[.)])?\s*(?:(?:search )?(?:query|question|keywords|claim|title|message))\s*:\s*", re.I
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One query that is to be written."""
+
+    document: str
+    """Id of the source document."""
+    type: QueryType
+    text: str
+    """What the writer reads of the document."""
+
+
+def shorten(title: str, text: str, words: int) -> str:
+    """The first words of a document, on one line."""
+    whole = text if not title or text.startswith(title) else f"{title}. {text}"
+    return " ".join(whole.split()[:words])
+
+
+def chat(request: Request, examples: Sequence[Example]) -> list[Message]:
+    """The messages that ask a chat model for a query."""
+    parts = [_TASKS[request.type]]
+    if request.type == "examples":
+        parts += [_shown(example) for example in examples]
+    parts.append(f"Document: {request.text}\nQuery:")
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def continuation(type_: QueryType, examples: Sequence[Example]) -> str:
+    """The beginning that all prompts of a type share, for a model that continues texts."""
+    label = _LABELS[type_]
+    if type_ == "examples":
+        alone = [example.query for example in examples if not example.document]
+        with_document = [example for example in examples if example.document]
+        parts = [f"Queries that people ask:\n{chr(10).join(alone)}"] if alone else []
+        parts += [f"Document: {one.document}\n{label}: {one.query}" for one in with_document]
+    else:
+        shown = zip(_SHOWN, _BUILT_IN[type_], strict=True)
+        parts = [f"Document: {document}\n{label}: {query}" for document, query in shown]
+    return "".join(f"{part}\n\n" for part in parts)
+
+
+def ending(request: Request) -> str:
+    """What follows that beginning; the model goes on from there."""
+    return f"Document: {request.text}\n{_LABELS[request.type]}:"
+
+
+def clean(answer: str) -> str:
+    """The query in a model's answer: its first line, without labels and quotation marks; empty if none."""
+    answer = re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
+    line = next((line for line in answer.splitlines() if line.strip()), "")
+    line = _LABELLED.sub("", " ".join(line.split()))
+    if len(line) > 1 and (line[0], line[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("`", "`")}:
+        line = line[1:-1]
+    return line.strip()
+
+
+def _shown(example: Example) -> str:
+    document = f"Document: {example.document}\n" if example.document else ""
+    return f"{document}Query: {example.query}"

@@ -1,0 +1,68 @@
+"""The round trip: does a query find the document that it was written about?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from routerretriever.adapters.tower import QueryTower
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import Corpus
+from routerretriever.generation.filters import Draft
+from routerretriever.generation.settings import FilterSettings
+from routerretriever.index.base import Queries
+from routerretriever.index.dense import DenseIndex, open_index
+from routerretriever.index.hybrid import HybridIndex
+from routerretriever.index.lexical import LexicalIndex, open_postings
+from routerretriever.index.settings import CollectionSettings
+
+_BATCH = 256
+
+
+class RoundTrip:
+    """Searches a corpus by vectors of the base, alone or with BM25 at the prior weight."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        base: QueryTower,
+        settings: CollectionSettings,
+        filters: FilterSettings,
+        store: ArtifactStore,
+    ) -> None:
+        """Open the indexes; BM25's is made if it is not there."""
+        self._corpus, self._base, self._depth = corpus, base, filters.depth
+        self._dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
+        self._hybrid = None
+        self._weight = settings.fusion.prior
+        if filters.round_trip == "hybrid" and settings.lexical is not None:
+            words = LexicalIndex(open_postings(corpus, settings.lexical, store), settings.lexical)
+            self._hybrid = HybridIndex(self._dense, words)
+
+    def __call__(self, drafts: Sequence[Draft]) -> list[int | None]:
+        """The rank of each query's source document, from 1; None below the depth."""
+        ranks: list[int | None] = []
+        for start in range(0, len(drafts), _BATCH):
+            batch = drafts[start : start + _BATCH]
+            texts = [draft.query for draft in batch]
+            found = self._search(Queries(texts, self._base.encode_queries(texts)))
+            for draft, rows in zip(batch, found, strict=True):
+                places = np.flatnonzero(rows == self._corpus.rows[draft.request.document])
+                ranks.append(int(places[0]) + 1 if len(places) else None)
+        return ranks
+
+    def _search(self, queries: Queries) -> list[np.ndarray]:
+        if self._hybrid is None:
+            return [hits.rows for hits in self._dense.search(queries, self._depth)]
+        allowed = np.ones(len(self._corpus), dtype=bool)
+        looks = self._hybrid.look(queries, allowed)
+        fused = self._hybrid.fuse(
+            queries,
+            looks,
+            [self._weight] * len(looks),
+            [look.tops for look in looks],
+            self._depth,
+            allowed,
+        )
+        return [each.rows for each in fused]

@@ -1,0 +1,153 @@
+"""From files to a validated expert: import, passages, queries, collection, expert.
+
+Everything between is kept: the documents and the collection as folders below ``<data_root>/generated``, the
+queries in storage. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.config.loading import load_recipe, parse_settings
+from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.collection import Collection, open_collection
+from routerretriever.datasets.files import read_lines
+from routerretriever.datasets.importing import import_data
+from routerretriever.datasets.issues import raise_error
+from routerretriever.datasets.sources import find_sources
+from routerretriever.datasets.variant import read_provenance
+from routerretriever.errors import DatasetError, RecipeError
+from routerretriever.generation.folder import Generated
+from routerretriever.generation.generate import Estimate, Generation
+from routerretriever.generation.settings import Example
+from routerretriever.hashing import file_hash
+from routerretriever.pipeline.domains import add_domain
+from routerretriever.pipeline.pipeline import Registered
+from routerretriever.runtime.progress import log
+
+PASSAGE_TOKENS = 180
+"""Longest passage that a file is cut into, in words and punctuation marks."""
+_MOST_EXAMPLES = 8
+_FOLDER = "generated"
+
+
+def generation(recipe: Recipe, name: str) -> Generation:
+    """The generation of queries about a domain's documents.
+
+    Raises:
+        RecipeError: the recipe has no such domain.
+        DatasetError: its folder is missing.
+    """
+    if name not in recipe.domains:
+        raise RecipeError(f"domains: no domain {name!r}; there are {', '.join(sorted(recipe.domains))}")
+    return generation_for(recipe, open_collection(name, recipe.domain_path(name), recipe.domains[name]))
+
+
+def generation_for(recipe: Recipe, collection: Collection) -> Generation:
+    """The same for a collection that need not be in the recipe."""
+    store = ArtifactStore.open(recipe.storage)
+    return Generation(collection, store, recipe.encoder, recipe.corpus, recipe.generation)
+
+
+def generated_folder(recipe: Recipe, name: str) -> Path:
+    """Where a generated collection lies, if nothing else is said."""
+    return Path(recipe.data_root).expanduser() / _FOLDER / name
+
+
+def with_examples(recipe: Recipe, path: Path | None) -> Recipe:
+    """The recipe with a file's examples: one JSON object a line, with ``query`` and perhaps ``document``.
+
+    Raises:
+        DatasetError: the file is missing.
+        RecipeError: a line is no example, or there are too many.
+    """
+    if path is None:
+        return recipe
+    if not path.is_file():
+        raise DatasetError(f"--examples {path}: no such file")
+    examples = []
+    for line, raw in read_lines(path, raise_error):
+        place = f"{path}:{line}"
+        try:
+            row = json.loads(raw)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise RecipeError(f'{place}: not a JSON object; write {{"query": "...", "document": "..."}}')
+        examples.append(parse_settings(Example, row, place))
+    if not 1 <= len(examples) <= _MOST_EXAMPLES:
+        raise RecipeError(f"{path}: {len(examples)} examples; give 1 to {_MOST_EXAMPLES}")
+    changed = recipe.generation.model_copy(update={"examples": tuple(examples)})
+    return recipe.model_copy(update={"generation": changed})
+
+
+def import_documents(source: Path, folder: Path) -> Path:
+    """Files as a folder of passages; one that was made from the same files is kept.
+
+    Raises:
+        DatasetError: there are no documents, a file cannot be read, or the folder holds something else.
+    """
+    if not source.exists():
+        raise DatasetError(f"--documents {source}: no such file or folder")
+    if (source / "corpus.jsonl").is_file():
+        return source  # it has been imported already
+    if folder.exists():
+        if _files_of(folder) != _files_now(source):
+            raise DatasetError(
+                f"{folder}: imported from other files than {source} now holds; remove it to import anew"
+            )
+        log.info("%s: there already", folder)
+        return folder
+    log.info(import_data(source, folder, passage_tokens=PASSAGE_TOKENS).told())
+    return folder
+
+
+def estimate_documents(recipe_path: Path, name: str, source: Path, examples: Path | None) -> Estimate:
+    """What ``add_from_documents`` would have written; changes nothing."""
+    recipe = with_examples(load_recipe(recipe_path), examples)
+    with TemporaryDirectory() as scratch:
+        imported = import_documents(source, Path(scratch) / name)
+        return generation_for(recipe, open_collection(name, imported)).estimate()
+
+
+def generate_from(recipe: Recipe, name: str, source: Path) -> Generated:
+    """Import files and generate queries about them.
+
+    Raises:
+        DatasetError: there is nothing to ask about, or a folder holds something else.
+        WriterError: the writer cannot write.
+    """
+    folder = generated_folder(recipe, name)
+    imported = import_documents(source, folder.with_name(f"{name}.documents"))
+    return generation_for(recipe, open_collection(name, imported)).run(folder)
+
+
+def add_from_documents(
+    recipe_path: Path, name: str, source: Path, examples: Path | None = None, release: bool = True
+) -> tuple[Generated, Registered]:
+    """Make an expert of documents; its held-out queries decide whether it is deployed.
+
+    Raises:
+        RecipeError: the domain has an expert already, or other experts would have to be trained anew.
+        DatasetError: there is nothing to ask about, or a folder holds something else.
+        WriterError: the writer cannot write.
+    """
+    recipe = with_examples(load_recipe(recipe_path), examples)
+    if name in recipe.expert_domains:
+        raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+    generated = generate_from(recipe, name, source)
+    return generated, add_domain(recipe_path, name, f"{_FOLDER}/{name}", release)
+
+
+def _files_of(folder: Path) -> dict[str, str]:
+    files = read_provenance(folder).get("files", {})
+    return {name: facts.get("sha256", "") for name, facts in files.items()}
+
+
+def _files_now(source: Path) -> dict[str, str]:
+    root = source if source.is_dir() else source.parent
+    found = [each.path for each in find_sources(source)[0]]
+    return {path.relative_to(root).as_posix(): file_hash(path) for path in found}

@@ -1,0 +1,232 @@
+"""Choosing the out-of-domain fallback by leaving domains out, one at a time.
+
+A domain whose expert and queries are taken away stands for domains that nobody has foreseen: its queries,
+routed by what is left, show what a fallback would have saved. What it costs is seen on the domains that stay.
+Queries are answered at a few blends of router and fallback; what lies between is interpolated, so that any
+number of settings can be compared without another search.
+
+Shapes: C candidates, D domains, F blends, Q queries, k neighbours, T experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.errors import BadInput
+from routerretriever.routing.data import RoutingData, Rows
+from routerretriever.routing.fallback import (
+    ReferenceQueries,
+    blend,
+    fallback_weights,
+    familiarity_of,
+    nearest_others,
+    with_answer,
+)
+from routerretriever.routing.protocol import Router, Vectors, worth_running
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
+from routerretriever.runtime.progress import log, track
+
+Values = NDArray[np.float64]
+
+LEFT_OUT_LIMIT = 0.003
+"""nDCG@10 that a left-out domain may lose to the base."""
+IN_DOMAIN_LIMIT = 0.002
+"""nDCG@10 that the domains, on average, may lose to routing without a fallback."""
+FEWEST_DOMAINS = 3
+"""With fewer, a domain that is left out leaves nothing to route by."""
+CANDIDATES = tuple(
+    FallbackSettings(answer=answer, unfamiliar_quantile=low, familiar_quantile=high, slack=slack)
+    for answer in ("base", "uniform")
+    for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
+    for slack in (0.0, 1.0)
+)
+CALIBRATION_VERSION = 1
+"""Raise it when what is chosen changes."""
+_BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_QUERIES = 200
+"""Queries of each domain that are answered at every blend."""
+_ANSWERS = ("base", "uniform")
+
+
+def choose_fallback(
+    data: RoutingData, settings: RoutingSettings, inner: Router, fit_others: Callable[[RoutingData], Router]
+) -> FallbackSettings:
+    """The fallback that loses least on domains left out and on those that are known, within the limits.
+
+    With fewer than three domains nothing can be left out. Of the fallbacks within the limit for known domains
+    it is then the one that leaves most to the base.
+
+    Args:
+        data: scored queries, with the means to measure mixtures.
+        settings: of the router.
+        inner: the router over all experts, without a fallback.
+        fit_others: fits the same router on less data.
+    """
+    neighbours = _neighbours(settings)
+    known = ReferenceQueries.of(data, settings, neighbours)
+    names = data.own_datasets
+    in_domain = [
+        _known(data, settings, inner, known, name) for name in track(names, "fallback: known", len(names))
+    ]
+    left_out = []
+    if len(names) >= FEWEST_DOMAINS and settings.router != "fixed":
+        for name in track(names, "fallback: left out", len(names)):
+            try:
+                left_out.append(_left_out(data, settings, fit_others, name))
+            except BadInput as error:
+                log.warning("routing.fallback: %s could not be left out: %s", name, error)
+    in_domain_CD = _losses(in_domain, lambda domain: domain.routed_Q)
+    left_out_CD = _losses(left_out, lambda domain: domain.base_Q)
+    base_C = np.array([
+        np.mean([_base_share(domain, one) for domain in left_out or in_domain]) for one in CANDIDATES
+    ])  # fmt: skip
+    best = choose(in_domain_CD, left_out_CD, base_C)
+    _tell(CANDIDATES[best], in_domain_CD[best], left_out_CD[best])
+    return CANDIDATES[best].model_copy(update={"neighbours": neighbours})
+
+
+def choose(in_domain_CD: Values, left_out_CD: Values, base_C: Values) -> int:
+    """The candidate to take.
+
+    Of those within both limits the one with the least loss, left-out domains counting as much as known ones.
+    If none is within both, known domains come first, and the worst left-out domain next. Of two alike, it is
+    the one that leaves more to the base.
+
+    Args:
+        in_domain_CD: loss on each known domain to routing without a fallback.
+        left_out_CD: loss on each left-out domain to the base; without any, the share of the base decides.
+        base_C: share of the base.
+    """
+    in_domain_C = in_domain_CD.mean(axis=1)
+    kept = in_domain_C <= max(IN_DOMAIN_LIMIT, float(in_domain_C.min())) + 1e-12
+    if not left_out_CD.shape[1]:
+        return int(np.where(kept, base_C, -np.inf).argmax())
+    worst_C = left_out_CD.max(axis=1)
+    loss_C = in_domain_C + left_out_CD.mean(axis=1)
+    if (kept & (worst_C <= LEFT_OUT_LIMIT)).any():
+        kept &= worst_C <= LEFT_OUT_LIMIT
+    else:
+        loss_C = worst_C
+    best = loss_C[kept].min()
+    return int(np.where(kept & (loss_C <= best + 1e-9), base_C, -np.inf).argmax())
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """How queries of one domain are answered at every blend, and how familiar they are."""
+
+    ndcg: dict[str, Values]
+    """By the fallback's answer: [F, Q]."""
+    similarity_Qk: Vectors
+    dataset_Qk: NDArray[np.int64]
+    known: ReferenceQueries
+
+    @property
+    def routed_Q(self) -> Values:
+        """Without a fallback."""
+        return self.ndcg["base"][-1]
+
+    @property
+    def base_Q(self) -> Values:
+        """By the base alone."""
+        return self.ndcg["base"][0]
+
+    def familiarity(self, fallback: FallbackSettings) -> Vectors:
+        """How familiar the queries are to a fallback [Q]."""
+        unfamiliar_M, familiar_M = self.known.bounds(fallback)
+        return familiarity_of(self.similarity_Qk, unfamiliar_M[self.dataset_Qk], familiar_M[self.dataset_Qk])
+
+    def answered(self, fallback: FallbackSettings) -> Values:
+        """nDCG@10 of the queries with a fallback [Q]."""
+        return interpolate(self.ndcg[fallback.answer], self.familiarity(fallback))
+
+
+def interpolate(ndcg_FQ: Values, familiarity_Q: Vectors) -> Values:
+    """Values at a blend for each query; F values are known, evenly spaced from 0 to 1."""
+    place_Q = familiarity_Q * (len(ndcg_FQ) - 1)
+    below_Q = np.minimum(place_Q.astype(np.int64), len(ndcg_FQ) - 2)
+    part_Q, queries = place_Q - below_Q, np.arange(len(place_Q))
+    return np.asarray((1 - part_Q) * ndcg_FQ[below_Q, queries] + part_Q * ndcg_FQ[below_Q + 1, queries])
+
+
+def _known(
+    data: RoutingData, settings: RoutingSettings, inner: Router, known: ReferenceQueries, name: str
+) -> _Domain:
+    """A domain as it is; its queries are no neighbours of their own."""
+    rows, chosen = _some_rows(data, settings, name)
+    own_Nd = known.features_Nd[known.dataset_N == known.datasets.index(name)][chosen]
+    similarity_Qk, neighbour_Qk = nearest_others(known.references, own_Nd, _neighbours(settings))
+    ndcg = _blended(data, settings, inner, name, rows)
+    return _Domain(ndcg, similarity_Qk, known.dataset_N[neighbour_Qk], known)
+
+
+def _left_out(
+    data: RoutingData, settings: RoutingSettings, fit_others: Callable[[RoutingData], Router], name: str
+) -> _Domain:
+    """A domain as if its expert and its queries had never been there."""
+    others = data.only([other for other in data.own_datasets if other != name])
+    known = ReferenceQueries.of(others, settings, _neighbours(settings))
+    rows, _ = _some_rows(data, settings, name)
+    similarity_Qk, neighbour_Qk = known.references.nearest(data.features[name][rows], _neighbours(settings))
+    ndcg = _blended(data, settings, fit_others(others), name, rows)
+    return _Domain(ndcg, similarity_Qk, known.dataset_N[neighbour_Qk], known)
+
+
+def _some_rows(data: RoutingData, settings: RoutingSettings, name: str) -> tuple[Rows, Rows]:
+    """Rows of some of a domain's reference queries in the whole data, and among the references."""
+    rows = data.sample_rows(settings.references, settings.seed)[name]
+    chosen = np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).round().astype(np.int64)
+    return rows[chosen], chosen
+
+
+def _blended(
+    data: RoutingData, settings: RoutingSettings, inner: Router, name: str, rows: Rows
+) -> dict[str, Values]:
+    """nDCG@10 at every blend of a router and each answer."""
+    assert data.answered is not None, "mixtures cannot be measured on this data"
+    own_BT = inner.mixture(data.features[name][rows])
+    routed = data.answered(name, rows, inner.experts, worth_running(own_BT, settings.min_share))
+    made = {}
+    for answer in _ANSWERS:
+        experts = with_answer(inner.experts, answer)
+        fallback_T = fallback_weights(experts, answer)
+        values = []
+        for share in _BLENDS[:-1]:
+            mixed_BT = blend(own_BT, fallback_T, np.full(len(rows), share, dtype=np.float32))
+            weights_BT = worth_running(mixed_BT, settings.min_share)
+            values.append(data.answered(name, rows, experts, weights_BT))
+        made[answer] = np.stack([*values, routed])
+    return made
+
+
+def _losses(domains: Sequence[_Domain], reference: Callable[[_Domain], Values]) -> Values:
+    """Mean loss of every candidate on every domain [C, D]."""
+    losses = [
+        [float((reference(domain) - domain.answered(one)).mean()) for domain in domains] for one in CANDIDATES
+    ]
+    return np.array(losses).reshape(len(CANDIDATES), len(domains))
+
+
+def _base_share(domain: _Domain, fallback: FallbackSettings) -> float:
+    """The base's mean share; that of all experts alike counts for nothing."""
+    return float((1 - domain.familiarity(fallback)).mean()) if fallback.answer == "base" else 0.0
+
+
+def _neighbours(settings: RoutingSettings) -> int:
+    assert settings.fallback is not None
+    return settings.fallback.neighbours
+
+
+def _tell(chosen: FallbackSettings, in_domain_D: Values, left_out_D: Values) -> None:
+    found = f"known domains lose {100 * in_domain_D.mean():.2f} to routing without it"
+    if len(left_out_D):
+        found += f", the worst domain left out {100 * left_out_D.max():.2f} to the base"
+    log.info(
+        "routing.fallback: %s, unfamiliar below quantile %g less %g times the distance to quantile %g; %s "
+        "(nDCG@10 x 100)",
+        chosen.answer, chosen.unfamiliar_quantile, chosen.slack, chosen.familiar_quantile, found,
+    )  # fmt: skip

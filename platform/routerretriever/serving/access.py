@@ -1,0 +1,31 @@
+"""What a client may see and change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Names = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Access:
+    """A client's name, and its collections."""
+
+    client: str = ""
+    read: Names | None = None
+    """Collections that it may read; None for all."""
+    write: Names | None = None
+    """Collections that it may change; None for all that it may read."""
+
+    def reads(self, collection: str) -> bool:
+        """Whether it may know of a collection and search it."""
+        return self.read is None or collection in self.read
+
+    def writes(self, collection: str) -> bool:
+        """Whether it may create, change and delete a collection."""
+        return self.reads(collection) if self.write is None else collection in self.write
+
+    def visible(self, collections: Iterable[str]) -> list[str]:
+        """Those that it may read, in their order."""
+        return [name for name in collections if self.reads(name)]

@@ -1,0 +1,136 @@
+"""The writer as a deployment: it numbers the changes, and keeps the catalogue of created collections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.bundle.model import Vectors
+from routerretriever.datasets.collection import Document
+from routerretriever.index.changes import compact, last_change, write_change, write_deletion
+from routerretriever.serving.catalogue import Catalogue
+from routerretriever.serving.deployments.calls import call_with_retry
+from routerretriever.serving.ports import CollectionRef
+
+log = logging.getLogger("ray.serve")
+
+
+class WriterClient:
+    """The writer's deployment as a ``WriterPort``."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def created(self, encoder_fingerprint: str) -> dict[str, CollectionRef]:
+        """The created collections of a base encoder, by name."""
+        found: dict[str, CollectionRef] = await call_with_retry(self._handle.created, encoder_fingerprint)
+        return found
+
+    async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
+        """Create a collection without documents; False if another has its name."""
+        return bool(await call_with_retry(self._handle.create, name, ref, dimension))
+
+    async def drop(self, name: str, ref: CollectionRef) -> None:
+        """Delete a created collection and its documents."""
+        await call_with_retry(self._handle.drop, name, ref)
+
+    async def upsert(
+        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+    ) -> int | None:
+        """Add or replace documents with their vectors [n, d]; None if the collection was dropped."""
+        number: int | None = await call_with_retry(self._handle.upsert, collection, documents, vectors)
+        return number
+
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
+        """Delete documents; None if the collection was dropped."""
+        number: int | None = await call_with_retry(self._handle.delete, collection, ids)
+        return number
+
+
+@serve.deployment
+class Writer:
+    """Gives changes their numbers and writes them. There is one of it, as numbers come from one hand."""
+
+    def __init__(self, store: ArtifactStore, fold_changes: int, service: str) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: where changes lie.
+            fold_changes: a collection's changes are folded whenever so many have been made.
+            service: whose catalogue of created collections this is.
+        """
+        self._store = store
+        self._fold_changes = fold_changes
+        self._service = service
+        self._folding: set[asyncio.Task[None]] = set()
+        self._last: dict[str, int] = {}
+        self._catalogues: dict[str, Catalogue] = {}
+        self._turn = asyncio.Lock()
+
+    async def created(self, encoder_fingerprint: str) -> dict[str, CollectionRef]:
+        """The created collections of a base encoder, by name."""
+        async with self._turn:
+            return (await self._catalogue(encoder_fingerprint)).collections
+
+    async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
+        """Create a collection without documents; False if another has its name."""
+        async with self._turn:
+            catalogue = await self._catalogue(ref.created_for)
+            return await asyncio.to_thread(catalogue.create, name, ref, dimension)
+
+    async def drop(self, name: str, ref: CollectionRef) -> None:
+        """Delete a created collection and its documents."""
+        async with self._turn:
+            catalogue = await self._catalogue(ref.created_for)
+            await asyncio.to_thread(catalogue.drop, name, ref)
+            self._last.pop(ref.changes, None)
+
+    async def upsert(
+        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+    ) -> int | None:
+        """Add or replace documents with their vectors [n, d]; returns the change's number."""
+        return await self._write(collection, write_change, documents, vectors)
+
+    async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
+        """Delete documents; returns the change's number."""
+        return await self._write(collection, write_deletion, ids)
+
+    async def _catalogue(self, encoder_fingerprint: str) -> Catalogue:
+        if encoder_fingerprint not in self._catalogues:
+            name = f"collections-{self._service}-{encoder_fingerprint}"
+            self._catalogues[encoder_fingerprint] = await asyncio.to_thread(Catalogue, self._store, name)
+        return self._catalogues[encoder_fingerprint]
+
+    async def _write(
+        self, collection: CollectionRef, write: Callable[..., None], *content: Any
+    ) -> int | None:
+        async with self._turn:
+            if collection.created_for and not (await self._catalogue(collection.created_for)).holds(
+                collection
+            ):
+                return None  # dropped since it was looked up
+            if collection.changes not in self._last:
+                self._last[collection.changes] = await asyncio.to_thread(
+                    last_change, self._store, collection.changes
+                )
+            number = self._last[collection.changes] + 1
+            await asyncio.to_thread(write, self._store, collection.changes, number, *content)
+            self._last[collection.changes] = number
+        if number % self._fold_changes == 0:
+            task = asyncio.create_task(self._fold(collection))
+            self._folding.add(task)
+            task.add_done_callback(self._folding.discard)
+        return number
+
+    async def _fold(self, collection: CollectionRef) -> None:
+        """Beside further changes, which do not wait for it."""
+        try:
+            await asyncio.to_thread(compact, self._store, collection.changes)
+        except Exception:
+            log.exception("the changes of %s were not folded; the next fold does it", collection.changes)

@@ -1,0 +1,131 @@
+"""The routes of collections and their documents."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+
+from routerretriever.client.schemas import (
+    ChangeResponse,
+    CollectionIn,
+    CollectionState,
+    DeleteRequest,
+    DocumentIn,
+    DocumentsResponse,
+    Status,
+    UpsertRequest,
+)
+from routerretriever.config.serving import LimitSettings
+from routerretriever.datasets.collection import Document
+from routerretriever.errors import WrongField
+from routerretriever.serving.http.errors import Contradiction, check_length
+from routerretriever.serving.service import Service
+
+_DEEPEST = 8
+"""Levels of lists and objects in metadata."""
+
+
+def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: LimitSettings) -> None:
+    """Add the routes.
+
+    Args:
+        api: where to.
+        pick: gives the release that answers a request.
+        limits: bounds on one request.
+    """
+
+    @api.get("/v1/collections")
+    async def collections(request: Request) -> list[CollectionState]:
+        """The collections that can be searched."""
+        return await pick(request).collection_states(request.state.access)
+
+    @api.post("/v1/collections")
+    async def create(body: CollectionIn, request: Request) -> CollectionState:
+        """Create a collection without documents; it can be searched with all experts at once."""
+        return await pick(request).create(body, request.state.access)
+
+    @api.get("/v1/collections/{name}")
+    async def collection(name: str, request: Request) -> CollectionState:
+        """One collection."""
+        return await pick(request).collection_state(name, request.state.access)
+
+    @api.delete("/v1/collections/{name}")
+    async def drop(name: str, request: Request) -> Status:
+        """Delete a collection that was created here, with its documents."""
+        await pick(request).drop(name, request.state.access)
+        return Status(status="deleted")
+
+    @api.get("/v1/collections/{name}/documents")
+    async def documents(
+        name: str,
+        request: Request,
+        offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> DocumentsResponse:
+        """Documents by page."""
+        total, page = await pick(request).documents(name, offset, limit, request.state.access)
+        return DocumentsResponse.model_construct(total=total, data=[_shown(each) for each in page])
+
+    @api.post("/v1/collections/{name}/documents")
+    async def upsert(name: str, body: UpsertRequest, request: Request) -> ChangeResponse:
+        """Add documents; those whose ids are there already are replaced."""
+        if len(body.documents) > limits.documents:
+            raise WrongField("documents", f"{len(body.documents)} are more than {limits.documents}")
+        for row, document in enumerate(body.documents):
+            check_length(f"documents.{row}.text", document.text, limits.document_length)
+            check_length(f"documents.{row}.title", document.title, limits.document_length)
+            check_metadata(f"documents.{row}.metadata", document.metadata, limits.metadata_bytes)
+        documents = {d.id: Document(d.id, d.title, d.text, d.metadata or None) for d in body.documents}
+        if len(documents) < len(body.documents):
+            raise Contradiction("documents", "an id comes twice")
+        request.state.allow(len(documents))
+        return await pick(request).upsert(name, list(documents.values()), request.state.access)
+
+    @api.post("/v1/collections/{name}/documents/delete")
+    async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
+        """Delete documents by their ids."""
+        if len(body.ids) > limits.documents:
+            raise WrongField("ids", f"{len(body.ids)} are more than {limits.documents}")
+        return await pick(request).delete(name, body.ids, request.state.access)
+
+    @api.get("/v1/collections/{name}/document")
+    async def document(
+        name: str, request: Request, document_id: Annotated[str, Query(alias="id", min_length=1)]
+    ) -> DocumentIn:
+        """One document as it is now."""
+        return _shown(await pick(request).document(name, document_id, request.state.access))
+
+
+def check_metadata(field: str, metadata: dict[str, Any] | None, most: int) -> None:
+    """Raise ``WrongField`` if metadata is too large, too deep, or holds what JSON cannot."""
+    if metadata is None:
+        return
+    level: list[tuple[str, Any]] = [(field, metadata)]
+    for _ in range(_DEEPEST + 1):
+        inner: list[tuple[str, Any]] = []
+        for place, value in level:
+            if isinstance(value, dict):
+                inner += [(f"{place}.{name}", each) for name, each in value.items()]
+            elif isinstance(value, list):
+                inner += [(f"{place}.{row}", each) for row, each in enumerate(value)]
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise WrongField(place, f"found {value}, which is no number in JSON")
+        level = inner
+        if not level:
+            break
+    else:
+        raise WrongField(field, f"lists and objects in it are deeper than {_DEEPEST} levels")
+    try:
+        size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise WrongField(field, "holds half a surrogate pair, which is no character") from None
+    if size > most:
+        raise WrongField(field, f"{size} bytes are more than {most}")
+
+
+def _shown(document: Document) -> DocumentIn:
+    return DocumentIn.model_construct(**document._asdict())

@@ -1,0 +1,62 @@
+"""``/v1/feedback``: what users did with results. Only there if ``serving.feedback`` is set."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+from fastapi import FastAPI, Request
+
+from routerretriever.client.schemas import FeedbackRequest, FeedbackResponse, ForgetRequest, ForgetResponse
+from routerretriever.config.serving import FeedbackSettings
+from routerretriever.datasets.feedback import Feedback, FeedbackLog
+from routerretriever.errors import UnknownName, WrongField
+from routerretriever.serving.access import Access
+from routerretriever.serving.http.errors import Contradiction
+
+
+def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> None:
+    """Add the routes.
+
+    Args:
+        api: the application.
+        settings: limits.
+        log: where reports are kept.
+    """
+
+    @api.post("/v1/feedback")
+    async def feedback(body: FeedbackRequest, request: Request) -> FeedbackResponse:
+        """Keep what a user clicked and marked. It is on disk when this answers."""
+        access: Access = request.state.access
+        if not access.reads(body.collection):
+            raise UnknownName("collection", body.collection, sorted(access.read or ()))
+        for field in ("shown", "clicked", "relevant", "not_relevant"):
+            given = getattr(body, field)
+            if len(given) > settings.documents:
+                raise WrongField(field, f"{len(given)} are more than {settings.documents}")
+        if missing := [document for document in body.clicked if document not in body.shown]:
+            raise WrongField("clicked", f"{missing[0]!r} is not among those shown")
+        if both := sorted(set(body.relevant) & set(body.not_relevant)):
+            raise Contradiction("relevant", f"{both[0]!r} is marked not_relevant too")
+        if len(body.query) > settings.query_length:
+            raise WrongField("query", f"{len(body.query)} characters are more than {settings.query_length}")
+        report = Feedback(
+            id=body.id or uuid.uuid4().hex,
+            time=time.time(),
+            client=access.client,
+            user=body.user,
+            collection=body.collection,
+            query=body.query,
+            shown=tuple(body.shown),
+            clicked=tuple(body.clicked),
+            relevant=tuple(body.relevant),
+            not_relevant=tuple(body.not_relevant),
+        )
+        await asyncio.to_thread(log.append, report)
+        return FeedbackResponse(id=report.id)
+
+    @api.post("/v1/feedback/delete")
+    async def forget(body: ForgetRequest) -> ForgetResponse:
+        """Delete all that a user has reported; needs a token that may write."""
+        return ForgetResponse(deleted=await asyncio.to_thread(log.forget, body.user))

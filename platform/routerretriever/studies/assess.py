@@ -1,0 +1,150 @@
+"""Which of the experts that exist helps a new collection? Answered by queries generated from its documents.
+
+The idea is LARMOR's (Khramtsova et al., arXiv 2402.04853): rank models on a collection without labels by
+queries that a language model wrote. Each system is compared with the base, query by query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.table import Table
+
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import Corpus
+from routerretriever.datasets.collection import Collection
+from routerretriever.errors import RecipeError
+from routerretriever.evaluation.significance import Difference, compare_all
+from routerretriever.index.base import Hits, Queries
+from routerretriever.index.dense import DenseIndex, open_index
+from routerretriever.index.hybrid import HybridIndex
+from routerretriever.index.lexical import LexicalIndex, open_postings
+from routerretriever.index.settings import CollectionSettings
+from routerretriever.measures import Run, Values, measure
+from routerretriever.methods.base import Workspace
+from routerretriever.methods.experts import Experts
+from routerretriever.pipeline.pipeline import Pipeline, require_trained
+from routerretriever.runtime.progress import figures_table
+from routerretriever.types import BASE
+
+BM25, HYBRID = "BM25", "base with BM25"
+_DEPTH = 100
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """How well each system finds the documents that queries were generated from."""
+
+    collection: str
+    queries: int
+    ndcg_at_10: Mapping[str, float]
+    """System -> mean; the base is one of them."""
+    differences: Mapping[str, Difference]
+    """System -> difference to the base."""
+
+    def ranked(self) -> list[str]:
+        """The systems, the best first."""
+        return sorted(self.ndcg_at_10, key=lambda name: (-self.ndcg_at_10[name], name))
+
+    def verdict(self) -> str:
+        """What to do, in a sentence."""
+        better = [
+            name for name in self.ranked() if name != BASE and self.differences[name].low > 0
+            and self.differences[name].significant
+        ]  # fmt: skip
+        if not better:
+            return f"{self.collection}: no system is better than the base beyond chance"
+        best = self.differences[better[0]]
+        return (
+            f"{self.collection}: {better[0]} helps most: {100 * best.mean:+.1f} nDCG@10 over the base "
+            f"[{100 * best.low:+.1f}, {100 * best.high:+.1f}] on {self.queries} generated queries"
+        )
+
+    def table(self) -> Table:
+        """The systems and their differences to the base, in points."""
+        header = ("system", "nDCG@10", "over the base", "95 % interval", "adjusted p")
+        table = figures_table(*header, title=f"{self.collection}: {self.queries} generated queries")
+        for name in self.ranked():
+            row = [name, f"{100 * self.ndcg_at_10[name]:.1f}"]
+            if name in self.differences:
+                one = self.differences[name]
+                interval = f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+                row += [f"{100 * one.mean:+.1f}", interval, f"{one.adjusted_p_value:.3f}"]
+            table.add_row(*row)
+        return table
+
+
+def assess(pipeline: Pipeline, collection: Collection) -> Assessment:
+    """Measure the base, every expert of a recipe, and BM25 on a collection's generated queries.
+
+    Args:
+        pipeline: a recipe whose experts are trained; nothing of it changes.
+        collection: one that was generated; all its train and dev queries count, as nothing is trained on it.
+
+    Raises:
+        RecipeError: an expert is not trained, or a domain of the recipe has the collection's name.
+    """
+    if collection.name in pipeline.collections:
+        raise RecipeError(f"domains.{collection.name}: is in the recipe already; give another --name")
+    require_trained(pipeline)
+    own = pipeline.workspace
+    workspace = replace(own, collections={**own.collections, collection.name: collection})
+    models = pipeline.method(Experts).models
+    values: dict[str, list[Values]] = {}
+    for split in ("train", "dev"):
+        scores = workspace.scores(workspace.score_steps(split, models, [collection.name]))[collection.name]
+        for model in models:
+            values.setdefault(model.name, []).append(scores.measured.ndcg_at_10[:, scores.of(model.name)])
+        if workspace.corpus.lexical is not None:
+            texts = collection.queries(split)
+            asked = Queries([texts[query] for query in scores.query_ids], scores.base_vectors)
+            runs = _with_words(workspace, collection.name, asked, scores.query_ids)
+            for name, run in runs.items():
+                found = measure(collection.qrels(split), run, scores.query_ids).ndcg_at_10
+                values.setdefault(name, []).append(found)
+    joined = {name: np.concatenate(parts) for name, parts in values.items()}
+    base = joined[BASE]
+    return Assessment(
+        collection.name,
+        len(base),
+        {name: float(each.mean()) for name, each in joined.items()},
+        compare_all({name: (each, base) for name, each in joined.items() if name != BASE}),
+    )
+
+
+def _with_words(
+    workspace: Workspace, name: str, queries: Queries, query_ids: Sequence[str]
+) -> dict[str, Run]:
+    """Results of BM25 alone, and of the base with BM25 at the prior weight."""
+    corpus = workspace.open_corpus(name)
+    hybrid = _open_hybrid(corpus, workspace.corpus, workspace.store)
+    allowed = np.ones(len(corpus), dtype=bool)
+    looks = hybrid.look(queries, allowed)
+    fused = hybrid.fuse(
+        queries,
+        looks,
+        [workspace.corpus.fusion.prior] * len(looks),
+        [look.tops for look in looks],
+        _DEPTH,
+        allowed,
+    )
+
+    def run(found: Sequence[Hits]) -> Run:
+        return {
+            query: {corpus.ids[row]: float(score) for row, score in zip(*hits, strict=True)}
+            for query, hits in zip(query_ids, found, strict=True)
+        }
+
+    return {
+        BM25: run([look.lexical for look in looks]),
+        HYBRID: run([Hits(each.rows, each.scores) for each in fused]),
+    }
+
+
+def _open_hybrid(corpus: Corpus, settings: CollectionSettings, store: ArtifactStore) -> HybridIndex:
+    assert settings.lexical is not None
+    dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
+    postings = open_postings(corpus, settings.lexical, store)
+    return HybridIndex(dense, LexicalIndex(postings, settings.lexical))

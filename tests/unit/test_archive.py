@@ -1,0 +1,121 @@
+"""A bundle as one file: packed at one site, registered at another."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from routerretriever import RouterRetriever
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.bundle.archive import pack, unpack
+from routerretriever.config.registry import RegistrySettings
+from routerretriever.errors import ArtifactMissing, BadInput, BundleError, Refused
+from routerretriever.hashing import file_hash
+from routerretriever.registry.registry import Registry
+from support.paths import ROOT
+
+FIXTURE = ROOT / "tests" / "fixtures" / "format2"
+KEY = "corpora/fruit-1a83c01bc225e8ee"
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """The last release's bundle, with the one corpus that its storage has."""
+    folder = tmp_path / "old"
+    (folder / "router").parent.mkdir()
+    for path in (FIXTURE / "bundle").rglob("*"):
+        if path.is_file():
+            target = folder / path.relative_to(FIXTURE / "bundle")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["corpora"] = {"fruit": KEY}
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def there(tmp_path):
+    """The storage of the site that packs."""
+    return ArtifactStore.open(str(FIXTURE / "storage"))
+
+
+def test_what_was_packed_comes_out_at_another_site(bundle, there, tmp_path):
+    archive = pack(bundle, tmp_path / "out.tar.gz", there)
+    with tarfile.open(archive) as opened:
+        assert {member.uname for member in opened} == {""}
+        assert not any(member.name.startswith("/") for member in opened)
+    here = ArtifactStore.open(str(tmp_path / "here"))
+    for _ in range(2):  # a second time adds nothing
+        into = tmp_path / f"into-{_}"
+        into.mkdir()
+        unpacked = unpack(archive, into, here)
+        assert RouterRetriever.load(str(unpacked)).experts == ["fruit", "metal"]
+    assert here.verify(KEY)
+    assert here.manifest(KEY) == there.manifest(KEY)
+    with pytest.raises(Refused, match="is there already"):
+        pack(bundle, archive, there)
+
+
+def test_documents_may_stay_at_home_and_are_missed_if_they_are_not_there(bundle, tmp_path):
+    empty = ArtifactStore.open(str(tmp_path / "empty"))
+    with pytest.raises(ArtifactMissing):
+        pack(bundle, tmp_path / "out.tar", empty)
+    assert not list(tmp_path.glob("*out.tar*"))
+    archive = pack(bundle, tmp_path / "out.tar", None)
+    (tmp_path / "into").mkdir()
+    unpack(archive, tmp_path / "into", empty)
+    assert not empty.exists(KEY)
+
+
+def test_what_is_no_archive_or_a_harmful_one_is_refused(bundle, there, tmp_path):
+    with pytest.raises(BadInput, match=r"\.tar or \.tar\.gz"):
+        pack(bundle, tmp_path / "out.zip", None)
+    into, here = tmp_path / "into", ArtifactStore.open(str(tmp_path / "here"))
+    into.mkdir()
+    (tmp_path / "no.tar").write_text("no")
+    for path in (tmp_path / "no.tar", tmp_path / "nowhere.tar"):
+        with pytest.raises(BadInput, match="no archive of a bundle"):
+            unpack(path, into, here)
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        member = tarfile.TarInfo("../evil")
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"x"))
+    with pytest.raises(BadInput, match="no archive of a bundle"):
+        unpack(tmp_path / "evil.tar", into, here)
+    assert not (tmp_path / "evil").exists()
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "corpora": {"fruit": "../../evil"}}))
+    with pytest.raises(BundleError, match=r"'\.\./\.\./evil' as documents"):
+        unpack(pack(bundle, tmp_path / "key.tar", None), into, here)
+
+
+def test_altered_documents_are_not_taken(bundle, there, tmp_path):
+    stage = ArtifactStore.open(str(tmp_path / "stage"))
+    stage.put_folder(KEY, there.fetch(KEY))
+    shard = tmp_path / "stage" / KEY / "embeddings" / "00000.npy"
+    with tarfile.open(tmp_path / "out.tar", "w") as archive:
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+        archive.add(bundle, "bundle")
+        archive.add(tmp_path / "stage" / KEY, KEY)
+    here = ArtifactStore.open(str(tmp_path / "here"))
+    (tmp_path / "into").mkdir()
+    with pytest.raises(BundleError, match=r"archive is damaged: embeddings/00000\.npy"):
+        unpack(tmp_path / "out.tar", tmp_path / "into", here)
+    assert not here.exists(KEY)
+
+
+@pytest.mark.component
+def test_an_imported_bundle_is_registered_once_and_loads_the_same(bundle, there, tmp_path):
+    archive = pack(bundle, tmp_path / "out.tar", there)
+    (tmp_path / "into").mkdir()
+    registry = Registry(RegistrySettings(name="other"), ArtifactStore.open(str(tmp_path / "storage")))
+    unpacked = unpack(archive, tmp_path / "into", registry.store)
+    assert [registry.register_folder(unpacked), registry.register_folder(unpacked)] == [1, 1]
+    assert registry.released() == 1
+    assert registry.bundles()[0].experts == "fruit, metal"
+    loaded = RouterRetriever.load(registry.bundle_uri, registry.tracking_uri)
+    expected = json.loads((FIXTURE / "vectors.json").read_text())
+    np.testing.assert_allclose(loaded.encode_queries(expected["queries"]), expected["vectors"], atol=1e-6)
+    assert file_hash(unpacked / "bundle.json") == file_hash(bundle / "bundle.json")

@@ -1,0 +1,311 @@
+"""Collections created, filled, searched and deleted over HTTP, and who may do it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from routerretriever.client.client import AsyncClient, Client, ServiceError
+from routerretriever.serving.http.auth import Token
+from support.service import caller
+from support.whole_service import WholeService
+
+DOCUMENTS = [
+    {"id": "a", "title": "ant", "text": "the ant and the bee", "metadata": {"year": 2001, "tags": ["x"]}},
+    {"id": "b", "title": "cat", "text": "a cat for the bee", "metadata": {"year": 2005}},
+    {"id": "c", "text": "nothing of the sort"},
+]
+
+
+def filled(service, name="notes"):
+    assert service.ask("POST", "/v1/collections", {"name": name})[0] == 200
+    path = f"/v1/collections/{name}/documents"
+    assert service.ask("POST", path, {"documents": DOCUMENTS})[0] == 200
+    return path
+
+
+def found(service, **body):
+    status, answer = service.ask("POST", "/v1/search", {"query": "bee", "collection": "notes", **body})
+    assert status == 200, answer
+    return [hit["id"] for hit in answer["results"]]
+
+
+def test_a_collection_is_created_filled_searched_and_there_after_a_restart(tmp_path):
+    service = WholeService(tmp_path)
+    path = filled(service)
+    for again in range(2):
+        status, answer = service.ask("POST", "/v1/search", {"query": "bee", "collection": "notes"})
+        assert (status, answer["mode"], answer["lexical_weight"]) == (200, "hybrid", 0.1)
+        assert len(answer["results"]) == 3
+        assert {hit["collection"] for hit in answer["results"]} == {"notes"}
+        assert found(service, mode="lexical") == ["b", "a"] or found(service, mode="lexical") == ["a", "b"]
+        assert found(service, filter={"field": "year", "lt": 2003}) == ["a"]
+        assert found(service, filter={"field": "tags", "equals": "x"}, mode="dense") == ["a"]
+        assert found(service, filter={"not": {"field": "year", "exists": True}}) == ["c"]
+        state = service.ask("GET", "/v1/collections/notes")[1]
+        assert (state["documents"], state["change"], state["created"]) == (3, 1, True)
+        assert state["lexical"]["language"] == "english"
+        page = service.ask("GET", f"{path}?limit=2")[1]
+        rest = service.ask("GET", f"{path}?offset=2&limit=2")[1]
+        assert page["total"] == rest["total"] == 3
+        both = sorted([*page["data"], *rest["data"]], key=lambda one: one["id"])
+        assert [one["metadata"] for one in both] == [one.get("metadata") for one in DOCUMENTS]
+        assert service.ask("GET", "/v1/collections/notes/document?id=b")[1]["metadata"] == {"year": 2005}
+        if not again:
+            service = WholeService(tmp_path)  # a restart
+
+
+def test_a_deleted_collection_is_gone_and_its_name_is_free(tmp_path):
+    service = WholeService(tmp_path)
+    path = filled(service)
+    assert service.ask("DELETE", "/v1/collections/notes") == (200, {"status": "deleted", "details": {}})
+    assert service.ask("DELETE", "/v1/collections/notes")[0] == 404
+    service.heartbeat()
+    assert service.ask("POST", "/v1/search", {"query": "bee", "collection": "notes"})[0] == 404
+    assert service.ask("POST", path, {"documents": DOCUMENTS})[0] == 404
+    assert not list(tmp_path.glob("changes/notes*/*"))
+    assert service.ask("POST", "/v1/collections", {"name": "notes", "lexical": None})[0] == 200
+    service.heartbeat()
+    status, answer = service.ask("POST", "/v1/search", {"query": "bee", "collection": "notes"})
+    assert (status, answer["mode"], answer["results"]) == (200, "dense", [])
+    assert [one["name"] for one in service.ask("GET", "/v1/collections")[1]] == ["notes", "fruit", "metal"]
+
+
+def test_several_collections_are_searched_together(tmp_path):
+    service = WholeService(tmp_path)
+    filled(service)
+    body = {"query": "ant bee", "collections": ["fruit", "metal", "notes"], "top_k": 30, "weight": 0.3}
+    status, answer = service.ask("POST", "/v1/search", body)
+    assert (status, answer["collection"]) == (200, None)
+    assert len(answer["results"]) == 12 + 12 + 3
+    best = [max(hit[side] for hit in answer["results"]) for side in ("lexical_score", "dense_score")]
+    for hit in answer["results"]:
+        expected = 0.3 * hit["lexical_score"] / best[0] + 0.7 * (hit["dense_score"] + 1) / (best[1] + 1)
+        assert hit["score"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_passages_are_told_by_their_document_and_looked_through_until_there_are_enough(tmp_path):
+    service = WholeService(tmp_path)
+    assert service.ask("POST", "/v1/collections", {"name": "notes"})[0] == 200
+    long = [{"id": f"long#{number}", "text": "bee " * (number + 1)} for number in range(30)]
+    passages = [*long, *({"id": f"{one}#1", "text": f"nothing of {one}"} for one in "abd"), DOCUMENTS[2]]
+    assert service.ask("POST", "/v1/collections/notes/documents", {"documents": passages})[0] == 200
+    for mode in ("hybrid", "dense"):
+        assert len(found(service, mode=mode, top_k=3)) == 3
+        grouped = found(service, mode=mode, top_k=5, group_by_parent=True)
+        assert sorted(each.partition("#")[0] for each in grouped) == ["a", "b", "c", "d", "long"]
+        assert found(service, mode=mode, top_k=2, offset=3, group_by_parent=True) == grouped[3:]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"name": "fruit"}, 409, "name"),
+        ({"name": "Not a name"}, 422, "name"),
+        ({}, 422, "name"),
+        ({"name": "x", "lexical": {"language": "klingon"}}, 422, "lexical"),
+        ({"name": "x", "lexical": {"k1": -1}}, 422, "lexical"),
+        ({"name": "x", "colour": 1}, 422, "colour"),
+    ],
+)
+def test_a_collection_that_cannot_be_created_leaves_nothing(tmp_path, body, status, param):
+    service = WholeService(tmp_path)
+    found = service.ask("POST", "/v1/collections", body)
+    assert (found[0], found[1]["error"]["param"]) == (status, param)
+    assert [one["name"] for one in service.ask("GET", "/v1/collections")[1]] == ["fruit", "metal"]
+
+
+def nested(levels):
+    value = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("metadata", "place"),
+    [
+        ({"a": "x" * 200}, "documents.1.metadata"),
+        ({"a": nested(9)}, "documents.1.metadata"),
+        ({"a": nested(400)}, "documents.1.metadata"),
+        ({"a": [1, float("nan")]}, "documents.1.metadata.a.1"),
+        ({"a": float("inf")}, "documents.1.metadata.a"),
+        ({"a": "\ud800"}, "documents.1.metadata"),
+        ({"\ud800": 1}, "documents.1.metadata"),
+        ([], "documents"),
+        ("x", "documents"),
+    ],
+)
+def test_bad_metadata_is_named_and_nothing_is_written(tmp_path, metadata, place):
+    service = WholeService(tmp_path, metadata_bytes=100)
+    body = {"documents": [DOCUMENTS[2], {"id": "z", "text": "z", "metadata": metadata}]}
+    status, answer = service.ask_raw("POST", "/v1/collections/fruit/documents", json.dumps(body))
+    assert (status, answer["error"]["param"]) == (422, place)
+    assert service.ask("GET", "/v1/collections/fruit")[1]["change"] == 0
+
+
+def test_two_ways_to_name_collections_exclude_each_other_and_unknown_ones_are_named(tmp_path):
+    service = WholeService(tmp_path)
+    for body, status, param in (
+        ({"collection": "fruit", "collections": ["metal"]}, 422, "collections"),
+        ({"collections": ["fruit", "none"]}, 404, "collections"),
+        ({"collections": []}, 422, "collections"),
+        ({}, 404, "collection"),
+    ):
+        found = service.ask("POST", "/v1/search", {"query": "x", **body})
+        assert (found[0], found[1]["error"]["param"]) == (status, param)
+    deep = {"field": "a", "equals": nested(900)}
+    status, answer = service.ask("POST", "/v1/search", {"query": "x", "collection": "fruit", "filter": deep})
+    assert (status, answer["error"]["param"]) == (422, "filter.equals")
+
+
+TOKENS = {
+    "all": {"write": True},
+    "reader": {},
+    "fruit-reader": {"collections": ["fruit"]},
+    "fruit-owner": {"collections": ["fruit"], "write": True},
+    "metal-writer": {"collections": ["fruit"], "write": ["metal"]},
+}
+"""Kinds of tokens: what may be read and written, of the collections fruit and metal."""
+MAY_READ = {"all": {"fruit", "metal"}, "reader": {"fruit", "metal"}, "fruit-reader": {"fruit"},
+            "fruit-owner": {"fruit"}, "metal-writer": {"fruit"}}  # fmt: skip
+MAY_WRITE = {"all": {"fruit", "metal"}, "reader": set(), "fruit-reader": set(),
+             "fruit-owner": {"fruit"}, "metal-writer": {"metal"}}  # fmt: skip
+
+READS, WRITES, OPEN, SHARED = "reads a collection", "writes one", "asks for no token", "of no collection"
+ROUTES = {
+    ("GET", "/"): (OPEN, None),
+    ("GET", "/docs"): (OPEN, None),
+    ("GET", "/healthz"): (OPEN, None),
+    ("GET", "/readyz"): (OPEN, None),
+    ("POST", "/v1/search"): (READS, {"query": "x", "collection": "{name}"}),
+    ("POST", "/v1/embeddings"): (SHARED, {"input": "x"}),
+    ("POST", "/v1/route"): (SHARED, {"input": "x"}),
+    ("GET", "/v1/models"): (SHARED, None),
+    ("GET", "/v1/models/{name}"): (SHARED, None),
+    ("GET", "/v1/experts"): (SHARED, None),
+    ("GET", "/v1/service"): (SHARED, None),
+    ("GET", "/v1/collections"): (SHARED, None),
+    ("POST", "/v1/collections"): (WRITES, {"name": "{name}"}),
+    ("GET", "/v1/collections/{name}"): (READS, None),
+    ("DELETE", "/v1/collections/{name}"): (WRITES, None),
+    ("GET", "/v1/collections/{name}/documents"): (READS, None),
+    ("POST", "/v1/collections/{name}/documents"): (WRITES, {"documents": [{"id": "a", "text": "x"}]}),
+    ("POST", "/v1/collections/{name}/documents/delete"): (WRITES, {"ids": ["d1"]}),
+    ("GET", "/v1/collections/{name}/document"): (READS, None),
+}
+"""Every route of the service: who may use it, and a body."""
+
+
+def secured(folder):
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in TOKENS}
+    return WholeService(folder, {name: Token(sha256=digests[name], **own) for name, own in TOKENS.items()})
+
+
+def api_of(service):
+    return service.app._app  # the routes lie within the middleware
+
+
+def test_every_route_is_tried_with_every_token(tmp_path):
+    routes = {
+        (method, route.path) for route in api_of(secured(tmp_path)).routes if isinstance(route, APIRoute)
+        for method in route.methods
+    }  # fmt: skip
+    assert routes == set(ROUTES), "say above who may use a new route"
+
+
+@pytest.mark.parametrize("token", [None, "unknown", *TOKENS])
+@pytest.mark.parametrize("collection", ["fruit", "metal"])
+def test_tokens_open_what_they_are_for_and_nothing_else(tmp_path, token, collection):
+    service = secured(tmp_path)
+    for (method, path), (kind, body) in ROUTES.items():
+        where = path.replace("{name}", collection) + ("?id=d2" if path.endswith("/document") else "")
+        status, answer = service.ask(
+            method, where, json.loads(json.dumps(body).replace("{name}", collection)), token
+        )
+        told = f"{token} {method} {where}: {status} {answer}"
+        if kind is OPEN:
+            assert status == 200, told
+        elif token not in TOKENS:
+            assert status == 401, told
+        elif kind is READS:
+            assert status == (200 if collection in MAY_READ[token] else 404), told
+        elif kind is WRITES and collection in MAY_WRITE[token]:
+            assert status in (200, 409), told  # the bundle's collections can be neither created nor deleted
+        elif kind is WRITES:
+            assert status in (403, 404), told
+            hidden = collection not in MAY_READ[token] and MAY_WRITE[token] and path != "/v1/collections"
+            assert (status == 404) == bool(hidden), told
+        else:
+            assert status == 200, told
+        unseen = {"fruit", "metal"} - MAY_READ.get(token, set()) - {collection}
+        if kind is not SHARED or path in ("/v1/collections", "/v1/route"):
+            for name in unseen if path != "/v1/route" else ():
+                assert f'"{name}"' not in json.dumps(answer), told
+        if path == "/v1/route" and status == 200:
+            assert {one["dataset"] for one in answer["data"][0]["nearest"]} == MAY_READ[token]
+    if token in TOKENS:
+        listed = service.ask("GET", "/v1/collections", token=token)[1]
+        assert {one["name"] for one in listed} == MAY_READ[token]
+        assert {one["name"] for one in listed if one["writable"]} == MAY_WRITE[token] & MAY_READ[token]
+        both = {"query": "x", "collections": ["fruit", "metal"]}
+        allowed = MAY_READ[token] == {"fruit", "metal"}
+        assert service.ask("POST", "/v1/search", both, token)[0] == (200 if allowed else 404)
+        left_out = {"query": "x"}
+        assert service.ask("POST", "/v1/search", left_out, token)[0] == (404 if allowed else 200)
+
+
+class Asgi(httpx.BaseTransport):
+    """Lets the synchronous client ask an application in this process."""
+
+    def __init__(self, app):
+        self._app = app
+
+    def handle_request(self, request):
+        async def once():
+            async with caller(self._app) as http:
+                body = request.read()
+                answer = await http.request(
+                    request.method, str(request.url), content=body, headers=request.headers
+                )
+                return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+        return asyncio.run(once())
+
+
+def test_the_client_does_all_of_it(tmp_path):
+    service = WholeService(tmp_path)
+    client = Client("http://service")
+    client._http = httpx.Client(transport=Asgi(service.app), base_url="http://service")
+    assert client.create_collection("notes", {"language": "none"}).lexical.language == "none"
+    client.upsert("notes", DOCUMENTS)
+    assert [one.name for one in client.collections()] == ["notes", "fruit", "metal"]
+    assert client.collection("notes").documents == 3
+    assert client.documents("notes", limit=1).total == 3
+    assert client.document("notes", "a").metadata["year"] == 2001
+    recent = {"field": "year", "gte": 2003}
+    answer = client.search("bee", "notes", mode="hybrid", weight=0.5, filter=recent, highlight=True)
+    assert [hit.id for hit in answer.results] == ["b"]
+    assert answer.lexical_weight == 0.5
+    assert client.route(["bee"])[0].lexical_weight == 0.1
+    client.delete_collection("notes")
+    service.heartbeat()
+    with pytest.raises(ServiceError, match="404"):
+        client.collection("notes")
+
+    async def main():
+        later = AsyncClient("http://service")
+        later._http = caller(service.app)
+        await later.create_collection("notes", None)
+        assert (await later.collection("notes")).lexical is None
+        await later.upsert("notes", DOCUMENTS)
+        assert (await later.documents("notes")).total == len(await later.collections()) == 3
+        assert (await later.document("notes", "c")).metadata is None
+        assert (await later.search("bee", collections=["notes", "fruit"])).mode == "dense"
+        await later.delete_collection("notes")
+
+    asyncio.run(main())

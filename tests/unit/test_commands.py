@@ -1,0 +1,106 @@
+"""What the commands do can be called: the same names, the same work."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import routerretriever
+from routerretriever.cli import steps
+from routerretriever.cli.main import app
+from routerretriever.pipeline import domains, pipeline
+from routerretriever.serving.deployments import run as deployments
+from support.paths import ROOT
+from support.recipes import tiny_recipe
+from typer.main import get_command
+
+RECIPE = ROOT / "jobs" / "recipes" / "sample.yaml"
+
+
+class Work:
+    """A pipeline that notes what it is asked."""
+
+    asked: list[object] = []  # noqa: RUF012  (tests look at what all of them were asked)
+
+    def __init__(self, recipe):
+        self.recipe = recipe
+
+    def build(self, stages):
+        self.asked.append((self.recipe.name, stages))
+
+    @property
+    def evaluation(self):
+        return f"evaluation of {self.recipe.name}"
+
+    def register(self, release=True):
+        return (self.recipe.name, release)
+
+
+@pytest.fixture(autouse=True)
+def work(monkeypatch):
+    Work.asked = []
+    monkeypatch.setattr(pipeline, "Pipeline", Work)
+
+
+def test_every_command_is_a_call_or_on_the_python_page():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    calls = {name.replace("_", "-") for name in routerretriever.__all__}
+    others = set(get_command(app).commands) - calls
+    assert [name for name in others if f"`{name}" not in page] == [], "name its function in python.md"
+
+
+@pytest.mark.parametrize("given", ["path", "text", "recipe"])
+def test_a_recipe_is_read_from_a_file_or_made_in_python(given, tmp_path):
+    recipe = {"path": RECIPE, "text": str(RECIPE), "recipe": tiny_recipe(tmp_path)}[given]
+    name = "tiny" if given == "recipe" else "sample"
+    assert routerretriever.evaluate(recipe) == f"evaluation of {name}"
+    assert routerretriever.run(recipe) == (name, True)
+    assert routerretriever.register(recipe, release=False) == (name, False)
+
+
+@pytest.mark.parametrize("stage", ["encode", "train", "score"])
+def test_a_step_builds_its_stage(stage, tmp_path):
+    getattr(routerretriever, stage)(tiny_recipe(tmp_path))
+    assert Work.asked == [("tiny", [stage])]
+
+
+def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
+    monkeypatch.setattr(domains, "add_domain", lambda *given: ("added", *given))
+    monkeypatch.setattr(domains, "remove_domain", lambda *given: ("removed", *given))
+    monkeypatch.setattr(deployments, "serve_forever", lambda given: Work.asked.append(given.recipe.name))
+    assert routerretriever.add_expert(str(RECIPE), "law", "law", False) == (
+        "added",
+        RECIPE,
+        "law",
+        "law",
+        False,
+    )
+    assert routerretriever.remove_expert(RECIPE, "law") == ("removed", RECIPE, "law", True)
+    routerretriever.serve(tiny_recipe(tmp_path))
+    assert Work.asked == ["tiny"]
+
+
+@pytest.mark.parametrize("name", sorted({"add-expert", "remove-expert", "register"}))
+def test_a_call_has_no_options_of_its_own(name):
+    call = inspect.signature(getattr(routerretriever, name.replace("-", "_"))).parameters
+    command = {each.name for each in get_command(app).commands[name].params}
+    assert set(call) <= command, "another name, or an option that the command has not"
+
+
+def test_a_run_ends_with_what_to_type_next(monkeypatch, capsys):
+    monkeypatch.setattr(steps, "open_pipeline", lambda *_: Ended())
+    monkeypatch.setattr("routerretriever.reports.tables.terminal_table", lambda _: "")
+    monkeypatch.setattr("routerretriever.runtime.progress.show", lambda _: None)
+    steps.run(RECIPE, ["storage=a b"], ask=False)
+    said = capsys.readouterr().out.rstrip()
+    assert said.endswith(f"next: routerretriever serve {RECIPE} --set 'storage=a b'")
+
+
+class Ended:
+    """A pipeline whose run is over."""
+
+    evaluation = None
+    report_folder = "reports"
+
+    def register(self):
+        return pipeline.Registered("models:/mine@champion", 1, {"law": 1}, "sqlite:///mlflow.db")

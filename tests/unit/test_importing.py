@@ -1,0 +1,423 @@
+"""What people have becomes a collection: a small example of every format, and what goes wrong in one."""
+
+import json
+import os
+import zipfile
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from routerretriever.cli.main import app
+from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.importing import import_data
+from routerretriever.errors import DatasetError, RouterRetrieverError
+from typer.testing import CliRunner
+
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def write(folder, **files):
+    """Write files by name, with ``__`` for a folder; rows become Parquet, objects JSON."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            parquet.write_table(arrow.Table.from_pylist(content), path)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            text = content if isinstance(content, str) else json.dumps(content)
+            path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def read(folder):
+    """The documents and queries by text, and the judgements of each split by texts."""
+    lines = [json.loads(line) for line in (folder / "corpus.jsonl").read_text("utf-8").splitlines()]
+    asked = [json.loads(line) for line in (folder / "queries.jsonl").read_text("utf-8").splitlines()]
+    texts = {one["_id"]: one["text"] for one in lines}
+    queries = {one["_id"]: one["text"] for one in asked}
+    judged = {}
+    for path in sorted((folder / "qrels").glob("*.tsv")):
+        rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()[1:]]
+        judged[path.stem] = {
+            (queries.get(query, query), texts.get(document, document)): int(grade)
+            for query, document, grade in rows
+        }
+    return [one["text"] for one in lines], list(queries.values()), judged
+
+
+PAIRS = {("how long", "Ten minutes."): 1, ("how hot", "Very hot."): 1}
+TRIPLETS = PAIRS | {("how long", "An hour."): 0, ("how hot", "Cold."): 0}
+TEXTS = ["Ten minutes.", "Very hot."]
+RECORDS = [{"_id": f"d{number}", "title": "", "text": text} for number, text in enumerate(TEXTS)]
+ASKED = [{"_id": "q0", "text": "how long"}, {"_id": "q1", "text": "how hot"}]
+JUDGED = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1.0} for n in range(2)]
+
+
+def jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+EXAMPLES = {
+    "hugging face": (
+        {
+            "corpus/corpus-00000-of-00001.parquet": RECORDS,
+            "queries/queries-00000-of-00001.parquet": ASKED,
+            "data/test-00000-of-00001.parquet": JUDGED,
+            "README.md": "# The data set's card",
+            "dataset_infos.json": {"default": {}},
+        },
+        {"test": PAIRS},
+    ),
+    "mteb on disk": (
+        {
+            "corpus/test-00000.parquet": [{"id": one["_id"], "text": one["text"]} for one in RECORDS],
+            "queries/test-00000.parquet": [{"id": one["_id"], "text": one["text"]} for one in ASKED],
+            "qrels/test-00000.parquet": JUDGED,
+            "top_ranked/test-00000.parquet": [{"query-id": "q0", "corpus-ids": ["d0"]}],
+        },
+        {"test": PAIRS},
+    ),
+    "beir with qrels beside": (
+        {
+            "corpus.jsonl": jsonl(RECORDS),
+            "queries.jsonl": jsonl(one | {"answer": "an answer is no document"} for one in ASKED),
+            "qrels.tsv": "query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n",
+        },
+        {"train": PAIRS},
+    ),
+    "csv triplets": (
+        {
+            "a_test.csv": "query,positive,negative_1\n"
+            "how long,Ten minutes.,An hour.\nhow hot,Very hot.,Cold.\n"
+        },
+        {"test": TRIPLETS},
+    ),
+    "csv of a spreadsheet": (
+        {"a.csv": "\ufeffanchor;positive\nhow long;Ten minutes.\nhow hot;Very hot.\n"},
+        {"train": PAIRS},
+    ),
+    "tsv": ({"a.tsv": "question\tanswer\nhow long\tTen minutes.\nhow hot\tVery hot.\n"}, {"train": PAIRS}),
+    "n-tuples": (
+        {
+            "a.jsonl": jsonl(
+                [
+                    {"query": "how long", "pos": ["Ten minutes."], "neg": ["An hour."]},
+                    {"query": "how hot", "pos": ["Very hot."], "neg": ["Cold."]},
+                ]
+            )
+        },
+        {"train": TRIPLETS},
+    ),
+    "lists without names": (
+        {"a.jsonl": jsonl([["how long", "Ten minutes.", "An hour."], ["how hot", "Very hot.", "Cold."]])},
+        {"train": TRIPLETS},
+    ),
+    "parquet pairs": (
+        {
+            "validation-0.parquet": [
+                {"question": "how long", "context": "Ten minutes.", "answers": {"text": ["ten"]}},
+                {"question": "how hot", "context": "Very hot.", "answers": {"text": ["very"]}},
+            ]
+        },
+        {"dev": PAIRS},
+    ),
+    "questions and answers": (
+        {
+            "a.json": [
+                {"question": "how long", "answer": "Ten minutes."},
+                {"question": "how hot", "answers": ["Very hot."]},
+            ]
+        },
+        {"train": PAIRS},
+    ),
+    "squad": (
+        {
+            "train.json": {
+                "data": [
+                    {
+                        "title": "t",
+                        "paragraphs": [
+                            {"context": "Ten minutes.", "qas": [{"question": "how long", "answers": []}]},
+                            {"context": "Very hot.", "qas": [{"question": "how hot", "answers": []}]},
+                            {
+                                "context": "Very hot.",
+                                "qas": [{"question": "how long", "is_impossible": True}],
+                            },
+                        ],
+                    }
+                ]
+            }
+        },
+        {"train": PAIRS | {("how long", "Very hot."): 0}},
+    ),
+    "llama index": (
+        {
+            "a.json": {
+                "queries": {one["_id"]: one["text"] for one in ASKED},
+                "corpus": {one["_id"]: one["text"] for one in RECORDS},
+                "relevant_docs": {"q0": ["d0"], "q1": ["d1"]},
+                "mode": "text",
+            }
+        },
+        {"train": PAIRS},
+    ),
+    "trec": (
+        {
+            "topics.txt": "<top>\n<num> Number: 301\n<title> how long\n\n<desc> Description:\nNo.\n</top>\n"
+            "<top>\n<num> Number: 302\n<title> how hot\n</top>\n",
+            "qrels.test.txt": "301 0 d0 1\n302 Q0 d1 1\n",
+            "corpus.jsonl": jsonl({"id": one["_id"], "contents": one["text"]} for one in RECORDS),
+        },
+        {"test": PAIRS},
+    ),
+    "trec in xml": (
+        {
+            "topics.xml": '<?xml version="1.0"?>\n<topics>\n'
+            '<topic number="301"><query>how long</query></topic>'
+            '\n<topic number="302"><query>how hot</query></topic>\n</topics>',
+            "qrels.txt": "301 0 d0 1\n302 0 d1 1\n",
+            "corpus.jsonl": jsonl({"id": one["_id"], "contents": one["text"]} for one in RECORDS),
+        },
+        {"train": PAIRS},
+    ),
+    "ms marco": (
+        {
+            "collection.tsv": "0\tTen minutes.\n1\tVery hot.\n",
+            "queries.dev.small.tsv": "7\thow long\n",
+            "queries.train.tsv": "8\thow hot\n",
+            "qrels.dev.small.tsv": "7\t0\t0\t1\n",
+            "qrels.train.tsv": "8\t0\t1\t1\n",
+        },
+        {"dev": {("how long", "Ten minutes."): 1}, "train": {("how hot", "Very hot."): 1}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_format_gives_the_same_collection(example, tmp_path):
+    files, expected = EXAMPLES[example]
+    imported = import_data(write(tmp_path / "a", **files), tmp_path / "b")
+    texts, queries, judged = read(imported.folder)
+    assert judged == expected
+    assert set(TEXTS) <= set(texts)
+    assert sorted(queries) == ["how hot", "how long"]
+    assert imported.counts["documents"] == len(texts) == len(set(texts))
+    provenance = json.loads((imported.folder / "provenance.json").read_text())
+    assert provenance["files"].keys() == {name for name, _ in imported.files}
+    for split in judged:
+        assert Collection("b", imported.folder).qrels(split) or len(judged[split]) == 1
+
+
+def test_tables_that_mean_nothing_are_named_and_one_alone_is_refused(tmp_path):
+    files, _ = EXAMPLES["mteb on disk"]
+    source = write(tmp_path / "a", **files)
+    told = import_data(source, tmp_path / "b").told()
+    assert "not read, for their columns mean nothing here: top_ranked/test-00000.parquet" in told
+    with pytest.raises(DatasetError, match="columns query-id, corpus-ids mean nothing here; name them"):
+        import_data(source / "top_ranked" / "test-00000.parquet", tmp_path / "c")
+
+
+def pdf(text):
+    """A PDF of one page."""
+    stream = f"BT /F1 12 Tf 40 700 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R "
+        b"/Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    data, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, start=1):
+        places.append(len(data))
+        data += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    end = b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+    return data + end % (table, len(data))
+
+
+def docx(path, heading, *paragraphs):
+    """A Word file with a heading."""
+    word = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    body = f'<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>{heading}</w:t></w:r></w:p>'
+    body += "".join(f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in paragraphs)
+    styles = '<w:style w:type="paragraph" w:styleId="Heading1"><w:name w:val="heading 1"/></w:style>'
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "[Content_Types].xml",
+            f'<Types xmlns="{package}/content-types"><Default Extension="rels" ContentType="application/vnd.'
+            'openxmlformats-package.relationships+xml"/><Default Extension="xml" ContentType="application/xml'
+            f'"/><Override PartName="/word/document.xml" ContentType="{kind}"/></Types>',
+        )
+        for name, target, relation in (
+            ("_rels/.rels", "word/document.xml", "officeDocument"),
+            ("word/_rels/document.xml.rels", "styles.xml", "styles"),
+        ):
+            archive.writestr(
+                name,
+                f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" '
+                f'Type="{office}/{relation}" Target="{target}"/></Relationships>',
+            )
+        archive.writestr("word/document.xml", f"<w:document {word}><w:body>{body}</w:body></w:document>")
+        archive.writestr("word/styles.xml", f"<w:styles {word}>{styles}</w:styles>")
+
+
+def test_a_folder_of_files_gives_documents_with_their_titles(tmp_path):
+    page = "<html><body><h1>Flour</h1><p>Rye &amp; wheat.</p><script>no()</script></body></html>"
+    source = write(
+        tmp_path / "a",
+        **{
+            "guide/bread.md": "# Bread\n\nKnead it.\n",
+            "flour.html": page,
+            "oven.pdf": pdf("Heat the oven first."),
+            "notes of 2023.txt": "notes from year 2023",  # four words, and no judgement
+        },
+    )
+    docx(source / "yeast.docx", "Yeast", "It rises in warm water.", "Not in hot water.")
+    imported = import_data(source, tmp_path / "b")
+    found = {one.id: one for one in Collection("b", imported.folder).documents()}
+    assert found.keys() == {"guide/bread.md", "flour.html", "oven.pdf", "notes%20of%202023.txt", "yeast.docx"}
+    assert found["guide/bread.md"][1:3] == ("Bread", "Knead it.")
+    assert found["flour.html"][1:3] == ("Flour", "Rye & wheat.")
+    assert found["oven.pdf"][1:3] == ("oven", "Heat the oven first.")
+    assert found["yeast.docx"].title == "Yeast"
+    assert found["yeast.docx"].text.split("\n\n") == ["It rises in warm water.", "Not in hot water."]
+    assert found["yeast.docx"].metadata == {"file": "yeast.docx"}
+    assert "no judgements in it" in imported.told()
+
+
+def test_scanned_pages_are_counted(tmp_path):
+    imported = import_data(write(tmp_path / "a", **{"scan.pdf": pdf(""), "b.md": "text"}), tmp_path / "b")
+    assert "1 files without text: are they scanned pages?" in imported.told()
+
+
+def test_long_files_become_passages_that_know_their_file(tmp_path):
+    text = " ".join(f"word{number}" for number in range(50))
+    imported = import_data(write(tmp_path / "a", **{"x.md": text}), tmp_path / "b", passage_tokens=20)
+    found = list(Collection("b", imported.folder).documents())
+    assert [one.id for one in found] == ["x.md#1", "x.md#2", "x.md#3"]
+    assert {one.metadata["parent"] for one in found} == {"x.md"}
+    assert {word for one in found for word in one.text.split()} == set(text.split())
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx"])
+@pytest.mark.parametrize("data", [b"\0", b"%PDF-1.4 and no more", b"PK\x03\x04 and no more"])
+def test_a_broken_file_is_named_and_leaves_nothing(tmp_path, name, data):
+    with pytest.raises(DatasetError, match=f"{name}: cannot be converted"):
+        import_data(write(tmp_path / "a", **{name: data}), tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_files_whose_names_differ_a_little_get_ids_of_their_own(tmp_path):
+    source = write(tmp_path / "a", **{"a b.txt": "one", "a_b.txt": "two", "a%20b.txt": "three"})
+    (tmp_path / "a" / os.fsdecode(b"\xe9.txt")).write_text("no name in UTF-8")
+    imported = import_data(source, tmp_path / "b")
+    assert len({one.id for one in Collection("b", imported.folder).documents()}) == 4
+
+
+def test_equal_records_are_merged_and_other_columns_are_kept(tmp_path):
+    rows = [
+        {"_id": "1", "text": "one", "source": "a", "metadata": {"year": 1}},
+        {"_id": "1", "text": "one", "source": "a", "metadata": {"year": 1}},
+        {"_id": "2", "text": "two", "source": "\ud83d"},
+    ]
+    imported = import_data(write(tmp_path / "a", **{"corpus.jsonl": jsonl(rows)}), tmp_path / "b")
+    assert imported.counts == {"documents": 2, "queries": 0, "merged": 1, "without_text": 0}
+    found = list(Collection("b", imported.folder).documents())
+    assert [one.metadata for one in found] == [{"year": 1, "source": "a"}, {"source": "\ufffd"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "query,positive\na,b,c\n", "a.csv:2: 3 columns, the header has 2"),
+        ("a.csv", "query,positive\nhow,\n", 'a.csv:2: "query" or "positive" is empty'),
+        ("a.csv", "query,positive,score\nhow,x,0.8\n", "a.csv:2: the grade '0.8' is not an integer"),
+        ("a.jsonl", '{"query": "a", "positive": "b"}\n{"query": 1', "a.jsonl:2: not JSON"),
+        ("a.jsonl", '["query alone"]\n', "a.jsonl:1: not a JSON object"),
+        ("a.json", '{"data": [1]}', "a.json: item 1 is not an object"),
+        ("a.json", {"queries": [], "corpus": {}, "relevant_docs": {}}, "is not an object by id"),
+        ("a.tsv", "1\tone\n2\n", "a.tsv:2: 1 columns, not 2"),
+        ("qrels.txt", "301 0 d1 1\n301 0 d1 1\n301 0 d2 1\n301 0\n", "qrels.txt:4: 2 columns; a TREC"),
+        ("topics.txt", "<top>\n<title> how\n</top>", "topics.txt, topic 1: no <num>"),
+        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8 at byte 1"),
+        ("a.bin", "x", "nothing that can be imported"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path, name, content, message):
+    with pytest.raises(DatasetError) as caught:
+        import_data(write(tmp_path / "a", **{name: content}), tmp_path / "b")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_splits_go_by_their_common_names_and_are_names_of_files(tmp_path):
+    source = write(tmp_path / "a", **{"a.tsv": "query\tpositive\nhow\tso\n"})
+    assert import_data(source, tmp_path / "b", "validation").judgements == {"dev": 1}
+    with pytest.raises(DatasetError, match=r"split: '\.\./x' cannot be a file's name"):
+        import_data(source, tmp_path / "c", "../x")
+
+
+def test_the_command_says_what_it_understood_and_checks(tmp_path):
+    files, _ = EXAMPLES["csv triplets"]
+    source = write(tmp_path / "a", **files)
+    done = CliRunner().invoke(app, ["datasets", "import", str(source), "--to", str(tmp_path / "b")])
+    assert done.exit_code == 0
+    assert "a_test.csv: read as pairs" in done.output
+    assert "0 errors" in done.output
+    documents = write(tmp_path / "c", **{"a.md": "text"})
+    done = CliRunner().invoke(app, ["datasets", "import", str(documents), "--to", str(tmp_path / "d")])
+    assert done.exit_code == 0
+    assert "add queries and qrels" in done.output
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+columns = st.sampled_from(
+    ["_id", "text", "title", "query", "positive", "negative_1", "answers", "score", "query-id", "corpus-id",
+     "paragraphs", "queries", "corpus", "relevant_docs", "metadata", "data"]
+)  # fmt: skip
+
+
+@FUZZ
+@given(
+    st.lists(st.dictionaries(columns, json_values, max_size=5) | json_values, max_size=3),
+    st.sampled_from(["a.jsonl", "a.json", "queries.jsonl", "corpus.json"]),
+)
+def test_no_rows_make_an_import_fail_but_by_an_error_of_ours(tmp_path_factory, rows, name):
+    folder = tmp_path_factory.mktemp("fuzz")
+    content = jsonl(rows) if name.endswith("l") else json.dumps(rows)
+    try:
+        imported = import_data(write(folder, **{name: content}), folder / "out")
+    except RouterRetrieverError as error:
+        assert str(folder) in str(error)
+        assert not (folder / "out").exists()
+    else:
+        (imported.folder / "corpus.jsonl").read_text("utf-8")
+
+
+@FUZZ
+@given(
+    st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace")),
+    st.sampled_from(["a.pdf", "a.docx", "a.html", "a.rst", "topics.txt", "qrels.txt"]),
+    st.sampled_from([b"", b"%PDF-1.4\n", b"PK\x03\x04", b"<html>", b"<top>\n<num>", b"<topic number='1'>",
+                     b"1 0 2 3\n"]),
+)  # fmt: skip
+def test_no_file_of_text_makes_an_import_fail_but_by_an_error_of_ours(tmp_path_factory, data, name, start):
+    folder = tmp_path_factory.mktemp("fuzz")
+    try:
+        import_data(write(folder, **{name: start + data}), folder / "out")
+    except RouterRetrieverError as error:
+        assert str(folder) in str(error)
+        assert not (folder / "out").exists()

@@ -1,0 +1,124 @@
+"""The first hour: a recipe for collections that are there, and what would fail on this machine."""
+
+import re
+import socket
+import time
+
+import pytest
+from routerretriever.config.loading import load_recipe
+from routerretriever.config.starter import write_recipe
+from routerretriever.errors import DatasetError, Refused, Unavailable
+from routerretriever.pipeline import doctor
+from routerretriever.pipeline.doctor import Verdict, examine
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime import machine
+from support.collections import WORDS, write_collection
+from support.recipes import tiny_recipe
+
+
+def found(findings):
+    return {one.name: one for one in findings}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two collections below one folder, and one with a test split only."""
+    write_collection(tmp_path / "data" / "Fruit & more", WORDS["fruit"], ("train", "test"))
+    write_collection(tmp_path / "data" / "router", WORDS["metal"])
+    write_collection(tmp_path / "sport", WORDS["sport"], ("test",))
+    return tmp_path
+
+
+def test_a_recipe_is_written_for_what_is_found(data):
+    path = write_recipe([data / "data", data / "sport"], data / "mine.yaml")
+    recipe = load_recipe(path)
+    assert recipe.name == "mine"
+    assert list(recipe.domains) == ["fruit-more", "router-2", "sport"]
+    assert recipe.expert_domains == ["fruit-more", "router-2"]
+    assert recipe.question.startswith("where is ")
+    text = path.read_text()
+    assert re.search(r"28 documents; queries: \d+ train, \d dev \(held out of train\), 7 test; few", text)
+    assert "no train split, so no expert" in text
+    assert Pipeline(recipe).collections["sport"].folder == data / "sport"
+    assert recipe.training.gpus_per_worker == 0
+    assert (
+        load_recipe(write_recipe([data / "data"], data / "g.yaml", has_gpu=True)).scoring.gpus_per_worker == 1
+    )
+
+
+def test_nothing_is_overwritten_and_what_cannot_be_trained_is_said(data):
+    with pytest.raises(DatasetError, match="no collection has a train split"):
+        write_recipe([data / "sport"], data / "mine.yaml")
+    (data / "mine.yaml").touch()
+    with pytest.raises(Refused, match="--to"):
+        write_recipe([data / "data"], data / "mine.yaml")
+    with pytest.raises(DatasetError, match="no folder"):
+        write_recipe([data / "nowhere"], data / "other.yaml")
+    assert not (data / "other.yaml").exists()
+
+
+def test_the_sample_needs_no_folder(tmp_path):
+    recipe = load_recipe(write_recipe(["sample:kitchen", "sample:garden"], tmp_path / "s.yaml"))
+    assert recipe.domain_path("kitchen") == "sample:kitchen"
+
+
+def test_a_sound_machine_fails_nothing_and_nothing_is_written(tiny_data, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    findings = examine(tiny_recipe(tiny_data))
+    assert [one for one in findings if one.verdict is Verdict.FAIL] == []
+    assert not (tiny_data / "storage").exists()
+
+
+def test_what_would_fail_is_named_with_what_to_do(tiny_data, monkeypatch):
+    monkeypatch.setattr(machine, "torch_gpus", lambda: 0)
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: 2)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    recipe = tiny_recipe(
+        tiny_data,
+        storage="/proc/nowhere",
+        encoder={"name": "nobody/nothing"},
+        training={"gpus_per_worker": 1},
+        registry={"tracking_uri": "http://anna:planted@127.0.0.1:1"},
+        domains={"fruit": {"path": "fruit"}, "lost": {"path": "lost"}},
+    )
+    monkeypatch.setattr(doctor, "why_silent", lambda *_: "unreachable")
+    failed = {name: one.text for name, one in found(examine(recipe)).items() if one.verdict is Verdict.FAIL}
+    assert "planted" not in str(failed)
+    assert "RAY_ADDRESS" in failed["Ray"]
+    assert "CUDA build of torch" in failed["gpu"]
+    assert "set encoder.name to a folder" in failed["model hub"]
+    assert "domains.lost.path" in failed["collections"]
+    assert "no server answers" in failed["MLflow"]
+    assert "storage" in failed
+
+
+def test_gpus_that_are_asked_for_and_those_that_are_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(machine, "nvidia_gpus", lambda: 0)
+    asking, modest = tiny_recipe(tmp_path, serving={"router": {"gpus": 1}}), tiny_recipe(tmp_path)
+    monkeypatch.setattr(machine, "torch_gpus", lambda: 0)
+    verdict, text = doctor.check_gpu(asking)
+    assert (verdict, "serving.router.gpus" in text) == (Verdict.FAIL, True)
+    assert doctor.check_gpu(modest)[0] is Verdict.OK
+    monkeypatch.setattr(machine, "torch_gpus", lambda: 1)
+    assert doctor.check_gpu(modest)[0] is Verdict.NOTE
+    assert doctor.check_gpu(asking)[0] is Verdict.OK
+
+
+def test_a_port_that_is_taken_and_storage_whose_package_is_missing(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert doctor.check_port("127.0.0.1", taken.getsockname()[1])[0] is Verdict.NOTE
+    assert doctor.check_port("127.0.0.1", 0)[0] is Verdict.OK
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    verdict, text = doctor.check_storage("s3://bucket/x")
+    assert (verdict, "routerretriever[s3]" in text) == (Verdict.FAIL, True)
+
+
+def test_a_call_that_hangs_is_given_up():
+    with pytest.raises(Unavailable, match=r"storage: no answer within 0\.01 seconds"):
+        machine.within(0.01, lambda: time.sleep(2), "storage")
+    assert machine.within(60, lambda: 7, "storage") == 7
+    with pytest.raises(KeyError):
+        machine.within(60, lambda: {}["x"], "storage")

