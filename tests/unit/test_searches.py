@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
 from routerretriever.client.schemas import SearchRequest
 from routerretriever.config.serving import ReplicaSettings
-from routerretriever.errors import WrongField
+from routerretriever.errors import StorageError, WrongField
 from routerretriever.index.changes import write_change, write_deletion
 from routerretriever.index.filters import parse_filter
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.live import Found, Wanted
 from routerretriever.index.settings import FusionSettings, IndexSettings
+from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded, Engine
@@ -210,3 +212,13 @@ def test_the_weight_is_the_bundles_and_without_one_the_recipes_prior():
     assert fitted.lexical_weight({"fruit": 1.0}) == 1.0
     assert fitted.lexical_weight({"base": 1.0}) == FusionSettings().prior
     assert fitted.lexical_weight({"base": 1.0}, "fruit") == 1.0
+
+
+def test_an_error_of_a_deployment_comes_in_its_own_words():
+    async def remote():
+        cause = StorageError("changes/c: missing; restore it from a copy")
+        raise RayTaskError("find", "Traceback: secret lines", cause).as_instanceof_cause()
+
+    with pytest.raises(StorageError) as found:
+        asyncio.run(call_with_retry(SimpleNamespace(remote=remote)))
+    assert str(found.value) == "changes/c: missing; restore it from a copy"

@@ -173,7 +173,8 @@ class Service:
     async def collection_states(self, access: Access) -> list[CollectionState]:
         """The collections that a client may read."""
         await self._replica.refresh()
-        return [await self._state(name, ref, access) for name, ref in self._visible(access).items()]
+        visible = self._visible(access).items()
+        return await asyncio.gather(*(self._state(name, ref, access) for name, ref in visible))
 
     async def collection_state(self, name: str, access: Access) -> CollectionState:
         """One of them."""
