@@ -94,6 +94,18 @@ def test_a_wrong_report_names_the_field_and_is_not_kept(log, change, status, tol
     assert log.read() == []
 
 
+def test_a_token_reports_on_its_own_collections_only(log):
+    digest = hashlib.sha256(b"page").hexdigest()
+    own = app(log, {"page": Token(sha256=digest, collections=["metal"])})
+    as_page = {"Authorization": "Bearer page"}
+    denied = ask(own, "POST", "/v1/feedback", json=BODY, headers=as_page)
+    assert denied.status_code == 404
+    assert denied.json()["error"]["message"] == "collection: found 'fruit'; there are metal"
+    allowed = ask(own, "POST", "/v1/feedback", json={**BODY, "collection": "metal"}, headers=as_page)
+    assert allowed.status_code == 200
+    assert [report.collection for report in log.read()] == ["metal"]
+
+
 def test_reporting_needs_a_token_and_deleting_one_that_may_write(log):
     def token(secret, write):
         return Token(sha256=hashlib.sha256(secret.encode()).hexdigest(), write=write)
