@@ -20,7 +20,8 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.registry.registry import Registry, RunRecord
+from routerretriever.registry.recording import RunRecord
+from routerretriever.registry.registry import Registry
 from routerretriever.reports.tables import as_dict
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings

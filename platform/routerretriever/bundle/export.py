@@ -45,8 +45,8 @@ def export_expert(bundle: Path, name: str, to: Path, merged: bool = False) -> Pa
             "export` writes the whole bundle"
         )
     if not merged and (encoder.adapter is not None or hub_id(encoder) is None):
-        what = "is a local folder" if encoder.adapter is None else "has an adapter of its own"
-        raise Refused(f"expert {name!r}: its base {what}, which others cannot fetch; export it with --merged")
+        what = "a local folder or a fake" if encoder.adapter is None else "one with an adapter of its own"
+        raise Refused(f"expert {name!r}: its base is {what}, which nobody can fetch; export it with --merged")
     tower = load_tower(encoder)
     if merged:
         merge_adapter(tower, name, folder)
