@@ -109,7 +109,7 @@ def _served(recipe: Recipe, queries: list[str], storage: str, index: IndexSettin
     """Searches over HTTP of what lies in a storage folder."""
     from routerretriever.serving.deployments.run import served
 
-    corpus = recipe.corpus.model_copy(update={"index": index})
+    corpus = recipe.corpus.model_copy(update={"index": index, "lexical": None})
     with served(Pipeline(recipe.model_copy(update={"storage": storage, "corpus": corpus}))) as url:
         bodies = [{"query": query, "collection": _COLLECTION, "top_k": _DEPTH} for query in queries]
         run_load(f"{url}/v1/search", bodies, 1, 2.0)

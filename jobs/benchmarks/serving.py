@@ -57,9 +57,14 @@ def main(
         }
         if search:
             collection = pipeline.recipe.expert_domains[0]
-            for name, model in (("base", BASE), ("routed", ROUTED_MODEL)):
-                bodies = [{"query": q, "collection": collection, "model": model} for q in queries]
-                ways[f"{name} search"] = (f"{url}/v1/search", bodies)
+            searches = [
+                ("base", BASE, "dense"),
+                ("routed", ROUTED_MODEL, "dense"),
+                ("hybrid", ROUTED_MODEL, "hybrid"),
+            ]
+            for name, model, mode in searches:
+                asked = {"collection": collection, "model": model, "mode": mode}
+                ways[f"{name} search"] = (f"{url}/v1/search", [{"query": q, **asked} for q in queries])
         if peer:
             ways["peer"] = (peer, embeddings(queries, peer_model, texts))
         rows, figures = [], []

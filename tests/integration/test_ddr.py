@@ -141,7 +141,7 @@ def test_it_is_served_as_any_bundle_is(trained, model):
         offered = {one["id"] for one in httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]}
         assert offered == {"router", BASE, "documents", "ddr-prior", "fruit", "metal", "sport"}
         np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
-        answer = client.search(QUERIES[0], "fruit", top_k=3, model="fruit")
+        answer = client.search(QUERIES[0], "fruit", top_k=3, model="fruit", mode="dense")
         assert answer.expert == "fruit"
         assert len(answer.results) == 3
         assert client.search(QUERIES[0], "sport").expert == "ddr-prior"

@@ -151,7 +151,7 @@ def test_documents_come_change_and_go(service, url):
     originals = [{"id": hit.id, "title": hit.title, "text": hit.text} for hit in before.results]
     new = {"id": "new", "title": "", "text": query}
     client.upsert("fruit", [new, {"id": before.results[0].id, "title": "zinc", "text": "something else"}])
-    after = client.search(query, "fruit", top_k=28, model="base")
+    after = client.search(query, "fruit", top_k=28, model="base", mode="dense")
     assert after.results[0].id == "new"
     assert after.results[0].score == pytest.approx(1, abs=1e-4)  # its text is the query
     changed = next(hit for hit in after.results if hit.id == before.results[0].id)
@@ -160,7 +160,7 @@ def test_documents_come_change_and_go(service, url):
     with pytest.raises(ServiceError, match="404"):
         client.upsert("none", [new])
     client.delete("fruit", ["new", before.results[1].id, "never there"])
-    left = [hit.id for hit in client.search(query, "fruit", top_k=100, model="base").results]
+    left = [hit.id for hit in client.search(query, "fruit", top_k=100, model="base", mode="dense").results]
     assert len(left) == 27
     assert not {"new", before.results[1].id} & set(left)
     document = f"{url}/v1/collections/fruit/document"
