@@ -4,8 +4,8 @@ FROM rayproject/ray:2.60.0-py311-gpu
 
 WORKDIR /home/ray/routerretriever
 # Packages first: a change of the code then leaves their layer as it is.
-COPY --chown=ray:users requirements.lock ./
-RUN pip install --no-cache-dir -r requirements.lock
+COPY --chown=ray:users requirements-runtime.lock ./
+RUN pip install --no-cache-dir -r requirements-runtime.lock
 COPY --chown=ray:users pyproject.toml README.md LICENSE ./
 COPY --chown=ray:users platform platform
 COPY --chown=ray:users jobs/recipes jobs/recipes

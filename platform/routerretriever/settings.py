@@ -21,6 +21,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+Labels = dict[str, str]
+"""Labels of a machine, by name. Ray's own are called ``ray.io/...``; cluster files give others."""
+
+
 class PoolSettings(Settings):
     """A pool of Ray Data actors."""
 
@@ -30,6 +34,9 @@ class PoolSettings(Settings):
     """CPUs that Ray reserves for each actor."""
     gpus_per_worker: ResourceAmount = 0.0
     """GPUs that Ray reserves for each actor; a fraction lets several share one."""
+
+    labels: Labels = Field(default_factory=dict)
+    """Labels that a machine must have to hold an actor, as ``{ray.io/market-type: spot}``."""
 
     def describe(self) -> str:
         """The pool in words: ``4 workers, each 1 CPU``."""

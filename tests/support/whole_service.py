@@ -68,6 +68,7 @@ class WordsBundle:
     """Routes every query to fruit and embeds it as the base does."""
 
     experts = ("fruit", "metal")
+    fusion = None
     manifest = {"encoder_fingerprint": "abc", "features": "last"}  # noqa: RUF012
 
     def __init__(self) -> None:

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from routerretriever.adapters.kinds import kind_named
+from routerretriever.adapters.tower import load_tower
+from routerretriever.corpus import build
+from routerretriever.datasets.collection import open_collection
+from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import compare_all
-from routerretriever.studies.assess import Assessment
+from routerretriever.methods.experts import Experts
+from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.scoring import worker as scoring
+from routerretriever.studies.assess import BM25, HYBRID, Assessment, assess
+from support.collections import WORDS, write_collection
+from support.recipes import tiny_recipe
 
 
 def assessment(gain: float) -> Assessment:
@@ -26,3 +37,40 @@ def test_the_best_system_is_named_with_its_interval():
 def test_nothing_is_recommended_for_a_gain_by_chance():
     assert "no system is better than the base beyond chance" in assessment(-0.1).verdict()
     assert "no system is better" in assessment(0.0).verdict()
+
+
+@pytest.fixture
+def trained(tiny_data, monkeypatch):
+    """The tiny recipe with fresh adapters in the place of trained ones, and shards without Ray."""
+
+    def run_shards(rows, worker, constructor, pool, description):
+        own = worker(**constructor)
+        for row in rows:
+            own.work(row)
+
+    for module in (build, scoring):
+        monkeypatch.setattr(module, "run_shards", run_shards)
+    pipeline = Pipeline(tiny_recipe(tiny_data))
+    tower = load_tower(pipeline.recipe.encoder)
+    adapter = pipeline.recipe.training.adapter
+    for name, step in pipeline.method(Experts).train_steps.items():
+        kind_named(adapter.kind).attach(tower, name, adapter)
+        folder = tiny_data / "adapters" / name
+        folder.mkdir(parents=True)
+        kind_named(adapter.kind).save(tower, name, folder)
+        pipeline.store.put_folder(step.key, folder)
+        pipeline.store.commit(step.key, {"domain": name})
+    return pipeline
+
+
+def test_every_expert_the_base_and_bm25_are_measured_on_the_same_queries(trained, tmp_path):
+    collection = open_collection("clubs", write_collection(tmp_path / "clubs", WORDS["sport"]))
+    found = assess(trained, collection)
+    assert found.queries == 21  # test queries are left alone
+    assert set(found.ndcg_at_10) == {"base", "fruit", "metal", BM25, HYBRID}
+    # A fresh LoRA changes nothing, and the words of these queries are those of their documents.
+    assert found.ndcg_at_10["fruit"] == found.ndcg_at_10["base"]
+    assert found.differences["metal"].p_value == 1
+    assert found.ranked()[0] in (BM25, HYBRID)
+    with pytest.raises(RecipeError, match="in the recipe already"):
+        assess(trained, trained.collections["sport"])

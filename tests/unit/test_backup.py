@@ -22,7 +22,7 @@ def registry_at(folder):
 
 def test_a_back_up_that_is_restored_elsewhere_has_all_versions_and_goes_on(tmp_path):
     before = registry_at(tmp_path / "run")
-    bundle = shutil.copytree(FIXTURE / "bundle", tmp_path / "bundle")  # of the last release
+    bundle = shutil.copytree(FIXTURE / "bundle", tmp_path / "from-elsewhere")  # of the last release
     assert before.register_folder(bundle) == 1
     manifest = json.loads((bundle / "bundle.json").read_text())
     (bundle / "bundle.json").write_text(json.dumps({**manifest, "evaluation": {"again": True}}))

@@ -88,6 +88,19 @@ def test_several_collections_are_searched_together(tmp_path):
         assert hit["score"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_passages_are_told_by_their_document_and_looked_through_until_there_are_enough(tmp_path):
+    service = WholeService(tmp_path)
+    assert service.ask("POST", "/v1/collections", {"name": "notes"})[0] == 200
+    long = [{"id": f"long#{number}", "text": "bee " * (number + 1)} for number in range(30)]
+    passages = [*long, *({"id": f"{one}#1", "text": f"nothing of {one}"} for one in "abd"), DOCUMENTS[2]]
+    assert service.ask("POST", "/v1/collections/notes/documents", {"documents": passages})[0] == 200
+    for mode in ("hybrid", "dense"):
+        assert len(found(service, mode=mode, top_k=3)) == 3
+        grouped = found(service, mode=mode, top_k=5, group_by_parent=True)
+        assert sorted(each.partition("#")[0] for each in grouped) == ["a", "b", "c", "d", "long"]
+        assert found(service, mode=mode, top_k=2, offset=3, group_by_parent=True) == grouped[3:]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import measure
+from routerretriever.methods.experts import Experts
+from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.routing.calibration import (
     CANDIDATES,
     IN_DOMAIN_LIMIT,
@@ -22,8 +24,9 @@ from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit, with_chosen_fallback
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.scoring.mixed_vectors import MixedVectors
-from routerretriever.scoring.table import SplitScores
+from routerretriever.scoring.table import ScoredModel, SplitScores
 from routerretriever.types import BASE
+from support.recipes import tiny_recipe
 
 losses = st.floats(-0.05, 0.05)
 tables = st.integers(1, 6).flatmap(
@@ -158,6 +161,16 @@ def test_experts_that_harm_elsewhere_leave_unseen_domains_to_the_base():
     assert np.mean(in_domain) <= IN_DOMAIN_LIMIT + 0.005
 
 
+def test_a_single_scored_query_is_no_obstacle():
+    data, _, _ = world(["a"], harm=1.0)
+    one = dataclasses.replace(
+        data, utilities={"a": data.utilities["a"][:1]}, features={"a": data.features["a"][:1]}
+    )
+    router, _ = fit_and_choose(one, SETTINGS)
+    weights = router.weights(data.features["a"])
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("names", [["a"], ["a", "b"]])
 def test_with_one_or_two_domains_a_foreign_query_is_the_bases(names):
     data, _, _ = world(names, harm=1.0)
@@ -179,3 +192,34 @@ def test_settings_that_auto_chooses_cannot_be_given_with_it():
         FallbackSettings(slack=0.5)
     assert FallbackSettings(answer="base", slack=0.5).slack == 0.5
     assert FallbackSettings(neighbours=4).answer == "auto"
+
+
+def test_a_run_chooses_once_and_keeps_it_in_storage(tiny_data, monkeypatch):
+    def loop(shards, worker, constructor, pool, description):
+        made = worker(**constructor)
+        for shard in shards:
+            made.work(shard)
+
+    for place in ("corpus.build", "scoring.worker"):
+        monkeypatch.setattr(f"routerretriever.{place}.run_shards", loop)
+
+    def opened():
+        """A run whose two experts are the base."""
+        run = Pipeline(tiny_recipe(tiny_data))
+        workspace, experts = run.workspace, run.method(Experts)
+        steps = workspace.score_steps("train", [ScoredModel.base(workspace.encoder)], ["fruit", "metal"])
+        experts.scores = {
+            name: SplitScores(
+                name, "train", table.query_ids, [BASE, "fruit", "metal"],
+                table.measured[:, [0, 0, 0]], table.vectors_QEd[:, [0, 0, 0]],
+            )
+            for name, table in workspace.scores(steps).items()
+        }  # fmt: skip
+        return experts
+
+    chosen = opened().routing.fallback
+    assert chosen in CANDIDATES
+    monkeypatch.setattr("routerretriever.methods.experts.with_chosen_fallback", None)  # nobody asks again
+    again = opened()
+    assert again.routing.fallback == chosen
+    assert again.router.experts == ["fruit", "metal", BASE]

@@ -22,9 +22,15 @@ from routerretriever.generation.prompts import Request
 from routerretriever.generation.settings import FilterSettings, GenerationSettings
 from routerretriever.generation.sources import RealQueries, choose, held_out, real_queries
 from routerretriever.generation.step import read_drafts, write_step
-from routerretriever.pipeline.documents import import_documents, with_examples
-from support.collections import WORDS, write_collection
-from support.recipes import tiny_recipe
+from routerretriever.pipeline import documents as pipeline_documents
+from routerretriever.pipeline.documents import (
+    add_from_documents,
+    estimate_documents,
+    import_documents,
+    with_examples,
+)
+from support.collections import WORDS, write_collection, write_collections
+from support.recipes import save_recipe, tiny_recipe
 from support.writers import endpoint
 
 SETTINGS = {"min_document_words": 1, "documents": 20, "shard_size": 5, "writer": {"kind": "extract"}}
@@ -278,3 +284,28 @@ def test_a_generation_from_documents_to_the_folder(documents, tmp_path, inline, 
     there = open_collection("new", made.folder)
     assert len(there.queries("train")) + len(there.queries("dev")) == made.kept
     assert there.corpus_hash() == documents.corpus_hash()
+
+
+def test_files_become_a_collection_and_the_domain_is_added(tmp_path, inline, monkeypatch):
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in range(12):
+        text = f"Tool {number} is made of {WORDS['metal'][number % 8]} and has {number} parts."
+        (files / f"{number}.md").write_text(f"# Manual {number}\n\n{text}")
+    write_collections(tmp_path)
+    own = {"writer": {"kind": "extract"}, "filters": {"round_trip": "none", "similarity": 1.0}}
+    path = save_recipe(tiny_recipe(tmp_path, generation=own), tmp_path / "recipe.yaml")
+    added = []
+    monkeypatch.setattr(pipeline_documents, "add_domain", lambda *given: added.append(given) or "registered")
+    assert estimate_documents(path, "tools", files, None).calls == 12
+    assert not (tmp_path / "data" / "generated").exists()
+    for _ in range(2):  # the second time all of it is there
+        generated, registered = add_from_documents(path, "tools", files, release=False)
+    assert registered == "registered"
+    assert added == [(path, "tools", "generated/tools", False)] * 2
+    assert generated.folder == tmp_path / "data" / "generated" / "tools"
+    made = open_collection("tools", generated.folder)
+    assert generated.kept == 12
+    assert next(made.documents()).metadata["parent"].endswith(".md")
+    with pytest.raises(RecipeError, match="has an expert already"):
+        add_from_documents(path, "fruit", files)

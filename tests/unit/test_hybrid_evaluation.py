@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from routerretriever.errors import DatasetError, RecipeError, Refused
 from routerretriever.evaluation.system import Kind
-from routerretriever.index.base import Queries
 from routerretriever.index.fusion_weights import GRID, FusionWeights
-from routerretriever.index.live import LiveCollection
+from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import FusionSettings, IndexSettings, LexicalSettings
 from routerretriever.measures import measure
 from routerretriever.methods.hybrid import (
@@ -82,9 +81,9 @@ def test_rows_agree_with_the_score_table_and_with_what_the_service_finds(pipelin
         lexical=LexicalSettings(),
     )  # fmt: skip
     texts = collection.queries("test")
-    queries = Queries([texts[i] for i in fused.query_ids], table["sport"].base_vectors)
+    queries = list(zip([texts[i] for i in fused.query_ids], table["sport"].base_vectors, strict=True))
     for weight, name in ((0.12, BASE_FIXED), (1.0, BM25)):
-        hits = service.search_hybrid(queries, [28] * len(queries), [weight] * len(queries))
+        hits = service.find("hybrid", [Wanted(text, vector, 28, weight) for text, vector in queries])
         found = {
             i: {hit.document.id: hit.score for hit in own}
             for i, own in zip(fused.query_ids, hits, strict=True)

@@ -1,9 +1,14 @@
 import socket
 
 import pytest
+import ray
+from ray._private.state import state as ray_state
+from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import RouterRetrieverError, Unavailable
 from routerretriever.runtime import cluster
 from routerretriever.runtime.cluster import require_answer, room_for
+from routerretriever.serving.deployments.index import Index
+from routerretriever.serving.deployments.sizes import sized
 from routerretriever.training.settings import TrainingSettings
 
 LAPTOP = [{"CPU": 2.0}]
@@ -16,7 +21,7 @@ def machines(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def have(there, may_be=()):
-        monkeypatch.setattr(cluster, "_machines", lambda: (there, list(may_be)))
+        monkeypatch.setattr(cluster, "_machines", lambda _: (there, list(may_be)))
 
     return have
 
@@ -63,9 +68,36 @@ def test_machines_that_an_autoscaler_would_start_count(machines):
     assert room_for(1, 0.5, gang=2) == 2
 
 
+def test_only_machines_with_the_labels_count(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    spot, kept = {"ray.io/market-type": "spot"}, {"ray.io/market-type": "on-demand", "zone": "a"}
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": spot},
+        {"Alive": True, "Resources": {"CPU": 2.0}, "Labels": kept},
+        {"Alive": False, "Resources": {"CPU": 8.0}, "Labels": kept},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_state, "get_cluster_config", lambda: None)
+    assert room_for(1, 0) == 6
+    assert room_for(1, 0, labels=spot) == 4
+    assert room_for(1, 0, labels={"ray.io/market-type": "on-demand"}) == 2
+    with pytest.raises(RouterRetrieverError, match=r"machines with labels zone=b can hold 0"):
+        room_for(1, 0, labels={"zone": "b"})
+
+
+def test_replicas_are_placed_by_labels():
+    options = sized(
+        Index, "index", ReplicaSettings(labels={"ray.io/market-type": "on-demand"})
+    ).ray_actor_options
+    assert options["label_selector"] == {"ray.io/market-type": "on-demand"}
+    assert "label_selector" not in sized(Index, "index", ReplicaSettings()).ray_actor_options
+
+
 def test_resources_do_not_change_what_an_expert_is():
     one = TrainingSettings()
-    other = TrainingSettings(cpus_per_worker=4, gpus_per_worker=0.25, at_once=3, max_failures=9)
+    other = TrainingSettings(
+        cpus_per_worker=4, gpus_per_worker=0.25, at_once=3, max_failures=9, labels={"a": "b"}
+    )
     assert one.identity() == other.identity()
 
 

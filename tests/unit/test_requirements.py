@@ -7,6 +7,7 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from support.locks import runtime_pins
 from support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -26,3 +27,12 @@ def test_pins_are_releases_that_every_machine_can_install():
     assert [str(line) for line in LINES if len(line.specifier) != 1 or "==" not in str(line.specifier)] == []
     assert {name for name, version in PINS.items() if version.local} == set()
     assert len(PINS) == len(LINES)
+
+
+def test_what_users_need_is_locked_without_test_tools():
+    """If this fails: PYTHONPATH=tests python -m support.locks > requirements-runtime.lock"""
+    pinned = (ROOT / "requirements-runtime.lock").read_text().splitlines()
+    assert pinned == runtime_pins()
+    names = {canonicalize_name(Requirement(line).name) for line in pinned}
+    assert {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} <= names
+    assert not names & {"pytest", "ruff", "mypy", "hypothesis", "moto", "schemathesis", "coverage"}

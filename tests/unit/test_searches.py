@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
 from routerretriever.client.schemas import SearchRequest
 from routerretriever.config.serving import ReplicaSettings
-from routerretriever.errors import WrongField
+from routerretriever.errors import StorageError, WrongField
 from routerretriever.index.changes import write_change, write_deletion
 from routerretriever.index.filters import parse_filter
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.live import Found, Wanted
 from routerretriever.index.settings import FusionSettings, IndexSettings
+from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded, Engine
@@ -112,8 +114,8 @@ VECTORS_ONLY = CollectionRef("corpora/a", "changes/a")
 )
 def test_the_mode_is_hybrid_where_words_are_indexed_and_the_answer_says_the_weight(values, ref, expected):
     plan = Plan(request(**values), {"fruit": ref})
-    embedded = Embedded(np.zeros(2, np.float32), {"fruit": 1.0}, 1, lexical_weight=0.3)
-    answer = plan.answer(embedded, plan.wanted(embedded), [])
+    embedded = Embedded(np.zeros(2, np.float32), {"fruit": 1.0}, 1)
+    answer = plan.answer(embedded, plan.wanted(embedded, 0.3), [])
     assert (answer.mode, answer.lexical_weight) == expected
 
 
@@ -140,7 +142,7 @@ def test_pages_least_scores_fields_and_highlights():
 
     def hits(**values):
         plan = Plan(request(**values), {"fruit": REF})
-        wanted = plan.wanted(embedded)
+        wanted = plan.wanted(embedded, 0.1)
         return plan.answer(embedded, wanted, found[: wanted.depth]).results
 
     assert [hit.id for hit in hits(offset=2, limit=2)] == ["d2", "d3"]
@@ -151,7 +153,7 @@ def test_pages_least_scores_fields_and_highlights():
     assert (some.title, some.text, list(some.metadata)) == ("t1", "", ["year"])
     text = Plan(SearchRequest(query="fig", highlight=True), {"fruit": REF})
     marked = [(0, Found(1.0, documents[0]._replace(text="two figs in a tree")))]
-    (hit,) = text.answer(embedded, text.wanted(embedded), marked).results
+    (hit,) = text.answer(embedded, text.wanted(embedded, 0.1), marked).results
     assert [hit.snippet.text[start:stop] for start, stop in hit.snippet.highlights] == ["figs"]
 
 
@@ -192,18 +194,31 @@ class Bundle:
     router = SimpleNamespace(experts=["fruit", "metal", "base"])
     experts = ("fruit", "metal")
 
-    def __init__(self, fusion=None):
-        if fusion is not None:
-            self.fusion = fusion
+    def __init__(self, fusion):
+        self.fusion = fusion
+
+    def fusion_weights(self, weights_BT, domains, collection=None):
+        return self.fusion.of_queries(weights_BT, domains, collection)
 
 
 def test_the_weight_is_the_bundles_and_without_one_the_recipes_prior():
-    def engine(bundle):
+    def engine(fusion):
         prior = FusionSettings(prior=0.25)
-        return Engine(bundle, SerialExecutor(), None, ReplicaSettings(), Metrics(), fusion=prior)
+        return Engine(Bundle(fusion), SerialExecutor(), None, ReplicaSettings(), Metrics(), fusion=prior)
 
-    assert engine(Bundle()).lexical_weight({"fruit": 1.0}) == 0.25
+    assert engine(None).lexical_weight({"fruit": 1.0}, "fruit") == 0.25
     likes_words = np.tile(np.array(GRID), (500, 1))
-    fitted = FusionWeights.fit({"fruit": likes_words}, FusionSettings())
-    assert engine(Bundle(fitted)).lexical_weight({"fruit": 1.0}) == 1.0
-    assert engine(Bundle(fitted)).lexical_weight({"base": 1.0}) == FusionSettings().prior
+    fitted = engine(FusionWeights.fit({"fruit": likes_words}, FusionSettings()))
+    assert fitted.lexical_weight({"fruit": 1.0}) == 1.0
+    assert fitted.lexical_weight({"base": 1.0}) == FusionSettings().prior
+    assert fitted.lexical_weight({"base": 1.0}, "fruit") == 1.0
+
+
+def test_an_error_of_a_deployment_comes_in_its_own_words():
+    async def remote():
+        cause = StorageError("changes/c: missing; restore it from a copy")
+        raise RayTaskError("find", "Traceback: secret lines", cause).as_instanceof_cause()
+
+    with pytest.raises(StorageError) as found:
+        asyncio.run(call_with_retry(SimpleNamespace(remote=remote)))
+    assert str(found.value) == "changes/c: missing; restore it from a copy"

@@ -530,6 +530,7 @@ class HalfBundle:
 
     router = SimpleNamespace(experts=["a", "b", BASE])
     experts = ("a", "b")
+    fusion = None
 
     class encoder:
         dimension = 2

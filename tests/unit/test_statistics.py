@@ -6,7 +6,7 @@ from routerretriever.cli.main import app
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.preflight import preflight
 from routerretriever.datasets.statistics import describe, tokens_of
-from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.settings import DocumentEncoderSettings, EncoderSettings
 from routerretriever.errors import DatasetError
 from support.collections import WORDS, write_collection
 from support.encoders import write_encoder
@@ -64,6 +64,14 @@ def test_the_tokens_are_the_encoders_and_what_it_cuts_is_counted(tmp_path):
     assert (lengths.unit, lengths.highest, lengths.limit, lengths.cut) == ("tokens", 42, 24, 1)
 
 
+def test_documents_are_counted_by_what_reads_them(tmp_path):
+    student = settings_of(tmp_path / "student")
+    teacher = write_encoder("llama", tmp_path / "teacher")
+    (teacher / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
+    tokens = tokens_of(student.model_copy(update={"documents": DocumentEncoderSettings(name=str(teacher))}))
+    assert (tokens.limit, tokens.query_limit) == (9, None)
+
+
 def test_a_run_notes_what_the_encoder_will_not_see(tmp_path):
     one = toy(tmp_path / "c", ["the quick brown fox " * 10, "привет мир"])
     report = preflight([one], {"toy": ["train", "dev"]})
@@ -74,7 +82,9 @@ def test_a_run_notes_what_the_encoder_will_not_see(tmp_path):
     ]
     other = toy(tmp_path / "d", ["привет мир", "еще слово"])
     found = preflight([other], {"toy": ()}).with_reading([other], tokens_of(settings_of(tmp_path / "e")))
-    assert found.notes("toy") == ["50% unknown tokens: this encoder does not know the script; choose another"]
+    assert found.notes("toy") == [
+        "50% unknown tokens: this encoder knows little of the language or script; choose another"
+    ]
 
 
 def test_the_command_counts_in_the_recipes_tokens(tmp_path):
@@ -87,7 +97,7 @@ def test_the_command_counts_in_the_recipes_tokens(tmp_path):
     assert plain.exit_code == counted.exit_code == 0
     assert "28, 4 words in the middle" in plain.output
     assert "28, 6 tokens in the middle" in counted.output
-    assert "unknown tokens: this encoder does not know the script" in counted.output
+    assert "unknown tokens: this encoder knows little" in counted.output
     as_json = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(as_json.output)["documents"] == 28
 

@@ -58,6 +58,8 @@ def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
         BadInput: the file is no archive of a bundle.
         BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
     """
+    if not archive.is_file():
+        raise BadInput(f"{archive}: no such file")
     try:
         with tarfile.open(archive) as opened:
             opened.extractall(into, filter="data")  # refuses what points outside

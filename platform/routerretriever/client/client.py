@@ -97,6 +97,7 @@ class SearchOptions(TypedDict, total=False):
     offset: int
     min_score: float
     fields: list[str]
+    group_by_parent: bool
     highlight: bool
 
 

@@ -89,6 +89,8 @@ class SearchRequest(_Schema):
     """Documents below this score are left out."""
     fields: list[str] | None = None
     """What is told of each document: ``title``, ``text`` and fields of its metadata; by default all."""
+    group_by_parent: bool = False
+    """Of the passages ``document#1``, ``document#2`` and so on, only the best of each document is told."""
     highlight: bool = False
     """Whether each document comes with the part that has most words of the query."""
 

@@ -69,7 +69,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     file = recipe_file(path)
     if not file.exists():
         known = ", ".join(shipped_recipes())
-        raise RecipeError(f"{path}: no such file, and no recipe of the package; its own are {known}")
+        # `serve run` and jobs read recipes in another folder than the one in which a person types.
+        where = "" if file.is_absolute() else f" in {Path.cwd()}"
+        raise RecipeError(f"{path}: no such file{where}, and no recipe of the package; its own are {known}")
     values = read_settings(file)
     rename_old_keys(values, str(path))
     for override in overrides or []:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from routerretriever.settings import DomainName, Fraction, ResourceAmount, Settings
+from routerretriever.settings import DomainName, Fraction, Labels, ResourceAmount, Settings
 
 
 class ReplicaSettings(Settings):
@@ -23,6 +23,8 @@ class ReplicaSettings(Settings):
     """Ray gives a replica as many threads, at least one. More replicas serve more than more threads do."""
     gpus: ResourceAmount = 0.0
     """GPUs that Ray reserves for each replica; a fraction lets several share one."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that a machine must have to hold a replica, as ``{ray.io/market-type: on-demand}``."""
     min_replicas: NonNegativeInt = 1
     """Lower bound of autoscaling. 0 stops an idle deployment; the next query waits for its start, at most
     ``limits.seconds``."""

@@ -147,7 +147,7 @@ def reading_notes(collection: Collection, tokens: Tokens) -> list[str]:
 
 
 def tokens_of(settings: EncoderSettings) -> Tokens:
-    """The tokens of a base encoder, special ones among them; only its tokenizer is loaded.
+    """The tokens of what encodes documents, special ones among them; only its tokenizer is loaded.
 
     Raises:
         EncoderError: there is no such encoder, or it has no tokenizer.
@@ -156,7 +156,8 @@ def tokens_of(settings: EncoderSettings) -> Tokens:
         return WORDS
     from routerretriever.encoder.files import read_tokenizer
 
-    tokenizer = read_tokenizer(encoder_folder(settings), settings)
+    reader = settings.for_documents()
+    tokenizer = read_tokenizer(encoder_folder(reader), reader)
     known = read_card(settings).settings
 
     def count(texts: Sequence[str]) -> list[tuple[int, int]]:
@@ -165,7 +166,9 @@ def tokens_of(settings: EncoderSettings) -> Tokens:
         rows = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         return [(len(row), sum(token == tokenizer.unk_token_id for token in row)) for row in rows]
 
-    return Tokens("tokens", count, known.document_max_length, known.query_max_length)
+    # Another encoder's tokens say nothing about where queries are cut.
+    query_limit = None if settings.documents else known.query_max_length
+    return Tokens("tokens", count, known.document_max_length, query_limit)
 
 
 def _sample(collection: Collection, documents: int, wanted: int) -> list[str]:
@@ -181,7 +184,7 @@ def _notes(lengths: Lengths) -> list[str]:
         found.append(f"{cut}; set passages to read all of them")
     if lengths.unknown_share > _UNKNOWN_SHARE:
         share = f"{lengths.unknown_share:.0%} unknown tokens"
-        found.append(f"{share}: this encoder does not know the script; choose another")
+        found.append(f"{share}: this encoder knows little of the language or script; choose another")
     return found
 
 

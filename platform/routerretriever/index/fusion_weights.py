@@ -1,9 +1,10 @@
 """The weight of BM25 for a query, from the domains that it may belong to.
 
-Each domain has a curve: how much nDCG@10 its dev queries gain at every weight over the prior weight. A
-query's curve is the mean of the domains' curves by the router's posterior; what the router does not know
-counts as no gain anywhere. A small cost for every step away from the prior keeps weak evidence from moving
-the weight, and little evidence shrinks a curve towards zero. So a query that nobody knows gets the prior.
+Each domain has a curve: how much nDCG@10 its dev queries gain at every weight over the prior weight. Little
+evidence shrinks a curve towards zero. A small cost for every step away from the weight where the domain
+starts keeps weak evidence from moving it: that is the prior, or less where BM25 alone is far below the
+vectors. A query's curve and costs are the domains' means by the router's posterior; what the router does not
+know has no gain anywhere and starts at the prior. So a query that nobody knows gets the prior.
 
 A model of single queries (score margins, overlap of the lists, rarity of words, length) was tried in its
 place. Leaving domains out, it lost to the prior, and with domains known it did not gain: see
@@ -22,7 +23,9 @@ from routerretriever.errors import BadInput
 from routerretriever.index.settings import FusionSettings
 
 GRID = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
-"""Weights that are compared."""
+"""Weights that are compared: vectors alone first, BM25 alone last."""
+_DOUBT = 5
+"""So many queries more, on which BM25 is as good as the vectors, are assumed of each domain."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class FusionWeights:
     domains: tuple[str, ...]
     gains_DW: NDArray[np.float64]
     """Shrunk gain in nDCG@10 of each domain at each weight of the grid over the prior."""
+    starts_D: NDArray[np.float64]
+    """The weight of each domain if its curve is flat."""
 
     @classmethod
     def fit(cls, ndcg: Mapping[str, NDArray[np.float64]], settings: FusionSettings) -> FusionWeights:
@@ -45,14 +50,15 @@ class FusionWeights:
         Raises:
             BadInput: a domain's values are not [Q, W].
         """
-        curves = []
+        curves, starts = [], []
         for domain, values in ndcg.items():
             if values.ndim != 2 or values.shape[1] != len(GRID) or not len(values):
                 raise BadInput(f"{domain}: expected nDCG of [queries, {len(GRID)}], found {values.shape}")
             prior = np.array([np.interp(settings.prior, GRID, row) for row in values])
             evidence = len(values) / (len(values) + settings.shrinkage)
             curves.append(evidence * (values - prior[:, None]).mean(axis=0))
-        return cls(settings, tuple(ndcg), np.array(curves).reshape(-1, len(GRID)))
+            starts.append(_start(values, settings))
+        return cls(settings, tuple(ndcg), np.array(curves).reshape(-1, len(GRID)), np.array(starts))
 
     def predict(self, posterior_BD: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights of queries [B].
@@ -62,10 +68,12 @@ class FusionWeights:
                 the chance that it is of none.
         """
         weights = np.array([*GRID, self.settings.prior])
-        gains = posterior_BD @ np.column_stack([self.gains_DW, np.zeros(len(self.domains))])
-        best: NDArray[np.float64] = weights[
-            (gains - self.settings.caution * np.abs(weights - self.settings.prior)).argmax(axis=1)
-        ]
+        gains_DW = np.column_stack([self.gains_DW, np.zeros(len(self.domains))])
+        moved_DW = np.abs(weights - self.starts_D[:, None])
+        unknown_B1 = 1 - posterior_BD.sum(axis=1, keepdims=True)
+        values_BW = posterior_BD @ (gains_DW - self.settings.caution * moved_DW)
+        values_BW -= self.settings.caution * unknown_B1 * np.abs(weights - self.settings.prior)
+        best: NDArray[np.float64] = weights[values_BW.argmax(axis=1)]
         return best
 
     def for_domain(self, domain: str) -> float:
@@ -100,6 +108,7 @@ class FusionWeights:
             "settings": self.settings.model_dump(),
             "grid": list(GRID),
             "domains": dict(zip(self.domains, self.gains_DW.tolist(), strict=True)),
+            "starts": self.starts_D.tolist(),
         }
 
     @classmethod
@@ -115,4 +124,13 @@ class FusionWeights:
             )
         domains = dict(saved["domains"])  # type: ignore[arg-type]
         gains = np.array(list(domains.values()), dtype=np.float64).reshape(-1, len(GRID))
-        return cls(FusionSettings.model_validate(saved["settings"]), tuple(domains), gains)
+        starts = np.array(saved["starts"], dtype=np.float64)
+        return cls(FusionSettings.model_validate(saved["settings"]), tuple(domains), gains, starts)
+
+
+def _start(values_QW: NDArray[np.float64], settings: FusionSettings) -> float:
+    """Where a domain's weight starts, by what BM25 alone reaches of what the vectors reach."""
+    dense, bm25 = values_QW[:, 0].sum(), values_QW[:, -1].sum()
+    share = bm25 / dense if dense > 0 else 1.0
+    doubtful = (len(values_QW) * share + _DOUBT) / (len(values_QW) + _DOUBT)
+    return float(np.interp(doubtful, [settings.poor, settings.useful], [0.0, settings.prior]))

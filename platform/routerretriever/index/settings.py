@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from routerretriever.corpus.settings import CorpusSettings
-from routerretriever.settings import Settings
+from routerretriever.settings import Fraction, Settings
 from routerretriever.types import Language
 
 
@@ -33,6 +33,16 @@ class FusionSettings(Settings):
     """Queries that a domain must have for half of what they say to be believed."""
     caution: NonNegativeFloat = 0.05
     """The gain in nDCG@10 that moving the weight by 1 must bring."""
+    poor: Fraction = 0.5
+    """Where BM25 alone reaches at most this share of the vectors' nDCG@10, a domain's weight starts at 0."""
+    useful: PositiveFloat = 0.75
+    """Where it reaches this share, the weight starts at the prior; between the two, in between."""
+
+    @model_validator(mode="after")
+    def _poor_is_below_useful(self) -> Self:
+        if self.poor >= self.useful:
+            raise ValueError(f"poor: {self.poor} is not below useful: {self.useful}; make it smaller")
+        return self
 
 
 class IndexSettings(Settings):

@@ -7,6 +7,7 @@ as MLflow warns of models without an annotation and checks inputs by most others
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def log_model(
     mlflow.pyfunc.save_model(
         str(target),
         python_model=model,
-        artifacts={key: str(folder) for key, folder in artifacts.items()},
+        artifacts={key: str(_named(key, folder, scratch)) for key, folder in artifacts.items()},
         pip_requirements=[f"routerretriever=={routerretriever.__version__}"],
         # No inputs: MLflow's check of them would refuse either lists or tables.
         signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])),
@@ -125,3 +126,8 @@ def log_model(
     )
     client.log_model_artifacts(logged.model_id, str(target))
     return client.finalize_logged_model(logged.model_id, "READY")
+
+
+def _named(name: str, folder: Path, scratch: Path) -> Path:
+    """The folder, or a copy: MLflow keeps an artifact under its folder's name, by which it is found again."""
+    return folder if folder.name == name else Path(shutil.copytree(folder, scratch / name))

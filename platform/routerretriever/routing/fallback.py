@@ -162,12 +162,13 @@ def nearest_others(references: References, own_Bd: Vectors, count: int) -> tuple
     """Similarity and row of the nearest of reference queries to some of them, which are not their own."""
     # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
     similarity_Bk, rows_Bk = references.nearest(own_Bd, count + 1)
-    return similarity_Bk[:, 1:], rows_Bk[:, 1:]
+    alone = similarity_Bk.shape[1] == 1  # then it is all there is to compare with
+    return (similarity_Bk, rows_Bk) if alone else (similarity_Bk[:, 1:], rows_Bk[:, 1:])
 
 
 def familiarity_of(similarity_Bk: Vectors, unfamiliar_Bk: Vectors, familiar_Bk: Vectors) -> Vectors:
     """0 up to the neighbours' mean unfamiliar bound, 1 from their mean familiar one, linear between: [B]."""
-    unfamiliar_B, familiar_B = unfamiliar_Bk.mean(axis=1), familiar_Bk.mean(axis=1)
+    unfamiliar_B, familiar_B = np.stack([unfamiliar_Bk, familiar_Bk], axis=2).mean(axis=1).T
     way_B = (similarity_Bk.mean(axis=1) - unfamiliar_B) / np.maximum(familiar_B - unfamiliar_B, 1e-6)
     return np.clip(way_B, 0.0, 1.0).astype(np.float32)
 

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -123,7 +124,7 @@ def granted_gpus() -> list[str]:
     return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
 
 
-def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
+def room_for(cpus: float, gpus: float, gang: int = 1, labels: Mapping[str, str] | None = None) -> int:
     """How many groups of workers of this size the cluster can hold at once.
 
     A worker has to fit on one machine, its group may lie on several. Groups are placed whole or not at all,
@@ -133,13 +134,17 @@ def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
         cpus: CPUs of each worker.
         gpus: GPUs of each worker.
         gang: workers in a group, which can only run together.
+        labels: what a machine must have to hold a worker. Of machines that an autoscaler may start, labels
+            are not known; they count.
 
     Raises:
         BadInput: not even one group fits; it would be waited for without end.
     """
 
     def count() -> int:
-        return max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines())
+        return max(
+            sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines(labels or {})
+        )
 
     workers = count()
     # A cluster that was joined may just have lost machines, or not have them yet; one of our own never grows.
@@ -152,7 +157,7 @@ def room_for(cpus: float, gpus: float, gang: int = 1) -> int:
     if workers < gang:
         raise BadInput(
             f"{gang} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs each are asked for; the cluster's machines "
-            f"can hold {workers} such worker(s)"
+            f"{_told(labels or {})}can hold {workers} such worker(s)"
         )
     return workers // gang
 
@@ -162,12 +167,21 @@ def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
     return min((int(have / need + 1e-6) for have, need in wishes if need > 0), default=1)
 
 
-def _machines() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """The machines that are there, and those that an autoscaler, if there is one, would start."""
+def _told(labels: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{name}={value}" for name, value in labels.items())
+    return f"with labels {listed} " if labels else ""
+
+
+def _machines(labels: Mapping[str, str]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The machines that are there with these labels, and those that an autoscaler, if any, would start."""
     import ray
     from ray._private.state import state  # where Ray's own libraries look up the autoscaler's bounds
 
-    there: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there: list[dict[str, float]] = [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and labels.items() <= node.get("Labels", {}).items()
+    ]
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else []
     # A negative count is no bound.

@@ -65,7 +65,7 @@ def run_shards(
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 
     if not shards:
         return
@@ -74,7 +74,7 @@ def run_shards(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    room = room_for(pool.cpus_per_worker, pool.gpus_per_worker)
+    room = room_for(pool.cpus_per_worker, pool.gpus_per_worker, labels=pool.labels)
     size = min(pool.workers or room, room, len(shards))
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         worker,
@@ -82,11 +82,12 @@ def run_shards(
         compute=ActorPoolStrategy(size=size),
         num_cpus=pool.cpus_per_worker,
         num_gpus=pool.gpus_per_worker or None,
+        **({"label_selector": dict(pool.labels)} if pool.labels else {}),
     )
     try:
         for done in track(dataset.iter_rows(), description, len(shards)):
             merge(json.loads(done[_COUNTS]))
-    except RayTaskError as error:
+    except (RayTaskError, RayActorError) as error:  # the latter, if a worker fails before its first shard
         # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
         told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)
         if told is None:

@@ -175,9 +175,10 @@ class ScoreSplit(Step):
     @classmethod
     def build_all(cls, steps: Sequence[ScoreSplit], store: ArtifactStore) -> None:
         """Score all of them, in one Ray Data run for each base encoder, index and split."""
-        kinds = {(step.corpus.encoder, step.index, step.split, step.settings): None for step in steps}
-        for kind in kinds:
-            own = [s for s in steps if (s.corpus.encoder, s.index, s.split, s.settings) == kind]
+        # Settings that hold labels have no hash: kinds are told apart by comparison.
+        kinds = [(step.corpus.encoder, step.index, step.split, step.settings) for step in steps]
+        for kind in (each for place, each in enumerate(kinds) if each not in kinds[:place]):
+            own = [step for step, its in zip(steps, kinds, strict=True) if its == kind]
             encoder, index, split, settings = kind
             make_parts(
                 {step.key: step.rows() for step in own},

@@ -16,7 +16,6 @@ import numpy as np
 from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import UnknownName
-from routerretriever.index.fusion_weights import FusionWeights
 from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
@@ -38,8 +37,6 @@ class Embedded:
     weights: dict[str, float]
     tokens: int
     truncated: bool = False
-    lexical_weight: float = 0.0
-    """Of the words in a hybrid search for this text."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,7 @@ class Engine:
             max_cost=sizes.max_batch_tokens,
         )
         self._cache = VectorCache(cached_vectors)
-        # Bundles older than hybrid search hold no weights: all their queries get the prior.
-        weights: FusionWeights | None = getattr(bundle, "fusion", None)
-        self._fusion = weights or FusionWeights.fit({}, fusion)
+        self._prior = fusion.prior
         self._routed_T = np.zeros(len(bundle.router.experts))
         self._encodings_T = np.zeros(len(self._columns), dtype=np.int64)
         self._entropies: list[float] = []
@@ -184,10 +179,17 @@ class Engine:
         """Weights of all experts for each query, and the reasons."""
         return await self._thread.run(self._explain, texts)
 
-    def lexical_weight(self, weights: Mapping[str, float]) -> float:
-        """The weight of the words in a hybrid search for a query with these weights of the experts."""
-        posterior = np.array([[weights.get(domain, 0.0) for domain in self._fusion.domains]])
-        return float(self._fusion.predict(posterior)[0])
+    def lexical_weight(self, weights: Mapping[str, float], collection: str | None = None) -> float:
+        """The weight of the words in a hybrid search.
+
+        Args:
+            weights: of the experts for the query.
+            collection: what is searched, if it is a single one.
+        """
+        if self.bundle.fusion is None:
+            return self._prior
+        weights_1T = np.array([[weights.get(name, 0.0) for name in self._columns]], dtype=np.float32)
+        return float(self.bundle.fusion_weights(weights_1T, self._columns, collection)[0])
 
     async def embed_documents(self, contents: Sequence[str], client: str = "") -> list[Embedded]:
         """Embed documents by the base."""
@@ -214,14 +216,15 @@ class Engine:
                 vectors = await self._embed_there(plan, self._experts)
         self._count(plan)
         self._metrics.batch_tokens.observe(sum(map(len, plan.rows)))
-        weights = [
-            {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)}
-            for own in plan.weights
-        ]
         return [
-            Embedded(vector, own, len(tokens), truncated, self.lexical_weight(own))
+            Embedded(
+                vector,
+                {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)},
+                len(tokens),
+                truncated,
+            )
             for vector, own, tokens, truncated in zip(
-                vectors, weights, plan.rows, plan.truncated, strict=True
+                vectors, plan.weights, plan.rows, plan.truncated, strict=True
             )
         ]
 

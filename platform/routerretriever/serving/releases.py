@@ -252,8 +252,14 @@ class ReleaseController:
 
     def _release(self, version: int, bundle: ValidatedBundle) -> Release:
         fingerprint = bundle.manifest["encoder_fingerprint"]
+        recipe = self._recipe
         collections = {
-            name: CollectionRef.of(name, corpus, fingerprint, self._recipe.corpus.lexical)
+            name: CollectionRef.of(
+                name,
+                corpus,
+                fingerprint,
+                recipe.lexical(name) if name in recipe.domains else recipe.corpus.lexical,
+            )
             for name, corpus in bundle.manifest["corpora"].items()
         }
         experts = {}

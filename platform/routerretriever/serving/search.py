@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from routerretriever.client.schemas import Hit, SearchRequest, SearchResponse, Snippet
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.passages import parent_of
 from routerretriever.errors import WrongField
 from routerretriever.index.filters import Filter, parse_filter
 from routerretriever.index.live import Found, Wanted
@@ -20,7 +22,12 @@ from routerretriever.serving.engine import Embedded
 from routerretriever.serving.ports import CollectionRef, IndexPort, MetricsPort
 from routerretriever.types import Mode
 
+_DEEPEST = 8192
+"""Passages that are looked through for enough documents."""
+
 Refs = tuple[CollectionRef, ...]
+Ranked = list[tuple[int, Found]]
+"""Documents, best first, each with its collection's position."""
 
 
 class Searches:
@@ -30,7 +37,7 @@ class Searches:
         self._index = index
         self._metrics = metrics
         sizes = settings.router
-        self._batcher: Batcher[tuple[Refs, Mode, Wanted], list[tuple[int, Found]]] = Batcher(
+        self._batcher: Batcher[tuple[Refs, Mode, Wanted], Ranked] = Batcher(
             self._run, sizes.max_batch_size, sizes.max_queue, passes=2
         )
 
@@ -39,15 +46,13 @@ class Searches:
         """Searches that wait for the index."""
         return self._batcher.waiting
 
-    async def find(
-        self, collections: Refs, mode: Mode, wanted: Wanted, client: str = ""
-    ) -> list[tuple[int, Found]]:
+    async def find(self, collections: Refs, mode: Mode, wanted: Wanted, client: str = "") -> Ranked:
         """The best documents, each with its collection's position."""
         (found,) = await self._batcher.submit([(collections, mode, wanted)], client=client)
         return found
 
-    async def _run(self, batch: list[tuple[Refs, Mode, Wanted]]) -> list[list[tuple[int, Found]]]:
-        found: list[list[tuple[int, Found]]] = [[] for _ in batch]
+    async def _run(self, batch: list[tuple[Refs, Mode, Wanted]]) -> list[Ranked]:
+        found: list[Ranked] = [[] for _ in batch]
 
         async def find(collections: Refs, mode: Mode, rows: list[int]) -> None:
             answers = await self._index.find(collections, mode, [batch[row][2] for row in rows])
@@ -60,6 +65,9 @@ class Searches:
         with self._metrics.stage("search"):
             await asyncio.gather(*(find(*what, rows) for what, rows in rows_of.items()))
         return found
+
+
+Find = Callable[[Refs, Mode, Wanted], Awaitable[Ranked]]
 
 
 class Plan:
@@ -89,22 +97,47 @@ class Plan:
             )
         return self.request.mode
 
-    def wanted(self, embedded: Embedded) -> Wanted:
-        """What is asked of the index."""
+    @property
+    def collection(self) -> str | None:
+        """The collection that is searched, if it is a single one."""
+        return self.names[0] if len(self.names) == 1 else None
+
+    def wanted(self, embedded: Embedded, lexical_weight: float) -> Wanted:
+        """What is asked of the index.
+
+        Args:
+            embedded: the query.
+            lexical_weight: for it, where the request names none.
+        """
         request = self.request
-        weight = embedded.lexical_weight if request.weight is None else request.weight
+        weight = lexical_weight if request.weight is None else request.weight
         depth = request.offset + request.wanted
         return Wanted(request.query, embedded.vector, depth, weight, self.filter)
 
-    def answer(
-        self, embedded: Embedded, wanted: Wanted, found: Sequence[tuple[int, Found]]
-    ) -> SearchResponse:
+    async def find(self, wanted: Wanted, find: Find) -> Ranked:
+        """What the index finds; with ``group_by_parent`` the best passage of each document.
+
+        Passages are looked through until there are enough documents.
+        """
+        deeper = wanted
+        while True:
+            found = await find(self.refs, self.mode, deeper)
+            if not self.request.group_by_parent:
+                return found
+            best: dict[tuple[int, str], tuple[int, Found]] = {}
+            for place, hit in found:
+                best.setdefault((place, parent_of(hit.document.id) or hit.document.id), (place, hit))
+            if len(best) >= wanted.depth or len(found) < deeper.depth or deeper.depth >= _DEEPEST:
+                return list(best.values())[: wanted.depth]
+            deeper = replace(deeper, depth=4 * deeper.depth)
+
+    def answer(self, embedded: Embedded, wanted: Wanted, found: Ranked) -> SearchResponse:
         """What is answered."""
         request, weights = self.request, embedded.weights
         least = -float("inf") if request.min_score is None else request.min_score
         kept = [each for each in found[request.offset :] if each[1].score >= least]
         return SearchResponse(
-            collection=self.names[0] if len(self.names) == 1 else None,
+            collection=self.collection,
             expert=max(weights, key=weights.__getitem__),
             weights=weights,
             mode=self.mode,

@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import Forbidden, NotFound, Refused, UnknownName, WrongField
 from routerretriever.index.changes import changes_key
+from routerretriever.index.live import Wanted
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.serving.access import Access
 from routerretriever.serving.catalogue import empty_corpus
@@ -38,8 +40,9 @@ from routerretriever.serving.ports import (
     Release,
     WriterPort,
 )
-from routerretriever.serving.search import Plan, Searches
+from routerretriever.serving.search import Plan, Ranked, Refs, Searches
 from routerretriever.serving.shadow import Shadows
+from routerretriever.types import Mode
 
 
 @dataclass
@@ -143,8 +146,8 @@ class Service:
         """
         plan = Plan(request, await self._meant(request, access))
         (embedded,) = await self._engine.embed([request.query], request.model, access.client)
-        wanted = plan.wanted(embedded)
-        found = await self._replica.searches.find(plan.refs, plan.mode, wanted, access.client)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
+        found = await plan.find(wanted, partial(self._replica.searches.find, client=access.client))
         if request.highlight:  # texts may be long
             return await asyncio.to_thread(plan.answer, embedded, wanted, found)
         return plan.answer(embedded, wanted, found)
@@ -159,14 +162,19 @@ class Service:
         """The same search; past the queue that users' searches wait in."""
         plan = Plan(request, await self._meant(request, Access()))
         (embedded,) = await self._engine.embed([request.query], request.model)
-        wanted = plan.wanted(embedded)
-        (found,) = await self._replica.index.find(plan.refs, plan.mode, [wanted])
-        return plan.answer(embedded, wanted, found)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
+
+        async def find(refs: Refs, mode: Mode, deeper: Wanted) -> Ranked:
+            (found,) = await self._replica.index.find(refs, mode, [deeper])
+            return found
+
+        return plan.answer(embedded, wanted, await plan.find(wanted, find))
 
     async def collection_states(self, access: Access) -> list[CollectionState]:
         """The collections that a client may read."""
         await self._replica.refresh()
-        return [await self._state(name, ref, access) for name, ref in self._visible(access).items()]
+        visible = self._visible(access).items()
+        return await asyncio.gather(*(self._state(name, ref, access) for name, ref in visible))
 
     async def collection_state(self, name: str, access: Access) -> CollectionState:
         """One of them."""

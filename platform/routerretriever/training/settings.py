@@ -15,7 +15,7 @@ from pydantic import (
 
 from routerretriever.adapters.kinds import AnyAdapterSettings
 from routerretriever.adapters.lora import LoraSettings
-from routerretriever.settings import Fraction, ResourceAmount, Settings
+from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings
 
 
 class TrainingSettings(Settings):
@@ -104,6 +104,8 @@ class TrainingSettings(Settings):
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: ResourceAmount = 0.0
     """GPUs that Ray reserves for each worker."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that a machine must have to hold a worker, as ``{ray.io/market-type: spot}``."""
     at_once: PositiveInt | None = None
     """Experts in training at a time; by default as many as the cluster has room for. Besides its workers each
     keeps two processes on the driver's machine (some 500 MB) and three small ones anywhere."""
@@ -146,7 +148,7 @@ class TrainingSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        unused = {"cpus_per_worker", "gpus_per_worker", "at_once", "max_failures", "adapter"}
+        unused = {"cpus_per_worker", "gpus_per_worker", "labels", "at_once", "max_failures", "adapter"}
         if self.selection == "best_step":
             unused |= {"selection", "cross_validate_below", "scales", "confidence"}
         if not self.distillation:

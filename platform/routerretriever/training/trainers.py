@@ -28,7 +28,9 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     connect()
 
     training = jobs[0].training  # they differ in what is learned, not in what they run on
-    room = room_for(training.cpus_per_worker, training.gpus_per_worker, gang=training.workers)
+    room = room_for(
+        training.cpus_per_worker, training.gpus_per_worker, gang=training.workers, labels=training.labels
+    )
     at_once = min(training.at_once or room, room)
     progress_actor = ProgressActor.options(**on_drivers_node()).remote()  # type: ignore[attr-defined]
     # A trainer's own machine can be lost too; the next one goes on from the last checkpoint.
@@ -103,6 +105,7 @@ def _train_one(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> d
             num_workers=settings.workers,
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources,
+            label_selector=dict(settings.labels) or None,
         ),
         run_config=RunConfig(
             # The name is the expert's hash: the same command, run again after a crash, finds its checkpoints.

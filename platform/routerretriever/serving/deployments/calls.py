@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
+
+from routerretriever.errors import RouterRetrieverError
 
 _ATTEMPTS = 3
 
@@ -20,4 +22,8 @@ async def call_with_retry(method: Any, *args: Any) -> Any:
         except RayActorError:
             if attempt == _ATTEMPTS:
                 raise
+        except RayTaskError as error:
+            if isinstance(error.cause, RouterRetrieverError):
+                raise error.cause from None  # in its own words, without the traceback
+            raise
     raise AssertionError

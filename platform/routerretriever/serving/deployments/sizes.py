@@ -17,6 +17,7 @@ def sized(deployment: Any, name: str, replicas: ReplicaSettings) -> Any:
         ray_actor_options={
             "num_cpus": replicas.cpus,
             "num_gpus": replicas.gpus,
+            **({"label_selector": dict(replicas.labels)} if replicas.labels else {}),
             # One thread for each CPU asked for: more would only wait for each other.
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, round(replicas.cpus)))}},
         },
