@@ -20,10 +20,16 @@ class Heartbeat(logging.Handler):
         self._wrote = time.monotonic()
         self._work: list[tuple[float, Callable[[], str]]] = []
         self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Somebody has written a line."""
         self._wrote = time.monotonic()
+
+    def close(self) -> None:
+        """Logging is shut down."""
+        self._closed.set()
+        super().close()
 
     @contextmanager
     def during(self, describe: Callable[[], str]) -> Iterator[None]:
@@ -36,7 +42,7 @@ class Heartbeat(logging.Handler):
             self._work.remove(work)
 
     def start(self) -> None:
-        """Look every second from now on, in a thread that ends with the process."""
+        """Look every second from now on, in a thread that ends with logging or the process."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
             self._thread.start()
@@ -49,6 +55,5 @@ class Heartbeat(logging.Handler):
             self._logger.info("still %s (%.0f s)", describe(), now - begun)
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(1)
+        while not self._closed.wait(1):
             self.beat()
