@@ -7,6 +7,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlparse
 
 import httpx
 import numpy as np
@@ -255,9 +256,7 @@ def test_a_bad_release_is_refused_and_the_old_one_goes_on(service, first):
     registry = Registry(pipeline.recipe.registry, pipeline.store)
     tracking = MlflowClient(registry.tracking_uri)
     uri = tracking.get_model_version(pipeline.recipe.registry.name, str(bad)).source
-    weights = next(
-        Path(pipeline.store.uri).rglob(f"*{uri.rsplit('/', 1)[-1]}*/**/metal/adapter_model.safetensors")
-    )
+    (weights,) = Path(urlparse(uri).path).rglob("metal/adapter_model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     registry.release(bad)
     wait_until(lambda: client.service().refused)
