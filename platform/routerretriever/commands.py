@@ -80,17 +80,17 @@ def remove_expert(recipe: str | Path, name: str, release: bool = True) -> Regist
 
 def versions(recipe: AnyRecipe) -> Sequence[BundleVersion]:
     """The registered bundles."""
-    return _registry(recipe).bundles()
+    return open_registry(recipe).bundles()
 
 
 def release(recipe: AnyRecipe, version: int, take_over: bool = False) -> int | None:
     """Release a registered bundle; gives the version that was released before."""
-    return _registry(recipe).release(version, take_over)
+    return open_registry(recipe).release(version, take_over)
 
 
 def rollback(recipe: AnyRecipe) -> int:
     """Release again what was released before; gives its version."""
-    return _registry(recipe).roll_back()
+    return open_registry(recipe).roll_back()
 
 
 def serve(recipe: AnyRecipe) -> None:
@@ -110,10 +110,16 @@ def _pipeline(recipe: AnyRecipe) -> Pipeline:
     return Pipeline(_read(recipe))
 
 
-def _registry(recipe: AnyRecipe) -> Registry:
+def open_registry(recipe: AnyRecipe) -> Registry:
+    """The registry of a recipe; nothing is changed.
+
+    Raises:
+        StorageError: remote storage does not answer.
+    """
     from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.registry.registry import Registry
 
     settings = _read(recipe)
-    challenger = settings.serving.releases.challenger_alias
-    return Registry(settings.registry, ArtifactStore.open(settings.storage), challenger)
+    store = ArtifactStore.open(settings.storage)
+    store.files.require_answer()
+    return Registry.of(settings, store)

@@ -30,17 +30,22 @@ def s3_server() -> Iterator[ThreadedMotoServer]:
         server.stop()
 
 
+def put_s3_at(patch: pytest.MonkeyPatch, url: str, secret: str = "test") -> None:
+    """Have this process find S3 at an address, also if it has been at another before."""
+    patch.setenv("AWS_ENDPOINT_URL", url)
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
 @contextmanager
 def s3_bucket(server: ThreadedMotoServer) -> Iterator[None]:
     """An empty bucket, with its server in this process's environment."""
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        put_s3_at(patch, url)
         httpx.post(f"{url}/moto-api/reset").raise_for_status()
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
         yield

@@ -144,7 +144,7 @@ class WholeService:
         """An answer's status and JSON."""
         return self.ask_raw(method, path, "" if body is None else json.dumps(body), token)
 
-    def ask_raw(self, method: str, path: str, content: str, token: str | None = None) -> Any:
+    def ask_raw(self, method: str, path: str, content: str | bytes, token: str | None = None) -> Any:
         """The same, of a body as it is."""
         headers = {"Content-Type": "application/json"}
         if token:

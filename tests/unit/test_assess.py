@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.adapters.tower import load_tower
-from routerretriever.corpus import build
 from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import compare_all
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.scoring import worker as scoring
 from routerretriever.studies.assess import BM25, HYBRID, Assessment, assess
 from support.collections import WORDS, write_collection
 from support.recipes import tiny_recipe
+from support.workers import work_here
 
 
 def assessment(gain: float) -> Assessment:
@@ -42,14 +41,7 @@ def test_nothing_is_recommended_for_a_gain_by_chance():
 @pytest.fixture
 def trained(tiny_data, monkeypatch):
     """The tiny recipe with fresh adapters in the place of trained ones, and shards without Ray."""
-
-    def run_shards(rows, worker, constructor, pool, description):
-        own = worker(**constructor)
-        for row in rows:
-            own.work(row)
-
-    for module in (build, scoring):
-        monkeypatch.setattr(module, "run_shards", run_shards)
+    work_here(monkeypatch, "corpus.build", "scoring.worker")
     pipeline = Pipeline(tiny_recipe(tiny_data))
     tower = load_tower(pipeline.recipe.encoder)
     adapter = pipeline.recipe.training.adapter

@@ -158,9 +158,26 @@ def test_two_ways_to_name_collections_exclude_each_other_and_unknown_ones_are_na
     ):
         found = service.ask("POST", "/v1/search", {"query": "x", **body})
         assert (found[0], found[1]["error"]["param"]) == (status, param)
-    deep = {"field": "a", "equals": nested(900)}
-    status, answer = service.ask("POST", "/v1/search", {"query": "x", "collection": "fruit", "filter": deep})
-    assert (status, answer["error"]["param"]) == (422, "filter.equals")
+
+
+def filtered(value):
+    return '{"query": "x", "collection": "fruit", "filter": ' + value + "}"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "told"),
+    [
+        (filtered('{"field": "a", "equals": %s}' % ("[" * 100 + "]" * 100)), "filter.equals", "found"),
+        (filtered("[" * 50_000 + "]" * 50_000), "body", "nested too deep"),
+        ('{"query": ', "body", "not JSON at character 10"),
+        ("", "body", "Field required"),
+        (b'{"query": "\xff"}', "body", "not UTF-8"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_the_clients_error(tmp_path, body, param, told):
+    status, answer = WholeService(tmp_path).ask_raw("POST", "/v1/search", body)
+    assert (status, answer["error"]["param"]) == (422, param)
+    assert told in answer["error"]["message"]
 
 
 TOKENS = {

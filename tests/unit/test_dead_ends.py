@@ -20,6 +20,7 @@ from routerretriever.pipeline.doctor import examine, findings_table
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime import cluster, progress
 from routerretriever.runtime.haproxy import free_port
+from support.object_stores import put_s3_at
 from support.recipes import tiny_recipe
 
 SECRET = "planted-Pa55"
@@ -59,10 +60,7 @@ def s3_at(monkeypatch):
     pytest.importorskip("s3fs")
 
     def set_address(address):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anna")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        put_s3_at(monkeypatch, f"http://{address}", SECRET)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
     return set_address

@@ -27,6 +27,7 @@ from routerretriever.scoring.mixed_vectors import MixedVectors
 from routerretriever.scoring.table import ScoredModel, SplitScores
 from routerretriever.types import BASE
 from support.recipes import tiny_recipe
+from support.workers import work_here
 
 losses = st.floats(-0.05, 0.05)
 tables = st.integers(1, 6).flatmap(
@@ -195,13 +196,7 @@ def test_settings_that_auto_chooses_cannot_be_given_with_it():
 
 
 def test_a_run_chooses_once_and_keeps_it_in_storage(tiny_data, monkeypatch):
-    def loop(shards, worker, constructor, pool, description):
-        made = worker(**constructor)
-        for shard in shards:
-            made.work(shard)
-
-    for place in ("corpus.build", "scoring.worker"):
-        monkeypatch.setattr(f"routerretriever.{place}.run_shards", loop)
+    work_here(monkeypatch, "corpus.build", "scoring.worker")
 
     def opened():
         """A run whose two experts are the base."""

@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import parse_settings
-from routerretriever.corpus import build
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
 from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError, WriterError
-from routerretriever.generation import step as steps
 from routerretriever.generation.filters import Draft, apply_filters, longest_run, reasons
 from routerretriever.generation.folder import read_generated, write_generated
 from routerretriever.generation.generate import Generation
@@ -31,6 +29,7 @@ from routerretriever.pipeline.documents import (
 )
 from support.collections import WORDS, write_collection, write_collections
 from support.recipes import save_recipe, tiny_recipe
+from support.workers import work_here
 from support.writers import endpoint
 
 SETTINGS = {"min_document_words": 1, "documents": 20, "shard_size": 5, "writer": {"kind": "extract"}}
@@ -51,14 +50,7 @@ def documents(tmp_path):
 @pytest.fixture
 def inline(monkeypatch):
     """Shards are worked on in this process, without Ray."""
-
-    def run_shards(rows, worker, constructor, pool, description):
-        own = worker(**constructor)
-        for row in rows:
-            own.work(row)
-
-    for module in (steps, build):
-        monkeypatch.setattr(module, "run_shards", run_shards)
+    work_here(monkeypatch, "generation.step", "corpus.build")
 
 
 def draft(query, text="apple is a fruit", number=0, **rest) -> Draft:

@@ -26,19 +26,13 @@ from routerretriever.scoring.fusion import QueryVectors
 from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import BASE
 from support.recipes import tiny_recipe
+from support.workers import work_here
 
 
 @pytest.fixture
 def pipeline(tiny_data, monkeypatch):
     """Opens a recipe whose workers are loops in this process."""
-
-    def loop(shards, worker, constructor, pool, description):
-        made = worker(**constructor)
-        for shard in shards:
-            made.work(shard)
-
-    for place in ("corpus.build", "scoring.worker"):
-        monkeypatch.setattr(f"routerretriever.{place}.run_shards", loop)
+    work_here(monkeypatch, "corpus.build", "scoring.worker")
     return lambda **changes: Pipeline(tiny_recipe(tiny_data, **changes))
 
 

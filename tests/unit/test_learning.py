@@ -68,8 +68,9 @@ def test_learning_starts_from_the_first_collection_and_twice_is_once(tiny_data, 
         return Registered("uri", len(changes), {}, "here")
 
     class Registry:
-        def __init__(self, *_):
-            pass
+        @classmethod
+        def of(cls, *_):
+            return cls()
 
         def challenge(self, version):
             challenged.append(version)

@@ -14,6 +14,7 @@ from routerretriever.studies.learning_curve import learning_curve, learning_curv
 from routerretriever.studies.runs import draw_learning_curve
 from routerretriever.types import BASE
 from support.recipes import tiny_recipe
+from support.workers import work_here
 
 EXPERTS = {200: ["all", "all-seed-1"], 50: ["small", "small-seed-1"]}
 MEANS = {BASE: 0.4, "all": 0.6, "all-seed-1": 0.7, "small": 0.3, "small-seed-1": 0.5}
@@ -57,11 +58,6 @@ def untrained(tiny_data, monkeypatch):
     """A run whose adapters are committed as they start, in this process; notes the name and seed of each."""
     made = []
 
-    def loop(shards, worker, constructor, pool, description):
-        working = worker(**constructor)
-        for shard in shards:
-            working.work(shard)
-
     def build_all(cls, steps, store):
         for step in steps:
             settings = step.job.training
@@ -73,8 +69,7 @@ def untrained(tiny_data, monkeypatch):
             store.put_folder(step.key, folder)
             store.commit(step.key, {"kind": "expert", "domain": step.name, "deployed": settings.seed == 0})
 
-    for place in ("corpus.build", "scoring.worker"):
-        monkeypatch.setattr(f"routerretriever.{place}.run_shards", loop)
+    work_here(monkeypatch, "corpus.build", "scoring.worker")
     monkeypatch.setattr("routerretriever.training.expert.TrainAdapter.build_all", classmethod(build_all))
     return Pipeline(tiny_recipe(tiny_data)), made
 

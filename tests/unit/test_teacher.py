@@ -9,18 +9,13 @@ from routerretriever.training.domains import ADAPTER, open_domain
 from routerretriever.training.expert import expert_step
 from routerretriever.training.objective import candidate_loss
 from support.recipes import tiny_recipe
+from support.workers import work_here
 
 
 @pytest.fixture
 def opened(tiny_data, monkeypatch):
     """Opens the domain ``fruit`` as a trainer does, with some training settings."""
-
-    def loop(shards, worker, constructor, pool, description):
-        made = worker(**constructor)
-        for shard in shards:
-            made.work(shard)
-
-    monkeypatch.setattr("routerretriever.corpus.build.run_shards", loop)
+    work_here(monkeypatch, "corpus.build")
 
     def opens(**training):
         run = Pipeline(tiny_recipe(tiny_data, training=training))

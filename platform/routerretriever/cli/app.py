@@ -59,15 +59,11 @@ def open_pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pip
 
 def open_registry(recipe: Path, overrides: list[str] | None, quiet: bool) -> Registry:
     """The registry of a recipe; nothing is changed."""
-    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever import commands
     from routerretriever.config.loading import load_recipe
-    from routerretriever.registry.registry import Registry
 
     set_up_output(quiet)
-    settings = load_recipe(recipe, overrides)
-    store = ArtifactStore.open(settings.storage)
-    store.files.require_answer()
-    return Registry(settings.registry, store, settings.serving.releases.challenger_alias)
+    return commands.open_registry(load_recipe(recipe, overrides))
 
 
 def set_up_output(quiet: bool) -> None:

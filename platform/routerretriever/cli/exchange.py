@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,12 +33,9 @@ def export_expert(
 ) -> None:
     """Write an expert as a folder that PEFT and sentence-transformers open on any machine."""
     from routerretriever.bundle.export import export_expert as write
-    from routerretriever.registry.loading import fetch_bundle
     from routerretriever.runtime.progress import console
 
-    registry = open_registry(recipe, overrides, quiet=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        bundle = fetch_bundle(_uri(registry, version), Path(scratch), registry.tracking_uri)
+    with _bundle(open_registry(recipe, overrides, quiet=True), version) as bundle:
         console.print(f"wrote {write(bundle, name, to, merged)}", soft_wrap=True)
 
 
@@ -52,12 +51,10 @@ def export(
 ) -> None:
     """Write a bundle and the documents that it searches as one file, for `import` at another site."""
     from routerretriever.bundle.archive import pack
-    from routerretriever.registry.loading import fetch_bundle
     from routerretriever.runtime.progress import console
 
     registry = open_registry(recipe, overrides, quiet=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        bundle = fetch_bundle(_uri(registry, version), Path(scratch), registry.tracking_uri)
+    with _bundle(registry, version) as bundle:
         written = pack(bundle, to, registry.store if documents else None)
     console.print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
@@ -80,8 +77,18 @@ def import_bundle(
     with tempfile.TemporaryDirectory() as scratch:
         bundle = unpack(archive, Path(scratch), registry.store)
         version = registry.register_folder(bundle, release, take_over)
-    console.print(f"{registry.bundle_uri.partition('@')[0]}/{version} is {archive}", soft_wrap=True)
+    console.print(f"{_uri(registry, version)} is {archive}", soft_wrap=True)
 
 
-def _uri(registry: Registry, version: int | None) -> str:
-    return registry.bundle_uri if version is None else f"{registry.bundle_uri.partition('@')[0]}/{version}"
+@contextmanager
+def _bundle(registry: Registry, version: int | None) -> Iterator[Path]:
+    """The files of a version, or of the released one, while a block uses them."""
+    from routerretriever.registry.loading import fetch_bundle
+
+    uri = registry.bundle_uri if version is None else _uri(registry, version)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield fetch_bundle(uri, Path(scratch), registry.tracking_uri)
+
+
+def _uri(registry: Registry, version: int) -> str:
+    return f"{registry.bundle_uri.partition('@')[0]}/{version}"

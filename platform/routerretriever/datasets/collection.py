@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from routerretriever.datasets.contents import SPLITS, Contents, QrelsFile, read_contents, split_files
@@ -67,6 +67,11 @@ class Collection:
     name: str
     folder: Path
     settings: DomainSettings = _DEFAULTS
+
+    @property
+    def uncut(self) -> Collection:
+        """The same with whole documents, as the files name them, whatever passages the settings ask for."""
+        return replace(self, settings=self.settings.model_copy(update={"passages": None}))
 
     def documents(self) -> Iterator[Document]:
         """Stream the corpus, or its passages; texts are never held in memory.

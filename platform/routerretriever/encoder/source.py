@@ -42,7 +42,7 @@ def hub_id(settings: EncoderSettings) -> str | None:
     """The name by which any machine can fetch the encoder; None if it is a folder of this one."""
     if settings.name in _PACKAGED:
         return f"sentence-transformers/{settings.name.rpartition('/')[2]}"
-    is_folder = (Path(settings.name).expanduser() / "config.json").is_file()
+    is_folder = _is_encoder(Path(settings.name).expanduser())
     return None if is_folder or settings.name == FAKE else settings.name
 
 

@@ -13,8 +13,7 @@ from routerretriever.generation.filters import Draft
 from routerretriever.generation.settings import FilterSettings
 from routerretriever.index.base import Queries
 from routerretriever.index.dense import DenseIndex, open_index
-from routerretriever.index.hybrid import HybridIndex
-from routerretriever.index.lexical import LexicalIndex, open_postings
+from routerretriever.index.hybrid import HybridIndex, open_hybrid
 from routerretriever.index.settings import CollectionSettings
 
 _BATCH = 256
@@ -33,12 +32,12 @@ class RoundTrip:
     ) -> None:
         """Open the indexes; BM25's is made if it is not there."""
         self._corpus, self._base, self._depth = corpus, base, filters.depth
-        self._dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
-        self._hybrid = None
         self._weight = settings.fusion.prior
+        self._hybrid: HybridIndex | None = None
         if filters.round_trip == "hybrid" and settings.lexical is not None:
-            words = LexicalIndex(open_postings(corpus, settings.lexical, store), settings.lexical)
-            self._hybrid = HybridIndex(self._dense, words)
+            self._hybrid = open_hybrid(corpus, settings.index, settings.lexical, store)
+        else:
+            self._dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
 
     def __call__(self, drafts: Sequence[Draft]) -> list[int | None]:
         """The rank of each query's source document, from 1; None below the depth."""
@@ -55,14 +54,6 @@ class RoundTrip:
     def _search(self, queries: Queries) -> list[np.ndarray]:
         if self._hybrid is None:
             return [hits.rows for hits in self._dense.search(queries, self._depth)]
-        allowed = np.ones(len(self._corpus), dtype=bool)
-        looks = self._hybrid.look(queries, allowed)
-        fused = self._hybrid.fuse(
-            queries,
-            looks,
-            [self._weight] * len(looks),
-            [look.tops for look in looks],
-            self._depth,
-            allowed,
-        )
+        looks = self._hybrid.look(queries)
+        fused = self._hybrid.fuse(queries, looks, [self._weight] * len(looks), None, self._depth)
         return [each.rows for each in fused]

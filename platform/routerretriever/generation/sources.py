@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from routerretriever.datasets.collection import Collection, Document, Qrels
 from routerretriever.datasets.passages import parent_of
@@ -39,9 +39,8 @@ class RealQueries:
 
 def real_queries(collection: Collection) -> RealQueries:
     """The labelled queries of a collection: those of train and dev become dev, test stays test."""
-    whole = replace(collection, settings=collection.settings.model_copy(update={"passages": None}))
-    there = whole.splits()
-    found = {split: (whole.queries(split), whole.qrels(split)) for split in there}
+    whole = collection.uncut
+    found = {split: (whole.queries(split), whole.qrels(split)) for split in whole.splits()}
     none: tuple[dict[str, str], Qrels] = ({}, {})
     train, dev, test = (found.get(split, none) for split in ("train", "dev", "test"))
     return RealQueries({**train[0], **dev[0]}, {**train[1], **dev[1]}, *test)

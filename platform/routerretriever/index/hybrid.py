@@ -19,7 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.corpus.artifact import Corpus
 from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, best_hits
+from routerretriever.index.dense import DenseIndex, open_index
+from routerretriever.index.lexical import LexicalIndex, open_postings
+from routerretriever.index.settings import IndexSettings, LexicalSettings
 
 LOOK_DEPTH = 100
 """How long the two lists are at first; the model of weights sees as much."""
@@ -98,7 +103,7 @@ class HybridIndex:
     def __init__(self, dense: Index, lexical: Index) -> None:
         self.dense, self.lexical = dense, lexical
 
-    def look(self, queries: Queries, allowed: Mask, depth: int = LOOK_DEPTH) -> list[Look]:
+    def look(self, queries: Queries, allowed: Mask | None = None, depth: int = LOOK_DEPTH) -> list[Look]:
         """Both indexes' best rows, each scored by the other, too."""
         looks = []
         # One query after the other: an index of words keeps the scores of the last one.
@@ -115,9 +120,9 @@ class HybridIndex:
         queries: Queries,
         looks: Sequence[Look],
         weights: Sequence[float],
-        tops: Sequence[Tops],
+        tops: Sequence[Tops] | None,
         depth: int,
-        allowed: Mask,
+        allowed: Mask | None = None,
         length: int = LOOK_DEPTH,
     ) -> list[Fused]:
         """The best rows by convex combination, exact.
@@ -126,12 +131,14 @@ class HybridIndex:
             queries: the queries [B].
             looks: what ``look`` gave for them.
             weights: the weight of BM25 for each.
-            tops: the greatest cosine and BM25 for each, over all shards of the collection.
+            tops: the greatest cosine and BM25 for each, over everything that is searched; None if these
+                indexes are all of it.
             depth: how many rows are wanted.
-            allowed: which rows may be found.
+            allowed: which rows may be found; by default all.
             length: how long the lists of ``looks`` are.
         """
         found = []
+        tops = [look.tops for look in looks] if tops is None else tops
         for place, (look, weight, top) in enumerate(zip(looks, weights, tops, strict=True)):
             query = queries.only(place)
             if weight == 1:
@@ -150,7 +157,7 @@ class HybridIndex:
             found.append(fused)
         return found
 
-    def by_words(self, queries: Queries, depth: int, allowed: Mask) -> list[Fused]:
+    def by_words(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Fused]:
         """The best rows by BM25 alone, with their cosines."""
         lexical = self.lexical.search(queries, depth, allowed)
         cosines = self.dense.score(queries, [hits.rows for hits in lexical])
@@ -158,6 +165,14 @@ class HybridIndex:
             Fused(hits.rows, hits.scores, own, hits.scores)
             for hits, own in zip(lexical, cosines, strict=True)
         ]
+
+
+def open_hybrid(
+    corpus: Corpus, index: IndexSettings, lexical: LexicalSettings, store: ArtifactStore
+) -> HybridIndex:
+    """The indexes of a whole corpus; what is missing of them is made."""
+    dense = DenseIndex(open_index(corpus, index, store), corpus, 0, len(corpus))
+    return HybridIndex(dense, LexicalIndex(open_postings(corpus, lexical, store), lexical))
 
 
 def _union(look: Look) -> tuple[Rows, Scores, Scores]:

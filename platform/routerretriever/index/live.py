@@ -169,7 +169,7 @@ class LiveCollection:
                 assert looks is not None
                 own = [looks[row] for row in rows]
                 weights = [wanted[row].weight for row in rows]
-                top = [look.tops for look in own] if tops is None else [tops[row] for row in rows]
+                top = None if tops is None else [tops[row] for row in rows]
                 best = self._both.fuse(queries, own, weights, top, max(depths), allowed)
             for row, each, depth in zip(rows, best, depths, strict=True):
                 found[row] = self._found(depth, each.rows, each.scores, each.cosines, each.bm25)

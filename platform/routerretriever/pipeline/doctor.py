@@ -193,8 +193,7 @@ def check_storage(uri: str) -> tuple[Verdict, str]:
         return Verdict.FAIL, f"{uri} needs {package}: pip install 'routerretriever[{extra}]'"
     if "://" not in uri:
         folder = Path(uri).expanduser()
-        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=machine.nearest_folder(folder)) as file:
             file.write(b"0")
         return Verdict.OK, f"{folder.absolute()} can be written"
     files = FileSystem.open(uri)
@@ -219,7 +218,7 @@ def check_mlflow(recipe: Recipe) -> tuple[Verdict, str]:
     from routerretriever.registry.registry import Registry
 
     storage = recipe.storage if "://" in recipe.storage else str(Path(recipe.storage).expanduser().absolute())
-    registry = Registry(recipe.registry, ArtifactStore(storage))
+    registry = Registry.of(recipe, ArtifactStore(storage))
     released = registry.released()
     state = "nothing is released yet" if released is None else f"version {released} is released"
     return Verdict.OK, f"{without_secrets(registry.tracking_uri)}: {state}"

@@ -8,7 +8,7 @@ deleted is gone from the next expert, and running twice is the same as once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from routerretriever.artifacts.store import ArtifactStore
@@ -71,7 +71,7 @@ def learn(recipe_path: Path) -> tuple[list[Learned], Registered | None]:
     registered = change_collections(recipe_path, paths)
     from routerretriever.registry.registry import Registry
 
-    Registry(recipe.registry, store, recipe.serving.releases.challenger_alias).challenge(registered.version)
+    Registry.of(recipe, store).challenge(registered.version)
     return found, registered
 
 
@@ -96,7 +96,7 @@ def _collect(recipe: Recipe, name: str, reports: Sequence[Feedback], settings: F
 
 def usable(collection: Collection, judged: Sequence[Judged]) -> list[Judged]:
     """The judgements that may be learned from: of documents that are there, and of no dev or test query."""
-    plain = _whole(collection)
+    plain = collection.uncut
     held = {normal_text(text) for split in ("dev", "test") if split in plain.splits()
             for text in plain.queries(split).values()}  # fmt: skip
     ids = {document.id for document in plain.documents()}
@@ -115,7 +115,7 @@ def usable(collection: Collection, judged: Sequence[Judged]) -> list[Judged]:
 
 def write_learned(collection: Collection, judged: Sequence[Judged], folder: Path, reports: int) -> None:
     """Write a collection with more train and dev queries; test stays."""
-    plain = _whole(collection)
+    plain = collection.uncut
     texts: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}
     for split in plain.splits():
@@ -134,8 +134,3 @@ def write_learned(collection: Collection, judged: Sequence[Judged], folder: Path
         qrels,
         {_START: str(collection.folder), "learned_by": "routerretriever learn", "counts": counts},
     )
-
-
-def _whole(collection: Collection) -> Collection:
-    """The collection with its documents uncut, as its files name them."""
-    return replace(collection, settings=collection.settings.model_copy(update={"passages": None}))

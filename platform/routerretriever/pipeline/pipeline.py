@@ -263,7 +263,7 @@ class Pipeline:
             deployment.fusion,
         )
         metrics = _headline(evaluation) | figures(self.clock.seconds, self.clock.counts)
-        registry = Registry(self.recipe.registry, self.store, self.recipe.serving.releases.challenger_alias)
+        registry = Registry.of(self.recipe, self.store)
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
             record = RunRecord(metrics, evaluation.mean(deployment.system), Path(scratch))

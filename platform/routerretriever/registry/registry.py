@@ -21,6 +21,7 @@ from routerretriever.artifacts.leases import Leases
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, write_bundle
 from routerretriever.bundle.manifest import read_manifest
+from routerretriever.config.recipe import Recipe
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.errors import BadInput, NotFound, Refused, without_secrets
 from routerretriever.hashing import content_hash
@@ -81,6 +82,11 @@ class Registry:
         self.store = store
         self._is_local = settings.tracking_uri is None
         self.tracking_uri = tracking_uri(settings, store)
+
+    @classmethod
+    def of(cls, recipe: Recipe, store: ArtifactStore) -> Registry:
+        """The registry of a recipe, with its aliases."""
+        return cls(recipe.registry, store, recipe.serving.releases.challenger_alias)
 
     @property
     def bundle_uri(self) -> str:

@@ -131,8 +131,10 @@ def _svg(plot: Lines | Scatter) -> str:
             _draw_scatter(axes, plot)
         figure.legend(loc="outside lower center", ncols=3)
         written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return written.getvalue()[written.getvalue().index("<svg") :]
+        # Screen readers tell the title.
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Title": plot.title})
+    text = written.getvalue()
+    return text[text.index("<svg") :]
 
 
 def _draw_lines(axes: Axes, plot: Lines) -> None:

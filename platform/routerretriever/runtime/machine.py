@@ -59,10 +59,14 @@ def torch_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def nearest_folder(folder: Path) -> Path:
+    """A folder, or the first above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
 def free_bytes(folder: Path) -> int:
     """Room for a folder that may not be there yet."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    status = os.statvfs(there)
+    status = os.statvfs(nearest_folder(folder))
     return status.f_bavail * status.f_frsize
 
 

@@ -40,7 +40,7 @@ from routerretriever.serving.ports import (
     Release,
     WriterPort,
 )
-from routerretriever.serving.search import Plan, Ranked, Refs, Searches
+from routerretriever.serving.search import Find, Plan, Ranked, Refs, Searches
 from routerretriever.serving.shadow import Shadows
 from routerretriever.types import Mode
 
@@ -144,13 +144,7 @@ class Service:
             WrongField: something in the request does not fit.
             Overloaded: too many queries are waiting.
         """
-        plan = Plan(request, await self._meant(request, access))
-        (embedded,) = await self._engine.embed([request.query], request.model, access.client)
-        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
-        found = await plan.find(wanted, partial(self._replica.searches.find, client=access.client))
-        if request.highlight:  # texts may be long
-            return await asyncio.to_thread(plan.answer, embedded, wanted, found)
-        return plan.answer(embedded, wanted, found)
+        return await self._search(request, access, partial(self._replica.searches.find, client=access.client))
 
     async def shadow(self, request: SearchRequest, response: SearchResponse, seconds: float) -> None:
         """Perhaps have the challenger repeat a search that has been answered; returns at once."""
@@ -160,15 +154,21 @@ class Service:
 
     async def shadow_search(self, request: SearchRequest) -> SearchResponse:
         """The same search; past the queue that users' searches wait in."""
-        plan = Plan(request, await self._meant(request, Access()))
-        (embedded,) = await self._engine.embed([request.query], request.model)
-        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
 
-        async def find(refs: Refs, mode: Mode, deeper: Wanted) -> Ranked:
-            (found,) = await self._replica.index.find(refs, mode, [deeper])
+        async def find(refs: Refs, mode: Mode, wanted: Wanted) -> Ranked:
+            (found,) = await self._replica.index.find(refs, mode, [wanted])
             return found
 
-        return plan.answer(embedded, wanted, await plan.find(wanted, find))
+        return await self._search(request, Access(), find)
+
+    async def _search(self, request: SearchRequest, access: Access, find: Find) -> SearchResponse:
+        plan = Plan(request, await self._meant(request, access))
+        (embedded,) = await self._engine.embed([request.query], request.model, access.client)
+        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
+        found = await plan.find(wanted, find)
+        if request.highlight:  # texts may be long
+            return await asyncio.to_thread(plan.answer, embedded, wanted, found)
+        return plan.answer(embedded, wanted, found)
 
     async def collection_states(self, access: Access) -> list[CollectionState]:
         """The collections that a client may read."""

@@ -12,16 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rich.table import Table
 
-from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection
 from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import Difference, compare_all
 from routerretriever.index.base import Hits, Queries
-from routerretriever.index.dense import DenseIndex, open_index
-from routerretriever.index.hybrid import HybridIndex
-from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import CollectionSettings
+from routerretriever.index.hybrid import open_hybrid
 from routerretriever.measures import Run, Values, measure
 from routerretriever.methods.base import Workspace
 from routerretriever.methods.experts import Experts
@@ -119,17 +114,11 @@ def _with_words(
 ) -> dict[str, Run]:
     """Results of BM25 alone, and of the base with BM25 at the prior weight."""
     corpus = workspace.open_corpus(name)
-    hybrid = _open_hybrid(corpus, workspace.corpus, workspace.store)
-    allowed = np.ones(len(corpus), dtype=bool)
-    looks = hybrid.look(queries, allowed)
-    fused = hybrid.fuse(
-        queries,
-        looks,
-        [workspace.corpus.fusion.prior] * len(looks),
-        [look.tops for look in looks],
-        _DEPTH,
-        allowed,
-    )
+    settings = workspace.corpus
+    assert settings.lexical is not None
+    hybrid = open_hybrid(corpus, settings.index, settings.lexical, workspace.store)
+    looks = hybrid.look(queries)
+    fused = hybrid.fuse(queries, looks, [settings.fusion.prior] * len(looks), None, _DEPTH)
 
     def run(found: Sequence[Hits]) -> Run:
         return {
@@ -141,10 +130,3 @@ def _with_words(
         BM25: run([look.lexical for look in looks]),
         HYBRID: run([Hits(each.rows, each.scores) for each in fused]),
     }
-
-
-def _open_hybrid(corpus: Corpus, settings: CollectionSettings, store: ArtifactStore) -> HybridIndex:
-    assert settings.lexical is not None
-    dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
-    postings = open_postings(corpus, settings.lexical, store)
-    return HybridIndex(dense, LexicalIndex(postings, settings.lexical))

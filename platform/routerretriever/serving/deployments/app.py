@@ -49,7 +49,7 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
 
     serving = recipe.serving
     tokens = read_tokens(serving)
-    registry = Registry(recipe.registry, store)
+    registry = Registry.of(recipe, store)
     if registry.released() is None:
         raise NotFound(
             f"{registry.bundle_uri}: nothing is released in {registry.tracking_uri}; "

@@ -51,7 +51,7 @@ class ReleaseControllerDeployment:
 
         self._controller = ReleaseController(
             recipe,
-            Registry(recipe.registry, store, recipe.serving.releases.challenger_alias),
+            Registry.of(recipe, store),
             store,
             IndexShards(indexes),
             ExpertApplications(recipe, store),

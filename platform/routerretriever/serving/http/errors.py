@@ -100,6 +100,10 @@ def explain_errors(api: FastAPI) -> None:
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return problem(
+                422, f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}", "body"
+            )
         # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
         where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
         where = where or (["query"] if "query" in first["loc"] else ["body"])
@@ -117,6 +121,10 @@ def explain_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         message = f"{request.url.path}: {error.detail}"
+        if isinstance(error.__cause__, RecursionError):  # FastAPI tells only that it could not parse it
+            return problem(422, "body: nested too deep to be read; write it flatter", "body")
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            return problem(422, f"body: not UTF-8: {error.__cause__}", "body")
         headers = dict(error.headers or {})
         if error.status_code == 405:  # Starlette names the methods of the first route of this path alone
             headers["Allow"] = ", ".join(sorted(_methods(api, request.scope)))
