@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -18,7 +18,7 @@ from support.object_stores import gcs_bucket, gcs_server, s3_bucket, s3_server
 from support.runs import Run, build_finished, built_once, copy_artifacts, finished_recipe, run_recipe
 
 # A busy machine is no reason for a test to fail.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 

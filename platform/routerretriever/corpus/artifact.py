@@ -173,17 +173,14 @@ class Corpus:
     def _texts(self, shard: int) -> arrow.Table:
         """A shard's documents, mapped from disk: Parquet itself can only be read whole."""
         if shard not in self._mapped:
-            path = Path(self._scratch.name) / f"{shard}.arrow"
             table = parquet.read_table(self._documents_file(shard))
-            with arrow.ipc.new_file(str(path), table.schema) as file:
-                file.write_table(table)
-            self._mapped[shard] = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
+            # Unlinked at once; the mapping keeps it. A killed process leaves nothing on the disk.
+            with tempfile.NamedTemporaryFile(prefix="documents-", suffix=".arrow") as scratch:
+                with arrow.ipc.new_file(scratch.name, table.schema) as file:
+                    file.write_table(table)
+                self._mapped[shard] = arrow.ipc.open_file(arrow.memory_map(scratch.name)).read_all()
         return self._mapped[shard]
 
     @cached_property
     def _mapped(self) -> dict[int, arrow.Table]:
         return {}
-
-    @cached_property
-    def _scratch(self) -> Any:
-        return tempfile.TemporaryDirectory(prefix="documents-")

