@@ -45,6 +45,7 @@ class QueryTower(Encoder):
         Raises:
             EncoderError: it does not fit the base.
         """
+        self._require_torch()
         if not self.linear_layers:
             raise EncoderError(
                 f"encoder.name: {self.settings.name} is a table of static embeddings, without a layer that "
@@ -58,6 +59,7 @@ class QueryTower(Encoder):
         Raises:
             EncoderError: files are missing or made for another architecture.
         """
+        self._require_torch()
         kind_of(name, folder).load(self, name, folder)
 
     def save_adapter(self, name: str, folder: Path) -> None:
@@ -101,6 +103,10 @@ class QueryTower(Encoder):
             for kind in KINDS:
                 stack.enter_context(kind.active(self, adapter))
             yield
+
+    def _require_torch(self) -> None:
+        if self._engine is not None:
+            raise EncoderError("this tower is compiled and runs no adapter of its own; load another one")
 
     def _kind(self, adapter: str) -> AdapterKind:
         for kind in KINDS:

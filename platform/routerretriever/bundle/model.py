@@ -25,6 +25,7 @@ from routerretriever.routing.saving import load_router
 
 if TYPE_CHECKING:
     from routerretriever.adapters.tower import QueryTower
+    from routerretriever.encoder.settings import EngineSettings
 
 Vectors = NDArray[np.float32]
 _REGISTRY = "routerretriever.registry.loading"
@@ -38,13 +39,20 @@ class RouterRetriever:
     ``EncoderProtocol``; neither package is needed to load it.
     """
 
-    def __init__(self, folder: Path, encoder: QueryTower | None = None, load_experts: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        encoder: QueryTower | None = None,
+        load_experts: bool = True,
+        engine: EngineSettings | None = None,
+    ) -> None:
         """Load and check a bundle's folder.
 
         Args:
             folder: the bundle's files.
             encoder: the base encoder, if it is loaded already; several bundles may share it.
             load_experts: without, the bundle routes but can embed only as the base.
+            engine: what runs the encoder, if it is loaded here; by default PyTorch.
 
         Raises:
             BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
@@ -57,7 +65,11 @@ class RouterRetriever:
         self.router = load_router(folder / "router")
         self.fusion = read_fusion_weights(folder, self.manifest)
         """How much BM25 counts beside the vectors; None if it was not learned."""
-        self.encoder = load_tower(self.settings) if encoder is None else encoder
+        if encoder is None:
+            encoder = load_tower(self.settings)
+            if engine is not None:
+                encoder.use(engine)
+        self.encoder = encoder
         folders = {
             pin["name"]: expert_folder(folder, pin.get("folder", pin["name"]))
             for pin in self.manifest["experts"]

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from routerretriever.encoder.settings import EngineSettings
 from routerretriever.settings import DomainName, Fraction, Labels, ResourceAmount, Settings
 
 
@@ -145,6 +146,8 @@ class ServingSettings(Settings):
     """Bounds on one request."""
     releases: ReleaseSettings = ReleaseSettings()
     """How a running service takes over a release."""
+    engine: EngineSettings = EngineSettings()
+    """What runs the encoder and its experts in every replica."""
     router: ReplicaSettings = ReplicaSettings()
     """Replicas that take requests and route queries."""
     expert: SmallReplicaSettings = SmallReplicaSettings()

@@ -7,6 +7,7 @@ Shapes: B texts, L tokens, d dimensions.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,17 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from routerretriever.encoder.card import read_card, resolve_card, usable_positions
+from routerretriever.encoder.compiled import MAX_ROWS, CompiledTower, rounded_length
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
 from routerretriever.encoder.files import read_dense, read_model
 from routerretriever.encoder.linear import FrozenLinear, InputHook, OutputHook
 from routerretriever.encoder.pooling import mean_over_tokens, pooling_of
-from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.settings import EncoderSettings, EngineSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
 from routerretriever.errors import EncoderError
 from routerretriever.runtime.cluster import granted_gpus
 
 Features = Literal["embedding"] | int
 Vectors = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CHARACTERS_PER_TOKEN = 1000
@@ -88,6 +92,8 @@ class Encoder:
         model = model.to(device=self.device, dtype=_DTYPES[settings.dtype]).eval().requires_grad_(False)
         self.transformer = model
         self._documents: Encoder | None = None
+        self._engine: EngineSettings | None = None
+        self._compiled: CompiledTower | None = None
         self._dense: list[Any] = list(dense)
         self._tower = Tower(model, settings.pooling, settings.similarity, dense)
         self.transformer_layers = _transformer_layers(model)
@@ -96,7 +102,7 @@ class Encoder:
         }
         """The base's, by their names, which saved adapters use too."""
         self._frozen = {name: FrozenLinear(module) for name, module in self.linear_layers.items()}
-        limit = usable_positions(model.config.to_dict())
+        limit = self._positions = usable_positions(model.config.to_dict())
         lengths = ["query_max_length"] if settings.documents else ["query_max_length", "document_max_length"]
         for field in lengths:
             if limit is not None and getattr(settings, field) > limit:
@@ -115,6 +121,46 @@ class Encoder:
                 f"{self.settings.name} {self.dimension}; both must be of one space"
             )
         self._documents = other
+
+    def use(self, engine: EngineSettings) -> None:
+        """Run with an engine from now on: on weights that stay what they are, without adapters of one's own.
+
+        Raises:
+            EncoderError: the engine was named and cannot run this encoder.
+        """
+        if self._documents is not None:
+            self._documents.use(engine)
+        if engine.kind == "torch" or not self.linear_layers:
+            return
+        reason = None
+        if self.device.type != "cpu" or self.settings.dtype != "fp32":
+            reason = f"it runs on {self.device.type} in {self.settings.dtype}"
+        elif not self.is_rowwise:
+            reason = "its layers run on more than the rows of a batch"
+        if reason is None:
+            self._engine = engine
+        elif engine.kind == "auto":
+            log.info("the encoder runs in PyTorch: %s", reason)
+        else:
+            raise EncoderError(f"serving.engine: OpenVINO cannot run this encoder: {reason}")
+
+    def compiled(self, layers: Sequence[str] = ()) -> CompiledTower | None:
+        """The compiled tower, with room for updates of these layers; None if PyTorch runs it.
+
+        Raises:
+            EncoderError: the engine was named and cannot run this encoder.
+        """
+        if self._engine is None:
+            return None
+        if self._compiled is None or (layers and self._compiled.layers != tuple(layers)):
+            try:
+                self._compiled = CompiledTower(self, layers, self._engine)
+            except EncoderError as error:
+                if self._engine.kind != "auto":
+                    raise
+                log.info("the encoder runs in PyTorch: %s", error)
+                self._engine = self._compiled = None
+        return self._compiled
 
     @property
     def parts(self) -> tuple[Any, Any, list[Any]]:
@@ -317,11 +363,14 @@ class Encoder:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
-        if len(rows) == 1:  # nothing to pad, and a lone query feels every step
+        longest = max(map(len, rows))
+        if self._engine is not None:
+            longest = rounded_length(longest, self._positions)
+        if len(rows) == 1 and longest == len(rows[0]):  # nothing to pad, and a lone query feels every step
             alone = torch.tensor(rows, dtype=torch.long, device=self.device)
             return alone, torch.ones_like(alone)
         lengths = np.array([len(row) for row in rows])
-        mask = np.arange(lengths.max()) < lengths[:, None]
+        mask = np.arange(longest) < lengths[:, None]
         ids = np.full(mask.shape, self._tokenizer.pad_token_id or 0, dtype=np.int64)
         ids[mask] = np.concatenate(rows)
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).long().to(self.device)
@@ -362,11 +411,15 @@ class Encoder:
                 return self._embed_both(rows, documents, embed)
         if self._tower.training:  # asked first, since telling every module takes a millisecond
             self._tower.eval()
-        limit = _CPU_PADDING if self.device.type == "cpu" and not padding_is_free else math.inf
+        limit = _CPU_PADDING if self.device.type == "cpu" else math.inf
+        graph = self.compiled()
+        run, most = (self._tower, math.inf) if graph is None else (graph.base, MAX_ROWS)
+        if padding_is_free:
+            limit = most = math.inf
         with torch.inference_mode():
-            for batch in self._batches(rows, limit):
+            for batch in self._batches(rows, limit, most):
                 ids, mask = self.pad([rows[row] for row in batch])
-                made = self._tower(ids, mask) if embed is None else embed(ids, mask, batch)
+                made = run(ids, mask) if embed is None else embed(ids, mask, batch)
                 if vectors is None:
                     vectors = np.zeros((len(rows), made.shape[1]), dtype=np.float32)
                 vectors[batch] = made.float().cpu().numpy()
@@ -388,15 +441,18 @@ class Encoder:
             vectors[queries] = self.embed_tokens([rows[place] for place in queries])
         return vectors
 
-    def _batches(self, rows: Sequence[Sequence[int]], most_padding: float) -> Iterator[list[int]]:
+    def _batches(
+        self, rows: Sequence[Sequence[int]], most_padding: float, most: float
+    ) -> Iterator[list[int]]:
         """Positions of texts to be run together, of like length."""
         # Longest first: a batch that does not fit in memory fails at the start, not after an hour.
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        most = min(most, self.settings.batch_size)
         batch: list[int] = []
         padding = 0
         for row in order:
             padding += len(rows[batch[0]]) - len(rows[row]) if batch else 0
-            if batch and (len(batch) == self.settings.batch_size or padding > most_padding):
+            if batch and (len(batch) == most or padding > most_padding):
                 yield batch
                 batch, padding = [], 0
             batch.append(row)

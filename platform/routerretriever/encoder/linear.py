@@ -91,7 +91,10 @@ class _Differentiable(torch.autograd.Function):
 
 def _packable(values: Tensor) -> bool:
     return (
-        values.dtype == torch.float32 and values.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        values.dtype == torch.float32
+        and values.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and not torch.jit.is_tracing()  # whoever traces wants the layer, not how it is run here
     )
 
 

@@ -26,6 +26,16 @@ class DocumentEncoderSettings(Settings):
         return self
 
 
+class EngineSettings(Settings):
+    """What runs the encoder and its experts."""
+
+    kind: Literal["auto", "torch", "openvino"] = "auto"
+    """``openvino`` compiles them for the CPU, which takes some seconds at the start. ``auto`` does so where
+    it can, and leaves them to PyTorch elsewhere: on a GPU, or if an encoder cannot be compiled."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the compiled products. ``bf16`` is faster on CPUs that have it, and less exact."""
+
+
 class EncoderSettings(Settings):
     """The shared, frozen base encoder and how text becomes one vector.
 

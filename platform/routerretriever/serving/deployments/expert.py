@@ -10,7 +10,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import expert_folder
 from routerretriever.bundle.model import Vectors
 from routerretriever.config.serving import ReplicaSettings
-from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.settings import EncoderSettings, EngineSettings
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
@@ -27,6 +27,7 @@ class Expert:
         bundle_key: str,
         store: ArtifactStore,
         sizes: ReplicaSettings,
+        engine: EngineSettings,
     ) -> None:
         """Load the expert, and run it once, so that it is warm before it is asked.
 
@@ -36,12 +37,14 @@ class Expert:
             bundle_key: a bundle in storage that holds it.
             store: where bundles lie; every node reaches it.
             sizes: bounds of batches and queue.
+            engine: what runs it.
         """
         from routerretriever.adapters.kinds import merge_adapter
         from routerretriever.adapters.tower import load_tower
 
         self._encoder = load_tower(encoder)
         merge_adapter(self._encoder, name, expert_folder(store.fetch(bundle_key), name))
+        self._encoder.use(engine)
         self._encoder.encode_queries(["warm up"])
         self._thread = SerialExecutor()
         self._batcher: Batcher[list[int], Vectors] = Batcher(

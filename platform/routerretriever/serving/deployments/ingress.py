@@ -127,7 +127,8 @@ class Ingress:
         shared = settings.placement == "shared"
 
         def load() -> RouterRetriever:
-            return RouterRetriever(self._store.fetch(release.bundle_key), self._encoder, load_experts=shared)
+            folder = self._store.fetch(release.bundle_key)
+            return RouterRetriever(folder, self._encoder, shared, settings.engine)
 
         try:
             bundle = await asyncio.to_thread(load)

@@ -83,6 +83,7 @@ class ExpertApplications:
 
     def __init__(self, recipe: Recipe, store: ArtifactStore) -> None:
         self._sizes = recipe.serving.expert
+        self._engine = recipe.serving.engine
         self._store = store
 
     async def replicas(self) -> dict[str, dict[str, int]]:
@@ -113,7 +114,7 @@ class ExpertApplications:
             [
                 RunTarget(
                     sized(Expert, "expert", self._sizes).bind(
-                        encoder, name, bundle.bundle_key, self._store, self._sizes
+                        encoder, name, bundle.bundle_key, self._store, self._sizes, self._engine
                     ),
                     name=app,
                     route_prefix=None,
