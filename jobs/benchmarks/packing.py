@@ -3,9 +3,10 @@
 python -m jobs.benchmarks.packing jobs/recipes/sample.yaml
 
 The recipe must have been run. "routed" is what its own router and experts do; otherwise its experts are
-taken again and again under new names. Every batch of dev queries is passed in all ways, one after the
-other, in another order each time, since each leaves the caches as it needs them. The ratio is the median
-over batches, so that neither their lengths nor the machine's mood matter. No service and no HTTP is involved.
+taken again and again under new names. All run on ``serving.engine``, some by PyTorch too. Every batch of dev
+queries is passed in all ways, one after the other, in another order each time, since each leaves the caches
+as it needs them. The ratio is the median over batches, so that neither their lengths nor the machine's mood
+matter. No service and no HTTP is involved.
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ def main(
         name: expert.folder(pipeline.store) for name, expert in pipeline.method(Experts).experts.items()
     }
     queries = itertools.cycle(dev_queries(pipeline))
-    encoder, merged = (load_tower(pipeline.recipe.encoder) for _ in range(2))
+    encoder, merged, plain = (load_tower(pipeline.recipe.encoder) for _ in range(3))
     merge_adapter(merged, "one", next(iter(folders.values())))
+    for tower in (encoder, merged):
+        tower.use(pipeline.recipe.serving.engine)
     own, router = batch_adapters(encoder, folders), pipeline.method(Experts).router
+    by_torch = batch_adapters(plain, folders)
 
     def weigh(rows: Rows) -> Vectors:
         return router.weights(encoder.token_features(rows, pipeline.recipe.routing.features))
@@ -64,9 +68,11 @@ def main(
         "base, and routing": lambda rows: (weigh(rows), encoder.embed_tokens(rows)),
         "routed": lambda rows: own.embed(rows, weigh(rows), router.experts),
         "one merged": merged.embed_tokens,
+        "base, PyTorch": plain.embed_tokens,
+        "routed, PyTorch": lambda rows: by_torch.embed(rows, weigh(rows), router.experts),
     }
     base_megabytes = sum(w.numel() * w.element_size() for w in encoder.tower.parameters()) / 1e6
-    megabytes = {"routed": own.megabytes}
+    megabytes = {"routed": own.megabytes, "routed, PyTorch": own.megabytes}
     for count in counts or [1, 2, 6, 24, 100]:
         names = [f"expert-{number}" for number in range(count)]
         pack = batch_adapters(encoder, dict(zip(names, itertools.cycle(folders.values()), strict=False)))

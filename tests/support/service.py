@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import numpy as np
 from routerretriever.client.schemas import (
+    Calibrated,
     ChangeResponse,
     CollectionState,
     ExpertState,
@@ -36,7 +37,7 @@ class StandIn:
     """What the API asks of a service, by plain means."""
 
     version = 7
-    dimension = 3
+    dimensions = (3, 2)
     models = ("router", "base", "fruit")
     collections = ("fruit", "metal")
 
@@ -55,6 +56,9 @@ class StandIn:
             Embedded(np.full(3, len(text), np.float32), {"fruit": 1.0}, len(text), len(text) > 40)
             for text in texts
         ]
+
+    def cut(self, vector, dimensions):
+        return vector[:dimensions]
 
     async def route(self, texts, access):
         near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
@@ -106,6 +110,10 @@ class StandIn:
 
     async def create(self, request, access):
         raise Refused(f"name: there is a collection {request.name!r} already")
+
+    async def calibrate(self, name, queries, access):
+        await self.collection_state(name, access)
+        return Calibrated(collection=name, queries=len(queries), lexical_weight=0.2, ndcg_at_10={"0.2": 0.5})
 
     async def drop(self, name, access):
         await self.collection_state(name, access)

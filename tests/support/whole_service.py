@@ -45,6 +45,7 @@ class WordsEncoder:
     """A text's vector [4] is made of its words."""
 
     dimension = 4
+    dimensions = (4,)
 
     def limit(self, documents: bool) -> int:
         return 1000

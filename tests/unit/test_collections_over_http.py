@@ -180,6 +180,62 @@ def test_a_body_that_cannot_be_read_is_the_clients_error(tmp_path, body, param, 
     assert told in answer["error"]["message"]
 
 
+def test_the_weight_of_words_is_learned_from_judged_queries_and_kept(tmp_path):
+    service = WholeService(tmp_path)
+    service.ask("POST", "/v1/collections", {"name": "parts"})
+    # Only words tell them apart: the vectors of numbers are random.
+    documents = [
+        {"id": f"p{n}", "text": f"part {n} and part {n + 1} of the machine"} for n in range(0, 80, 2)
+    ]
+    assert service.ask("POST", "/v1/collections/parts/documents", {"documents": documents})[0] == 200
+    queries = [{"query": f"where is the machine of part {n}", "relevant": [f"p{n}"]} for n in range(0, 80, 2)]
+    search = {"query": "part 6", "collection": "parts"}
+    assert service.ask("POST", "/v1/search", search)[1]["lexical_weight"] == 0.1
+    path = "/v1/collections/parts/calibrate"
+    few = service.ask("POST", path, {"queries": queries[:1]})[1]
+    status, many = service.ask("POST", path, {"queries": queries})
+    assert (status, many["queries"], many["collection"]) == (200, 40, "parts")
+    curve = {float(weight): ndcg for weight, ndcg in many["ndcg_at_10"].items()}
+    assert curve[1.0] > curve[0.0]
+    assert many["lexical_weight"] > few["lexical_weight"] >= 0.1
+    assert curve[many["lexical_weight"]] > curve[0.1]
+    service.heartbeat()
+    for _ in range(2):
+        answers = [service.ask("POST", "/v1/search", search)[1] for _ in service.replicas]
+        assert {answer["lexical_weight"] for answer in answers} == {many["lexical_weight"]}
+        assert service.ask("POST", "/v1/search", {**search, "weight": 0.3})[1]["lexical_weight"] == 0.3
+        assert service.ask("GET", "/v1/collections/parts")[1]["lexical_weight"] == many["lexical_weight"]
+        assert service.ask("POST", "/v1/collections/parts/documents", {"documents": documents[:1]})[0] == 200
+        service = WholeService(tmp_path)  # a restart
+        service.heartbeat()
+    service.ask("DELETE", "/v1/collections/parts")
+    assert service.ask("POST", "/v1/collections", {"name": "parts"})[1]["lexical_weight"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "queries", "status", "told"),
+    [
+        ("notes", [{"query": "x", "relevant": ["a"]}, {"query": "y", "relevant": ["b", "z"]}], 422, "'z'"),
+        ("notes", [], 422, "queries"),
+        ("notes", [{"query": "x", "relevant": []}], 422, "relevant"),
+        ("notes", [{"query": "", "relevant": ["a"]}], 422, "queries.0.query"),
+        ("notes", [{"query": "x", "relevant": ["a"]}] * 4, 422, "4 are more than 3"),
+        ("notes", [{"query": "x" * 60, "relevant": ["a"]}], 422, "queries.0.query"),
+        ("fruit", [{"query": "x", "relevant": ["d1"]}], 409, "belongs to the bundle"),
+        ("dense", [{"query": "x", "relevant": ["a"]}], 409, "not indexed"),
+        ("none", [{"query": "x", "relevant": ["a"]}], 404, "none"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_and_changes_nothing(tmp_path, name, queries, status, told):
+    service = WholeService(tmp_path, texts=3, text_length=50)
+    filled(service)
+    service.ask("POST", "/v1/collections", {"name": "dense", "lexical": None})
+    answer = service.ask("POST", f"/v1/collections/{name}/calibrate", {"queries": queries})
+    assert answer[0] == status
+    assert told in answer[1]["error"]["message"]
+    assert service.ask("GET", "/v1/collections/notes")[1]["lexical_weight"] is None
+
+
 TOKENS = {
     "all": {"write": True},
     "reader": {},
@@ -210,6 +266,10 @@ ROUTES = {
     ("POST", "/v1/collections"): (WRITES, {"name": "{name}"}),
     ("GET", "/v1/collections/{name}"): (READS, None),
     ("DELETE", "/v1/collections/{name}"): (WRITES, None),
+    ("POST", "/v1/collections/{name}/calibrate"): (
+        WRITES,
+        {"queries": [{"query": "x", "relevant": ["d1"]}]},
+    ),
     ("GET", "/v1/collections/{name}/documents"): (READS, None),
     ("POST", "/v1/collections/{name}/documents"): (WRITES, {"documents": [{"id": "a", "text": "x"}]}),
     ("POST", "/v1/collections/{name}/documents/delete"): (WRITES, {"ids": ["d1"]}),

@@ -190,15 +190,16 @@ def test_an_adapter_of_ones_own_is_refused_on_a_compiled_tower(tmp_path):
         tower.load_adapter("one", folders["one"])
 
 
-@given(tokens=st.integers(1, 600), limit=st.none() | st.integers(1, 600))
-def test_lengths_are_rounded_up_and_never_above_what_the_encoder_takes(tokens, limit):
-    rounded = rounded_length(tokens, limit)
+@given(tokens=st.integers(1, 600), rows=st.integers(1, 16), limit=st.none() | st.integers(1, 600))
+def test_lengths_are_rounded_up_and_never_above_what_the_encoder_takes(tokens, rows, limit):
+    rounded = rounded_length(tokens, rows, limit)
     assert tokens <= rounded <= tokens + 31
     assert limit is None or rounded <= max(limit, tokens)
 
 
-def test_there_are_few_lengths():
-    assert len({rounded_length(tokens, 512) for tokens in range(1, 513)}) <= 32
+@pytest.mark.parametrize(("rows", "most"), [(1, 20), (3, 28), (16, 32)])
+def test_there_are_few_lengths(rows, most):
+    assert len({rounded_length(tokens, rows, 512) for tokens in range(1, 513)}) <= most
 
 
 def test_openvino_tells_nobody_that_it_is_used():

@@ -179,3 +179,28 @@ def test_known_families_fill_in_what_files_leave_out(tmp_path):
     folder = write_transformer(TinyEncoder("bert"), tmp_path / "contriever-msmarco")
     card = read_card(settings_of(folder))
     assert (card.settings.similarity, card.sources["similarity"]) == ("dot", "known family")
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "recipe", "expected"),
+    [
+        ("plain", {}, {}, (16,)),
+        ("stated", {"matryoshka_dimensions": [4, 8, 64]}, {}, (16, 8, 4)),
+        ("stated", {"matryoshka_dimensions": [4, 8]}, {"matryoshka_dimensions": ()}, (16,)),
+        ("plain", {}, {"matryoshka_dimensions": (2,)}, (16, 2)),
+    ],
+)
+def test_vectors_are_cut_to_the_widths_that_the_files_or_the_recipe_name(
+    tmp_path, name, files, recipe, expected
+):
+    folder = write_transformer(TinyEncoder("bert"), tmp_path / name)
+    config = json.loads((folder / "config.json").read_text()) | files
+    (folder / "config.json").write_text(json.dumps(config))
+    tower = load_tower(settings_of(folder, **recipe))
+    assert tower.dimensions == expected
+    vector = tower.encode_queries(["copper"])[0]
+    for width in tower.dimensions:
+        short = tower.cut(vector, width)
+        assert len(short) == width
+        np.testing.assert_allclose(short, vector[:width] / np.linalg.norm(vector[:width]), rtol=1e-6)
+    assert settings_of(folder, matryoshka_dimensions=(3,)).identity() == settings_of(folder).identity()

@@ -903,6 +903,16 @@ def test_a_flipped_byte_in_a_stored_bundle_is_found_and_the_bundle_stored_again(
     assert (store.fetch("bundles/b") / "weights").read_bytes() == b"as they are"
 
 
+def test_vectors_are_cut_to_the_lengths_that_the_encoder_was_trained_for():
+    def embed(**body):
+        return ask(application(StandIn()), "POST", "/v1/embeddings", json={"input": "fig", **body})
+
+    lengths = [len(embed(**body).json()["data"][0]["embedding"]) for body in ({}, {"dimensions": 2})]
+    assert lengths == [3, 2]
+    message = embed(dimensions=1).json()["error"]["message"]
+    assert message == "dimensions: found 1; vectors of this encoder have 3 and may be cut to 2"
+
+
 def test_texts_that_were_cut_are_marked_or_refused_and_token_ids_say_what_to_change():
     def embeddings(app, **body):
         return ask(app, "POST", "/v1/embeddings", json=body)

@@ -156,12 +156,12 @@ class BatchedLoras:
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
             own_BE = weights_BE[batch]
-            if not own_BE.any():
-                return run(input_ids, attention_mask)
             if self._compiled is not None:
                 vectors = self._compiled.embed(input_ids, attention_mask, own_BE)
                 if vectors is not None:
                     return vectors
+            if not own_BE.any():
+                return run(input_ids, attention_mask)
             if len(batch) == 1:
                 used = [(expert, float(own_BE[0, expert])) for expert in np.flatnonzero(own_BE[0]).tolist()]
                 adding = {name: partial(s.add_to_one, used) for name, s in self._stacks.items()}
@@ -208,11 +208,13 @@ class _CompiledLoras:
         return self._graph.bind(LowRank(down, up))
 
     def embed(self, ids_BL: Tensor, mask_BL: Tensor, weights_BE: Vectors) -> Tensor | None:
-        """Vectors [B, d]; None if the rows mix too many experts for one pass."""
-        if self._all is not None:
+        """Vectors [B, d]; None if the rows mix no expert, or too many for one pass."""
+        if (
+            self._all is not None
+        ):  # rows of the base too: going to rank 0 and back costs more than the products
             return self._all(ids_BL, mask_BL, self._ranks(weights_BE))
         used = np.flatnonzero(weights_BE.any(axis=0))
-        if len(used) * self._rank > _MOST_RANKS:
+        if not len(used) or len(used) * self._rank > _MOST_RANKS:
             return None
         return self._bind(torch.from_numpy(used))(ids_BL, mask_BL, self._ranks(weights_BE[:, used]))
 

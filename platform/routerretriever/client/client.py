@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.client.schemas import (
+    Calibrated,
     ChangeResponse,
     CollectionState,
     DocumentIn,
@@ -182,6 +183,11 @@ class Client:
         body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
         return CollectionState.model_validate(_checked(self._http.post(_COLLECTIONS, json=body)))
 
+    def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
+        """Learn how much words count in a created collection; ``queries`` with their relevant ids."""
+        answer = self._post(f"{_COLLECTIONS}/{collection}/calibrate", _judged(queries))
+        return Calibrated.model_validate(answer)
+
     def delete_collection(self, name: str) -> None:
         """Delete a collection that was created over HTTP, with its documents."""
         _checked(self._http.delete(f"{_COLLECTIONS}/{name}"))
@@ -296,6 +302,11 @@ class AsyncClient:
         body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
         return CollectionState.model_validate(_checked(await self._http.post(_COLLECTIONS, json=body)))
 
+    async def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
+        """Learn how much words count in a created collection; ``queries`` with their relevant ids."""
+        answer = await self._post(f"{_COLLECTIONS}/{collection}/calibrate", _judged(queries))
+        return Calibrated.model_validate(answer)
+
     async def delete_collection(self, name: str) -> None:
         """Delete a collection that was created over HTTP, with its documents."""
         _checked(await self._http.delete(f"{_COLLECTIONS}/{name}"))
@@ -366,6 +377,10 @@ def _embeddings(texts: Sequence[str], model: str) -> dict[str, Any]:
 def _feedback(query: str, collection: str, shown: Sequence[str], marks: Mapping[str, Any]) -> dict[str, Any]:
     # An id of its own, so that a report that is sent again counts once.
     return {"query": query, "collection": collection, "shown": list(shown), "id": uuid.uuid4().hex, **marks}
+
+
+def _judged(queries: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return {"queries": [{"query": query, "relevant": list(ids)} for query, ids in queries.items()]}
 
 
 def _documents(collection: str) -> str:

@@ -234,7 +234,7 @@ class EmbeddingsRequest(_Schema):
     ``documents``."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """Length of the vectors; only the encoder's own is possible."""
+    """Length of the vectors: the encoder's own, or one that it was trained to be cut to."""
     user: str | None = None
 
 
@@ -373,10 +373,36 @@ class CollectionState(BaseModel):
     """Number of the last change that is searched; 0 before the first."""
     lexical: LexicalOptions | None
     """How its words are indexed; null where only vectors are searched."""
+    lexical_weight: float | None = None
+    """The weight of words that was learned for it over HTTP."""
     created: bool
     """Whether it was created over HTTP, and can be deleted so."""
     writable: bool
     """Whether this token may change it."""
+
+
+class JudgedQuery(_Schema):
+    """A query, and the ids of the documents that answer it."""
+
+    query: Annotated[str, Field(min_length=1)]
+    relevant: Annotated[list[DocumentId], Field(min_length=1)]
+
+
+class CalibrateRequest(_Schema):
+    """Queries of a collection from which the weight of its words is learned."""
+
+    queries: Annotated[list[JudgedQuery], Field(min_length=1)]
+
+
+class Calibrated(BaseModel):
+    """What was learned."""
+
+    collection: str
+    queries: int
+    lexical_weight: float
+    """The weight that hybrid searches of this collection have from now on."""
+    ndcg_at_10: dict[str, float]
+    """Mean of the queries by weight. Few queries move the weight less than many."""
 
 
 class ChangeResponse(BaseModel):

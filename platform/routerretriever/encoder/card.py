@@ -25,7 +25,7 @@ from routerretriever.errors import EncoderError
 
 _DEFAULTS = {
     "pooling": "mean", "similarity": "cosine", "query_prompt": "", "document_prompt": "",
-    "query_max_length": 256, "document_max_length": 256,
+    "query_max_length": 256, "document_max_length": 256, "matryoshka_dimensions": (),
 }  # fmt: skip
 _FAMILIES: dict[str, dict[str, Any]] = {
     "contriever": {"pooling": "mean", "similarity": "dot"},
@@ -35,6 +35,11 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "e5-small": {"query_prompt": "query: ", "document_prompt": "passage: "},
     "e5-base": {"query_prompt": "query: ", "document_prompt": "passage: "},
     "e5-large": {"query_prompt": "query: ", "document_prompt": "passage: "},
+    "embeddinggemma-300m": {"matryoshka_dimensions": (512, 256, 128)},
+    "nomic-embed-text-v1.5": {"matryoshka_dimensions": (512, 256, 128, 64)},
+    "snowflake-arctic-embed-m-v1.5": {"matryoshka_dimensions": (256,)},
+    "snowflake-arctic-embed-m-v2.0": {"matryoshka_dimensions": (256,)},
+    "snowflake-arctic-embed-l-v2.0": {"matryoshka_dimensions": (256,)},
 }
 """By a part of the name: what the authors' model cards say and their files do not."""
 _POOLING_KEYS = {
@@ -163,6 +168,9 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
         found = next((prompts[name] for name in names if prompts.get(name) is not None), default)
         if found is not None:
             stated[field_name] = found
+    widths = (read_json(model_folder(folder) / "config.json") or {}).get("matryoshka_dimensions")
+    if widths:
+        stated["matryoshka_dimensions"] = tuple(widths)
     length = _STATIC_LIMIT if is_static(folder) else _length(model_folder(folder))
     if length is not None:
         stated["query_max_length"] = stated["document_max_length"] = length

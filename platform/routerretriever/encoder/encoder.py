@@ -173,6 +173,19 @@ class Encoder:
         return int(self._dense[-1].out_features) if self._dense else self.width
 
     @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Widths that a vector can have, its own first."""
+        smaller = self.settings.matryoshka_dimensions or ()
+        return (self.dimension, *sorted((width for width in smaller if width < self.dimension), reverse=True))
+
+    def cut(self, vector: Vectors, width: int) -> Vectors:
+        """The first ``width`` values of a vector, of unit length again if similarity is cosine."""
+        shorter = vector[:width]
+        if width == len(vector) or self.settings.similarity != "cosine":
+            return shorter
+        return shorter / max(float(np.linalg.norm(shorter)), 1e-12)
+
+    @property
     def width(self) -> int:
         """Width of the transformer's hidden states."""
         return int(self.transformer.config.get_text_config().hidden_size)
@@ -365,7 +378,7 @@ class Encoder:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
         longest = max(map(len, rows))
         if self._engine is not None:
-            longest = rounded_length(longest, self._positions)
+            longest = rounded_length(longest, len(rows), self._positions)
         if len(rows) == 1 and longest == len(rows[0]):  # nothing to pad, and a lone query feels every step
             alone = torch.tensor(rows, dtype=torch.long, device=self.device)
             return alone, torch.ones_like(alone)

@@ -66,6 +66,9 @@ class EncoderSettings(Settings):
     """Tokens of a query, without its prompt; longer ones are cut."""
     document_max_length: PositiveInt | None = None
     """Tokens of a document; longer ones are cut."""
+    matryoshka_dimensions: tuple[PositiveInt, ...] | None = None
+    """Smaller widths for which the encoder was trained too (Matryoshka, arXiv 2205.13147). ``/v1/embeddings``
+    cuts vectors to them when a client asks; by default those that the encoder's own files name."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the weights when encoding."""
     batch_size: PositiveInt = 64
@@ -93,7 +96,10 @@ class EncoderSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change a vector's meaning, but for those of other files; precision does not."""
-        others = {"dtype", "batch_size", "device", "adapter", "documents", "trust_remote_code"}
+        others = {
+            "dtype", "batch_size", "device", "adapter", "documents", "trust_remote_code",
+            "matryoshka_dimensions",
+        }  # fmt: skip
         return self.model_dump(exclude=others)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from routerretriever.artifacts.store import ArtifactStore
@@ -35,6 +35,13 @@ class Catalogue:
         self._write({**self.collections, name: ref})
         return True
 
+    def weigh(self, name: str, ref: CollectionRef, weight: float) -> bool:
+        """Set the weight of words in a collection; False if it is not there."""
+        if self.collections.get(name) != ref:
+            return False
+        self._write({**self.collections, name: replace(ref, lexical_weight=weight)})
+        return True
+
     def drop(self, name: str, ref: CollectionRef) -> None:
         """Take a collection out, then delete its documents. May be called again."""
         if self.collections.get(name) == ref:
@@ -62,4 +69,5 @@ def _ref(values: dict[str, Any]) -> CollectionRef:
         values["changes"],
         None if lexical is None else LexicalSettings.model_validate(lexical),
         values["created_for"],
+        values.get("lexical_weight"),
     )

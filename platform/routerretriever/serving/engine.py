@@ -114,7 +114,8 @@ class Engine:
             max_cost=sizes.max_batch_tokens,
         )
         self._cache = VectorCache(cached_vectors)
-        self._prior = fusion.prior
+        self.fusion = fusion if bundle.fusion is None else bundle.fusion.settings
+        """How words are weighed where nothing else is known."""
         self._routed_T = np.zeros(len(bundle.router.experts))
         self._encodings_T = np.zeros(len(self._columns), dtype=np.int64)
         self._entropies: list[float] = []
@@ -187,7 +188,7 @@ class Engine:
             collection: what is searched, if it is a single one.
         """
         if self.bundle.fusion is None:
-            return self._prior
+            return self.fusion.prior
         weights_1T = np.array([[weights.get(name, 0.0) for name in self._columns]], dtype=np.float32)
         return float(self.bundle.fusion_weights(weights_1T, self._columns, collection)[0])
 

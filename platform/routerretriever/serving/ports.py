@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from routerretriever.bundle.manifest import ValidationQuery
@@ -31,6 +31,8 @@ class CollectionRef:
     """How its words are indexed; None where only vectors are searched."""
     created_for: str = ""
     """Of a collection that was created over HTTP, the fingerprint of its base encoder; else empty."""
+    lexical_weight: float | None = field(default=None, compare=False)
+    """The weight of words that was learned for it over HTTP. It is the same collection with another."""
 
     @classmethod
     def of(
@@ -138,6 +140,10 @@ class WriterPort(Protocol):
 
     async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
         """Create a collection without documents; False if another has its name."""
+        ...
+
+    async def weigh(self, name: str, ref: CollectionRef, weight: float) -> bool:
+        """Set the weight of words in a created collection; False if it was dropped."""
         ...
 
     async def drop(self, name: str, ref: CollectionRef) -> None:

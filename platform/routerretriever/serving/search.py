@@ -102,6 +102,11 @@ class Plan:
         """The collection that is searched, if it is a single one."""
         return self.names[0] if len(self.names) == 1 else None
 
+    @property
+    def lexical_weight(self) -> float | None:
+        """What was learned for the one collection that is searched."""
+        return self.refs[0].lexical_weight if len(self.refs) == 1 else None
+
     def wanted(self, embedded: Embedded, lexical_weight: float) -> Wanted:
         """What is asked of the index.
 

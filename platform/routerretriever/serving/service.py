@@ -12,10 +12,12 @@ from functools import partial
 import numpy as np
 
 from routerretriever.client.schemas import (
+    Calibrated,
     ChangeResponse,
     CollectionIn,
     CollectionState,
     ExpertState,
+    JudgedQuery,
     LexicalOptions,
     Neighbour,
     Route,
@@ -27,9 +29,11 @@ from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import Forbidden, NotFound, Refused, UnknownName, WrongField
 from routerretriever.index.changes import changes_key
+from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.live import Wanted
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.serving.access import Access
+from routerretriever.serving.calibration import Judged, measure_weights, require_documents
 from routerretriever.serving.catalogue import empty_corpus
 from routerretriever.serving.engine import Embedded, Engine
 from routerretriever.serving.ports import (
@@ -42,7 +46,7 @@ from routerretriever.serving.ports import (
 )
 from routerretriever.serving.search import Find, Plan, Ranked, Refs, Searches
 from routerretriever.serving.shadow import Shadows
-from routerretriever.types import Mode
+from routerretriever.types import ROUTED_MODEL, Mode, Vectors
 
 
 @dataclass
@@ -108,9 +112,13 @@ class Service:
         return {**self._replica.created, **self._release.collections}
 
     @property
-    def dimension(self) -> int:
-        """Length of the vectors."""
-        return self._engine.bundle.encoder.dimension
+    def dimensions(self) -> tuple[int, ...]:
+        """Lengths that a vector can have, its own first."""
+        return self._engine.bundle.encoder.dimensions
+
+    def cut(self, vector: Vectors, dimensions: int) -> Vectors:
+        """A vector in one of these lengths."""
+        return self._engine.bundle.encoder.cut(vector, dimensions)
 
     async def embed(self, texts: Sequence[str], model: str, client: str = "") -> list[Embedded]:
         """Route and embed queries; see ``Engine.embed``."""
@@ -164,7 +172,10 @@ class Service:
     async def _search(self, request: SearchRequest, access: Access, find: Find) -> SearchResponse:
         plan = Plan(request, await self._meant(request, access))
         (embedded,) = await self._engine.embed([request.query], request.model, access.client)
-        wanted = plan.wanted(embedded, self._engine.lexical_weight(embedded.weights, plan.collection))
+        weight = plan.lexical_weight
+        if weight is None:
+            weight = self._engine.lexical_weight(embedded.weights, plan.collection)
+        wanted = plan.wanted(embedded, weight)
         found = await plan.find(wanted, find)
         if request.highlight:  # texts may be long
             return await asyncio.to_thread(plan.answer, embedded, wanted, found)
@@ -198,14 +209,43 @@ class Service:
         # Another one of this name, after this was deleted, must share nothing with it.
         unique = f"{request.name}-{uuid.uuid4().hex[:8]}"
         ref = CollectionRef(
-            empty_corpus(self.dimension), changes_key(unique, fingerprint), lexical, fingerprint
+            empty_corpus(self.dimensions[0]), changes_key(unique, fingerprint), lexical, fingerprint
         )
         if request.name in self._release.collections or not await self._replica.writer.create(
-            request.name, ref, self.dimension
+            request.name, ref, self.dimensions[0]
         ):
             raise taken
         await self._replica.refresh()
         return await self._state(request.name, ref, access)
+
+    async def calibrate(self, name: str, queries: Sequence[JudgedQuery], access: Access) -> Calibrated:
+        """Learn how much words count in a created collection; searches know it within a second.
+
+        Raises:
+            UnknownName: there is no such collection.
+            Forbidden: the client may not change it.
+            Refused: it belongs to the bundle, or its words are not indexed.
+            WrongField: a document that is said to be relevant is not there.
+        """
+        name, ref = await self._writable(name, access)
+        if not ref.created_for:
+            raise Refused(f"{name}: belongs to the bundle, which has learned its weight from dev queries")
+        if ref.lexical is None:
+            raise Refused(f"{name}: its words are not indexed, so they have no weight")
+        index = self._replica.index
+        await require_documents(index, ref, queries)
+        embedded = await self._engine.embed([query.query for query in queries], ROUTED_MODEL, access.client)
+        judged = [
+            Judged(query.query, one.vector, frozenset(query.relevant))
+            for query, one in zip(queries, embedded, strict=True)
+        ]
+        curves_QW = await measure_weights(index, ref, judged)
+        weight = FusionWeights.fit({name: curves_QW}, self._engine.fusion).for_domain(name)
+        if not await self._replica.writer.weigh(name, ref, weight):
+            raise NotFound(f"collection: {name!r} has been deleted")
+        await self._replica.refresh()
+        means = dict(zip(map(str, GRID), curves_QW.mean(axis=0).tolist(), strict=True))
+        return Calibrated(collection=name, queries=len(judged), lexical_weight=weight, ndcg_at_10=means)
 
     async def drop(self, name: str, access: Access) -> None:
         """Delete a created collection and its documents.
@@ -303,6 +343,7 @@ class Service:
             documents=held.documents,
             change=held.change,
             lexical=None if ref.lexical is None else LexicalOptions(**ref.lexical.model_dump()),
+            lexical_weight=ref.lexical_weight,
             created=bool(ref.created_for),
             writable=access.writes(name),
         )

@@ -36,6 +36,10 @@ class WriterClient:
         """Create a collection without documents; False if another has its name."""
         return bool(await call_with_retry(self._handle.create, name, ref, dimension))
 
+    async def weigh(self, name: str, ref: CollectionRef, weight: float) -> bool:
+        """Set the weight of words in a created collection; False if it was dropped."""
+        return bool(await call_with_retry(self._handle.weigh, name, ref, weight))
+
     async def drop(self, name: str, ref: CollectionRef) -> None:
         """Delete a created collection and its documents."""
         await call_with_retry(self._handle.drop, name, ref)
@@ -83,6 +87,12 @@ class Writer:
         async with self._turn:
             catalogue = await self._catalogue(ref.created_for)
             return await asyncio.to_thread(catalogue.create, name, ref, dimension)
+
+    async def weigh(self, name: str, ref: CollectionRef, weight: float) -> bool:
+        """Set the weight of words in a created collection; False if it was dropped."""
+        async with self._turn:
+            catalogue = await self._catalogue(ref.created_for)
+            return await asyncio.to_thread(catalogue.weigh, name, ref, weight)
 
     async def drop(self, name: str, ref: CollectionRef) -> None:
         """Delete a created collection and its documents."""

@@ -88,11 +88,11 @@ def build_api(
         """Embed queries, routed or by a named expert. Compatible with OpenAI's clients."""
         texts = _texts(body.input, limits)
         chosen = pick(request)
-        if body.dimensions is not None and body.dimensions != chosen.dimension:
-            raise WrongField(
-                "dimensions",
-                f"found {body.dimensions}; vectors of this encoder have {chosen.dimension} and cannot be cut",
-            )
+        own, *smaller = chosen.dimensions
+        length = body.dimensions or own
+        if length not in chosen.dimensions:
+            may = f"may be cut to {', '.join(map(str, smaller))}" if smaller else "cannot be cut"
+            raise WrongField("dimensions", f"found {length}; vectors of this encoder have {own} and {may}")
         request.state.allow(len(texts))
         embedded = await chosen.embed(texts, _model(body), request.state.access.client)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
@@ -102,7 +102,9 @@ def build_api(
         pack = _base64 if body.encoding_format == "base64" else _floats
         response = EmbeddingsResponse.model_construct(
             data=[
-                Embedding.model_construct(index=row, embedding=pack(one.vector))
+                Embedding.model_construct(
+                    index=row, embedding=pack(one.vector if length == own else chosen.cut(one.vector, length))
+                )
                 for row, one in enumerate(embedded)
             ],
             model=body.model,

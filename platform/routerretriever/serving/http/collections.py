@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 
 from routerretriever.client.schemas import (
+    Calibrated,
+    CalibrateRequest,
     ChangeResponse,
     CollectionIn,
     CollectionState,
@@ -58,6 +60,20 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
         """Delete a collection that was created here, with its documents."""
         await pick(request).drop(name, request.state.access)
         return Status(status="deleted")
+
+    @api.post("/v1/collections/{name}/calibrate")
+    async def calibrate(name: str, body: CalibrateRequest, request: Request) -> Calibrated:
+        """Learn how much words count beside vectors in a collection that was created here."""
+        if len(body.queries) > limits.texts:
+            raise WrongField("queries", f"{len(body.queries)} are more than {limits.texts}")
+        for row, judged in enumerate(body.queries):
+            check_length(f"queries.{row}.query", judged.query, limits.text_length)
+            if len(judged.relevant) > limits.documents:
+                raise WrongField(
+                    f"queries.{row}.relevant", f"{len(judged.relevant)} are more than {limits.documents}"
+                )
+        request.state.allow(len(body.queries))
+        return await pick(request).calibrate(name, body.queries, request.state.access)
 
     @api.get("/v1/collections/{name}/documents")
     async def documents(

@@ -105,8 +105,8 @@ def explain_errors(api: FastAPI) -> None:
                 422, f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}", "body"
             )
         # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
-        where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        where = where or (["query"] if "query" in first["loc"] else ["body"])
+        kind, *inside = (str(part) for part in first["loc"])
+        where = inside or [kind]
         problems = list(dict.fromkeys(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors()))
         named = where[0] if len(problems) > 1 else ".".join(part for part in where if "[" not in part)
         return problem(422, f"{named}: {'; '.join(problems)}", where[0])

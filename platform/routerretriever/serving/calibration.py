@@ -1,0 +1,66 @@
+"""The weight of words in a created collection, learned from queries whose relevant documents are known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.client.schemas import JudgedQuery
+from routerretriever.errors import WrongField
+from routerretriever.index.fusion_weights import GRID
+from routerretriever.index.live import Found, Wanted
+from routerretriever.measures import measure
+from routerretriever.serving.ports import CollectionRef, IndexPort
+from routerretriever.types import Vectors
+
+_DEPTH = 10
+_QUERIES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query of a collection, embedded, and the ids of its relevant documents."""
+
+    text: str
+    vector: Vectors
+    relevant: frozenset[str]
+
+
+async def require_documents(index: IndexPort, ref: CollectionRef, queries: Sequence[JudgedQuery]) -> None:
+    """See that all relevant documents are there.
+
+    Raises:
+        WrongField: one is not; the query is named.
+    """
+    places = {name: row for row, query in reversed(list(enumerate(queries))) for name in query.relevant}
+    names = sorted(places)
+    for start in range(0, len(names), _QUERIES_AT_ONCE):
+        some = names[start : start + _QUERIES_AT_ONCE]
+        found = await asyncio.gather(*(index.document(ref, name) for name in some))
+        for name, document in zip(some, found, strict=True):
+            if document is None:
+                raise WrongField(f"queries.{places[name]}.relevant", f"there is no document {name!r}")
+
+
+async def measure_weights(
+    index: IndexPort, ref: CollectionRef, queries: Sequence[Judged]
+) -> NDArray[np.float64]:
+    """nDCG@10 of each query at each weight of BM25 that is compared [Q, W]."""
+    rows = []
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        some = queries[start : start + _QUERIES_AT_ONCE]
+        wanted = [Wanted(query.text, query.vector, _DEPTH, weight) for query in some for weight in GRID]
+        found = iter(await index.find((ref,), "hybrid", wanted))
+        rows += [[_ndcg(query, [hit for _, hit in next(found)]) for _ in GRID] for query in some]
+    return np.array(rows)
+
+
+def _ndcg(query: Judged, found: Sequence[Found]) -> float:
+    # By rank: pytrec_eval orders equal scores by their ids.
+    run = {"q": {hit.document.id: float(-rank) for rank, hit in enumerate(found)}}
+    qrels = {"q": dict.fromkeys(query.relevant, 1)}
+    return float(measure(qrels, run, ["q"]).ndcg_at_10[0])
