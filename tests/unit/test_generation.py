@@ -301,3 +301,17 @@ def test_files_become_a_collection_and_the_domain_is_added(tmp_path, inline, mon
     assert next(made.documents()).metadata["parent"].endswith(".md")
     with pytest.raises(RecipeError, match="has an expert already"):
         add_from_documents(path, "fruit", files)
+
+
+def test_a_domain_is_searched_as_its_own_settings_say(tmp_path):
+    write_collections(tmp_path)
+    domains = {
+        "fruit": {"path": "fruit", "lexical": {"language": "code"}},
+        "metal": {"path": "metal"},
+        "sport": {"path": "sport", "expert": False, "lexical": None},
+    }
+    recipe = tiny_recipe(tmp_path, domains=domains)
+    found = {name: pipeline_documents.generation(recipe, name).corpus.lexical for name in domains}
+    assert found["fruit"].language == "code"
+    assert found["metal"] == recipe.corpus.lexical
+    assert found["sport"] is None

@@ -177,6 +177,12 @@ class Recipe(Settings):
         own = self.domains[name].lexical
         return self.corpus.lexical if own == "corpus" else own
 
+    def searched(self, name: str) -> CollectionSettings:
+        """How a collection is encoded and searched: as its domain says, if it is one of the recipe."""
+        if name not in self.domains:
+            return self.corpus
+        return self.corpus.model_copy(update={"lexical": self.lexical(name)})
+
     def asks_for_gpus(self) -> list[str]:
         """The settings that ask Ray for GPUs."""
         wishes = {

@@ -49,7 +49,7 @@ def generation(recipe: Recipe, name: str) -> Generation:
 def generation_for(recipe: Recipe, collection: Collection) -> Generation:
     """The same for a collection that need not be in the recipe."""
     store = ArtifactStore.open(recipe.storage)
-    return Generation(collection, store, recipe.encoder, recipe.corpus, recipe.generation)
+    return Generation(collection, store, recipe.encoder, recipe.searched(collection.name), recipe.generation)
 
 
 def generated_folder(recipe: Recipe, name: str) -> Path:

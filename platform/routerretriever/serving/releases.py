@@ -254,12 +254,7 @@ class ReleaseController:
         fingerprint = bundle.manifest["encoder_fingerprint"]
         recipe = self._recipe
         collections = {
-            name: CollectionRef.of(
-                name,
-                corpus,
-                fingerprint,
-                recipe.lexical(name) if name in recipe.domains else recipe.corpus.lexical,
-            )
+            name: CollectionRef.of(name, corpus, fingerprint, recipe.searched(name).lexical)
             for name, corpus in bundle.manifest["corpora"].items()
         }
         experts = {}
