@@ -88,7 +88,7 @@ def test_a_learning_curve_ends_at_the_recipes_own_expert_and_is_not_trained_twic
     before = files_below(experts)
     assert draw_learning_curve(Pipeline(pipeline.recipe), "fruit", [8]) == curve
     assert files_below(experts) == before
-    assert "<polyline" in (pipeline.report_folder / "learning-curve-fruit.html").read_text()
+    assert "<svg" in (pipeline.report_folder / "learning-curve-fruit.html").read_text()
 
 
 def test_expected_figures_are_judged_and_a_failure_is_an_exit_code(run, tmp_path, capsys, monkeypatch):

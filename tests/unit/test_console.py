@@ -88,6 +88,11 @@ def test_a_quiet_log_is_never_silent_for_long_while_something_is_at_work(monkeyp
         beating.beat()
         told = [record.getMessage() for record in caplog.records]
         assert told == ["a line", "still encoding documents: 3 of 9 done (46 s)"]
+        logger.removeHandler(beating)  # as bars take over
+        with beating.during(lambda: "at step train"):
+            now[0] += 60
+            beating.beat()
+        assert len(caplog.records) == 2
     finally:
         logger.removeHandler(beating)
 

@@ -48,7 +48,9 @@ class Heartbeat(logging.Handler):
             self._thread.start()
 
     def beat(self) -> None:
-        """Write a line if it is time."""
+        """Write a line if it is time, and if this is still one of the logger's handlers."""
+        if self not in self._logger.handlers:
+            return
         now = time.monotonic()
         begun, describe = self._work[-1] if self._work else (now, str)
         if now - max(self._wrote, begun) >= self._seconds:
