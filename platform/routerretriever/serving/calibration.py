@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from routerretriever.client.schemas import JudgedQuery
 from routerretriever.errors import WrongField
 from routerretriever.index.fusion_weights import GRID
-from routerretriever.index.live import Found, Wanted
+from routerretriever.index.live import Wanted
 from routerretriever.measures import measure
 from routerretriever.serving.ports import CollectionRef, IndexPort
 from routerretriever.types import Vectors
@@ -50,17 +50,15 @@ async def measure_weights(
     index: IndexPort, ref: CollectionRef, queries: Sequence[Judged]
 ) -> NDArray[np.float64]:
     """nDCG@10 of each query at each weight of BM25 that is compared [Q, W]."""
-    rows = []
+    ids = [str(row) for row in range(len(queries))]
+    qrels = {i: dict.fromkeys(query.relevant, 1) for i, query in zip(ids, queries, strict=True)}
+    runs: list[dict[str, dict[str, float]]] = [{} for _ in GRID]
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         some = queries[start : start + _QUERIES_AT_ONCE]
         wanted = [Wanted(query.text, query.vector, _DEPTH, weight) for query in some for weight in GRID]
         found = iter(await index.find((ref,), "hybrid", wanted))
-        rows += [[_ndcg(query, [hit for _, hit in next(found)]) for _ in GRID] for query in some]
-    return np.array(rows)
-
-
-def _ndcg(query: Judged, found: Sequence[Found]) -> float:
-    # By rank: pytrec_eval orders equal scores by their ids.
-    run = {"q": {hit.document.id: float(-rank) for rank, hit in enumerate(found)}}
-    qrels = {"q": dict.fromkeys(query.relevant, 1)}
-    return float(measure(qrels, run, ["q"]).ndcg_at_10[0])
+        for i in ids[start : start + _QUERIES_AT_ONCE]:
+            for run in runs:
+                # By rank: pytrec_eval orders equal scores by their ids.
+                run[i] = {hit.document.id: float(-rank) for rank, (_, hit) in enumerate(next(found))}
+    return np.stack([measure(qrels, run, ids).ndcg_at_10 for run in runs], axis=1)

@@ -24,7 +24,7 @@ from routerretriever.client.schemas import (
 from routerretriever.config.serving import LimitSettings
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import WrongField
-from routerretriever.serving.http.errors import Contradiction, check_length
+from routerretriever.serving.http.errors import Contradiction, check_count, check_length
 from routerretriever.serving.service import Service
 
 _DEEPEST = 8
@@ -64,14 +64,10 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
     @api.post("/v1/collections/{name}/calibrate")
     async def calibrate(name: str, body: CalibrateRequest, request: Request) -> Calibrated:
         """Learn how much words count beside vectors in a collection that was created here."""
-        if len(body.queries) > limits.texts:
-            raise WrongField("queries", f"{len(body.queries)} are more than {limits.texts}")
+        check_count("queries", body.queries, limits.texts)
         for row, judged in enumerate(body.queries):
             check_length(f"queries.{row}.query", judged.query, limits.text_length)
-            if len(judged.relevant) > limits.documents:
-                raise WrongField(
-                    f"queries.{row}.relevant", f"{len(judged.relevant)} are more than {limits.documents}"
-                )
+            check_count(f"queries.{row}.relevant", judged.relevant, limits.documents)
         request.state.allow(len(body.queries))
         return await pick(request).calibrate(name, body.queries, request.state.access)
 
@@ -89,8 +85,7 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
     @api.post("/v1/collections/{name}/documents")
     async def upsert(name: str, body: UpsertRequest, request: Request) -> ChangeResponse:
         """Add documents; those whose ids are there already are replaced."""
-        if len(body.documents) > limits.documents:
-            raise WrongField("documents", f"{len(body.documents)} are more than {limits.documents}")
+        check_count("documents", body.documents, limits.documents)
         for row, document in enumerate(body.documents):
             check_length(f"documents.{row}.text", document.text, limits.document_length)
             check_length(f"documents.{row}.title", document.title, limits.document_length)
@@ -104,8 +99,7 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
     @api.post("/v1/collections/{name}/documents/delete")
     async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
         """Delete documents by their ids."""
-        if len(body.ids) > limits.documents:
-            raise WrongField("ids", f"{len(body.ids)} are more than {limits.documents}")
+        check_count("ids", body.ids, limits.documents)
         return await pick(request).delete(name, body.ids, request.state.access)
 
     @api.get("/v1/collections/{name}/document")

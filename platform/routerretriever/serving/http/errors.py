@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -65,6 +66,12 @@ def check_length(field: str, text: str, longest: int) -> None:
     """Raise ``WrongField`` if a text is too long."""
     if len(text) > longest:
         raise WrongField(field, f"{len(text)} characters are more than {longest}")
+
+
+def check_count(field: str, values: Sized, most: int) -> None:
+    """Raise ``WrongField`` if a list has too many entries."""
+    if len(values) > most:
+        raise WrongField(field, f"{len(values)} are more than {most}")
 
 
 def status_of(error: RouterRetrieverError) -> int:

@@ -13,7 +13,7 @@ from routerretriever.config.serving import FeedbackSettings
 from routerretriever.datasets.feedback import Feedback, FeedbackLog
 from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.access import Access
-from routerretriever.serving.http.errors import Contradiction
+from routerretriever.serving.http.errors import Contradiction, check_count, check_length
 
 
 def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> None:
@@ -32,15 +32,12 @@ def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> 
         if not access.reads(body.collection):
             raise UnknownName("collection", body.collection, sorted(access.read or ()))
         for field in ("shown", "clicked", "relevant", "not_relevant"):
-            given = getattr(body, field)
-            if len(given) > settings.documents:
-                raise WrongField(field, f"{len(given)} are more than {settings.documents}")
+            check_count(field, getattr(body, field), settings.documents)
         if missing := [document for document in body.clicked if document not in body.shown]:
             raise WrongField("clicked", f"{missing[0]!r} is not among those shown")
         if both := sorted(set(body.relevant) & set(body.not_relevant)):
             raise Contradiction("relevant", f"{both[0]!r} is marked not_relevant too")
-        if len(body.query) > settings.query_length:
-            raise WrongField("query", f"{len(body.query)} characters are more than {settings.query_length}")
+        check_length("query", body.query, settings.query_length)
         report = Feedback(
             id=body.id or uuid.uuid4().hex,
             time=time.time(),
