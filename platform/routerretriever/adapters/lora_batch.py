@@ -128,7 +128,6 @@ class BatchedLoras:
         layers = sorted({layer for adapter in loaded for layer in adapter.down})
         rank = max((adapter.rank for adapter in loaded), default=0)
         self._stacks = {layer: _stack(loaded, layer, linears[layer], rank) for layer in layers}
-        self._rank = rank
         graph = encoder.compiled(layers) if layers else None
         self._compiled = None if graph is None else _CompiledLoras(graph, self._stacks, rank)
 
@@ -199,8 +198,8 @@ class _CompiledLoras:
 
     def __init__(self, graph: CompiledTower, stacks: Mapping[str, _Stack], rank: int) -> None:
         self._graph, self._stacks, self._rank = graph, stacks, rank
-        self._experts = next(iter(stacks.values())).experts
-        self._all = self._bind(None) if self._experts * rank <= _MOST_RANKS else None
+        experts = next(iter(stacks.values())).experts
+        self._all = self._bind(None) if experts * rank <= _MOST_RANKS else None
 
     def _bind(self, experts_U: Tensor | None) -> BoundTower:
         made = {layer: stack.side_by_side(experts_U) for layer, stack in self._stacks.items()}
@@ -209,9 +208,8 @@ class _CompiledLoras:
 
     def embed(self, ids_BL: Tensor, mask_BL: Tensor, weights_BE: Vectors) -> Tensor | None:
         """Vectors [B, d]; None if the rows mix no expert, or too many for one pass."""
-        if (
-            self._all is not None
-        ):  # rows of the base too: going to rank 0 and back costs more than the products
+        if self._all is not None:
+            # Rows of the base too: going to rank 0 and back costs more than the products.
             return self._all(ids_BL, mask_BL, self._ranks(weights_BE))
         used = np.flatnonzero(weights_BE.any(axis=0))
         if not len(used) or len(used) * self._rank > _MOST_RANKS:
