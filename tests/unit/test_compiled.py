@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -128,6 +129,26 @@ def test_a_release_with_other_layers_is_compiled_anew_and_the_old_one_goes_on(tm
     for folders, found in ((old, before), (new, after), (old, before)):
         wanted = batch_adapters(plain, folders).embed(rows, weights, NAMES)
         np.testing.assert_allclose(found.embed(rows, weights, NAMES), wanted, atol=1e-5)
+
+
+def test_compiling_for_a_release_leaves_the_passes_of_another_thread_alone(tmp_path):
+    served = write_experts(FAKE, tmp_path / "served", Ia3Settings())  # PyTorch runs these, with hooks
+    released = write_experts(FAKE, tmp_path / "released")
+    plain, fast = towers(FAKE)
+    rows, experts = plain.tokenize_queries(TEXTS), (*NAMES, BASE)
+    alone = np.eye(4, dtype=np.float32)[np.arange(len(rows)) % 4]
+    wanted = batch_adapters(plain, served).embed(rows, alone, experts)
+    features = plain.token_features(rows, 1)
+    running = batch_adapters(fast, served)
+    made = []
+    compiling = threading.Thread(target=lambda: made.append(batch_adapters(fast, released)))
+    compiling.start()
+    while compiling.is_alive():
+        np.testing.assert_allclose(running.embed(rows, alone, experts), wanted, atol=1e-5)
+        np.testing.assert_allclose(fast.token_features(rows, 1), features, atol=1e-5)
+    (found,) = made
+    wanted = batch_adapters(plain, released).embed(rows, alone, experts)
+    np.testing.assert_allclose(found.embed(rows, alone, experts), wanted, atol=1e-5)
 
 
 def test_an_expert_that_is_part_of_the_weights_is_compiled_with_them(tmp_path):

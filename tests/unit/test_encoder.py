@@ -63,9 +63,9 @@ def test_a_frozen_layer_notices_that_its_weights_were_changed_and_calls_its_hook
     before = linear(values)
     linear.weight.copy_(2 * linear.weight)
     torch.testing.assert_close(linear(values), 2 * before - linear.bias)
-    frozen.output_hook = lambda output, given: output.add_(given.sum())
+    frozen.hooks.output = lambda output, given: output.add_(given.sum())
     torch.testing.assert_close(linear(values), 2 * before - linear.bias + values.sum())
-    frozen.output_hook, frozen.input_hook = None, lambda given: 0 * given
+    frozen.hooks.output, frozen.hooks.input = None, lambda given: 0 * given
     torch.testing.assert_close(linear(values), linear.bias.expand(3, 7))
 
 

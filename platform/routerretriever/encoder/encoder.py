@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -49,7 +50,10 @@ class DocumentTokens(list[int]):
 
 
 class Encoder:
-    """Turns queries and documents into vectors. Not thread-safe: hooks are a property of the model."""
+    """Turns queries and documents into vectors, in one thread at a time.
+
+    Adapters may be put beside it (and a graph compiled for them) in another thread meanwhile.
+    """
 
     @classmethod
     def load(cls, settings: EncoderSettings) -> Self:
@@ -315,19 +319,19 @@ class Encoder:
     def hooked(
         self, outputs: Mapping[str, OutputHook] | None = None, inputs: Mapping[str, InputHook] | None = None
     ) -> Iterator[None]:
-        """Within, the linear layers that are named have their outputs or inputs changed."""
+        """Within, this thread has the linear layers that are named change their outputs or inputs."""
         outputs, inputs = outputs or {}, inputs or {}
         for name, output_hook in outputs.items():
-            self._frozen[name].output_hook = output_hook
+            self._frozen[name].hooks.output = output_hook
         for name, input_hook in inputs.items():
-            self._frozen[name].input_hook = input_hook
+            self._frozen[name].hooks.input = input_hook
         try:
             yield
         finally:
             for name in outputs:
-                self._frozen[name].output_hook = None
+                self._frozen[name].hooks.output = None
             for name in inputs:
-                self._frozen[name].input_hook = None
+                self._frozen[name].hooks.input = None
 
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""
@@ -500,8 +504,11 @@ class _EarlyStop(Exception):
 
 def _hidden_entering(layer: nn.Module, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     captured: list[Tensor] = []
+    asking = threading.get_ident()
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != asking:  # a pass that goes through, as for a release that is prepared
+            return
         captured.append(args[0] if args else kwargs["hidden_states"])
         raise _EarlyStop
 

@@ -10,6 +10,7 @@ Shapes: i and o are the widths into and out of a layer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,16 @@ InputHook = Callable[[Tensor], Tensor]
 """Makes the input that a layer is run on in place of its own, which stays what it is."""
 
 
+class Hooks(threading.local):
+    """What is done on either side of a layer, by the thread that set it alone.
+
+    A service prepares the next release on the encoder that answers for the last one meanwhile.
+    """
+
+    input: InputHook | None = None
+    output: OutputHook | None = None
+
+
 class FrozenLinear:
     """Runs a linear layer in its stead, with a hook on either side.
 
@@ -30,15 +41,15 @@ class FrozenLinear:
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.input_hook: InputHook | None = None
-        self.output_hook: OutputHook | None = None
+        self.hooks = Hooks()
         self._linear = linear
         self._packed: _Packed | None = None
         linear.__dict__["forward"] = self._forward
 
     def _forward(self, values: Tensor) -> Tensor:
-        if self.input_hook is not None:
-            values = self.input_hook(values)
+        hooks = self.hooks
+        if hooks.input is not None:
+            values = hooks.input(values)
         weight_oi, bias_o = self._linear.weight, self._linear.bias
         if not _packable(values) or weight_oi.dtype != torch.float32:
             output = F.linear(values, weight_oi, bias_o)
@@ -49,8 +60,8 @@ class FrozenLinear:
                 output = _Differentiable.apply(values, self._packed)
             else:
                 output = self._packed(values)
-        if self.output_hook is not None:
-            self.output_hook(output, values)
+        if hooks.output is not None:
+            hooks.output(output, values)
         return output
 
 
