@@ -23,7 +23,7 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     """
     import ray
 
-    from routerretriever.training.loop import ProgressActor
+    from routerretriever.training.worker import ProgressActor
 
     connect()
 
@@ -169,10 +169,10 @@ def _reason(error: Exception) -> str:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in a worker; see ``routerretriever.training.loop.train_adapter``.
+    """What Ray Train runs in a worker; see ``routerretriever.training.worker.train_adapter``.
 
     The trainer's controller loads this function too. It has no use for models, which take seconds to import.
     """
-    from routerretriever.training.loop import train_adapter
+    from routerretriever.training.worker import train_adapter
 
     train_adapter(**config)
