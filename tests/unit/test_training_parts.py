@@ -52,6 +52,7 @@ def test_targets_are_drawn_by_grade():
 
 def test_schedule_and_length():
     from routerretriever.training.domains import resolve_objective
+
     settings = TrainingSettings(max_steps=100, warmup_fraction=0.1)
     factors = [learning_rate_factor(settings, step, 100) for step in range(101)]
     assert factors[9] == 1.0 == max(factors)
