@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         score,
         serve,
         train,
+        tune_training,
         versions,
     )
     from routerretriever.config.loading import load_recipe
@@ -54,6 +55,7 @@ __all__ = [
     "score",
     "serve",
     "train",
+    "tune_training",
     "versions",
 ]
 __version__ = "0.1.0"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import BundleVersion, Registry
     from routerretriever.routing.protocol import Router
+    from routerretriever.studies.training_search import Ranking
 
 AnyRecipe = Recipe | str | Path
 
@@ -62,6 +63,13 @@ def evaluate(recipe: AnyRecipe) -> Evaluation:
 def register(recipe: AnyRecipe, release: bool = True) -> Registered:
     """Register the experts and the router bundle in MLflow; ``release`` moves the alias to it."""
     return _pipeline(recipe).register(release)
+
+
+def tune_training(recipe: AnyRecipe, domains: Sequence[str] | None = None, seeds: int = 1) -> Ranking:
+    """Try the training settings of ``tuning.space`` on dev; trials that have ended are not run again."""
+    from routerretriever.studies import runs
+
+    return runs.tune_training(_pipeline(recipe), domains, seeds)
 
 
 def add_expert(recipe: str | Path, name: str, path: str, release: bool = True) -> Registered:

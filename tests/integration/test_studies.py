@@ -9,14 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from routerretriever.cli.main import main
+from routerretriever.config.tuning import describe
 from routerretriever.errors import RecipeError
 from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED, Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.studies.reproduction import reproduce
-from routerretriever.studies.runs import analyse_run, draw_learning_curve, measure_noise_floor, tune_router
+from routerretriever.studies.runs import (
+    analyse_run,
+    draw_learning_curve,
+    measure_noise_floor,
+    tune_router,
+    tune_training,
+)
 from routerretriever.types import BASE
 from ruamel.yaml import YAML
 from support.paths import files_below
+from support.recipes import with_changes
 
 pytestmark = pytest.mark.integration
 
@@ -32,6 +40,22 @@ def test_routers_are_tuned_on_dev_and_every_trial_is_written(run):
         assert trial.score == pytest.approx(np.mean(means))
     written = json.loads((pipeline.report_folder / "router-tuning.json").read_text())
     assert len(written) == len(trials)
+
+
+def test_training_settings_are_tried_on_dev_and_a_trial_that_has_ended_is_not_run_again(run, monkeypatch):
+    pipeline, _, _ = run
+    changes = {"training__max_steps": 2, "tuning__space": {"learning_rate": [0.02]}}
+    tuned = Pipeline(with_changes(pipeline.recipe, **changes))
+    ranking = tune_training(tuned)
+    assert {describe(trial.values) for trial in ranking.trials} == {"as the recipe", "learning_rate 0.02"}
+    for trial in ranking.trials:
+        assert [run.steps for run in trial.runs] == [2, 2]
+        assert trial.ended == "to its end"
+    assert not files_below(Path(pipeline.store.uri) / "tuning")
+    monkeypatch.setattr(
+        "routerretriever.studies.trials._run", lambda *_: pytest.fail("nothing is left to run")
+    )
+    assert tune_training(tuned) == ranking
 
 
 def test_the_analyses_agree_with_the_evaluation_where_they_meet(run):

@@ -80,7 +80,7 @@ def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
     assert Work.asked == ["tiny"]
 
 
-@pytest.mark.parametrize("name", sorted({"add-expert", "remove-expert", "register"}))
+@pytest.mark.parametrize("name", sorted({"add-expert", "remove-expert", "register", "tune-training"}))
 def test_a_call_has_no_options_of_its_own(name):
     call = inspect.signature(getattr(routerretriever, name.replace("-", "_"))).parameters
     command = {each.name for each in get_command(app).commands[name].params}

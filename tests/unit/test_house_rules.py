@@ -26,7 +26,8 @@ def test_commands_stay_few():
     expected = (
         "add-expert analyse assess calibrate datasets doctor encode evaluate export export-expert import "
         "init learn learning-curve migrate noise-floor pilots register release remove-expert reproduce "
-        "rollback run schema score serve train tune-router versions"
+        "rollback run schema score serve train tune-router "
+        "tune-training versions"
     )
     assert sorted(command.commands) == expected.split()
     assert sorted(command.commands["datasets"].commands) == [
@@ -76,6 +77,8 @@ def test_every_step_has_its_job():
         ["noise-floor", "--copies", "1", "--domain", "kitchen"],
         ["tune-router", "--unseen-share", "2"],
         ["tune-router", "--rows", "0"],
+        ["tune-training", "--domain", "garden"],
+        ["tune-training", "--seeds", "0"],
     ],
     ids=" ".join,
 )

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from routerretriever.index.lexical import LexicalIndex, Postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.words import Analyzer
-from routerretriever.training.loop import domain_schedule
 from routerretriever.training.objective import above_target, candidate_loss, draw_targets
+from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.training.teacher import Teacher, hybrid_scores
 
@@ -52,7 +52,6 @@ def test_targets_are_drawn_by_grade():
 
 def test_schedule_and_length():
     from routerretriever.training.domains import resolve_objective
-    from routerretriever.training.loop import learning_rate_factor, run_length
 
     settings = TrainingSettings(max_steps=100, warmup_fraction=0.1)
     factors = [learning_rate_factor(settings, step, 100) for step in range(101)]

@@ -1,4 +1,4 @@
-"""Commands that study a finished run, and choose its router."""
+"""Commands that study a finished run, and choose its router and how its experts are trained."""
 
 from __future__ import annotations
 
@@ -42,6 +42,34 @@ def tune_router(
     if write:
         set_routing(recipe, trials[0].settings)
         log.info("%s: routing is now: %s", recipe, describe(trials[0].settings))
+
+
+@app.command("tune-training")
+def tune_training(
+    recipe: RecipeFile,
+    domains: Annotated[
+        list[str] | None,
+        typer.Option("--domain", help="Only this domain's expert; may be given again.", metavar="NAME"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Experts of each domain in a trial.", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the trials and their steps.")] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Choose how experts are trained by dev queries: tries the settings of `tuning.space`, shows a table."""
+    from routerretriever.reports.plots import section_table
+    from routerretriever.runtime.progress import console, show
+    from routerretriever.studies import runs as studies
+    from routerretriever.studies.training_search import ranking_sections
+
+    pipeline = open_pipeline(recipe, overrides, quiet)
+    if dry_run:
+        show(studies.plan_training_search(pipeline, domains, seeds).table(pipeline.store))
+        return
+    ranking = studies.tune_training(pipeline, domains, seeds)
+    for section in ranking_sections(ranking):
+        show(section_table(section))
+    console.print(ranking.advice(), soft_wrap=True)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pydantic import Field, create_model, field_serializer, model_validator
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.config.serving import ServingSettings
+from routerretriever.config.tuning import TuningSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import without_secrets
@@ -84,6 +85,8 @@ class Recipe(Settings):
     """How queries are generated from documents."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""
+    tuning: TuningSettings = TuningSettings()
+    """Which training settings ``tune-training`` tries."""
     scoring: ScoringSettings = ScoringSettings()
     """Which queries are scored with every expert."""
     routing: RoutingSettings = RoutingSettings()
@@ -129,6 +132,8 @@ class Recipe(Settings):
                     )
         if self.encoder.device == "cpu" and (asking := self.asks_for_gpus()):
             raise ValueError(f"encoder.device: cpu, and {asking[0]} asks for a GPU; set one of the two")
+        if self.tuning.space is not None:
+            self.tuning.draw(self.training)
         self._check_methods()
         kind = kind_named(self.training.adapter.kind)
         if self.routing.merge not in kind.merges:

@@ -76,6 +76,8 @@ class Section:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     plots: Sequence[Lines | Scatter] = field(default=())
+    code: str = ""
+    """To be copied."""
 
 
 def section_table(section: Section) -> Table:
@@ -94,6 +96,7 @@ def write_sections(name: str, sections: Iterable[Section], path: Path) -> Path:
             "note": section.note,
             "header": section.header,
             "rows": section.rows,
+            "code": section.code,
             "plots": [{"title": plot.title, "svg": _svg(plot)} for plot in section.plots],
         }
         for section in sections

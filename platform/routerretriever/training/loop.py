@@ -1,8 +1,8 @@
-"""The training loop that runs in every Ray Train worker of one expert.
+"""The training loop of one adapter, from one evaluation on dev to the next. Knows nothing of Ray.
 
-Every evaluation on dev leaves a checkpoint that holds all that is needed to go on: current weights,
-optimiser, best adapter so far. A worker that is killed, or a run that is submitted again, continues from
-there.
+Ray Train's workers run it (``worker``), and trials of a search over settings, which take turns with several
+domains. At every evaluation it can save all that is needed to go on: current weights, optimiser, best adapter
+so far.
 """
 
 from __future__ import annotations
@@ -10,36 +10,31 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray import train
-from ray.train import Checkpoint
-from ray.train.torch import prepare_model
+from torch import nn
 
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
 from routerretriever.measures import Values
-from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, drain, increment
-from routerretriever.runtime.ray_metrics import export_to_ray
 from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
 from routerretriever.training.scaling import scale_weights, weights_set
+from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
 from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import BASE
 
 _STATE_FILE = "state.pt"
-_PER_QUERY = ("base_values", "scaled_values")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,17 +58,54 @@ class Progress:
     """A fold's: nDCG@10 by evaluation, scale and held-out query [T, S, Q]."""
 
 
-def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> None:
-    """Train one adapter as a worker of Ray Train; ``progress_actor`` is told how far it has come."""
+@dataclass(frozen=True)
+class Evaluation:
+    """Where a run is: at its start, and after every evaluation on dev."""
+
+    progress: Progress
+    """Changes as the run goes on."""
+    total_steps: int
+    """Steps at most."""
+    parameters: int
+    """Trainable weights."""
+    loss: float | None
+    """Of the last step; None before this process has taken one."""
+    done: bool
+    selected: Selected | None
+    """What was found of step and scale, at the end of a run that looks for them."""
+    save: Callable[[], Path]
+    """Writes what is needed to go on into a folder, which a later call writes again."""
+
+
+def evaluations(
+    job: TrainingJob,
+    store: ArtifactStore,
+    rank: int = 0,
+    workers: int = 1,
+    resume_from: Path | None = None,
+    prepare: Callable[[nn.Module], nn.Module] = lambda tower: tower,
+) -> Iterator[Evaluation]:
+    """Train one adapter; pauses at the start and after every evaluation on dev.
+
+    Args:
+        job: what to train on what.
+        store: where its inputs lie.
+        rank: number of this worker; the first alone evaluates.
+        workers: that share each batch. More than one are in one torch process group.
+        resume_from: what ``Evaluation.save`` wrote.
+        prepare: makes the tower one of several workers'.
+
+    Raises:
+        TrainingFailed: the loss is no finite number.
+    """
     settings: TrainingSettings = job.training
-    rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
 
     encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
     domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
 
-    tower = prepare_model(encoder.tower)
+    tower = prepare(encoder.tower)
     weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
@@ -84,7 +116,7 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
     scaler = torch.amp.GradScaler(encoder.device.type, enabled=settings.precision == "fp16")
     scratch = Path(tempfile.mkdtemp())
     best: dict[str, torch.Tensor] = {}
-    progress = _resume(scratch, encoder, optimizer, schedule, scaler, best)
+    progress = _resume(resume_from, scratch, encoder, optimizer, schedule, scaler, best)
     if progress.best_dev < 0:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
@@ -96,9 +128,14 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
             best.update(_copies(encoder))
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
-    if rank == 0:
-        progress_actor.update.remote(job.name, progress.step, total_steps, progress.best_dev, False)
 
+    def evaluation(loss: float | None, done: bool, selected: Selected | None) -> Evaluation:
+        return Evaluation(
+            progress, total_steps, sum(weight.numel() for weight in weights), loss, done, selected,
+            lambda: _save(scratch, encoder, optimizer, schedule, scaler, progress, best),
+        )  # fmt: skip
+
+    yield evaluation(None, False, None)
     autocast = (
         torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
         if settings.precision in _AUTOCAST
@@ -159,61 +196,16 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
             else:
                 progress.evaluations_since_best += 1
         progress.seconds += time.monotonic() - clock
-        clock = time.monotonic()
         out_of_patience = job.chosen is None and progress.evaluations_since_best >= settings.patience
-        stop = _from_first_worker(out_of_patience, workers)
+        stop = _from_first_worker(out_of_patience, workers, encoder.device)
         done = stop or progress.step >= last_step
-        checkpoint = None
-        selected: Selected | None = None
-        if rank == 0:
-            if done:
-                selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
-            checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress, best)
-            progress_actor.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
-        metrics = {
-            **{name: value for name, value in vars(progress).items() if name not in _PER_QUERY},
-            "selected": None if selected is None else asdict(selected),
-            "parameters": sum(weight.numel() for weight in weights),
-            "loss": loss.item(),
-            "total_steps": total_steps,
-            "done": done,
-        }
-        train.report(metrics, checkpoint=checkpoint)
+        selected = None
+        if done and rank == 0:
+            selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
+        yield evaluation(loss.item(), done, selected)
         if done:
             break
-
-
-def run_length(settings: TrainingSettings, steps_per_epoch: int) -> int:
-    """Optimiser steps until training ends, if patience does not end it before."""
-    limits = []
-    if settings.max_steps is not None:
-        limits.append(settings.max_steps)
-    if settings.max_epochs is not None:
-        limits.append(settings.max_epochs * steps_per_epoch)
-    return min(limits)
-
-
-def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int) -> float:
-    """Share of the learning rate at a step: linear warm-up, then constant or linearly to zero."""
-    warmup = max(1, round(settings.warmup_fraction * total_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.schedule == "constant":
-        return 1.0
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
-
-
-def domain_schedule(domains: int, total_steps: int, seed: int) -> list[tuple[int, int]]:
-    """Which domain each step trains on, every one as often as the others, and which step of it that is."""
-    order = np.random.default_rng([seed, 3]).permuted(
-        np.tile(np.arange(domains), (-(-total_steps // domains), 1)), axis=1
-    )
-    taken = [0] * domains
-    plan = []
-    for chosen in order.reshape(-1)[:total_steps].tolist():
-        plan.append((chosen, taken[chosen]))
-        taken[chosen] += 1
-    return plan
+        clock = time.monotonic()
 
 
 def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str = ADAPTER) -> float:
@@ -276,11 +268,11 @@ def _finish(
     return selected
 
 
-def _from_first_worker(flag: bool, workers: int) -> bool:
+def _from_first_worker(flag: bool, workers: int, device: torch.device) -> bool:
     """The first worker alone evaluates on dev; the others follow its decision."""
     if workers == 1:
         return flag
-    shared = torch.tensor([int(flag)], device=train.torch.get_device())
+    shared = torch.tensor([int(flag)], device=device)
     torch.distributed.broadcast(shared, src=0)
     return bool(shared.item())
 
@@ -289,7 +281,7 @@ def _trainable(encoder: QueryTower) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
 
 
-def _checkpoint(
+def _save(
     scratch: Path,
     encoder: QueryTower,
     optimizer: Any,
@@ -297,7 +289,7 @@ def _checkpoint(
     scaler: Any,
     progress: Progress,
     best: dict[str, torch.Tensor],
-) -> Checkpoint:
+) -> Path:
     state = {
         "progress": vars(progress),
         "weights": {name: weight.detach().cpu() for name, weight in _trainable(encoder).items()},
@@ -307,10 +299,11 @@ def _checkpoint(
         "best": {name: weight.cpu() for name, weight in best.items()},
     }
     torch.save(state, scratch / _STATE_FILE)
-    return Checkpoint.from_directory(str(scratch))
+    return scratch
 
 
 def _resume(
+    saved: Path | None,
     scratch: Path,
     encoder: QueryTower,
     optimizer: Any,
@@ -318,11 +311,9 @@ def _resume(
     scaler: Any,
     best: dict[str, torch.Tensor],
 ) -> Progress:
-    checkpoint = train.get_checkpoint()
-    if checkpoint is None:
+    if saved is None:
         return Progress()
-    with checkpoint.as_directory() as folder:
-        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+    shutil.copytree(saved, scratch, dirs_exist_ok=True)
     state = torch.load(scratch / _STATE_FILE, map_location=encoder.device, weights_only=True)
     for name, weight in _trainable(encoder).items():
         weight.data.copy_(state["weights"][name])
@@ -333,28 +324,3 @@ def _resume(
     progress = Progress(**state["progress"])
     progress.resumed_at.append(progress.step)
     return progress
-
-
-@ray.remote
-class ProgressActor:
-    """Where running trainers note how far they are: at the start, and at every evaluation on dev."""
-
-    def __init__(self) -> None:
-        export_to_ray()
-        self._rows: dict[str, tuple[int, int, float, bool]] = {}
-
-    def update(self, domain: str, step: int, total: int, best_dev: float, done: bool) -> None:
-        """Note a domain's step and its best dev nDCG@10 so far."""
-        if domain in self._rows:
-            steps = step - self._rows[domain][0]
-            # Only a worker that has just started comes with a step that was there before.
-            increment(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
-        self._rows[domain] = (step, total, best_dev, done)
-
-    def read(self) -> dict[str, tuple[int, int, float, bool]]:
-        """All notes, by domain."""
-        return self._rows
-
-    def counted(self) -> dict[str, int]:
-        """What was counted here since this was last asked."""
-        return drain()

@@ -13,6 +13,7 @@ from routerretriever.runtime.metrics import merge
 from routerretriever.runtime.progress import bars, is_quiet, log
 from routerretriever.training.job import BEST_FOLDER, TrainingJob, checkpoints_key
 from routerretriever.training.selection import Verdict
+from routerretriever.training.settings import TrainingSettings
 
 
 def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
@@ -23,15 +24,12 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     """
     import ray
 
-    from routerretriever.training.loop import ProgressActor
+    from routerretriever.training.worker import ProgressActor
 
     connect()
 
     training = jobs[0].training  # they differ in what is learned, not in what they run on
-    room = room_for(
-        training.cpus_per_worker, training.gpus_per_worker, gang=training.workers, labels=training.labels
-    )
-    at_once = min(training.at_once or room, room)
+    at_once = room_to_train(training, training.workers)
     progress_actor = ProgressActor.options(**on_drivers_node()).remote()  # type: ignore[attr-defined]
     # A trainer's own machine can be lost too; the next one goes on from the last checkpoint.
     task = ray.remote(max_retries=training.max_failures, **on_drivers_node())(_train_one)
@@ -59,7 +57,7 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
                 try:
                     card = ray.get(reference)
                 except Exception as error:
-                    failures[job.name] = _reason(error)
+                    failures[job.name] = failure_reason(error)
                     log.error("expert %s: failed: %s", job.name, failures[job.name])
                 else:
                     log.info(
@@ -74,6 +72,24 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
             f"{len(failures)} of {len(jobs)} experts failed; the finished ones are kept, and running the "
             f"same command again goes on from the last checkpoints\n{listed}"
         )
+
+
+def room_to_train(training: TrainingSettings, workers: int) -> int:
+    """How many groups of so many workers are to train at once.
+
+    Raises:
+        BadInput: the cluster does not hold one group.
+    """
+    room = room_for(training.cpus_per_worker, training.gpus_per_worker, workers, training.labels)
+    return min(training.at_once or room, room)
+
+
+def resources_of(training: TrainingSettings) -> dict[str, float]:
+    """What Ray reserves for each worker, in Ray's words."""
+    resources = {"CPU": training.cpus_per_worker}
+    if training.gpus_per_worker:
+        resources["GPU"] = training.gpus_per_worker
+    return resources
 
 
 def _ask(progress_actor_method: Any) -> dict[str, Any]:
@@ -95,16 +111,13 @@ def _train_one(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> d
     run_key = checkpoints_key(job.key)
     filesystem, folder = store.arrow("training")
     settings = job.training
-    resources = {"CPU": settings.cpus_per_worker}
-    if settings.gpus_per_worker:
-        resources["GPU"] = settings.gpus_per_worker
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "store": store, "progress_actor": progress_actor},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=resources_of(settings),
             label_selector=dict(settings.labels) or None,
         ),
         run_config=RunConfig(
@@ -153,7 +166,7 @@ def _selection_card(selected: dict[str, Any] | None) -> dict[str, Any]:
     return {"scale": selected["choice"]["scale"], "deployed": verdict.deployed, "verdict": verdict.as_card()}
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """The innermost message of a chain of Ray errors, in one line."""
     cause: BaseException = error
     while True:
@@ -169,10 +182,10 @@ def _reason(error: Exception) -> str:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in a worker; see ``routerretriever.training.loop.train_adapter``.
+    """What Ray Train runs in a worker; see ``routerretriever.training.worker.train_adapter``.
 
     The trainer's controller loads this function too. It has no use for models, which take seconds to import.
     """
-    from routerretriever.training.loop import train_adapter
+    from routerretriever.training.worker import train_adapter
 
     train_adapter(**config)
