@@ -33,9 +33,10 @@ from routerretriever.runtime.ray_metrics import export_to_ray
 from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
-from routerretriever.training.scaling import scale_weights, weights_set
+from routerretriever.training.scaling import copies, scale_weights, weights_set
 from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.settings import TrainingSettings
+from routerretriever.training.soup import Soup
 from routerretriever.types import BASE
 
 _STATE_FILE = "state.pt"
@@ -74,17 +75,13 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
     domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
 
     tower = prepare_model(encoder.tower)
-    weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    weights = _trainable(encoder)
     total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
     plan = domain_schedule(len(domains), total_steps, settings.seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(settings, step, total_steps)
-    )
-    scaler = torch.amp.GradScaler(encoder.device.type, enabled=settings.precision == "fp16")
+    soup = Soup(weights, settings, lambda step: learning_rate_factor(settings, step, total_steps))
     scratch = Path(tempfile.mkdtemp())
     best: dict[str, torch.Tensor] = {}
-    progress = _resume(scratch, encoder, optimizer, schedule, scaler, best)
+    progress = _resume(scratch, encoder, soup, best)
     if progress.best_dev < 0:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
@@ -93,7 +90,7 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
                 progress.base_dev = _dev_ndcg(encoder, domains, BASE)
             if job.selection == "fold":
                 progress.base_values = domains[0].dev_values(encoder, BASE).tolist()
-            best.update(_copies(encoder))
+            best.update(copies(_trainable(encoder)))
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
     if rank == 0:
@@ -104,14 +101,13 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
         if settings.precision in _AUTOCAST
         else nullcontext()
     )
-    clock = time.monotonic()
-    last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
-    while progress.step < last_step:
+
+    def loss_of(copy: int) -> torch.Tensor:
         chosen, domain_step = plan[progress.step]
         domain = domains[chosen]
-        batch = domain.examples.batch(domain_step, rank, workers)
-        # Dropout depends on the step alone, so a run that was resumed ends as one that was not.
-        torch.manual_seed(hash((settings.seed, progress.step, rank)))
+        batch = domain.examples.batch(domain_step, rank, workers, copy)
+        # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
+        torch.manual_seed(hash((settings.seed, progress.step, rank, *([copy] if copy else []))))
         domain.enter(encoder)
         tower.train()
         with autocast:
@@ -133,13 +129,12 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
                 f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
                 "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
             )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
+        return loss
+
+    clock = time.monotonic()
+    last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
+    while progress.step < last_step:
+        loss = soup.step(loss_of)
         progress.step += 1
         if progress.step % settings.evaluate_every and progress.step < last_step:
             continue
@@ -154,7 +149,7 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
             progress.history.append((progress.step, dev))
             if dev > progress.best_dev or (job.chosen is not None and progress.step == last_step):
                 progress.best_dev, progress.best_step, progress.evaluations_since_best = dev, progress.step, 0
-                best.update(_copies(encoder))
+                best.update(copies(_trainable(encoder)))
                 encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
             else:
                 progress.evaluations_since_best += 1
@@ -168,13 +163,13 @@ def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -
         if rank == 0:
             if done:
                 selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
-            checkpoint = _checkpoint(scratch, encoder, optimizer, schedule, scaler, progress, best)
+            checkpoint = _checkpoint(scratch, soup, progress, best)
             progress_actor.update.remote(job.name, progress.step, total_steps, progress.best_dev, done)
         metrics = {
             **{name: value for name, value in vars(progress).items() if name not in _PER_QUERY},
             "selected": None if selected is None else asdict(selected),
-            "parameters": sum(weight.numel() for weight in weights),
-            "loss": loss.item(),
+            "parameters": sum(weight.numel() for weight in weights.values()),
+            "loss": loss,
             "total_steps": total_steps,
             "done": done,
         }
@@ -220,13 +215,9 @@ def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str =
     return float(np.mean([domain.dev_ndcg(encoder, adapter) for domain in domains]))
 
 
-def _copies(encoder: QueryTower) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in _trainable(encoder).items()}
-
-
 def _scaled_values(encoder: QueryTower, domain: TrainingDomain, scales: Sequence[float]) -> Values:
     """nDCG@10 of shares of the adapter as it is now, on each held-out query: [S, Q]."""
-    weights, now = _trainable(encoder), _copies(encoder)
+    weights, now = _trainable(encoder), copies(_trainable(encoder))
     values = []
     for scale in scales:
         with weights_set(weights, scale_weights(now, scale)):
@@ -285,50 +276,29 @@ def _from_first_worker(flag: bool, workers: int) -> bool:
     return bool(shared.item())
 
 
-def _trainable(encoder: QueryTower) -> dict[str, torch.Tensor]:
+def _trainable(encoder: QueryTower) -> dict[str, torch.nn.Parameter]:
     return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
 
 
-def _checkpoint(
-    scratch: Path,
-    encoder: QueryTower,
-    optimizer: Any,
-    schedule: Any,
-    scaler: Any,
-    progress: Progress,
-    best: dict[str, torch.Tensor],
-) -> Checkpoint:
+def _checkpoint(scratch: Path, soup: Soup, progress: Progress, best: dict[str, torch.Tensor]) -> Checkpoint:
     state = {
         "progress": vars(progress),
-        "weights": {name: weight.detach().cpu() for name, weight in _trainable(encoder).items()},
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "scaler": scaler.state_dict(),
+        "copies": soup.state(),
         "best": {name: weight.cpu() for name, weight in best.items()},
     }
     torch.save(state, scratch / _STATE_FILE)
     return Checkpoint.from_directory(str(scratch))
 
 
-def _resume(
-    scratch: Path,
-    encoder: QueryTower,
-    optimizer: Any,
-    schedule: Any,
-    scaler: Any,
-    best: dict[str, torch.Tensor],
-) -> Progress:
+def _resume(scratch: Path, encoder: QueryTower, soup: Soup, best: dict[str, torch.Tensor]) -> Progress:
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
         return Progress()
     with checkpoint.as_directory() as folder:
         shutil.copytree(folder, scratch, dirs_exist_ok=True)
     state = torch.load(scratch / _STATE_FILE, map_location=encoder.device, weights_only=True)
-    for name, weight in _trainable(encoder).items():
-        weight.data.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    scaler.load_state_dict(state["scaler"])
+    # Before there were soups, a checkpoint was itself the state of the only copy.
+    soup.restore(state.get("copies", [state]))
     best.update(state.get("best", {}))  # checkpoints of the first release have none
     progress = Progress(**state["progress"])
     progress.resumed_at.append(progress.step)
