@@ -49,7 +49,7 @@ class Endpoint:
 def endpoint(
     path: str = "chat/completions", reply: Callable[[dict[str, Any]], Any] | None = None
 ) -> Iterator[Endpoint]:
-    """A server in a thread of this process, on a port of its own; ``reply`` answers other bodies than chats."""
+    """A server in a thread of this process, on a port of its own; ``reply`` answers what are no chats."""
     told = Endpoint()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """Asking somebody else's HTTP endpoint: what may pass is tried again; the key comes from the environment.
 
-Knows nothing of what is asked; ``generation.endpoint`` and ``training.rerank_endpoint`` do.
+Knows nothing of what is asked; ``generation.endpoint`` and ``training.rerankers`` do.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class ScoreCandidates(Step):
             own = [step for step, its in zip(steps, kinds, strict=True) if its == kind]
             encoder, teacher = kind
             if isinstance(teacher, EndpointTeacher):
-                # Two documents, so that a wrong url is one line at once; a model was tried when the run began.
+                # A wrong url is one line at once; a cross-encoder was tried when the run began.
                 open_reranker(teacher).score([Candidates("a query to try", ["a document", "another"])])
             for step in own:
                 store.begin(step.key, {"shard_size": teacher.shard_size})

@@ -129,8 +129,8 @@ class TrainingSettings(Settings):
         if self.soup > 1 and not self.can_be_scaled:
             raise ValueError(
                 f"soup: {self.soup}, but adapters of kind {self.adapter.kind!r} are not averaged: attention "
-                "compares a prefix's keys by a softmax, and mean keys attend to what none of them does; set soup "
-                "to 1, or adapter.kind to lora or ia3"
+                "compares a prefix's keys by a softmax, and mean keys attend to what none of them does; set "
+                "soup to 1, or adapter.kind to lora or ia3"
             )
         return self
 

@@ -81,7 +81,7 @@ class RerankingTeacher(Teacher):
 def open_teacher(
     corpus: Corpus, part: TrainingPart, settings: TrainingSettings, store: ArtifactStore
 ) -> Teacher:
-    """The teacher that settings name; a corpus's words are counted if it needs them and they have not been."""
+    """The teacher that settings name; a corpus's words are counted if it needs them."""
     if part.candidate_keys:
         return RerankingTeacher(
             {
@@ -100,9 +100,9 @@ def open_teacher(
 def on_base_scale(scored: ScoredCandidates) -> Scores:
     """A reranker's scores of one query's documents, min-max normalised and put where the base's were.
 
-    Rerankers give logits, probabilities or cosines; the least and greatest of a query's scores become 0 and 1,
-    as in JaColBERTv2.5 (arXiv 2407.20750), and then the base's least and greatest score of its own best
-    documents. So the loss's temperature means the same with every teacher, and so does ``mask_above``.
+    Rerankers give logits, probabilities or cosines. The least and greatest of a query's scores become 0 and
+    1, as in JaColBERTv2.5 (arXiv 2407.20750), and then the base's least and greatest score of its own best
+    documents. So ``temperature`` and ``mask_above`` mean the same with every teacher.
     """
     low, high = float(scored.scores.min()), float(scored.scores.max())
     share = (scored.scores - low) / (high - low) if high > low else np.ones_like(scored.scores)
