@@ -82,6 +82,10 @@ class WriterError(BadInput):
     """Queries cannot be written: no model, no endpoint, no budget; the message says what to do."""
 
 
+class TeacherError(BadInput):
+    """A teacher cannot score documents: no model, no endpoint, no scores; the message says what to do."""
+
+
 class ArtifactMissing(NotFound):
     """An artifact was asked for that no finished step has left."""
 

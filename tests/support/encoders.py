@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5EncoderModel,
+)
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "copper", "and", "zinc", "query",
          "a", "b", "passage", ":", "search", "for", "long", "text"]  # fmt: skip
@@ -80,17 +86,25 @@ def write_encoder(name: str, folder: Path) -> Path:
     return folder / "encoder"
 
 
-def write_transformer(tiny: TinyEncoder, folder: Path) -> Path:
+def write_cross_encoder(folder: Path, labels: int = 1) -> Path:
+    """Write a random BERT that reads two texts and gives so many scores."""
+    tiny = TinyEncoder("bert", config={"num_labels": labels})
+    return write_transformer(tiny, folder, AutoModelForSequenceClassification.from_config)
+
+
+def write_transformer(tiny: TinyEncoder, folder: Path, build: Callable[..., Any] | None = None) -> Path:
     """Write a transformer and its tokenizer, without sentence-transformers' files."""
     config = AutoConfig.for_model(tiny.model_type, **{**_SMALL, "max_position_embeddings": 32, **tiny.config})
-    build: Callable[..., Any] = T5EncoderModel if tiny.model_type == "t5" else AutoModel.from_config
+    build = build or (T5EncoderModel if tiny.model_type == "t5" else AutoModel.from_config)
     torch.manual_seed(0)
     build(config).save_pretrained(folder)
     vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=30, **special).save_pretrained(

@@ -1,11 +1,11 @@
-"""An endpoint that behaves and misbehaves like OpenAI-compatible ones, and a tiny causal language model."""
+"""An endpoint that behaves and misbehaves like other people's, and a tiny causal language model."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,8 +46,10 @@ class Endpoint:
 
 
 @contextmanager
-def endpoint() -> Iterator[Endpoint]:
-    """A server in a thread of this process, on a port of its own."""
+def endpoint(
+    path: str = "chat/completions", reply: Callable[[dict[str, Any]], Any] | None = None
+) -> Iterator[Endpoint]:
+    """A server in a thread of this process, on a port of its own; ``reply`` answers what are no chats."""
     told = Endpoint()
 
     class Handler(BaseHTTPRequestHandler):
@@ -67,7 +69,7 @@ def endpoint() -> Iterator[Endpoint]:
                 self._answer(body, number)
 
         def _answer(self, body: dict[str, Any], number: int) -> None:
-            if self.path != "/v1/chat/completions":
+            if self.path != f"/v1/{path}":
                 self._send(404, "text/plain", b"no such page")
             elif told.html:
                 self._send(200, "text/html; charset=utf-8", b"<html><body>Welcome</body></html>")
@@ -75,6 +77,8 @@ def endpoint() -> Iterator[Endpoint]:
                 self._send(told.status, "application/json", b'{"error": {"message": "no"}}')
             elif told.fails(number):
                 self._send(500, "application/json", b'{"error": {"message": "broken"}}')
+            elif reply is not None:
+                self._send(200, "application/json", json.dumps(reply(body)).encode())
             else:
                 prompt = body["messages"][-1]["content"]
                 content = told.answer(prompt) if told.answer else _words_of(prompt)

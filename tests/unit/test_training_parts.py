@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -6,13 +7,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
+from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.index.lexical import LexicalIndex, Postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.words import Analyzer
+from routerretriever.training.candidates import ScoredCandidates
+from routerretriever.training.examples import Batch
 from routerretriever.training.objective import above_target, candidate_loss, draw_targets
 from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
 from routerretriever.training.settings import TrainingSettings
-from routerretriever.training.teacher import Teacher, hybrid_scores
+from routerretriever.training.soup import Soup
+from routerretriever.training.teacher import (
+    RerankingTeacher,
+    Teacher,
+    WordsTeacher,
+    hybrid_scores,
+    on_base_scale,
+)
+from routerretriever.training.teacher_settings import EndpointTeacher
+
+TEACHER = EndpointTeacher(kind="endpoint", url="http://localhost:1", model="m")
 
 
 def rows(*values):
@@ -138,9 +153,34 @@ def test_a_teacher_that_reads_words_puts_a_document_with_the_query_s_words_first
     texts = ["copper wire", "a dog sleeps", "zinc plate"]
     words = LexicalIndex(Postings.build(analyze(text) for text in texts), settings)
     same = torch.full((1, 3), 0.5)
-    scores = Teacher(words, 0.3).scores(same, ["where is zinc"], rows(0, 1, 2))
+    batch = Batch([[0]], rows(2), [rows(2)], None, texts=["where is zinc"])
+    scores = WordsTeacher(words, 0.3).scores(same, batch, rows(0, 1, 2))
     assert scores.argmax().item() == 2
-    assert torch.equal(Teacher().scores(same, ["where is zinc"], rows(0, 1, 2)), same)
+    assert torch.equal(Teacher().scores(same, batch, rows(0, 1, 2)), same)
+
+
+@given(
+    arrays(np.float32, 5, elements=st.floats(-30, 30, width=32)),
+    st.floats(-1, 1, width=32),
+    st.floats(0, 1, width=32),
+)
+def test_a_reranker_s_scores_keep_their_order_and_take_the_base_s_range(scores, low, spread):
+    made = on_base_scale(ScoredCandidates("q", rows(*range(5)), scores, low, low + spread))
+    assert made.min() >= low - 1e-5
+    assert made.max() == pytest.approx(low + spread, abs=1e-5)
+    assert (np.diff(made[np.argsort(scores)]) >= -1e-6).all()
+    other_unit = on_base_scale(ScoredCandidates("q", rows(*range(5)), 3 * scores + 1, low, low + spread))
+    if np.ptp(scores) > 0.1:
+        np.testing.assert_allclose(other_unit, made, atol=1e-3)
+
+
+def test_a_reranker_teaches_what_it_has_scored_and_the_base_the_rest():
+    base = torch.tensor([[0.9, 0.5, 0.6, 0.1], [0.2, 0.3, 0.4, 0.5]])
+    listed = {"a": (rows(3, 7, 8), np.float32([0.7, 0.8, 0.9])), "b": (rows(4), np.float32([0.3]))}
+    batch = Batch([[0]] * 2, rows(3, 5), [rows(3), rows(5)], None, query_ids=["a", "b"])
+    scores = RerankingTeacher(listed).scores(base, batch, rows(2, 3, 5, 8))
+    assert torch.equal(scores, torch.tensor([[0.9, 0.7, 0.6, 0.9], [0.2, 0.3, 0.4, 0.5]]))
+    assert base[0, 1] == 0.5  # what was given is left alone
 
 
 def test_settings_without_effect_leave_an_expert_as_it_is():
@@ -153,3 +193,73 @@ def test_settings_without_effect_leave_an_expert_as_it_is():
     silent = TrainingSettings(distillation=0)
     assert TrainingSettings(distillation=0, teacher_bm25=0.1).identity() == silent.identity()
     assert TrainingSettings(mask_above=1.0).plain().identity() == plain.plain().identity()
+    assert "soup" not in plain.identity()
+    assert TrainingSettings(soup=2).identity() == plain.identity() | {"soup": 2}
+    assert "teacher" not in plain.identity()
+    taught = TrainingSettings(teacher=TEACHER, soup=3)
+    assert taught.identity()["teacher"] == TEACHER.identity()
+    assert taught.plain().identity() == plain.plain().identity()
+    # Where a reranker runs, and how often it is asked at a time, changes no score.
+    moved = TEACHER.model_copy(update={"url": "http://elsewhere", "concurrency": 1, "shard_size": 7})
+    assert TrainingSettings(teacher=moved, soup=3).identity() == taught.identity()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"teacher": TEACHER, "teacher_bm25": 0.1}, "teacher_bm25: 0.1, and there is another teacher"),
+        ({"teacher": TEACHER, "distillation": 0}, "without distillation and mask_above it has no use"),
+        ({"teacher": TEACHER, "objective": "in_batch"}, "'in_batch' compares none of the documents"),
+        ({"soup": 2, "adapter": PrefixSettings()}, "soup: 2, but adapters of kind 'prefix' are not averaged"),
+    ],
+)
+def test_a_teacher_without_use_and_a_soup_without_a_mean_are_refused(settings, told):
+    with pytest.raises(ValidationError, match=told):
+        TrainingSettings(**settings)
+
+
+class Line(torch.nn.Module):
+    """The least that can be trained, with a LoRA's names."""
+
+    def __init__(self):
+        super().__init__()
+        self.lora_A = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        self.lora_B = torch.nn.Parameter(torch.zeros(2))
+
+    def loss(self, copy, step):
+        return ((self.lora_A * self.lora_B).sum() - copy - step) ** 2
+
+
+def soup_of(copies, numbers=None):
+    """A fresh soup, and a function that takes one step of it; copies may be given other numbers."""
+    line = Line()
+    parameters = dict(line.named_parameters())
+    soup = Soup(parameters, TrainingSettings(soup=copies, learning_rate=0.1), lambda step: 1.0)
+    return (
+        soup,
+        parameters,
+        lambda step: soup.step(lambda copy: line.loss(numbers[copy] if numbers else copy, step)),
+    )
+
+
+def test_a_soup_is_the_mean_of_copies_that_are_trained_as_one_is():
+    _, mean, step_all = soup_of(3)
+    alone = [soup_of(1, numbers=[number]) for number in range(3)]
+    for step in range(4):
+        losses = [step_one(step) for _, _, step_one in alone]
+        assert step_all(step) == pytest.approx(np.mean(losses))
+    for name in mean:
+        expected = torch.stack([parameters[name] for _, parameters, _ in alone]).mean(dim=0)
+        torch.testing.assert_close(mean[name], expected)
+
+
+def test_a_soup_goes_on_from_its_state_to_the_last_bit():
+    soup, parameters, step_all = soup_of(2)
+    step_all(0)
+    state = copy.deepcopy(soup.state())
+    step_all(1)
+    again, resumed, step_again = soup_of(2)
+    again.restore(state)
+    step_again(1)
+    for name in parameters:
+        assert torch.equal(resumed[name], parameters[name])

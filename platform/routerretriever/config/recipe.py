@@ -190,9 +190,11 @@ class Recipe(Settings):
 
     def asks_for_gpus(self) -> list[str]:
         """The settings that ask Ray for GPUs."""
+        teacher = self.training.teacher
         wishes = {
             "corpus.gpus_per_worker": self.corpus.gpus_per_worker,
             "training.gpus_per_worker": self.training.gpus_per_worker,
+            "training.teacher.gpus_per_worker": teacher.gpus_per_worker if teacher else 0.0,
             "scoring.gpus_per_worker": self.scoring.gpus_per_worker,
             "serving.router.gpus": self.serving.router.gpus,
             "serving.expert.gpus": self.serving.expert.gpus,

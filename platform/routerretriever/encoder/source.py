@@ -30,12 +30,26 @@ def encoder_folder(settings: EncoderSettings) -> Path:
     """
     if (packaged := _packaged(settings.name)) is not None:
         return packaged
-    local = Path(settings.name).expanduser()
+    return files_of_model(settings.name, settings.revision, "encoder.name")
+
+
+def files_of_model(name: str, revision: str | None, field: str) -> Path:
+    """The local folder with a model's files; downloads them once if ``name`` is a hub id.
+
+    Args:
+        name: a folder or a hub id.
+        revision: of a hub id.
+        field: the setting that names it.
+
+    Raises:
+        EncoderError: the model cannot be found or fetched.
+    """
+    local = Path(name).expanduser()
     if _is_encoder(local):
         return local
-    if local.is_absolute() or settings.name.startswith((".", "~")):
-        raise EncoderError(f"encoder.name: {settings.name} holds no config.json")
-    return _download(settings.name, settings.revision)
+    if local.is_absolute() or name.startswith((".", "~")):
+        raise EncoderError(f"{field}: {name} holds no config.json")
+    return _download(name, revision, field)
 
 
 def hub_id(settings: EncoderSettings) -> str | None:
@@ -113,7 +127,7 @@ def read_json(path: Path) -> Any:
         raise EncoderError(f"encoder.name: {path} is no JSON: {error}") from None
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, field: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -126,11 +140,11 @@ def _download(name: str, revision: str | None) -> Path:
             if any(folder.glob(weights)):
                 break
     except HFValidationError as error:
-        raise EncoderError(f"encoder.name: {name!r} is no folder and no model id: {error}") from None
+        raise EncoderError(f"{field}: {name!r} is no folder and no model id: {error}") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EncoderError(
-            f"encoder.name: {name!r} is no local folder, and the model hub did not give it ({reason}); "
+            f"{field}: {name!r} is no local folder, and the model hub did not give it ({reason}); "
             "check the name and the connection, or HF_TOKEN if it is private, or give a folder with the files"
         ) from None
     return folder

@@ -7,38 +7,25 @@ the writing with one line. The key is read from the environment when it is neede
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Any
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
 
 from routerretriever.errors import WriterError
 from routerretriever.generation.prompts import Request, chat, clean
 from routerretriever.generation.protocol import Written
 from routerretriever.generation.settings import EndpointSettings, GenerationSettings
 from routerretriever.hashing import content_hash
+from routerretriever.runtime.endpoint import Passing, key_header, media_type, post, retrying
 from routerretriever.runtime.progress import log
 
 _LETTERS_A_TOKEN = 3
 """Fewer than there are in most languages, so that the estimate is rather too high."""
-_LONGEST_PAUSE = 20.0
-_FIRST_PAUSE = 0.25
 _NO_USE = {401, 403, 404, 405}
 """Answers that no other request will better."""
-
-
-class _Passing(Exception):
-    """An attempt failed, and another may not."""
-
-    def __init__(self, problem: str, pause: float | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.pause = pause
 
 
 class _Budget:
@@ -112,34 +99,21 @@ class EndpointWriter:
             "temperature": self._endpoint.temperature,
             "seed": int(content_hash(self._settings.seed, request.document, request.type)[:7], 16),
         }
-        attempts = Retrying(
-            retry=retry_if_exception_type(_Passing),
-            wait=_pause,
-            stop=stop_after_attempt(self._endpoint.attempts),
-            reraise=True,
-        )
+        attempts = retrying(self._endpoint.attempts)
         self._budget.reserve(reserved)
         written = Written("")
         try:
             written = attempts(self._send, http, body)
-        except _Passing as error:
+        except Passing as error:
             written = Written("", 0, error.problem)
         finally:
             self._budget.settle(reserved, written.tokens)
         return written
 
     def _send(self, http: httpx.Client, body: dict[str, Any]) -> Written:
-        try:
-            response = http.post(f"{self._endpoint.url.rstrip('/')}/chat/completions", json=body)
-        except httpx.TimeoutException:
-            raise _Passing("no answer in time") from None
-        except httpx.TransportError as error:
-            raise _Passing(f"no connection ({type(error).__name__})") from None
+        response = post(http, f"{self._endpoint.url.rstrip('/')}/chat/completions", body)
         if response.status_code in _NO_USE:
             raise WriterError(self._useless(response))
-        if response.status_code >= 500 or response.status_code in (408, 409, 425, 429):
-            told = response.headers.get("Retry-After", "")
-            raise _Passing(f"status {response.status_code}", float(told) if told.isdecimal() else None)
         if response.status_code >= 400:
             # This document is at fault: too long, or refused. It will not be better.
             log.warning("%s: status %d: %s", self._endpoint.url, response.status_code, _message(response))
@@ -149,22 +123,13 @@ class EndpointWriter:
             content = answer["choices"][0]["message"]["content"] or ""
             used = int((answer.get("usage") or {}).get("total_tokens") or 0)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            kind = response.headers.get("Content-Type", "").split(";")[0] or "something"
-            raise _Passing(f"answered {kind}, no completion") from None
+            raise Passing(f"answered {media_type(response)}, no completion") from None
         query = clean(str(content))
         return Written(query, used or _estimate(body, str(content)), "" if query else "empty answer")
 
     def _headers(self) -> dict[str, str]:
         variable = self._endpoint.key_variable
-        if variable is None:
-            return {}
-        key = os.environ.get(variable, "").strip()
-        if not key:
-            raise WriterError(
-                f"generation.writer.key_variable: the environment variable {variable} is not set; set it to "
-                "the endpoint's key"
-            )
-        return {"Authorization": f"Bearer {key}"}
+        return key_header(variable, "generation.writer.key_variable", WriterError)
 
     def _useless(self, response: httpx.Response) -> str:
         url, status = self._endpoint.url, response.status_code
@@ -191,10 +156,3 @@ def _message(response: httpx.Response) -> str:
 def _estimate(body: dict[str, Any], content: str) -> int:
     letters = sum(len(message["content"]) for message in body["messages"]) + len(content)
     return letters // _LETTERS_A_TOKEN
-
-
-def _pause(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Passing) and error.pause is not None:
-        return min(error.pause, _LONGEST_PAUSE)
-    return wait_exponential_jitter(initial=_FIRST_PAUSE, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE)(state)

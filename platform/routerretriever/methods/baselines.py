@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import ConfigDict, PositiveInt, RootModel
 
 from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -152,13 +151,14 @@ class AverageExperts(Step):
     @classmethod
     def build_all(cls, steps: Sequence[AverageExperts], store: ArtifactStore) -> None:
         """Average each."""
-        from safetensors.numpy import load_file, save_file
+        from safetensors.torch import load_file, save_file
+
+        from routerretriever.training.scaling import mean_weights
 
         for step in steps:
             members = [open_expert(store, each.key) for each in step.inputs]
             weights = [load_file(expert.folder(store) / ADAPTER_WEIGHTS) for expert in members]
-            mean = {field: np.mean([one[field] for one in weights], axis=0) for field in weights[0]}
-            store.put(step.key, ADAPTER_WEIGHTS, partial(save_file, mean))
+            store.put(step.key, ADAPTER_WEIGHTS, partial(save_file, mean_weights(weights)))
             source = members[0].folder(store) / ADAPTER_CONFIG
             store.put(step.key, ADAPTER_CONFIG, partial(shutil.copyfile, source))
             manifest = {"kind": "expert", "domain": step.name, "averaged": [e.key for e in members]}

@@ -34,6 +34,7 @@ from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, at_work, log
 from routerretriever.runtime.ray_metrics import publish_seconds
 from routerretriever.scoring.table import ScoredModel
+from routerretriever.training.rerankers import open_reranker
 from routerretriever.types import BASE
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Pipeline:
         Raises:
             DatasetError: a collection is flawed; the message names file and line.
             EncoderError: the base cannot be used as the recipe says.
+            TeacherError: the experts' teacher cannot.
         """
         needs = {
             name: [
@@ -174,6 +176,8 @@ class Pipeline:
         }
         report = preflight(self.collections.values(), needs)
         card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
+        if (teacher := self.recipe.training.teacher) is not None:
+            open_reranker(teacher).check()
         log.info("encoder %s: %s", self.recipe.encoder.name, "; ".join(card.lines()))
         for warning in card.warnings:
             log.warning("encoder %s: %s", self.recipe.encoder.name, warning)

@@ -19,7 +19,7 @@ from routerretriever.training.examples import Batch, Examples
 from routerretriever.training.job import TrainingJob, TrainingPart
 from routerretriever.training.objective import Rows
 from routerretriever.training.settings import TrainingSettings
-from routerretriever.training.teacher import Teacher
+from routerretriever.training.teacher import Teacher, open_teacher
 
 ADAPTER = "expert"
 """What the adapter in training is called within its trainer."""
@@ -63,7 +63,7 @@ class TrainingDomain:
         self._teacher: Teacher | None = None
         if settings.needs_teacher:
             self.examples.embed_by_base(encoder, train_set)
-            self._teacher = Teacher.open(self.corpus, part.lexical, settings.teacher_bm25, store)
+            self._teacher = open_teacher(self.corpus, part, settings, store)
         self._documents: Tensor | None = None
         if objective == "corpus":
             self._documents = torch.from_numpy(self.corpus.matrix()).to(encoder.device)
@@ -91,7 +91,7 @@ class TrainingDomain:
             return None
         assert batch.base_Bd is not None
         base_Bd = torch.from_numpy(batch.base_Bd).to(candidate_Cd.device)
-        return self._teacher.scores(base_Bd @ candidate_Cd.detach().T, batch.texts, rows)
+        return self._teacher.scores(base_Bd @ candidate_Cd.detach().T, batch, rows)
 
     def dev_ndcg(self, encoder: QueryTower, adapter: str) -> float:
         """Mean nDCG@10 of an adapter on the dev queries."""

@@ -29,6 +29,7 @@ class Batch:
     """The queries by the bare base, for the teacher."""
     texts: list[str] = field(default_factory=list)
     """The queries' own words."""
+    query_ids: list[str] = field(default_factory=list)
 
 
 class Examples:
@@ -82,14 +83,22 @@ class Examples:
         """Optimiser steps that show every query once."""
         return -(-len(self) // self._settings.batch_size)
 
-    def batch(self, step: int, rank: int, workers: int) -> Batch:
-        """One worker's share of the batch of a step; steps go on without end."""
+    def batch(self, step: int, rank: int, workers: int, copy: int = 0) -> Batch:
+        """One worker's share of the batch of a step; steps go on without end.
+
+        Args:
+            step: of the optimiser.
+            rank: the worker's number.
+            workers: how many share the batch.
+            copy: of a soup; each has an order and samples of its own.
+        """
         epoch, position = divmod(step, self.steps_per_epoch())
-        order = np.random.default_rng([self._settings.seed, 1, epoch]).permutation(len(self))
+        own = [copy] if copy else []  # a single copy's numbers are as they were before there were soups
+        order = np.random.default_rng([self._settings.seed, 1, epoch, *own]).permutation(len(self))
         size = self._settings.batch_size
         # A last batch too small to share is filled up from the start of the epoch.
         members = np.resize(order[position * size :], max(workers, min(size, len(order) - position * size)))
-        random = np.random.default_rng([self._settings.seed, 2, step, rank])
+        random = np.random.default_rng([self._settings.seed, 2, step, rank, *own])
         return self._batch(members[rank::workers], random)
 
     def _batch(self, members: NDArray[np.int64], random: np.random.Generator) -> Batch:
@@ -105,4 +114,5 @@ class Examples:
         base = None if self._base is None else self._base[members]
         tokens = [self._tokens[member] for member in members]
         texts = [self._texts[member] for member in members]
-        return Batch(tokens, targets, positives, candidates, base, texts)
+        ids = [self._ids[member] for member in members]
+        return Batch(tokens, targets, positives, candidates, base, texts, ids)

@@ -22,6 +22,7 @@ from routerretriever.errors import ArtifactMissing, RecipeError
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
+from routerretriever.training.candidates import ScoreCandidates, candidates_step
 from routerretriever.training.cross_validation import FOLDS, StoreFold, read_held_out
 from routerretriever.training.job import Selection, TrainingJob, TrainingPart, checkpoints_key
 from routerretriever.training.selection import advice, join_folds, select
@@ -166,20 +167,32 @@ def train_step(
             f"encoder.documents: {name} adapts queries and documents alike, which needs one encoder for "
             "both; leave encoder.documents out, or this method"
         )
+    selection = _selection(sources[0], training) if selects else "best_step"
+    if not selects:
+        training = training.plain()
     inputs: list[Step] = []
     parts = []
     for source in sources:
         train = judgements_step(source.collection, "train", source.train_limit)
         dev = judgements_step(source.collection, "dev")
-        inputs += [source.corpus, train, dev]
+        scored = _scored_by_teacher(source, training, ("train",))
+        inputs += [source.corpus, train, dev, *scored]
         lexical = source.lexical if training.teacher_bm25 else None
-        parts.append(TrainingPart(source.corpus.key, train.key, dev.key, source.modules, lexical))
-    selection = _selection(sources[0], training) if selects else "best_step"
+        parts.append(
+            TrainingPart(
+                source.corpus.key,
+                train.key,
+                dev.key,
+                source.modules,
+                lexical,
+                tuple(one.key for one in scored),
+            )
+        )
     job = TrainingJob(
         name,
         key,
         encoder,
-        training if selects else training.plain(),
+        training,
         tuple(parts),
         queries_per_domain,
         modules,
@@ -208,6 +221,15 @@ def _selection(source: Source, training: TrainingSettings) -> Selection:
     return training.selects_by(labelled)
 
 
+def _scored_by_teacher(
+    source: Source, training: TrainingSettings, splits: Sequence[str]
+) -> list[ScoreCandidates]:
+    """The steps that have a reranker score candidates of whole splits: samples and folds share them."""
+    if training.teacher is None:
+        return []
+    return [candidates_step(source.corpus, split, training.teacher) for split in splits]
+
+
 def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
     """The step that trains one fold of a cross-validation and measures every scale on what it holds out."""
     digest = content_hash(job.key, FOLDS)
@@ -222,13 +244,15 @@ def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
         )
         for kind in ("rest", "held")
     )
-    part = replace(job.parts[0], train_key=rest.key, dev_key=held.key)
+    scored = _scored_by_teacher(source, job.training, ("train", "dev"))
+    keys = tuple(one.key for one in scored)
+    part = replace(job.parts[0], train_key=rest.key, dev_key=held.key, candidate_keys=keys)
     name, key = f"{job.name} fold {number} of {FOLDS}", f"folds/{job.name}-{number}-{digest}"
     # All held-out queries count, and none of the others is kept from training.
     training = job.training.model_copy(update={"dev_queries": _EVERY, "held_out_fraction": 0.0})
     own = replace(job, name=name, key=key, parts=(part,), training=training, selection="fold")
     return TrainAdapter(
-        name=name, key=key, inputs=(source.corpus, rest, held), job=own, sources=(source,),
+        name=name, key=key, inputs=(source.corpus, rest, held, *scored), job=own, sources=(source,),
         describe="trained on two thirds of the labelled queries", folds=(),
     )  # fmt: skip
 
@@ -251,7 +275,8 @@ class TrainAdapter(Step):
 
     def work(self) -> str:
         """Train queries, or what the method says of it."""
-        return self.describe or f"{len(self.sources[0].collection.qrels('train'))} queries"
+        copies = f", {self.job.training.soup} copies" if self.job.training.soup > 1 else ""
+        return self.describe or f"{len(self.sources[0].collection.qrels('train'))} queries{copies}"
 
     def asks_for(self) -> str:
         """Workers."""

@@ -32,6 +32,8 @@ class TrainingPart:
     """Of a prefix with several modules, those that its queries may use."""
     lexical: LexicalSettings | None = None
     """How the teacher reads words."""
+    candidate_keys: tuple[str, ...] = ()
+    """What a reranker has scored, if it is the teacher; where a query is in several, the last has the say."""
 
 
 @dataclass(frozen=True)

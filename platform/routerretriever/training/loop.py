@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +27,11 @@ from routerretriever.measures import Values
 from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
-from routerretriever.training.scaling import scale_weights, weights_set
+from routerretriever.training.scaling import copies, scale_weights, weights_set
 from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
 from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.settings import TrainingSettings
+from routerretriever.training.soup import Soup
 from routerretriever.types import BASE
 
 _STATE_FILE = "state.pt"
@@ -106,17 +106,13 @@ def evaluations(
     domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
 
     tower = prepare(encoder.tower)
-    weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    weights = _trainable(encoder)
     total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
     plan = domain_schedule(len(domains), total_steps, settings.seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(settings, step, total_steps)
-    )
-    scaler = torch.amp.GradScaler(encoder.device.type, enabled=settings.precision == "fp16")
+    soup = Soup(weights, settings, lambda step: learning_rate_factor(settings, step, total_steps))
     scratch = Path(tempfile.mkdtemp())
     best: dict[str, torch.Tensor] = {}
-    progress = _resume(resume_from, scratch, encoder, optimizer, schedule, scaler, best)
+    progress = _resume(resume_from, scratch, encoder, soup, best)
     if progress.best_dev < 0:
         # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
         if rank == 0:
@@ -125,14 +121,14 @@ def evaluations(
                 progress.base_dev = _dev_ndcg(encoder, domains, BASE)
             if job.selection == "fold":
                 progress.base_values = domains[0].dev_values(encoder, BASE).tolist()
-            best.update(_copies(encoder))
+            best.update(copies(_trainable(encoder)))
             encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
         progress.history.append((0, progress.best_dev))
 
     def evaluation(loss: float | None, done: bool, selected: Selected | None) -> Evaluation:
         return Evaluation(
-            progress, total_steps, sum(weight.numel() for weight in weights), loss, done, selected,
-            lambda: _save(scratch, encoder, optimizer, schedule, scaler, progress, best),
+            progress, total_steps, sum(weight.numel() for weight in weights.values()), loss, done, selected,
+            lambda: _save(scratch, soup, progress, best),
         )  # fmt: skip
 
     yield evaluation(None, False, None)
@@ -141,14 +137,13 @@ def evaluations(
         if settings.precision in _AUTOCAST
         else nullcontext()
     )
-    clock = time.monotonic()
-    last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
-    while progress.step < last_step:
+
+    def loss_of(copy: int) -> torch.Tensor:
         chosen, domain_step = plan[progress.step]
         domain = domains[chosen]
-        batch = domain.examples.batch(domain_step, rank, workers)
-        # Dropout depends on the step alone, so a run that was resumed ends as one that was not.
-        torch.manual_seed(hash((settings.seed, progress.step, rank)))
+        batch = domain.examples.batch(domain_step, rank, workers, copy)
+        # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
+        torch.manual_seed(hash((settings.seed, progress.step, rank, *([copy] if copy else []))))
         domain.enter(encoder)
         tower.train()
         with autocast:
@@ -170,13 +165,12 @@ def evaluations(
                 f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
                 "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
             )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
+        return loss
+
+    clock = time.monotonic()
+    last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
+    while progress.step < last_step:
+        loss = soup.step(loss_of)
         progress.step += 1
         if progress.step % settings.evaluate_every and progress.step < last_step:
             continue
@@ -191,7 +185,7 @@ def evaluations(
             progress.history.append((progress.step, dev))
             if dev > progress.best_dev or (job.chosen is not None and progress.step == last_step):
                 progress.best_dev, progress.best_step, progress.evaluations_since_best = dev, progress.step, 0
-                best.update(_copies(encoder))
+                best.update(copies(_trainable(encoder)))
                 encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
             else:
                 progress.evaluations_since_best += 1
@@ -202,7 +196,7 @@ def evaluations(
         selected = None
         if done and rank == 0:
             selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
-        yield evaluation(loss.item(), done, selected)
+        yield evaluation(loss, done, selected)
         if done:
             break
         clock = time.monotonic()
@@ -212,13 +206,9 @@ def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str =
     return float(np.mean([domain.dev_ndcg(encoder, adapter) for domain in domains]))
 
 
-def _copies(encoder: QueryTower) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in _trainable(encoder).items()}
-
-
 def _scaled_values(encoder: QueryTower, domain: TrainingDomain, scales: Sequence[float]) -> Values:
     """nDCG@10 of shares of the adapter as it is now, on each held-out query: [S, Q]."""
-    weights, now = _trainable(encoder), _copies(encoder)
+    weights, now = _trainable(encoder), copies(_trainable(encoder))
     values = []
     for scale in scales:
         with weights_set(weights, scale_weights(now, scale)):
@@ -277,25 +267,14 @@ def _from_first_worker(flag: bool, workers: int, device: torch.device) -> bool:
     return bool(shared.item())
 
 
-def _trainable(encoder: QueryTower) -> dict[str, torch.Tensor]:
+def _trainable(encoder: QueryTower) -> dict[str, torch.nn.Parameter]:
     return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
 
 
-def _save(
-    scratch: Path,
-    encoder: QueryTower,
-    optimizer: Any,
-    schedule: Any,
-    scaler: Any,
-    progress: Progress,
-    best: dict[str, torch.Tensor],
-) -> Path:
+def _save(scratch: Path, soup: Soup, progress: Progress, best: dict[str, torch.Tensor]) -> Path:
     state = {
         "progress": vars(progress),
-        "weights": {name: weight.detach().cpu() for name, weight in _trainable(encoder).items()},
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "scaler": scaler.state_dict(),
+        "copies": soup.state(),
         "best": {name: weight.cpu() for name, weight in best.items()},
     }
     torch.save(state, scratch / _STATE_FILE)
@@ -303,23 +282,14 @@ def _save(
 
 
 def _resume(
-    saved: Path | None,
-    scratch: Path,
-    encoder: QueryTower,
-    optimizer: Any,
-    schedule: Any,
-    scaler: Any,
-    best: dict[str, torch.Tensor],
+    saved: Path | None, scratch: Path, encoder: QueryTower, soup: Soup, best: dict[str, torch.Tensor]
 ) -> Progress:
     if saved is None:
         return Progress()
     shutil.copytree(saved, scratch, dirs_exist_ok=True)
     state = torch.load(scratch / _STATE_FILE, map_location=encoder.device, weights_only=True)
-    for name, weight in _trainable(encoder).items():
-        weight.data.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    scaler.load_state_dict(state["scaler"])
+    # Before there were soups, a checkpoint was itself the state of the only copy.
+    soup.restore(state.get("copies", [state]))
     best.update(state.get("best", {}))  # checkpoints of the first release have none
     progress = Progress(**state["progress"])
     progress.resumed_at.append(progress.step)

@@ -1,4 +1,4 @@
-"""Part of an adapter: its weights moved towards those that change nothing.
+"""Part of an adapter, its weights moved towards those that change nothing; and the mean of several.
 
 A LoRA's update is a product A B, so B times the scale is exactly the scaled update. IA3 multiplies
 activations, so its factors move towards one. A prefix has no such form.
@@ -6,7 +6,7 @@ activations, so its factors move towards one. A prefix has no such form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -38,18 +38,31 @@ def scale_weights(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tens
     return scaled
 
 
+def mean_weights(adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The plain mean of adapters' weights, by name; of a single one its own."""
+    if len(adapters) == 1:
+        return dict(adapters[0])
+    return {name: torch.stack([one[name] for one in adapters]).mean(dim=0) for name in adapters[0]}
+
+
 @contextmanager
 def weights_set(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within, parameters have other values; afterwards they are what they were to the last bit."""
-    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    _copy(weights, parameters)
+    before = copies(parameters)
+    set_weights(parameters, weights)
     try:
         yield
     finally:
-        _copy(before, parameters)
+        set_weights(parameters, before)
 
 
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their values as they are now."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def set_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Parameters take other values."""
     with torch.no_grad():
-        for name, parameter in target.items():
-            parameter.copy_(source[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

@@ -16,6 +16,7 @@ from pydantic import (
 from routerretriever.adapters.kinds import AnyAdapterSettings
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings
+from routerretriever.training.teacher_settings import AnyTeacherSettings
 
 
 class TrainingSettings(Settings):
@@ -72,6 +73,8 @@ class TrainingSettings(Settings):
     what nobody judged keeps the order that the teacher gives it. 0 leaves it out."""
     teacher_bm25: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of BM25 beside the base's scores in the teacher; 0 makes the base alone the teacher."""
+    teacher: AnyTeacherSettings | None = None
+    """A reranker as the teacher of the documents that it scores; the base stays that of all others."""
     mask_above: PositiveFloat | None = None
     """Candidates that the teacher scores above this share of the positive's score may be relevant though
     nobody judged them, and do not compete with it; 1 spares what the teacher puts above the positive."""
@@ -96,6 +99,9 @@ class TrainingSettings(Settings):
     """Share of the train queries that no expert trains on, so that they can be scored honestly."""
     seed: int = 0
     """Seed of initial weights, order and samples."""
+    soup: PositiveInt = 1
+    """The expert is the mean of so many copies' weights (model soups, arXiv 2203.05482). They start alike and
+    see the queries in other orders; training takes so many times as long."""
     adapter: AnyAdapterSettings = LoraSettings()
     """What an expert is: one of the adapter kinds, with its settings."""
     workers: PositiveInt = 1
@@ -120,6 +126,29 @@ class TrainingSettings(Settings):
             raise ValueError(f"batch_size {self.batch_size} does not divide over workers {self.workers}")
         if self.objective == "sampled" and not (self.hard_negatives or self.random_negatives):
             raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
+        if self.soup > 1 and not self.can_be_scaled:
+            raise ValueError(
+                f"soup: {self.soup}, but adapters of kind {self.adapter.kind!r} are not averaged: attention "
+                "compares a prefix's keys by a softmax, and mean keys attend to what none of them does; set "
+                "soup to 1, or adapter.kind to lora or ia3"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_of_use(self) -> Self:
+        if self.teacher is None:
+            return self
+        if self.teacher_bm25:
+            raise ValueError(
+                f"teacher_bm25: {self.teacher_bm25:g}, and there is another teacher; set one of the two"
+            )
+        if not self.needs_teacher:
+            raise ValueError("teacher: without distillation and mask_above it has no use; set one of the two")
+        if self.objective == "in_batch":
+            raise ValueError(
+                "teacher: objective 'in_batch' compares none of the documents that the teacher scores; use "
+                "corpus or sampled"
+            )
         return self
 
     @property
@@ -128,10 +157,14 @@ class TrainingSettings(Settings):
         return self.adapter.kind != "prefix"
 
     def plain(self) -> TrainingSettings:
-        """The same without a teacher, and with the best step on dev: for what is no domain's expert."""
+        """The same without a teacher, as one copy, and with the best step on dev: for what is no domain's
+        expert."""
         return self.model_copy(
-            update={"selection": "best_step", "distillation": 0.0, "teacher_bm25": 0.0, "mask_above": None}
-        )
+            update={
+                "selection": "best_step", "distillation": 0.0, "teacher_bm25": 0.0, "mask_above": None,
+                "teacher": None, "soup": 1,
+            }
+        )  # fmt: skip
 
     @property
     def needs_teacher(self) -> bool:
@@ -148,7 +181,9 @@ class TrainingSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not)."""
-        unused = {"cpus_per_worker", "gpus_per_worker", "labels", "at_once", "max_failures", "adapter"}
+        unused = {
+            "cpus_per_worker", "gpus_per_worker", "labels", "at_once", "max_failures", "adapter", "teacher",
+        }  # fmt: skip
         if self.selection == "best_step":
             unused |= {"selection", "cross_validate_below", "scales", "confidence"}
         if not self.distillation:
@@ -157,4 +192,7 @@ class TrainingSettings(Settings):
             unused.add("mask_above")
         if not (self.needs_teacher and self.teacher_bm25):
             unused.add("teacher_bm25")
-        return self.model_dump(exclude=unused) | {self.adapter.kind: self.adapter.identity()}
+        if self.soup == 1:
+            unused.add("soup")
+        taught = {"teacher": self.teacher.identity()} if self.teacher else {}
+        return self.model_dump(exclude=unused) | {self.adapter.kind: self.adapter.identity()} | taught

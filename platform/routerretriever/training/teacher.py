@@ -1,11 +1,11 @@
-"""Whose scores an expert is held to: the frozen base's, or those of base and BM25 together.
+"""Whose scores an expert is held to: the frozen base's, those of base and BM25 together, or a reranker's.
 
 Shapes: B queries, C candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,43 +17,96 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.index.hybrid import Tops, fuse
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import LexicalSettings
+from routerretriever.training.candidates import ScoredCandidates, read_candidates
+from routerretriever.training.examples import Batch
+from routerretriever.training.job import TrainingPart
+from routerretriever.training.objective import Rows
+from routerretriever.training.settings import TrainingSettings
 
 Scores = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
 class Teacher:
-    """The base, and BM25 at a weight."""
+    """The base alone."""
 
-    words: LexicalIndex | None = None
-    weight: float = 0.0
-
-    @classmethod
-    def open(
-        cls, corpus: Corpus, lexical: LexicalSettings | None, weight: float, store: ArtifactStore
-    ) -> Teacher:
-        """The base alone at weight 0; else with a corpus's words, which are counted if they have not been."""
-        if not weight:
-            return cls()
-        assert lexical is not None, "the recipe says how words are searched"
-        return cls(LexicalIndex(open_postings(corpus, lexical, store), lexical), weight)
-
-    def scores(self, base_BC: Tensor, texts: Sequence[str], rows: NDArray[np.int64]) -> Tensor:
-        """Scores of candidates.
+    def scores(self, base_BC: Tensor, batch: Batch, rows: Rows) -> Tensor:
+        """Scores of candidates [B, C].
 
         Args:
             base_BC: the base's.
-            texts: the queries.
-            rows: of the candidates in the corpus.
+            batch: the queries.
+            rows: of the candidates in the corpus, ascending and unique: [C].
         """
-        if self.words is None:
-            return base_BC
+        return base_BC
+
+
+@dataclass(frozen=True)
+class WordsTeacher(Teacher):
+    """The base, and BM25 at a weight."""
+
+    words: LexicalIndex
+    weight: float
+
+    def scores(self, base_BC: Tensor, batch: Batch, rows: Rows) -> Tensor:
+        """Base and BM25 fused; see ``hybrid_scores``."""
         fused = [
             hybrid_scores(own_C, self.words.all_scores(text), rows, self.weight)
-            for own_C, text in zip(base_BC.cpu().numpy(), texts, strict=True)
+            for own_C, text in zip(base_BC.cpu().numpy(), batch.texts, strict=True)
         ]
         return torch.from_numpy(np.stack(fused)).to(base_BC.device)
+
+
+@dataclass(frozen=True)
+class RerankingTeacher(Teacher):
+    """A reranker on the documents that it has scored, the base on all others.
+
+    A reranker cannot score a whole corpus. Were the others left out, nothing would hold their order, which is
+    what the divergence is for; so they keep the base as their teacher. Both are on the base's scale, and what
+    the base does not rank high stays below what the reranker has seen.
+    """
+
+    listed: Mapping[str, tuple[Rows, Scores]]
+    """Query id -> rows, ascending, and scores of its documents, on the base's scale."""
+
+    def scores(self, base_BC: Tensor, batch: Batch, rows: Rows) -> Tensor:
+        """The base's scores, with the reranker's in their places."""
+        scores_BC = base_BC.cpu().numpy().copy()
+        for own_C, query_id in zip(scores_BC, batch.query_ids, strict=True):
+            listed, scores = self.listed[query_id]
+            _, columns, places = np.intersect1d(rows, listed, assume_unique=True, return_indices=True)
+            own_C[columns] = scores[places]
+        return torch.from_numpy(scores_BC).to(base_BC.device)
+
+
+def open_teacher(
+    corpus: Corpus, part: TrainingPart, settings: TrainingSettings, store: ArtifactStore
+) -> Teacher:
+    """The teacher that settings name; a corpus's words are counted if it needs them."""
+    if part.candidate_keys:
+        return RerankingTeacher(
+            {
+                scored.query_id: (scored.rows, on_base_scale(scored))
+                for key in part.candidate_keys
+                for scored in read_candidates(store, key)
+            }
+        )
+    if not settings.teacher_bm25:
+        return Teacher()
+    assert part.lexical is not None, "the recipe says how words are searched"
+    words = LexicalIndex(open_postings(corpus, part.lexical, store), part.lexical)
+    return WordsTeacher(words, settings.teacher_bm25)
+
+
+def on_base_scale(scored: ScoredCandidates) -> Scores:
+    """A reranker's scores of one query's documents, min-max normalised and put where the base's were.
+
+    Rerankers give logits, probabilities or cosines. The least and greatest of a query's scores become 0 and
+    1, as in JaColBERTv2.5 (arXiv 2407.20750), and then the base's least and greatest score of its own best
+    documents. So ``temperature`` and ``mask_above`` mean the same with every teacher.
+    """
+    low, high = float(scored.scores.min()), float(scored.scores.max())
+    share = (scored.scores - low) / (high - low) if high > low else np.ones_like(scored.scores)
+    return (scored.base_low + share * (scored.base_high - scored.base_low)).astype(np.float32)
 
 
 def hybrid_scores(base_C: Scores, bm25_N: Scores, rows: NDArray[np.int64], weight: float) -> Scores:

@@ -1,0 +1,83 @@
+"""Asking somebody else's HTTP endpoint: what may pass is tried again; the key comes from the environment.
+
+Knows nothing of what is asked; ``generation.endpoint`` and ``training.rerankers`` do.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity.wait import wait_exponential_jitter
+
+from routerretriever.errors import RouterRetrieverError
+
+_LONGEST_PAUSE = 20.0
+_FIRST_PAUSE = 0.25
+_MAY_PASS = {408, 409, 425, 429}
+
+
+class Passing(Exception):
+    """An attempt failed, and another may not."""
+
+    def __init__(self, problem: str, pause: float | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        """In a few words."""
+        self.pause = pause
+        """Seconds that the endpoint asks to wait."""
+
+
+def retrying(attempts: int) -> Retrying:
+    """Calls a function again while it raises ``Passing``, at growing intervals; then raises that."""
+    return Retrying(
+        retry=retry_if_exception_type(Passing), wait=_pause, stop=stop_after_attempt(attempts), reraise=True
+    )
+
+
+def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
+    """Send one request. An answer below status 500 may still be a refusal.
+
+    Raises:
+        Passing: no connection, no answer in time, or an answer that asks to try later.
+    """
+    try:
+        response = http.post(url, json=body)
+    except httpx.TimeoutException:
+        raise Passing("no answer in time") from None
+    except httpx.TransportError as error:
+        raise Passing(f"no connection ({type(error).__name__})") from None
+    if response.status_code >= 500 or response.status_code in _MAY_PASS:
+        told = response.headers.get("Retry-After", "")
+        raise Passing(f"status {response.status_code}", float(told) if told.isdecimal() else None)
+    return response
+
+
+def key_header(variable: str | None, field: str, error: type[RouterRetrieverError]) -> dict[str, str]:
+    """The header with the key that an environment variable holds. It is kept nowhere else.
+
+    Args:
+        variable: its name; None: no key.
+        field: the setting that names it.
+        error: what is raised if the variable is not set.
+    """
+    if variable is None:
+        return {}
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise error(f"{field}: the environment variable {variable} is not set; set it to the endpoint's key")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def media_type(response: httpx.Response) -> str:
+    """What an answer says that it is: ``text/html``."""
+    return response.headers.get("Content-Type", "").split(";")[0] or "something"
+
+
+def _pause(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, Passing) and error.pause is not None:
+        return min(error.pause, _LONGEST_PAUSE)
+    return wait_exponential_jitter(initial=_FIRST_PAUSE, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE)(state)

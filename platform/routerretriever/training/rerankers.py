@@ -1,0 +1,214 @@
+"""Rerankers, which read query and document together: a cross-encoder, or an endpoint with one.
+
+An endpoint answers with a list of ``{"index", "score" or "relevance_score"}``, as Text Embeddings Inference
+does, or with such a list as ``results``, as Cohere, Jina and vLLM do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.errors import TeacherError
+from routerretriever.runtime.endpoint import Passing, key_header, media_type, post, retrying
+from routerretriever.training.teacher_settings import (
+    AnyTeacherSettings,
+    CrossEncoderTeacher,
+    EndpointTeacher,
+)
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+Scores = NDArray[np.float32]
+_TRIAL = "a query to try"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A query, and the documents that are scored for it."""
+
+    query: str
+    documents: Sequence[str]
+
+
+class Reranker(Protocol):
+    """Scores documents for queries, on a scale of its own."""
+
+    def check(self) -> None:
+        """Make sure of what can be made sure of without the work of others.
+
+        Raises:
+            TeacherError: it cannot score; the message says what to do.
+        """
+
+    def score(self, questions: Sequence[Candidates]) -> list[Scores]:
+        """The scores of each query's documents [D], in their order.
+
+        Raises:
+            TeacherError: they cannot be had.
+        """
+
+
+def open_reranker(settings: AnyTeacherSettings) -> Reranker:
+    """The reranker that settings name; nothing is loaded or asked yet."""
+    if isinstance(settings, CrossEncoderTeacher):
+        return CrossEncoderReranker(settings)
+    return EndpointReranker(settings)
+
+
+class CrossEncoderReranker:
+    """A cross-encoder of sentence-transformers; its scores are logits."""
+
+    def __init__(self, settings: CrossEncoderTeacher) -> None:
+        self._settings = settings
+
+    def check(self) -> None:
+        """Load the model and score one document."""
+        self.score([Candidates(_TRIAL, ["a document to try"])])
+
+    def score(self, questions: Sequence[Candidates]) -> list[Scores]:
+        """Score all pairs together, in batches of similar length."""
+        import torch
+
+        pairs = [(one.query, document) for one in questions for document in one.documents]
+        scores = self._model.predict(
+            pairs,
+            batch_size=self._settings.batch_size,
+            # A sigmoid, the usual default, flattens what is surely relevant to one score.
+            activation_fn=torch.nn.Identity(),
+            show_progress_bar=False,
+        )
+        scores = np.asarray(scores, dtype=np.float32).reshape(len(pairs))
+        if not np.isfinite(scores).all():
+            raise TeacherError(
+                f"training.teacher.model: {self._settings.model} gives scores that are not finite; name "
+                "another model"
+            )
+        return np.split(scores, np.cumsum([len(one.documents) for one in questions])[:-1])
+
+    @cached_property
+    def _model(self) -> CrossEncoder:
+        import transformers
+        from sentence_transformers import CrossEncoder
+
+        transformers.utils.logging.disable_progress_bar()
+        name, folder = self._settings.model, self._settings.folder()
+        try:
+            model = CrossEncoder(str(folder), max_length=self._settings.max_length, local_files_only=True)
+            labels = model.num_labels
+        except Exception as error:  # whatever such files can cause
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            raise TeacherError(
+                f"training.teacher.model: {name} cannot be loaded as a cross-encoder ({reason}); name the "
+                "folder or id of one"
+            ) from None
+        if labels != 1:
+            raise TeacherError(
+                f"training.teacher.model: {name} has {labels} labels, and a teacher gives one score; name a "
+                "reranker with one label"
+            )
+        return model
+
+
+class EndpointReranker:
+    """Asks ``/rerank`` for the scores of some documents a request."""
+
+    def __init__(self, settings: EndpointTeacher) -> None:
+        self._settings = settings
+        self._url = f"{settings.url.rstrip('/')}/rerank"
+
+    def check(self) -> None:
+        """Make sure that there is a key; nobody is asked, as all scores may be there."""
+        self._headers()
+
+    def score(self, questions: Sequence[Candidates]) -> list[Scores]:
+        """Send the requests, some at a time; the first that fails for good ends it."""
+        size = self._settings.batch_size
+        parts = [
+            (number, Candidates(one.query, one.documents[start : start + size]))
+            for number, one in enumerate(questions)
+            for start in range(0, len(one.documents), size)
+        ]
+        limits = httpx.Limits(max_connections=self._settings.concurrency)
+        scores: list[list[float]] = [[] for _ in questions]
+        with (
+            httpx.Client(
+                headers=self._headers(), timeout=self._settings.timeout_seconds, limits=limits
+            ) as http,
+            ThreadPoolExecutor(self._settings.concurrency) as pool,
+        ):
+            futures = [pool.submit(self._ask, http, part) for _, part in parts]
+            try:
+                for (number, _), future in zip(parts, futures, strict=True):
+                    scores[number] += future.result()
+            except TeacherError:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [np.array(own, dtype=np.float32) for own in scores]
+
+    def _ask(self, http: httpx.Client, part: Candidates) -> list[float]:
+        try:
+            return retrying(self._settings.attempts)(self._send, http, part)
+        except Passing as error:
+            raise TeacherError(
+                f"training.teacher.url: {self._url}: {self._settings.attempts} attempts failed, the last "
+                f"with: {error.problem}; check the endpoint and run the same command again: finished shards "
+                "are kept"
+            ) from None
+
+    def _send(self, http: httpx.Client, part: Candidates) -> list[float]:
+        response = post(http, self._url, self._body(part))
+        if response.status_code >= 400:
+            raise TeacherError(self._refusal(response))
+        try:
+            answer = response.json()
+            rows = answer["results"] if isinstance(answer, dict) else answer
+            found = {int(row["index"]): float(row.get("relevance_score", row.get("score"))) for row in rows}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Passing(f"answered {media_type(response)}, no scores") from None
+        scores = [found.get(index, math.nan) for index in range(len(part.documents))]
+        if not all(map(math.isfinite, scores)):
+            given = sum(map(math.isfinite, scores))
+            raise Passing(f"{given} scores for {len(part.documents)} documents")
+        return scores
+
+    def _body(self, part: Candidates) -> dict[str, Any]:
+        documents = list(part.documents)
+        if self._settings.api == "tei":
+            return {"query": part.query, "texts": documents, "raw_scores": True, "truncate": True}
+        return {
+            "model": self._settings.model,
+            "query": part.query,
+            "documents": documents,
+            "top_n": len(documents),
+        }
+
+    def _headers(self) -> dict[str, str]:
+        return key_header(self._settings.key_variable, "training.teacher.key_variable", TeacherError)
+
+    def _refusal(self, response: httpx.Response) -> str:
+        status, variable = response.status_code, self._settings.key_variable
+        if status in (401, 403):
+            held = f"the key in {variable}" if variable else "a request without a key"
+            return (
+                f"training.teacher: {self._url} refused {held} (status {status}); set key_variable to a good "
+                "one"
+            )
+        if status in (404, 405):
+            return (
+                f"training.teacher.url: {self._url} reranks nothing, or knows no model "
+                f"{self._settings.model!r} (status {status}); give the API's root, without /rerank"
+            )
+        return (
+            f"training.teacher: {self._url} refused a request (status {status}: {response.text[:200]!r}); "
+            "check api and model, or set batch_size lower"
+        )

@@ -1,0 +1,97 @@
+"""Which reranker teaches the experts, and how its scores are made."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
+
+from routerretriever.errors import without_secrets
+from routerretriever.hashing import content_hash, file_hash
+from routerretriever.settings import PoolSettings
+
+_READ = (".safetensors", ".bin", ".json", ".txt", ".model")
+"""Files that a cross-encoder is loaded from."""
+
+
+class TeacherSettings(PoolSettings):
+    """What all teachers have in common."""
+
+    depth: Annotated[int, Field(ge=1, le=1000)] = 50
+    """The teacher scores so many of the base's best documents for each query, and the query's positives."""
+    shard_size: PositiveInt = 64
+    """Queries in one shard, the unit of work that is kept when a run stops."""
+    batch_size: PositiveInt = 32
+    """Documents that are scored in one pass, or sent in one request."""
+
+
+class CrossEncoderTeacher(TeacherSettings):
+    """A cross-encoder that sentence-transformers reads, run by the workers."""
+
+    kind: Literal["cross_encoder"] = "cross_encoder"
+    """``cross_encoder``."""
+    model: Annotated[str, Field(min_length=1)]
+    """A folder, or a Hugging Face id."""
+    revision: str | None = None
+    """Hugging Face revision: a branch, a tag or a commit."""
+    max_length: PositiveInt | None = None
+    """Tokens of query and document together; longer pairs are cut. By default what the model's files say."""
+
+    def folder(self) -> Path:
+        """The local folder with the model's files; downloads them once if ``model`` is a hub id.
+
+        Raises:
+            EncoderError: it cannot be found or fetched.
+        """
+        from routerretriever.encoder.source import files_of_model
+
+        return files_of_model(self.model, self.revision, "training.teacher.model")
+
+    def identity(self) -> dict[str, Any]:
+        """What the scores depend on: the model's files, whatever their folder is called."""
+        own = self.model_dump(include={"kind", "depth", "max_length"})
+        return own | {"files": _fingerprint(self.folder())}
+
+
+class EndpointTeacher(TeacherSettings):
+    """A reranker behind an HTTP endpoint: Text Embeddings Inference, vLLM, Cohere, Jina."""
+
+    kind: Literal["endpoint"]
+    """``endpoint``."""
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    """The API's root; ``/rerank`` is put behind it."""
+    api: Literal["cohere", "tei"] = "cohere"
+    """The form of request and answer: ``cohere`` is that of Cohere, Jina and vLLM, ``tei`` that of Text
+    Embeddings Inference."""
+    model: Annotated[str, Field(min_length=1)]
+    """The name by which the endpoint knows the model. Text Embeddings Inference has one model and is not
+    asked for it by name; but scores are kept under this name."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The environment variable that holds the key. The key itself stands in no file and in no log."""
+    concurrency: PositiveInt = 8
+    """Requests at a time."""
+    timeout_seconds: PositiveFloat = 60.0
+    """Seconds that an answer may take."""
+    attempts: PositiveInt = 5
+    """How often a request is sent before scoring stops."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the scores depend on; where the model runs is not part of it."""
+        return self.model_dump(include={"kind", "depth", "api", "model"})
+
+    @field_serializer("url", when_used="json")
+    def _without_secrets(self, url: str) -> str:
+        # JSON goes into experts' cards and bundles, for everybody to read.
+        return without_secrets(url)
+
+
+AnyTeacherSettings = Annotated[CrossEncoderTeacher | EndpointTeacher, Field(discriminator="kind")]
+
+
+@lru_cache(maxsize=4)
+def _fingerprint(folder: Path) -> str:
+    """Sixteen hex digits over the files that a model is loaded from."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _READ)
+    return content_hash([(path.relative_to(folder).as_posix(), file_hash(path)) for path in files])
