@@ -20,6 +20,7 @@ from routerretriever.datasets.importing import import_data
 from routerretriever.datasets.judgements import Judgements
 from routerretriever.datasets.passages import best_passages, parent_of
 from routerretriever.datasets.preflight import preflight
+from routerretriever.datasets.reading import parse_json
 from routerretriever.datasets.settings import DomainSettings, PassageSettings
 from routerretriever.datasets.splitting import hold_out
 from routerretriever.datasets.statistics import describe
@@ -260,6 +261,20 @@ def test_what_check_passes_can_be_read_and_what_it_refuses_cannot(corpus, asked,
             assert report.ok, report.issues
     finally:
         shutil.rmtree(folder)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["\ud83d", 2**64]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@FUZZ
+@given(json_values)
+def test_lines_are_parsed_as_by_pythons_json(value):
+    raw = json.dumps(value).encode()
+    assert repr(parse_json(raw)) == repr(json.loads(raw))
 
 
 garbage = st.binary(max_size=60) | st.text(max_size=30).map(lambda text: text.encode("utf-8", "replace"))

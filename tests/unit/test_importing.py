@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import zipfile
 
 import pyarrow as arrow
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from routerretriever.cli.main import app
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.importing import import_data
+from routerretriever.datasets.writing import FolderWriter
 from routerretriever.errors import DatasetError, RouterRetrieverError
 from typer.testing import CliRunner
 
@@ -313,6 +315,36 @@ def test_long_files_become_passages_that_know_their_file(tmp_path):
 def test_a_broken_file_is_named_and_leaves_nothing(tmp_path, name, data):
     with pytest.raises(DatasetError, match=f"{name}: cannot be converted"):
         import_data(write(tmp_path / "a", **{name: data}), tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    rows = [{"query": f"query {number}", "positive": f"text {number} " * 50} for number in range(3000)]
+    source = write(tmp_path / "a", **{"a.jsonl": jsonl(rows)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # as a disk that is full after so much
+    try:
+        with pytest.raises(
+            DatasetError, match=rf"^{tmp_path}/b: cannot be written \(File too large\), nothing"
+        ):
+            import_data(source, tmp_path / "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_an_import_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    source = write(tmp_path / "a", **EXAMPLES["csv triplets"][0])
+    half_written = []
+
+    def interrupt(*_):
+        half_written.extend(tmp_path.rglob("corpus.jsonl"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FolderWriter, "judge", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        import_data(source, tmp_path / "b")
+    assert [path.parents[1].name.startswith(".b-") for path in half_written] == [True]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from routerretriever.datasets.contents import SPLITS, Contents, QrelsFile, read_contents, split_files
@@ -73,8 +74,12 @@ class Collection:
         """The same with whole documents, as the files name them, whatever passages the settings ask for."""
         return replace(self, settings=self.settings.model_copy(update={"passages": None}))
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, stride: int = 1, limit: int | None = None) -> Iterator[Document]:
         """Stream the corpus, or its passages; texts are never held in memory.
+
+        Args:
+            stride: look only at every so manyth document, as a sample.
+            limit: end after so many documents; by default at the end of the corpus.
 
         Raises:
             DatasetError: a line is flawed, or an id comes twice. Documents without any text pass: BEIR's
@@ -82,7 +87,7 @@ class Collection:
         """
         path = require_file(self.folder, "corpus.jsonl")
         seen: set[str] = set()
-        for line, record in read_records(path, raise_error):
+        for line, record in islice(read_records(path, raise_error, stride=stride), limit):
             if record.id in seen:
                 refuse(
                     Issue(
@@ -267,9 +272,9 @@ def _read(collection: Collection, _stamps: tuple[tuple[Path, int, int], ...]) ->
 
 
 def _trainable(file: QrelsFile, contents: Contents) -> Qrels:
-    found = contents.survey.found
+    missing = contents.survey.missing
     grades = {
-        query: {document: grade for document, grade in judged.items() if document in found}
+        query: {document: grade for document, grade in judged.items() if document not in missing}
         for query, judged in file.grades.items()
     }
     relevant = {query: judged for query, judged in grades.items() if any(judged.values())}

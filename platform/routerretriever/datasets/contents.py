@@ -6,6 +6,7 @@ ask for, and in what they do when they are told of an issue.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from routerretriever.datasets.issues import Issue, Kind, Report
 from routerretriever.datasets.passages import cut
 from routerretriever.datasets.reading import read_judgements, read_records
 from routerretriever.datasets.settings import DomainSettings
-from routerretriever.datasets.survey import Survey, report_same_ids, survey_corpus
+from routerretriever.datasets.survey import Survey, repeated_positions, report_same_ids, survey_corpus
 from routerretriever.datasets.texts import normal_text
 
 SPLITS = ("train", "dev", "test")
@@ -91,14 +92,13 @@ def read_contents(
     files = {
         split: read_qrels(there[split], report) for split in SPLITS if split in wanted and split in there
     }
-    judged = {query for file in files.values() for query in file.grades}
-    texts, query_lines = _read_queries(folder, judged, report)
+    texts, query_lines = _read_queries(folder, files.values(), report)
     contents = Contents(texts, query_lines, files, _survey(folder, settings, files, texts, report))
     _look_up(folder, contents, report)
     _compare_splits(contents, settings, report)
     _compare_ids(contents, settings, report)
     for split, file in files.items():
-        if not file.relevant:
+        if not any(any(judged.values()) for judged in file.grades.values()):
             text = "no query with a relevant document; add lines with a score above 0"
             report(Issue(issues.EMPTY_SPLIT, file.path, None, text))
         elif split == "train" and "dev" not in there and len(_usable(file, contents.survey)) < 2:
@@ -118,7 +118,11 @@ def read_qrels(path: Path, report: Report) -> QrelsFile:
     """Read one file of judgements; a pair that is judged twice keeps its first grade."""
     check_forms(path.parent, path.name.removesuffix(".gz").removesuffix(".zst"), report)
     file = QrelsFile(path)
+    previous = ""
     for line, (query, document, grade) in read_judgements(path, report):
+        if query == previous:
+            query = previous  # one string for all lines of a query
+        previous = query
         judged = file.grades.setdefault(query, {})
         if document not in judged:
             judged[document] = grade
@@ -139,7 +143,7 @@ def _usable(file: QrelsFile, survey: Survey) -> list[str]:
     return [
         query
         for query, judged in file.grades.items()
-        if any(grade > 0 and document in survey.found for document, grade in judged.items())
+        if any(grade > 0 and document not in survey.missing for document, grade in judged.items())
     ]
 
 
@@ -152,16 +156,21 @@ def _open(folder: Path, name: str, report: Report) -> Path | None:
     return path
 
 
-def _read_queries(folder: Path, judged: set[str], report: Report) -> tuple[dict[str, str], dict[str, int]]:
+def _read_queries(
+    folder: Path, files: Iterable[QrelsFile], report: Report
+) -> tuple[dict[str, str], dict[str, int]]:
+    # Id -> the same id, so that every id is held as one string.
+    judged = {query: query for file in files for query in file.grades}
     texts: dict[str, str] = {}
     lines: dict[str, int] = {}
     path = _open(folder, "queries.jsonl", report)
     if path is None:
         return texts, lines
     for line, record in read_records(path, report, queries=True):
-        report_same_ids(path, lines, line, record.id, report)
-        if record.id in judged:
-            texts.setdefault(record.id, record.text)
+        query = judged.get(record.id)
+        report_same_ids(path, lines, line, query or record.id, report)
+        if query:
+            texts.setdefault(query, record.text)
     if not lines:
         report(Issue(issues.NO_LINE, path, None, "no usable line; write one JSON object a line"))
     return texts, lines
@@ -174,10 +183,10 @@ def _survey(
     queries: Mapping[str, str],
     report: Report,
 ) -> Survey:
+    wanted = {document for file in files.values() for judged in file.grades.values() for document in judged}
     path = _open(folder, "corpus.jsonl", report)
     if path is None:
-        return Survey()
-    wanted = {document for file in files.values() for judged in file.grades.values() for document in judged}
+        return Survey(missing=wanted)
     passages = settings.passages
     count: Callable[..., int] | None = None if passages is None else lambda one: len(cut(one, passages))
     return survey_corpus(path, wanted, queries, report, count)
@@ -191,7 +200,7 @@ def _look_up(folder: Path, contents: Contents, report: Report) -> None:
             if contents.query_lines and query not in contents.query_lines:
                 text = f"query {query!r} is not in queries.jsonl; add it or cut this line"
                 report(Issue(issues.NO_QUERY, file.path, line, text))
-            if contents.survey.documents and document not in contents.survey.found:
+            if contents.survey.documents and document in contents.survey.missing:
                 missing += 1
                 text = f"document {document!r} is not in the corpus; add it or cut this line"
                 report(Issue(issues.NO_DOCUMENT, file.path, line, text))
@@ -202,25 +211,35 @@ def _look_up(folder: Path, contents: Contents, report: Report) -> None:
 
 def _compare_splits(contents: Contents, settings: DomainSettings, report: Report) -> None:
     leak: Kind = issues.LEAK if settings.equal_texts == "warn" else issues.LEAK_REFUSED
+    asked_again = _asked_again(contents)
     seen: dict[str, tuple[str, str]] = {}
     for split, file in contents.files.items():
         counted = {other: 0 for other in contents.files if other != split}
         for query in file.grades:
-            text = normal_text(contents.queries.get(query, ""))
             for other in counted:
                 earlier = contents.files[other]
                 if query in earlier.grades and SPLITS.index(other) < SPLITS.index(split):
                     place = f"qrels/{earlier.path.name}, line {earlier.line_of(query)}"
                     message = f"query {query!r} is in two splits, see {place}; keep it in one"
                     report(Issue(issues.TWO_SPLITS, file.path, file.line_of(query), message))
-            if not text:
+            if query not in asked_again:
                 continue
+            text = normal_text(contents.queries[query])
             first_split, first = seen.setdefault(text, (split, query))
             if first_split != split and first != query:
                 counted[first_split] += 1
                 message = f"query {query!r} asks what {first!r} of {first_split} asks"
                 report(Issue(leak, file.path, file.line_of(query), message))
         contents.equal_queries |= {(split, other): count for other, count in counted.items() if count}
+
+
+def _asked_again(contents: Contents) -> set[str]:
+    """Judged queries whose text may be that of another; by hash, so to be compared again."""
+    hashes, asked = array("q"), list(contents.queries)
+    for number, text in enumerate(contents.queries.values()):
+        normal = normal_text(text)
+        hashes.append(hash(normal) if normal else number)  # queries without text ask nothing
+    return {asked[number] for number in repeated_positions(hashes) if contents.queries[asked[number]].strip()}
 
 
 def _compare_ids(contents: Contents, settings: DomainSettings, report: Report) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
@@ -14,6 +15,7 @@ import zstandard
 
 from routerretriever.datasets.issues import ENCODING, NO_FILE, TWO_FILES, UNREADABLE, Issue, Report, refuse
 
+_BUFFER = 1 << 18
 SUFFIXES = ("", ".gz", ".zst")
 DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, OSError)  # a damaged gzip file is an OSError
 _GZIP, _ZSTD, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
@@ -90,8 +92,8 @@ def open_plain(path: Path) -> IO[bytes]:
         stream = zstandard.ZstdDecompressor().stream_reader(
             path.open("rb"), read_across_frames=True, closefd=True
         )
-        return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream)))
-    return path.open("rb")
+        return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
+    return path.open("rb", buffering=_BUFFER)
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
@@ -113,10 +115,9 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[int, bytes]]:
     line = 0
     try:
         with open_plain(path) as stream:
-            for line, raw in enumerate(stream, start=1):
-                if line == 1 and raw.startswith(_BOM):
-                    raw = raw[len(_BOM) :]
-                if raw.strip():
+            first = next(stream, b"").removeprefix(_BOM)
+            for line, raw in enumerate(chain((first,), stream), start=1):
+                if raw and not raw.isspace():
                     yield line, raw.rstrip(b"\r\n")
     except DAMAGE as error:
         report(Issue(UNREADABLE, path, line + 1, damage(error)))

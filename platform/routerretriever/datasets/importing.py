@@ -72,13 +72,31 @@ def import_data(
         passage_tokens: cut the files of a folder of texts into passages of at most so many words.
 
     Raises:
-        DatasetError: the folder exists, the split cannot be a file's name, or something cannot be read;
-            names file and line.
+        DatasetError: the folder exists or cannot be written, the split cannot be a file's name, or something
+            cannot be read; names file and line.
     """
     if folder.exists():
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
     split = _split_name(split)
     found, unknown = find_sources(source)
+    try:
+        return _write(found, unknown, source, folder, split, passage_tokens)
+    except OSError as error:  # what cannot be read was told as such already
+        reason = error.strerror or str(error)
+        raise DatasetError(
+            f"{folder}: cannot be written ({reason}), nothing was left; make room or name another folder"
+        ) from None
+
+
+def _write(
+    found: list[Source],
+    unknown: list[Path],
+    source: Path,
+    folder: Path,
+    split: str,
+    passage_tokens: int | None,
+) -> Imported:
+    """Write all of it beside the new folder, which gets its name when it is whole."""
     root = source if source.is_dir() else source.parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -135,10 +153,11 @@ def _copy(source: Source, root: Path, writer: FolderWriter, split: str, passage_
 def _copy_records(source: Source, writer: FolderWriter) -> None:
     names = sources.IDS, sources.TEXTS, ("title",)
     identifier, text, title = (source.column(each) for each in names)
+    used = {identifier, text, title}
     for row in read_rows(source.path):
         own = _named(text_of(row, identifier), row.place) if identifier else None
         content = text_of(row, text or "text")
-        metadata = _metadata(row, {identifier, text, title})
+        metadata = _metadata(row, used)
         if source.role == "queries":
             if title and row.fields.get(title):
                 metadata["title"] = row.fields[title]
@@ -166,14 +185,15 @@ def _copy_pairs(source: Source, writer: FolderWriter, split: str) -> None:
         column for column in source.columns if re.sub(r"_?\d+$", "", column.lower()) in sources.NEGATIVES
     ]
     title, grade = source.column(("title",)), source.column(sources.GRADES)
+    kept = {query, title, grade, *negatives}
     for row in read_rows(source.path):
-        positive = next((name for name in positives if _texts(row, name)), positives[0])
-        kept = {query, positive, title, grade, *negatives}
-        texts = _texts(row, positive)
+        positive, texts = next(
+            ((name, texts) for name in positives if (texts := _texts(row, name))), (positives[0], [])
+        )
         asked = text_of(row, query)
         if not asked.strip() or not texts:
             raise DatasetError(f'{row.place}: "{query}" or "{positive}" is empty; fill it in or cut the row')
-        metadata = _metadata(row, kept)
+        metadata = _metadata(row, {positive, *kept})
         asked_id = writer.query(asked)
         value = _grade(text_of(row, grade), row.place) if grade else 1
         for text in texts:
@@ -300,6 +320,8 @@ def _columns(path: Path, wanted: int) -> Iterator[tuple[str, list[str]]]:
 
 def _texts(row: Row, column: str) -> list[str]:
     value: Any = row.fields.get(column)
+    if isinstance(value, str):
+        return [mend(value)] if value.strip() else []
     if isinstance(value, dict):  # {"text": [...]}, as answers are often kept
         value = value.get("text")
     values = value if isinstance(value, list) else [value]
@@ -309,6 +331,8 @@ def _texts(row: Row, column: str) -> list[str]:
 def _metadata(row: Row, used: set[str | None]) -> dict[str, Any]:
     """The fields that are not used, and those of an object, or its JSON, that is called metadata."""
     rest = {key: value for key, value in row.fields.items() if key not in used and value is not None}
+    if not rest:
+        return rest
     own = rest.get("metadata")
     if isinstance(own, str) and own.startswith("{"):
         try:

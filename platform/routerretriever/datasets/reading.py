@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import orjson
 
 from routerretriever.datasets.files import not_utf8, read_lines, shown
 from routerretriever.datasets.issues import (
@@ -31,6 +34,7 @@ HIGHEST_GRADE = 1000
 """trec_eval keeps a counter for every grade up to the highest, so a mistake here costs gigabytes."""
 _COLUMNS = "query-id, corpus-id, score"
 _GRADE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_EXACT = {str, int, bool, type(None)}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -57,9 +61,14 @@ class Judgement(NamedTuple):
     grade: int
 
 
-def read_records(path: Path, report: Report, queries: bool = False) -> Iterator[tuple[int, Record]]:
-    """Line number and document (or query) of every line that holds one; issues are reported."""
-    for line, raw in read_lines(path, report):
+def read_records(
+    path: Path, report: Report, queries: bool = False, stride: int = 1
+) -> Iterator[tuple[int, Record]]:
+    """Line number and document (or query) of every line that holds one; issues are reported.
+
+    With a ``stride``, only every so manyth line is looked at, from the first on.
+    """
+    for line, raw in islice(read_lines(path, report), None, None, stride):
         record = _parse_record(path, line, raw, report, queries)
         if record is not None:
             yield line, record
@@ -88,7 +97,7 @@ def read_judgements(path: Path, report: Report) -> Iterator[tuple[int, Judgement
 def parse_object(path: Path, line: int, raw: bytes, report: Report) -> dict[str, Any] | None:
     """The JSON object of a line; None where there is none, which is reported."""
     try:
-        value = json.loads(raw.decode())
+        value = parse_json(raw)
     except UnicodeDecodeError as error:
         report(not_utf8(path, line, error))
     except (ValueError, RecursionError) as error:
@@ -103,8 +112,36 @@ def parse_object(path: Path, line: int, raw: bytes, report: Report) -> dict[str,
     return None
 
 
+def parse_json(raw: bytes) -> Any:
+    """What ``json.loads`` makes of UTF-8, by orjson wherever it makes the same of it.
+
+    Raises:
+        UnicodeDecodeError: the bytes are not UTF-8.
+        ValueError: they are not JSON.
+        RecursionError: they are nested too deeply.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:  # it refuses NaN and halves of characters, and has other messages
+        return json.loads(raw.decode())
+    return value if _is_exact(value) else json.loads(raw.decode())
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether orjson has read all numbers as they are: it makes floats of integers beyond 64 bits."""
+    if isinstance(value, float):
+        return abs(value) < 2**63
+    if isinstance(value, dict):
+        return _EXACT.issuperset(map(type, value.values())) or all(map(_is_exact, value.values()))
+    return not isinstance(value, list) or all(map(_is_exact, value))
+
+
 def mend(text: str) -> str:
     """Text in which halves of characters are joined or become U+FFFD, so that it can be written."""
+    return text if text.isascii() or is_encodable(text) else _mended(text)
+
+
+def _mended(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -121,23 +158,24 @@ def _parse_record(path: Path, line: int, raw: bytes, report: Report, queries: bo
     record = parse_object(path, line, raw, report)
     if record is None:
         return None
-    flaws = list(_flaws(record, queries))
-    for flaw in flaws:
+    flawed = False
+    for flaw in _flaws(record, queries):
         report(Issue(FIELDS, path, line, flaw))
-    if flaws:
+        flawed = True
+    if flawed:
         return None
     identifier = record["_id"]
     if not isinstance(identifier, str):
         report(Issue(INTEGER_ID, path, line, f"the id {identifier} is a number; read as '{identifier}'"))
         identifier = str(identifier)
     title, text = ("" if queries else record.get("title") or ""), record["text"]
-    if b"\\u" in raw and not is_encodable(title + text):
+    if not (title.isascii() and text.isascii()) and not is_encodable(title + text):
         report(Issue(SURROGATE, path, line, f"{identifier!r} has half a character; read as U+FFFD"))
         title, text = mend(title), mend(text)
     if not text.strip() and not title.strip():
         kind, what = (NO_TEXT_QUERY, "text") if queries else (NO_TEXT_DOCUMENT, "title and text")
         report(Issue(kind, path, line, f"empty {what}; fill in or remove {identifier!r}"))
-    return Record(identifier, title, text, _metadata(record))
+    return Record(identifier, title, text, _metadata(record) if "metadata" in record else None)
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, Any] | None:
@@ -145,30 +183,35 @@ def _metadata(record: dict[str, Any]) -> dict[str, Any] | None:
     metadata = record.get("metadata")
     if not metadata or not isinstance(metadata, dict):
         return None
-    text = json.dumps(metadata, ensure_ascii=False)
-    return metadata if is_encodable(text) else dict(json.loads(mend(text)))
+    try:
+        orjson.dumps(metadata)  # refuses halves of characters
+    except orjson.JSONEncodeError:
+        return dict(json.loads(mend(json.dumps(metadata, ensure_ascii=False))))
+    return metadata
 
 
 def _flaws(record: dict[str, Any], queries: bool) -> Iterator[str]:
-    identifier = record.get("_id")
-    if "_id" not in record:
+    identifier, text, title = record.get("_id"), record.get("text"), record.get("title")
+    if isinstance(identifier, str):
+        if identifier == "":
+            yield '"_id" is empty; give every line an id of its own'
+        elif not identifier.isascii() and not is_encodable(identifier):
+            yield f'"_id" has half a character, found {identifier!r}; write it again'
+    elif "_id" not in record:
         yield f'no "_id", found {_names(record)}; add it'
-    elif isinstance(identifier, bool) or not isinstance(identifier, str | int):
+    elif isinstance(identifier, bool) or not isinstance(identifier, int):
         yield f'"_id" is not text, found {_value(identifier)}; put it in quotes'
-    elif isinstance(identifier, int) and abs(identifier) >= 10**18:
+    elif abs(identifier) >= 10**18:
         yield '"_id" is too large a number; put it in quotes'
-    elif identifier == "":
-        yield '"_id" is empty; give every line an id of its own'
-    elif isinstance(identifier, str) and not is_encodable(identifier):
-        yield f'"_id" has half a character, found {identifier!r}; write it again'
-    if "text" not in record:
-        yield f'no "text", found {_names(record)}; add it'
-    elif record["text"] is None:
-        yield '"text" is null; write "" for a document without text, or remove the line'
-    elif not isinstance(record["text"], str):
-        yield f'"text" is not a string, found {_value(record["text"])}; put it in quotes'
-    if not queries and not isinstance(record.get("title", ""), str | None):
-        yield f'"title" is not a string, found {_value(record["title"])}; put it in quotes, or leave it out'
+    if not isinstance(text, str):
+        if "text" not in record:
+            yield f'no "text", found {_names(record)}; add it'
+        elif text is None:
+            yield '"text" is null; write "" for a document without text, or remove the line'
+        else:
+            yield f'"text" is not a string, found {_value(text)}; put it in quotes'
+    if not (queries or isinstance(title, str) or title is None):
+        yield f'"title" is not a string, found {_value(title)}; put it in quotes, or leave it out'
 
 
 def _parse_judgement(raw: bytes) -> Judgement:

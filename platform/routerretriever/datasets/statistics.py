@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +172,8 @@ def tokens_of(settings: EncoderSettings) -> Tokens:
 
 def _sample(collection: Collection, documents: int, wanted: int) -> list[str]:
     stride = max(1, documents // wanted)
-    first = islice(collection.documents(), documents if documents == _NOTED_FROM else None)
-    return [one.content for number, one in enumerate(first) if number % stride == 0]
+    limit = documents // stride if documents == _NOTED_FROM else None
+    return [one.content for one in collection.documents(stride, limit)]
 
 
 def _notes(lengths: Lengths) -> list[str]:

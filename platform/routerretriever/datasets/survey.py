@@ -7,7 +7,7 @@ read again, so that nothing rests on a hash. A survey is kept as long as the fil
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +24,8 @@ class Survey:
 
     documents: int = 0
     """Usable lines."""
-    found: set[str] = field(default_factory=set)
-    """The wanted ids that are there."""
+    missing: set[str] = field(default_factory=set)
+    """The wanted ids that are not there."""
     same_as_query: set[str] = field(default_factory=set)
     """Ids of queries whose document of the same id has their text too."""
     same_id_only: set[str] = field(default_factory=set)
@@ -44,7 +44,7 @@ class Survey:
 
 def survey_corpus(
     path: Path,
-    wanted: Collection[str],
+    wanted: set[str],
     queries: Mapping[str, str],
     report: Report,
     count_passages: Callable[[Record], int] | None = None,
@@ -53,12 +53,12 @@ def survey_corpus(
 
     Args:
         path: the corpus file.
-        wanted: document ids to look up.
+        wanted: document ids to look up; those that are found are taken out of it.
         queries: query texts by id, to be compared with documents of the same id.
         report: told of every issue of a line, and of equal ids.
         count_passages: if given, asked for every wanted document.
     """
-    survey = Survey()
+    survey = Survey(missing=wanted)
     lines, ids, contents = array("q"), array("q"), array("q")
     for line, record in read_records(path, report):
         lines.append(line)
@@ -66,7 +66,7 @@ def survey_corpus(
         content = record.content
         contents.append(hash(content) if content else line)  # documents without text are no copies
         if record.id in wanted:
-            survey.found.add(record.id)
+            wanted.remove(record.id)
             if count_passages:
                 survey.passages[record.id] = count_passages(record)
         if record.id in queries:
@@ -77,7 +77,7 @@ def survey_corpus(
     if not lines:
         report(Issue(NO_LINE, path, None, "no usable line; write one JSON object a line"))
         return survey
-    repeated = _repeated(ids) | _repeated(contents)
+    repeated = repeated_positions(ids) | repeated_positions(contents)
     if repeated:
         _compare_repeated(path, repeated, survey, report)
     return survey
@@ -93,7 +93,7 @@ def report_same_ids(
         report(Issue(SAME_ID, path, line, text))
 
 
-def _repeated(hashes: array[int]) -> set[int]:
+def repeated_positions(hashes: array[int]) -> set[int]:
     """Positions of the values that come more than once."""
     values = np.frombuffer(hashes, dtype=np.int64)
     order = np.argsort(values, kind="stable")

@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 
 from routerretriever.datasets.files import DAMAGE, damage, open_plain, read_blocks, read_lines
 from routerretriever.datasets.issues import raise_error
-from routerretriever.datasets.reading import mend, parse_object
+from routerretriever.datasets.reading import mend, parse_json, parse_object
 from routerretriever.errors import DatasetError
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".ndjson")
@@ -55,11 +55,13 @@ def text_of(row: Row, name: str) -> str:
         DatasetError: the field is missing or is a list or an object.
     """
     value = row.fields.get(name)
+    if isinstance(value, str):
+        return mend(value)
     if value is None:
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise DatasetError(f'{row.place}: "{name}" is not text, found {str(value)[:60]!r}; write a string')
-    return mend(str(value))
+    return str(value)
 
 
 def read_text(path: Path) -> str:
@@ -75,10 +77,11 @@ def read_text(path: Path) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
+    name = str(path)
     for line, raw in read_lines(path, raise_error):
         fields = _tuple(raw) or parse_object(path, line, raw, raise_error)
         if fields is not None:
-            yield Row(f"{path}:{line}", fields)
+            yield Row(f"{name}:{line}", fields)
 
 
 def _tuple(raw: bytes) -> dict[str, Any] | None:
@@ -86,7 +89,7 @@ def _tuple(raw: bytes) -> dict[str, Any] | None:
     if not raw.lstrip().startswith(b"["):
         return None
     try:
-        texts = json.loads(raw)
+        texts = parse_json(raw)
     except (ValueError, RecursionError):
         return None
     if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
@@ -123,7 +126,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 delimiter="\t" if tabs else _delimiter(first),
                 quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
             )
-            header = next(reader, [])
+            header, name = next(reader, []), str(path)
             for row in reader:
                 number = reader.line_num
                 if not any(row):
@@ -133,7 +136,7 @@ def _csv(path: Path) -> Iterator[Row]:
                         f"{path}:{number}: {len(row)} columns, the header has {len(header)}; "
                         "quote what holds the separator"
                     )
-                yield Row(f"{path}:{number}", dict(zip(header, row, strict=True)))
+                yield Row(f"{name}:{number}", dict(zip(header, row, strict=True)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}:{number}: not readable as CSV in UTF-8 ({error}); save it anew") from None
     except DAMAGE as error:
@@ -146,12 +149,12 @@ def _delimiter(header: str) -> str:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    number = 0
+    number, name = 0, str(path)
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=4096):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path}, row {number}", row)
+                    yield Row(f"{name}, row {number}", row)
     except (arrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DatasetError(f"{path}: not a readable Parquet file ({error}); write it again") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,14 +71,14 @@ def printable(text: str) -> str:
 
 def scripts(texts: Iterable[str]) -> dict[str, float]:
     """Script -> share of the letters, the largest first; from the characters' Unicode names."""
-    counts: dict[str, int] = {}
+    characters: Counter[str] = Counter()
     for text in texts:
-        for char in text:
-            if char.isalpha():
-                script = (
-                    "LATIN" if char.isascii() else unicodedata.name(char, "UNKNOWN").split()[0].split("-")[0]
-                )
-                counts[script] = counts.get(script, 0) + 1
+        characters.update(text)
+    counts: Counter[str] = Counter()
+    for char, count in characters.items():
+        if char.isalpha():
+            name = "LATIN" if char.isascii() else unicodedata.name(char, "UNKNOWN")
+            counts[name.split()[0].split("-")[0]] += count
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {script.capitalize(): count / total for script, count in ordered}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import IO, Any
 
 from routerretriever.datasets.reading import mend
 from routerretriever.errors import DatasetError
+
+_SEPARATOR = re.compile(r"[\t\r\n]")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 class FolderWriter:
@@ -55,7 +59,7 @@ class FolderWriter:
             DatasetError: an id cannot be written into a tab-separated file.
         """
         for identifier in (query, document):
-            if not identifier or any(char in identifier for char in "\t\r\n"):
+            if not identifier or _SEPARATOR.search(identifier):
                 raise DatasetError(f"{place}: the id {identifier!r} is empty or holds a tab; give another")
         pair = _digest(f"{split}\0{query}\0{document}")
         if pair in self._judged:
@@ -105,8 +109,7 @@ class FolderWriter:
             self.counts["merged"] += 1
             return identifier
         self._made.add(digest)
-        line = json.dumps({"_id": identifier, **record}, ensure_ascii=False, default=str)
-        stream.write(mend(line) + "\n")
+        stream.write(mend(_ENCODER.encode({"_id": identifier, **record})) + "\n")
         self.counts[what] += 1
         return identifier
 
