@@ -17,7 +17,7 @@ from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import without_secrets
-from routerretriever.generation.settings import GenerationSettings
+from routerretriever.generation.settings import GenerationSettings, JudgingSettings
 from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
@@ -82,6 +82,8 @@ class Recipe(Settings):
     """How documents are encoded and indexed."""
     generation: GenerationSettings = GenerationSettings()
     """How queries are generated from documents."""
+    judging: JudgingSettings = JudgingSettings()
+    """How a language model grades what systems find."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""
     scoring: ScoringSettings = ScoringSettings()
