@@ -18,13 +18,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from tenacity.wait import wait_exponential_jitter
 
 from routerretriever.errors import WriterError
-from routerretriever.generation.prompts import Prompt
+from routerretriever.generation.prompts import Prompt, estimated_tokens, most_tokens
 from routerretriever.generation.protocol import Answer
 from routerretriever.generation.settings import EndpointSettings
 from routerretriever.runtime.progress import log
 
-_LETTERS_A_TOKEN = 3
-"""Fewer than there are in most languages, so that the estimate is rather too high."""
 _LONGEST_PAUSE = 20.0
 _FIRST_PAUSE = 0.25
 _NO_USE = {401, 403, 404, 405}
@@ -150,7 +148,8 @@ class EndpointModel:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             kind = response.headers.get("Content-Type", "").split(";")[0] or "something"
             raise _Passing(f"answered {kind}, no completion") from None
-        return Answer(str(content), used or _estimate(body, str(content)))
+        asked = (message["content"] for message in body["messages"])
+        return Answer(str(content), used or estimated_tokens(*asked, str(content)))
 
     def _headers(self) -> dict[str, str]:
         variable = self._endpoint.key_variable
@@ -182,17 +181,6 @@ def _message(response: httpx.Response) -> str:
         return str(response.json()["error"]["message"])[:200]
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
-
-
-def most_tokens(prompt: Prompt, max_tokens: int) -> int:
-    """What a prompt and its answer take at most, as the budget reckons."""
-    letters = sum(len(message["content"]) for message in prompt.messages)
-    return letters // _LETTERS_A_TOKEN + max_tokens
-
-
-def _estimate(body: dict[str, Any], content: str) -> int:
-    letters = sum(len(message["content"]) for message in body["messages"]) + len(content)
-    return letters // _LETTERS_A_TOKEN
 
 
 def _pause(state: RetryCallState) -> float:

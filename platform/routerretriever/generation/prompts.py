@@ -19,6 +19,8 @@ Message = dict[str, str]
 PROMPT_VERSION = 1
 """Raise it when a prompt changes: queries that were written before are then written anew."""
 
+_LETTERS_A_TOKEN = 3
+"""Fewer than there are in most languages."""
 _TASKS: dict[QueryType, str] = {
     "question": "Write one question that a person would ask and that this document answers.",
     "keywords": "Write two to six keywords that a person would type into a search box to find this document.",
@@ -105,6 +107,16 @@ def prompt_for(request: Request, settings: GenerationSettings) -> Prompt:
 def seed_of(*parts: object) -> int:
     """A seed by what it is for, the same on every machine."""
     return int(content_hash(*parts)[:7], 16)
+
+
+def most_tokens(prompt: Prompt, max_tokens: int) -> int:
+    """What a prompt and an answer of at most ``max_tokens`` take, rather too high, as budgets reckon."""
+    return estimated_tokens(*(message["content"] for message in prompt.messages)) + max_tokens
+
+
+def estimated_tokens(*texts: str) -> int:
+    """An estimate, rather too high."""
+    return sum(map(len, texts)) // _LETTERS_A_TOKEN
 
 
 def without_thoughts(answer: str) -> str:

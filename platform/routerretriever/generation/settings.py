@@ -109,7 +109,7 @@ class JudgingSettings(Settings):
     writer: Annotated[WriterSettings, Field(discriminator="kind")] | None = None
     """What grades, always at temperature 0; by default ``generation.writer``."""
     queries: PositiveInt = 50
-    """Test queries of each domain that are judged, chosen by hash: a larger number keeps a smaller one's grades."""
+    """Test queries of each domain that are judged, chosen by hash: a larger number keeps a smaller one's."""
     depth: Annotated[int, Field(ge=10, le=100)] = 10
     """Documents of each system and query that are graded."""
     repeated_queries: NonNegativeInt = 10

@@ -8,7 +8,8 @@ Shapes: Q queries, T experts, d dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +18,13 @@ import numpy as np
 from routerretriever.artifacts.step import Step
 from routerretriever.datasets.splitting import split_train
 from routerretriever.errors import BadInput
-from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.evaluation.system import Kind, Rank, Routing, System
 from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured, Values, measure
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
+from routerretriever.methods.ranking import dense_rank
 from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
@@ -253,15 +255,20 @@ class Experts(Method):
         """The base, each expert, routers, oracles, and what BM25 adds."""
         scores = self.test_scores()
         routed = {ROUTED: self._routed(self.router, self.routing, scores)}
-        routed[ROUTED] = _changed(routed[ROUTED], ROUTED, headline=True, rival=True)
+        routed[ROUTED] = replace(routed[ROUTED], name=ROUTED, headline=True, rival=True)
         for name, settings in BASELINE_ROUTERS.items():
             try:
                 system = self._routed(self.fit(settings), settings, scores)
             except BadInput as error:
                 log.warning("%s is left out of the evaluation: %s", name, error)
                 continue
-            routed[name] = _changed(system, name, headline=name == PAPER, rival=name == PAPER)
-        return [*single_systems(scores), *routed.values(), *self.hybrid.systems(), *oracles(scores)]
+            routed[name] = replace(system, name=name, headline=name == PAPER, rival=name == PAPER)
+        return [
+            *single_systems(scores, self._rank_by),
+            *routed.values(),
+            *self.hybrid.systems(),
+            *oracles(scores),
+        ]
 
     def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> System:
         """What a fitted router makes of the test queries, run as in service: one search a query."""
@@ -271,11 +278,19 @@ class Experts(Method):
         if settings.merge == "embeddings":
             vectors = {name: mix(table, router.experts, weights[name]) for name, table in scores.items()}
             encodings = {name: float((own > 0).sum(axis=1).mean()) for name, own in weights.items()}
+
+            def vectors_of(dataset: str) -> Vectors:
+                return mix(self.split_scores("test", [dataset])[dataset], router.experts, weights[dataset])
+
         else:
             steps = self._mixture_steps(router, "test", weights)
             workspace.build(steps.values())
             vectors = {name: step.read(workspace.store) for name, step in steps.items()}
             encodings = dict.fromkeys(scores, 1.0)
+
+            def vectors_of(dataset: str) -> Vectors:
+                return steps[dataset].read(workspace.store)
+
         measured = {}
         for name, table in scores.items():
             collection, index = workspace.collections[name], workspace.open_index(name)
@@ -283,7 +298,17 @@ class Experts(Method):
             passages = collection.settings.passages is not None
             run = index.run(table.query_ids, vectors[name], depth, kept, passages)
             measured[name] = measure(collection.qrels("test"), run, table.query_ids)
-        return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings)
+        rank = dense_rank(workspace, vectors_of)
+        return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings, rank=rank)
+
+    def _rank_by(self, model_of: Callable[[str], str]) -> Rank:
+        """What a model finds, for each test set one of the base and experts."""
+
+        def vectors(dataset: str) -> Vectors:
+            table = self.split_scores("test", [dataset])[dataset]
+            return table.vectors_QEd[:, table.of(model_of(dataset))]
+
+        return dense_rank(self._workspace, vectors)
 
     def _mixture_steps(
         self, router: Router, split: str, weights: Mapping[str, Vectors]
@@ -316,14 +341,13 @@ class Experts(Method):
         return {name: RoutedQueries(router.experts, weights[name], vectors[name]) for name in names}
 
 
-def _changed(system: System, name: str, headline: bool, rival: bool) -> System:
-    return System(
-        name, system.kind, system.measured, system.routing, system.encodings, headline=headline, rival=rival
-    )
+def single_systems(scores: ScoreTable, rank_by: Callable[[Callable[[str], str]], Rank]) -> list[System]:
+    """The base, each expert alone, and each domain's own expert, read from the score table.
 
-
-def single_systems(scores: ScoreTable) -> list[System]:
-    """The base, each expert alone, and each domain's own expert, read from the score table."""
+    Args:
+        scores: of the test queries.
+        rank_by: given the model of each test set, what these find.
+    """
     names = next(iter(scores.values())).experts
     of = {
         name: {dataset: table.measured[:, table.of(name)] for dataset, table in scores.items()}
@@ -331,9 +355,9 @@ def single_systems(scores: ScoreTable) -> list[System]:
     }
     own = {dataset: of[dataset][dataset] for dataset in scores if dataset in names}
     return [
-        System(BASE, Kind.BASE, of[BASE], headline=True, rival=True),
+        System(BASE, Kind.BASE, of[BASE], headline=True, rival=True, rank=rank_by(lambda _: BASE)),
         *(System(name, Kind.EXPERT, of[name]) for name in names if name != BASE),
-        System(OWN_EXPERT, Kind.OWN, own, headline=True, rival=True),
+        System(OWN_EXPERT, Kind.OWN, own, headline=True, rival=True, rank=rank_by(lambda dataset: dataset)),
     ]
 
 
