@@ -66,6 +66,8 @@ def test_every_step_has_its_job():
     "arguments",
     [
         ["analyse", "--clusters", "0"],
+        ["evaluate", "--dry-run"],
+        ["evaluate", "--judge", "--set", "judging.depth=5"],
         ["analyse", "--clusters", "-1"],
         ["analyse", "--clusters", "2,many"],
         ["analyse", "--order", "kitchen,kitchen"],
