@@ -67,7 +67,6 @@ def test_every_step_has_its_job():
     [
         ["analyse", "--clusters", "0"],
         ["evaluate", "--dry-run"],
-        ["evaluate", "--judge", "--set", "judging.depth=5"],
         ["analyse", "--clusters", "-1"],
         ["analyse", "--clusters", "2,many"],
         ["analyse", "--order", "kitchen,kitchen"],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.adapters.tower import load_tower
+from routerretriever.cli.main import main
 from routerretriever.errors import RecipeError, WriterError
 from routerretriever.evaluation.significance import mean_interval
 from routerretriever.generation.settings import JudgingSettings
@@ -23,7 +25,7 @@ from routerretriever.studies.judging_tables import estimate_table, judging_secti
 from routerretriever.studies.runs import estimate_judging, judge_run, open_judge
 from routerretriever.types import BASE
 from support.collections import write_collections
-from support.recipes import tiny_recipe, with_changes
+from support.recipes import save_recipe, tiny_recipe, with_changes
 from support.workers import work_here
 from support.writers import endpoint
 
@@ -107,6 +109,21 @@ def test_a_judge_that_knows_agrees_with_people_and_with_itself(evaluated):
     assert "The judge and people" in (pipeline.report_folder / "judging.html").read_text()
     for section in judging_sections(judging):
         assert section_table(section).row_count
+
+
+def test_the_command_says_what_it_will_ask_then_asks_and_shows_it(evaluated, tmp_path, monkeypatch, capsys):
+    with endpoint() as server:
+        server.answer = knows
+        recipe = save_recipe(judged_by(evaluated, "typed", server.url).recipe, tmp_path / "recipe.yaml")
+        command = ["routerretriever", "evaluate", str(recipe), "--quiet", "--judge"]
+        for last, told in (("--dry-run", "calls to come"), (None, "The judge and people")):
+            monkeypatch.setattr(sys, "argv", [*command, last] if last else command)
+            assert not server.requests
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code
+            assert told in capsys.readouterr().out
+        assert server.requests
 
 
 def test_a_judge_that_is_moody_has_a_noise_floor(evaluated):

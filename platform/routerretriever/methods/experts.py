@@ -263,12 +263,9 @@ class Experts(Method):
                 log.warning("%s is left out of the evaluation: %s", name, error)
                 continue
             routed[name] = replace(system, name=name, headline=name == PAPER, rival=name == PAPER)
-        return [
-            *single_systems(scores, self._rank_by),
-            *routed.values(),
-            *self.hybrid.systems(),
-            *oracles(scores),
-        ]
+        ranks = {BASE: self._rank_by(lambda _: BASE), OWN_EXPERT: self._rank_by(lambda dataset: dataset)}
+        singles = [replace(system, rank=ranks.get(system.name)) for system in single_systems(scores)]
+        return [*singles, *routed.values(), *self.hybrid.systems(), *oracles(scores)]
 
     def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> System:
         """What a fitted router makes of the test queries, run as in service: one search a query."""
@@ -341,13 +338,8 @@ class Experts(Method):
         return {name: RoutedQueries(router.experts, weights[name], vectors[name]) for name in names}
 
 
-def single_systems(scores: ScoreTable, rank_by: Callable[[Callable[[str], str]], Rank]) -> list[System]:
-    """The base, each expert alone, and each domain's own expert, read from the score table.
-
-    Args:
-        scores: of the test queries.
-        rank_by: given the model of each test set, what these find.
-    """
+def single_systems(scores: ScoreTable) -> list[System]:
+    """The base, each expert alone, and each domain's own expert, read from the score table."""
     names = next(iter(scores.values())).experts
     of = {
         name: {dataset: table.measured[:, table.of(name)] for dataset, table in scores.items()}
@@ -355,9 +347,9 @@ def single_systems(scores: ScoreTable, rank_by: Callable[[Callable[[str], str]],
     }
     own = {dataset: of[dataset][dataset] for dataset in scores if dataset in names}
     return [
-        System(BASE, Kind.BASE, of[BASE], headline=True, rival=True, rank=rank_by(lambda _: BASE)),
+        System(BASE, Kind.BASE, of[BASE], headline=True, rival=True),
         *(System(name, Kind.EXPERT, of[name]) for name in names if name != BASE),
-        System(OWN_EXPERT, Kind.OWN, own, headline=True, rival=True, rank=rank_by(lambda dataset: dataset)),
+        System(OWN_EXPERT, Kind.OWN, own, headline=True, rival=True),
     ]
 
 
