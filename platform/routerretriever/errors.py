@@ -79,7 +79,7 @@ class WorkerFailed(BadInput):
 
 
 class WriterError(BadInput):
-    """Queries cannot be written: no model, no endpoint, no budget; the message says what to do."""
+    """A language model cannot answer: no model, no endpoint, no budget; the message says what to do."""
 
 
 class TeacherError(BadInput):

@@ -67,6 +67,7 @@ def test_every_step_has_its_job():
     "arguments",
     [
         ["analyse", "--clusters", "0"],
+        ["evaluate", "--dry-run"],
         ["analyse", "--clusters", "-1"],
         ["analyse", "--clusters", "2,many"],
         ["analyse", "--order", "kitchen,kitchen"],

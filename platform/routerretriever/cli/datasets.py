@@ -92,12 +92,17 @@ def split(
 def download(
     names: Annotated[list[str], typer.Argument(help="BEIR collections, e.g. scifact nfcorpus.")],
     to: Annotated[Path, typer.Option(help="Folder that receives them.")] = Path("datasets"),
+    generated: Annotated[
+        bool,
+        typer.Option("--generated", help="Also make <name>-generated, with BEIR's generated train queries."),
+    ] = False,
 ) -> None:
     """Download BEIR collections through beir's own downloader."""
     from routerretriever.datasets.download import download as fetch
+    from routerretriever.datasets.published import download_generated
 
     for name in names:
-        _print(f"{name}: {fetch(name, to)}")
+        _print(f"{name}: {download_generated(name, to).told() if generated else fetch(name, to)}")
 
 
 @datasets_app.command("import")

@@ -81,12 +81,42 @@ def pilots(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
+def evaluate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    judge: Annotated[
+        bool,
+        typer.Option(
+            "--judge",
+            help="Also have the language model of judging.writer grade what the systems find.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --judge: only say how much there is to grade.")
+    ] = False,
+) -> None:
     """Evaluate base, experts, router and oracles on the test sets."""
     from routerretriever.reports.tables import terminal_table
     from routerretriever.runtime.progress import show
 
-    show(terminal_table(open_pipeline(recipe, overrides, quiet).evaluation))
+    if dry_run and not judge:
+        raise typer.BadParameter("--dry-run goes with --judge")
+    pipeline = open_pipeline(recipe, overrides, quiet)
+    if not judge:
+        show(terminal_table(pipeline.evaluation))
+        return
+    from routerretriever.reports.plots import section_table
+    from routerretriever.studies import runs as studies
+    from routerretriever.studies.judging_tables import estimate_table, judging_sections
+
+    if dry_run:
+        show(estimate_table(studies.estimate_judging(pipeline)))
+        return
+    studies.open_judge(pipeline)  # what is wrong with it is told before anything is computed
+    show(terminal_table(pipeline.evaluation))
+    for section in judging_sections(studies.judge_run(pipeline)):
+        show(section_table(section))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from routerretriever.config.tuning import TuningSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import without_secrets
-from routerretriever.generation.settings import GenerationSettings
+from routerretriever.generation.settings import GenerationSettings, JudgingSettings
 from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
@@ -83,6 +83,8 @@ class Recipe(Settings):
     """How documents are encoded and indexed."""
     generation: GenerationSettings = GenerationSettings()
     """How queries are generated from documents."""
+    judging: JudgingSettings = JudgingSettings()
+    """How a language model grades what systems find."""
     training: TrainingSettings = TrainingSettings()
     """How experts are trained."""
     tuning: TuningSettings = TuningSettings()

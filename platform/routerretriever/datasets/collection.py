@@ -243,8 +243,10 @@ def open_collection(name: str, path: str | Path, settings: DomainSettings | None
             raise DatasetError(f"{field}: no built-in sample {domain!r}; there are {there}")
         return Collection(name, _SAMPLE / domain, read_as)
     folder = Path(path).expanduser().absolute()  # workers run in other folders
-    known = folder.name in BEIR_NAMES
-    command = f"`routerretriever datasets download {folder.name}`"
+    plain = folder.name.removesuffix("-generated")
+    known = plain in BEIR_NAMES
+    option = " --generated" if plain != folder.name else ""
+    command = f"`routerretriever datasets download {plain}{option}`"
     if not folder.is_dir():
         remedy = f"download it with {command}, or mend the recipe" if known else "mend the recipe"
         raise DatasetError(f"{field}: no folder {folder}; {remedy}")

@@ -16,6 +16,15 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval (percentile bootstrap)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """Mean paired difference, its 95 % interval (bootstrap), and the p-value (randomisation test)."""
 
@@ -40,6 +49,21 @@ def compare_all(pairs: Mapping[K, tuple[Values, Values]]) -> dict[K, Difference]
         key: replace(difference, adjusted_p_value=p_value)
         for (key, difference), p_value in zip(found.items(), adjusted, strict=True)
     }
+
+
+def mean_interval(samples: Sequence[Values], seed: int = 0) -> Interval:
+    """The mean of means over several sets of queries; queries are resampled within their set.
+
+    Args:
+        samples: a measure per query [Q] of each set, at least one set with at least one query.
+        seed: of the resampling.
+    """
+    random = np.random.default_rng(seed)
+    drawn = [
+        values[random.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1) for values in samples
+    ]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    return Interval(float(np.mean([values.mean() for values in samples])), float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,12 +5,15 @@ Shapes: Q queries, T experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from routerretriever.measures import Measured
+from routerretriever.measures import Measured, Run
 from routerretriever.types import Vectors
+
+Rank = Callable[[str, Sequence[str], int], Run]
+"""Given a test set, some of its queries and a depth: what a system finds."""
 
 
 class Kind(IntEnum):
@@ -61,3 +64,5 @@ class System:
     """Whether the deployed system is compared with it by a paired test."""
     note: str = ""
     """What to know about it, as what it costs; printed below the table."""
+    rank: Rank | None = None
+    """Searches again, for those who want to see results; None for a system that cannot, as an oracle."""

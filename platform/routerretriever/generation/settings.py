@@ -103,6 +103,25 @@ class FilterSettings(Settings):
     """Drop a query whose letters are mostly of another script than its document's."""
 
 
+class JudgingSettings(Settings):
+    """How a language model grades what systems find; see ``evaluate --judge``."""
+
+    writer: Annotated[WriterSettings, Field(discriminator="kind")] | None = None
+    """What grades, always at temperature 0; by default ``generation.writer``."""
+    queries: PositiveInt = 50
+    """Test queries of each domain that are judged, chosen by hash: a larger number keeps a smaller one's."""
+    depth: Annotated[int, Field(ge=10, le=100)] = 10
+    """Documents of each system and query that are graded."""
+    repeated_queries: NonNegativeInt = 10
+    """For so many of these queries everything is graded twice, which shows the judge's own noise."""
+    document_words: PositiveInt = 300
+    """The judge reads so many words of a document."""
+    max_tokens: PositiveInt = 16
+    """The judge writes at most so many tokens; models that think aloud need more."""
+    seed: int = 0
+    """Another seed chooses other queries."""
+
+
 class GenerationSettings(PoolSettings):
     """How queries are generated from the documents of a collection that has none."""
 

@@ -1,4 +1,4 @@
-"""Which writer a setting names, and the one that needs no model."""
+"""Which model or writer a setting names, and the writer that needs no model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from routerretriever.generation.prompts import Request
-from routerretriever.generation.protocol import Writer, Written
+from routerretriever.errors import WriterError
+from routerretriever.generation.prompts import Request, clean, prompt_for
+from routerretriever.generation.protocol import LanguageModel, Writer, Written
 from routerretriever.generation.settings import (
     EndpointSettings,
     ExtractSettings,
     GenerationSettings,
+    WriterSettings,
 )
 from routerretriever.hashing import content_hash
 
@@ -24,15 +26,53 @@ def open_writer(settings: GenerationSettings, spent: int = 0) -> Writer:
         settings: of the generation.
         spent: tokens of its budget that earlier runs have spent.
     """
-    if isinstance(settings.writer, EndpointSettings):
-        from routerretriever.generation.endpoint import EndpointWriter
-
-        return EndpointWriter(settings, settings.writer, spent)
     if isinstance(settings.writer, ExtractSettings):
         return ExtractWriter(settings.writer, settings.seed)
-    from routerretriever.generation.local import LocalWriter
+    model = open_model(settings.writer, settings.max_query_tokens, spent, "generation.writer")
+    return ModelWriter(model, settings)
 
-    return LocalWriter(settings, settings.writer)
+
+def open_model(settings: WriterSettings, max_tokens: int, spent: int, field: str) -> LanguageModel:
+    """The language model that settings name.
+
+    Args:
+        settings: of the model.
+        max_tokens: the longest answer.
+        spent: tokens of its budget that earlier runs have spent.
+        field: where the settings stand in the recipe, for messages.
+
+    Raises:
+        WriterError: they name no language model.
+    """
+    if isinstance(settings, ExtractSettings):
+        raise WriterError(f"{field}.kind: 'extract' is no language model; name 'endpoint' or 'local'")
+    if isinstance(settings, EndpointSettings):
+        from routerretriever.generation.endpoint import EndpointModel
+
+        return EndpointModel(settings, max_tokens, spent, field)
+    from routerretriever.generation.local import LocalModel
+
+    return LocalModel(settings, max_tokens, field)
+
+
+class ModelWriter:
+    """Has a language model write the queries."""
+
+    def __init__(self, model: LanguageModel, settings: GenerationSettings) -> None:
+        self.model = model
+        self._settings = settings
+
+    def check(self) -> None:
+        """Whether the model can answer."""
+        self.model.check()
+
+    def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+        """Ask for each query."""
+        prompts = [prompt_for(request, self._settings) for request in requests]
+        for number, answer in self.model.answer(prompts):
+            query = clean(answer.text)
+            problem = answer.problem or ("" if query else "empty answer")
+            yield number, Written(query, answer.tokens, problem)
 
 
 class ExtractWriter:

@@ -21,6 +21,7 @@ from routerretriever.evaluation.system import Kind, System
 from routerretriever.hashing import content_hash
 from routerretriever.methods.base import Method, Workspace
 from routerretriever.methods.experts import measured_by
+from routerretriever.methods.ranking import dense_rank
 from routerretriever.scoring.table import ScoredModel, ScoreSplit
 from routerretriever.settings import DomainName, Settings
 from routerretriever.training.expert import (
@@ -32,6 +33,7 @@ from routerretriever.training.expert import (
     train_step,
 )
 from routerretriever.training.settings import TrainingSettings
+from routerretriever.types import Vectors
 
 
 class JointSettings(Settings):
@@ -124,9 +126,17 @@ class Baselines(Method):
         """Each model."""
         scores = self._workspace.scores(self._score_steps())
         return [
-            System(name, Kind.SINGLE, measured_by(scores, name), headline=True, rival=True)
+            System(
+                name, Kind.SINGLE, measured_by(scores, name), headline=True, rival=True,
+                rank=dense_rank(self._workspace, partial(self._vectors, name)),
+            )
             for name in self._models
-        ]
+        ]  # fmt: skip
+
+    def _vectors(self, name: str, dataset: str) -> Vectors:
+        """A model's vectors [Q, d] of the queries of a test set."""
+        table = self._workspace.scores(self._score_steps())[dataset]
+        return table.vectors_QEd[:, table.of(name)]
 
 
 def joint_training(training: TrainingSettings, joint: JointSettings) -> TrainingSettings:

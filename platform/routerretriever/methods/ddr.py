@@ -33,13 +33,14 @@ from routerretriever.evaluation.system import Kind, System
 from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured
 from routerretriever.methods.base import Deployment, Method, Workspace
+from routerretriever.methods.ranking import dense_rank
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.table import ScoredModel, ScoreSplit
 from routerretriever.settings import DomainName, Settings
 from routerretriever.training.expert import Expert, TrainAdapter, expert_key, open_expert, train_step
 from routerretriever.training.settings import TrainingSettings
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 GENERAL_PREFIX, DDR, DDR_TOP_K = "general prefix", "DDR", "DDR-topk"
 DDR_PRIOR, DDR_UNROUTED = "DDR-prior", "DDR without routing"
@@ -273,7 +274,18 @@ class Ddr(Method):
             for system, view in ways.items():
                 table = scores[name]
                 measured.setdefault(system, {})[name] = table.measured[:, table.of(view)]
-        return [System(name, Kind.SINGLE, own, headline=True, rival=True) for name, own in measured.items()]
+        return [
+            System(
+                name, Kind.SINGLE, own, headline=True, rival=True,
+                rank=dense_rank(self.inner, partial(self._vectors, name)),
+            )
+            for name, own in measured.items()
+        ]  # fmt: skip
+
+    def _vectors(self, system: str, dataset: str) -> Vectors:
+        """A system's vectors [Q, d] of the queries of a test set."""
+        table = self.inner.scores(self._score_steps())[dataset]
+        return table.vectors_QEd[:, table.of(self._ways()[dataset][system])]
 
     def _labels(self, collection: str) -> tuple[str, ...]:
         labels = self._settings.labels.get(collection)

@@ -8,7 +8,8 @@ Shapes: Q queries, T experts, d dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +18,13 @@ import numpy as np
 from routerretriever.artifacts.step import Step
 from routerretriever.datasets.splitting import split_train
 from routerretriever.errors import BadInput
-from routerretriever.evaluation.system import Kind, Routing, System
+from routerretriever.evaluation.system import Kind, Rank, Routing, System
 from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured, Values, measure
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
+from routerretriever.methods.ranking import dense_rank
 from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
@@ -253,15 +255,17 @@ class Experts(Method):
         """The base, each expert, routers, oracles, and what BM25 adds."""
         scores = self.test_scores()
         routed = {ROUTED: self._routed(self.router, self.routing, scores)}
-        routed[ROUTED] = _changed(routed[ROUTED], ROUTED, headline=True, rival=True)
+        routed[ROUTED] = replace(routed[ROUTED], name=ROUTED, headline=True, rival=True)
         for name, settings in BASELINE_ROUTERS.items():
             try:
                 system = self._routed(self.fit(settings), settings, scores)
             except BadInput as error:
                 log.warning("%s is left out of the evaluation: %s", name, error)
                 continue
-            routed[name] = _changed(system, name, headline=name == PAPER, rival=name == PAPER)
-        return [*single_systems(scores), *routed.values(), *self.hybrid.systems(), *oracles(scores)]
+            routed[name] = replace(system, name=name, headline=name == PAPER, rival=name == PAPER)
+        ranks = {BASE: self._rank_by(lambda _: BASE), OWN_EXPERT: self._rank_by(lambda dataset: dataset)}
+        singles = [replace(system, rank=ranks.get(system.name)) for system in single_systems(scores)]
+        return [*singles, *routed.values(), *self.hybrid.systems(), *oracles(scores)]
 
     def _routed(self, router: Router, settings: RoutingSettings, scores: ScoreTable) -> System:
         """What a fitted router makes of the test queries, run as in service: one search a query."""
@@ -271,11 +275,19 @@ class Experts(Method):
         if settings.merge == "embeddings":
             vectors = {name: mix(table, router.experts, weights[name]) for name, table in scores.items()}
             encodings = {name: float((own > 0).sum(axis=1).mean()) for name, own in weights.items()}
+
+            def vectors_of(dataset: str) -> Vectors:
+                return mix(self.split_scores("test", [dataset])[dataset], router.experts, weights[dataset])
+
         else:
             steps = self._mixture_steps(router, "test", weights)
             workspace.build(steps.values())
             vectors = {name: step.read(workspace.store) for name, step in steps.items()}
             encodings = dict.fromkeys(scores, 1.0)
+
+            def vectors_of(dataset: str) -> Vectors:
+                return steps[dataset].read(workspace.store)
+
         measured = {}
         for name, table in scores.items():
             collection, index = workspace.collections[name], workspace.open_index(name)
@@ -283,7 +295,17 @@ class Experts(Method):
             passages = collection.settings.passages is not None
             run = index.run(table.query_ids, vectors[name], depth, kept, passages)
             measured[name] = measure(collection.qrels("test"), run, table.query_ids)
-        return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings)
+        rank = dense_rank(workspace, vectors_of)
+        return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings, rank=rank)
+
+    def _rank_by(self, model_of: Callable[[str], str]) -> Rank:
+        """What a model finds, for each test set one of the base and experts."""
+
+        def vectors(dataset: str) -> Vectors:
+            table = self.split_scores("test", [dataset])[dataset]
+            return table.vectors_QEd[:, table.of(model_of(dataset))]
+
+        return dense_rank(self._workspace, vectors)
 
     def _mixture_steps(
         self, router: Router, split: str, weights: Mapping[str, Vectors]
@@ -314,12 +336,6 @@ class Experts(Method):
             steps = self._mixture_steps(router, split, weights)
             vectors = {name: QueryVectors((steps[name],)) for name in names}
         return {name: RoutedQueries(router.experts, weights[name], vectors[name]) for name in names}
-
-
-def _changed(system: System, name: str, headline: bool, rival: bool) -> System:
-    return System(
-        name, system.kind, system.measured, system.routing, system.encodings, headline=headline, rival=rival
-    )
 
 
 def single_systems(scores: ScoreTable) -> list[System]:

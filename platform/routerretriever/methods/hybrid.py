@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from routerretriever.evaluation.system import Kind, System
+import numpy as np
+
+from routerretriever.evaluation.system import Kind, Rank, System
 from routerretriever.index.fusion_weights import GRID, FusionWeights
-from routerretriever.measures import Measured
+from routerretriever.measures import Measured, Values
 from routerretriever.methods.base import Calibration, Workspace
+from routerretriever.methods.ranking import hybrid_rank
 from routerretriever.scoring.fusion import FusedScores, FuseSplit, QueryVectors, fuse_step
 from routerretriever.scoring.table import ScoredModel
 from routerretriever.types import Vectors
@@ -105,6 +108,15 @@ class Hybrid:
         means = dict(zip(GRID, curves.mean(axis=0).tolist(), strict=True))
         return Calibration(name, len(curves), means, learned.for_domain(name), learned.settings.prior)
 
+    def _learned(self, name: str) -> Values:
+        """The weight of BM25 [Q] for each test query of a domain."""
+        own = self._test[name]
+        return self.weights.of_queries(own.weights_QT, own.experts, name)
+
+    def _rank(self, vectors: Callable[[str], QueryVectors], weights: Callable[[str], Values]) -> Rank:
+        store = self._workspace.store
+        return hybrid_rank(self._workspace, lambda name: vectors(name).read(store), weights)
+
     def systems(self) -> list[System]:
         """BM25, alone and beside vectors by fixed, learned and best weights; what is missing is made."""
         if not self.searched:
@@ -112,19 +124,21 @@ class Hybrid:
         prior = self._workspace.corpus.fusion.prior
         base = self._fused(self._base_steps())
         fused = self.routed_scores
-        learned = {
-            name: fused[name].at_each(self.weights.of_queries(own.weights_QT, own.experts, name))
-            for name, own in self._test.items()
-        }
+        words = self._rank(
+            lambda name: self._base_steps()[name].vectors, lambda name: np.ones(len(base[name].query_ids))
+        )
+        routed = self._rank(lambda name: self._test[name].vectors, self._learned)
+        learned = {name: fused[name].at_each(self._learned(name)) for name in self._test}
         note = f"the best of {len(GRID)} weights for each query; a part of it is luck, as of any oracle"
         return [
-            _system(BM25, {name: own.at(1.0) for name, own in base.items()}, headline=True),
+            _system(BM25, {name: own.at(1.0) for name, own in base.items()}, words),
             _system(BASE_FIXED, {name: own.at(prior) for name, own in base.items()}),
             _system(ROUTED_FIXED, {name: own.at(prior) for name, own in fused.items()}),
-            _system(ROUTED_LEARNED, learned, headline=True),
+            _system(ROUTED_LEARNED, learned, routed),
             System(WEIGHT_ORACLE, Kind.ORACLE, {n: own.best() for n, own in fused.items()}, note=note),
         ]
 
 
-def _system(name: str, measured: Mapping[str, Measured], headline: bool = False) -> System:
-    return System(name, Kind.HYBRID, measured, headline=headline, rival=True)
+def _system(name: str, measured: Mapping[str, Measured], rank: Rank | None = None) -> System:
+    """One of those that matter most if it can show what it finds."""
+    return System(name, Kind.HYBRID, measured, headline=rank is not None, rival=True, rank=rank)

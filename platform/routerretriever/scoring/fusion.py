@@ -49,6 +49,12 @@ class QueryVectors:
     weights_QT: Vectors | None = None
     """How they are mixed; None for a single one."""
 
+    def read(self, store: ArtifactStore) -> Vectors:
+        """The mixed vectors [Q, d], once they have been made."""
+        folders = [store.fetch(step.key) for step in self.steps]
+        vectors = [embedding_of(parquet.read_table(sorted(own.glob("part-*.parquet")))) for own in folders]
+        return vectors[0] if self.weights_QT is None else _mixed(self.weights_QT, vectors)
+
 
 def fuse_step(
     corpus: EncodeCorpus,
@@ -235,7 +241,7 @@ class ChunkFuser(ShardWorker):
         if not row["weights"]:
             return vectors[0]
         weights_QT = np.frombuffer(row["weights"], dtype="<f4").reshape(-1, len(sources))
-        return np.einsum("qt,tqd->qd", weights_QT, np.stack(vectors), dtype=np.float32)
+        return _mixed(weights_QT, vectors)
 
     def _open_collection(
         self, judgements_key: str, corpus_key: str, lexical: str
@@ -243,3 +249,8 @@ class ChunkFuser(ShardWorker):
         corpus, settings = open_corpus(self._store, corpus_key), LexicalSettings.model_validate_json(lexical)
         words = LexicalIndex(open_postings(corpus, settings, self._store), settings)
         return load_judgements(self._store, judgements_key), corpus, words
+
+
+def _mixed(weights_QT: Vectors, vectors: Sequence[Vectors]) -> Vectors:
+    mixed: Vectors = np.einsum("qt,tqd->qd", weights_QT, np.stack(vectors), dtype=np.float32)
+    return mixed

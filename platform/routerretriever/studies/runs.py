@@ -1,4 +1,4 @@
-"""Studies of a finished run: each gathers what it needs, computes, and writes its figures and its page.
+"""Studies of a run: each gathers what it needs, computes, and writes its figures and its page.
 
 They are about the experts and their routers, whichever method is deployed.
 """
@@ -6,7 +6,7 @@ They are about the experts and their routers, whichever method is deployed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.config.tuning import Values, describe
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.splitting import split_train
-from routerretriever.errors import BadInput, RecipeError, TrainingFailed
+from routerretriever.errors import BadInput, RecipeError, TrainingFailed, WriterError
+from routerretriever.generation.grading import Estimate, Judge
 from routerretriever.hashing import content_hash
 from routerretriever.methods.experts import PAPERS, Experts
-from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.pipeline.pipeline import Pipeline, require_trained
 from routerretriever.reports.plots import Section, write_sections
 from routerretriever.runtime.progress import log
 from routerretriever.scoring.table import ScoredModel, ScoreTable
@@ -32,6 +33,8 @@ from routerretriever.studies.analyses import (
     noise_floor,
     noise_floor_section,
 )
+from routerretriever.studies.judging import Judging, Pool, judged_set, make_pool, summarise
+from routerretriever.studies.judging_tables import judging_sections
 from routerretriever.studies.learning_curve import LearningCurve, learning_curve, learning_curve_section
 from routerretriever.studies.offline import OfflineEvaluator
 from routerretriever.studies.training_search import Ranking, Search, TrialPlan, rank, ranking_sections
@@ -208,6 +211,63 @@ def draw_learning_curve(
     _write_json(pipeline, f"learning-curve-{domain}.json", asdict(curve))
     _write_page(pipeline, f"learning-curve-{domain}", [learning_curve_section(curve)])
     return curve
+
+
+def judge_run(pipeline: Pipeline) -> Judging:
+    """Have a language model grade what the evaluation's systems find; written beside the reports.
+
+    Raises:
+        WriterError: the model cannot answer, or nothing that it answers is a grade. What it has graded is
+            kept, and the same call goes on there.
+        DatasetError: no domain has a test split.
+    """
+    judge, evaluation, sets = open_judge(pipeline), pipeline.evaluation, []
+    for collection, pool in _pools(pipeline):
+        grades = judge.grade(collection.name, pool.asked)
+        if not any(pair.key in grades.by_pair for pair in pool.pairs.values()):
+            told = ", ".join(f"{reason}: {count}" for reason, count in grades.dropped.items())
+            raise WriterError(
+                f"{judge.field}: none of {len(pool.pairs)} pairs of {collection.name} has a grade ({told}); "
+                "it must answer with a digit from 0 to 3: name a better model, or raise judging.max_tokens"
+            )
+        tokens = judge.tokens(collection.name)
+        sets.append(judged_set(pool, grades, tokens, evaluation, collection.uncut.qrels("test")))
+    judging = summarise(judge.identity(), sets, evaluation)
+    _write_json(pipeline, "judging.json", judging.as_dict())
+    _write_page(pipeline, "judging", judging_sections(judging))
+    return judging
+
+
+def estimate_judging(pipeline: Pipeline) -> dict[str, Estimate]:
+    """What ``judge_run`` would ask for each test set; nothing is asked.
+
+    Raises:
+        RecipeError: an expert is not trained, so that nobody knows what it finds.
+    """
+    judge = open_judge(pipeline)
+    require_trained(pipeline)
+    return {
+        collection.name: judge.estimate(collection.name, pool.asked) for collection, pool in _pools(pipeline)
+    }
+
+
+def open_judge(pipeline: Pipeline) -> Judge:
+    """The recipe's judge.
+
+    Raises:
+        WriterError: it cannot grade; the message says what to do.
+    """
+    recipe = pipeline.recipe
+    field = "judging.writer" if recipe.judging.writer else "generation.writer"
+    writer = recipe.judging.writer or recipe.generation.writer
+    judge = Judge(pipeline.store, writer, recipe.judging.max_tokens, field)
+    judge.check()
+    return judge
+
+
+def _pools(pipeline: Pipeline) -> Iterator[tuple[Collection, Pool]]:
+    for collection in pipeline.workspace.tested:
+        yield collection, make_pool(pipeline.evaluation, collection, pipeline.recipe.judging)
 
 
 def _sample_step(pipeline: Pipeline, domain: str, size: int | None, number: int) -> TrainAdapter:
