@@ -92,13 +92,20 @@ def versions(recipe: AnyRecipe) -> Sequence[BundleVersion]:
 
 
 def release(recipe: AnyRecipe, version: int, take_over: bool = False) -> int | None:
-    """Release a registered bundle; gives the version that was released before."""
-    return open_registry(recipe).release(version, take_over)
+    """Release a registered bundle; gives the version that was released before.
+
+    A recipe file then names the collections that ``learn`` made for it.
+    """
+    before = open_registry(recipe).release(version, take_over)
+    _follow(recipe)
+    return before
 
 
 def rollback(recipe: AnyRecipe) -> int:
     """Release again what was released before; gives its version."""
-    return open_registry(recipe).roll_back()
+    version = open_registry(recipe).roll_back()
+    _follow(recipe)
+    return version
 
 
 def serve(recipe: AnyRecipe) -> None:
@@ -116,6 +123,13 @@ def _pipeline(recipe: AnyRecipe) -> Pipeline:
     from routerretriever.pipeline.pipeline import Pipeline
 
     return Pipeline(_read(recipe))
+
+
+def _follow(recipe: AnyRecipe) -> None:
+    if not isinstance(recipe, Recipe):
+        from routerretriever.pipeline.learning import follow_release
+
+        follow_release(Path(recipe))
 
 
 def open_registry(recipe: AnyRecipe) -> Registry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import routerretriever
 from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.config.loading import load_recipe
 from routerretriever.datasets.collection import open_collection
@@ -36,6 +37,12 @@ def test_feedback_trains_one_expert_again_and_challenges_the_release(cluster, ar
     known = Registry(pipeline.recipe.registry, pipeline.store)
     assert known.released() == registered.version
     assert known.challenger() == challenger.version
+    assert load_recipe(path) == pipeline.recipe
+    (found,), nothing = learn(path)
+    assert (found.state, nothing) == ("challenger", None)
+    routerretriever.release(path, challenger.version)
     changed = load_recipe(path)
     assert len(open_collection("fruit", changed.domain_path("fruit")).queries("train")) == 22
-    assert learn(path)[1] is None
+    assert learn(path)[0][0].state == "released"
+    routerretriever.rollback(path)
+    assert load_recipe(path) == pipeline.recipe

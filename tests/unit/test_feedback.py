@@ -151,21 +151,40 @@ def test_a_report_that_came_twice_counts_once_and_compacting_changes_nothing(log
 
 def test_one_click_is_not_enough_and_several_users_are():
     clicks = [report(number, clicked=("d2",)) for number in range(2)]
-    assert judge(clicks[:1], 0.5, 1.0) == []
-    (judged,) = judge(clicks, 0.5, 1.0)
+    assert judge(clicks[:1], 0.5, 1.0, 1.0) == []
+    (judged,) = judge(clicks, 0.5, 1.0, 1.0)
     assert judged.grades == {"d2": 1}
 
 
 def test_a_user_counts_once_and_a_mark_is_stronger_than_a_click():
     same = [report(number, user="ann", clicked=("d2",)) for number in range(5)]
-    assert judge(same, 0.5, 1.0) == []
-    (judged,) = judge([*same, report(9, user="ann", relevant=("d2",))], 0.5, 1.0)
+    assert judge(same, 0.5, 1.0, 1.0) == []
+    (judged,) = judge([*same, report(9, user="ann", relevant=("d2",))], 0.5, 1.0, 1.0)
     assert judged.grades == {"d2": 1}
-    assert judge([report(1, relevant=("d1",)), report(2, not_relevant=("d1",))], 0.5, 1.0) == []
+    assert judge([report(1, relevant=("d1",)), report(2, not_relevant=("d1",))], 0.5, 1.0, 1.0) == []
+
+
+def test_stray_clicks_do_not_make_relevant_what_most_users_pass_over():
+    stray = [report(number, clicked=("d1",)) for number in range(4)]
+    assert [one.grades for one in judge(stray, 0.5, 1.0, 1.0)] == [{"d1": 2}]
+    others = [report(number, clicked=("d3",)) for number in range(10, 20)]
+    assert [one.grades for one in judge(stray + others, 0.5, 1.0, 1.0)] == [{"d3": 2}]
+    assert [one.grades for one in judge(stray + others, 0.5, 1.0, 0.0)] == [{"d1": 2, "d3": 2}]
+
+
+def test_of_one_user_a_mark_counts_before_a_click_and_a_click_before_a_passing_over():
+    both = [report(1, user="ann", clicked=("d1",)), report(2, user="ann", clicked=("d3",))]
+    others = [report(3, clicked=("d1",)), report(4, clicked=("d3",), relevant=("d2",))]
+    # ann: d1 and d3 by her clicks, d2 passed over; u4: d1 passed over.
+    assert judge(both + others, 0.5, 1.0, 1.0)[0].grades == {"d3": 1}
+    mended = [report(5, user="ann", relevant=("d1",)), report(6, user="u4", relevant=("d1",))]
+    assert judge(both + others + mended, 0.5, 1.0, 1.0)[0].grades == {"d1": 2, "d3": 1}
 
 
 def test_queries_are_the_same_whatever_their_case_and_spaces():
-    (judged,) = judge([report(1, relevant=("d1",)), report(2, "Where  is FIG", relevant=("d1",))], 0.5, 1.0)
+    (judged,) = judge(
+        [report(1, relevant=("d1",)), report(2, "Where  is FIG", relevant=("d1",))], 0.5, 1.0, 1.0
+    )
     assert (judged.query, judged.grades) == ("where is fig", {"d1": 2})
 
 
@@ -177,10 +196,23 @@ def test_the_api_keeps_to_its_schema(case):
     case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
 
+@given(st.lists(st.integers(0, 6), max_size=8), st.floats(0, 2), st.floats(0, 2))
+def test_no_document_gains_by_being_passed_over(places, less, more):
+    shown = tuple(f"d{number}" for number in range(7))
+    reports = [report(n, shown=shown, clicked=(shown[place],)) for n, place in enumerate(places)]
+    few, many = (
+        {document for one in judge(reports, 0.5, 1.0, cost) for document in one.grades}
+        for cost in sorted((less, more))
+    )
+    assert many <= few
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["d1", "d2", "d3"])), max_size=20))
 def test_the_order_of_reports_changes_no_grade(clicks):
     reports = [
         report(number, user=f"u{user}", clicked=(document,)) for number, (user, document) in enumerate(clicks)
     ]
-    found = [{one.query: one.grades for one in judge(each, 0.5, 1.0)} for each in (reports, reports[::-1])]
+    found = [
+        {one.query: one.grades for one in judge(each, 0.5, 1.0, 1.0)} for each in (reports, reports[::-1])
+    ]
     assert found[0] == found[1]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from routerretriever.artifacts.filesystem import FileSystem
-from routerretriever.config.loading import load_recipe
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.config.loading import load_recipe, parse_recipe
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
 from routerretriever.datasets.feedback import Feedback, FeedbackLog, Judged
+from routerretriever.errors import RecipeError
 from routerretriever.pipeline import learning
-from routerretriever.pipeline.learning import learn, usable, write_learned
+from routerretriever.pipeline.domains import set_collections, with_collections
+from routerretriever.pipeline.learning import follow_release, learn, usable, write_learned
 from routerretriever.pipeline.pipeline import Registered
-from routerretriever.registry import registry
-from support.recipes import save_recipe, tiny_recipe
 
 
 @pytest.fixture
@@ -20,15 +23,21 @@ def fruit(tiny_data):
     return open_collection("fruit", tiny_data / "data" / "fruit")
 
 
-def reports(number, users=("ann", "bob")):
-    """Two users mark a document for each of some queries."""
-    return [
-        Feedback(
-            f"{user}-{n}", float(n), "", user, "fruit", f"new query {n}", (f"d{n}",), relevant=(f"d{n}",)
-        )
-        for n in range(number)
-        for user in users
-    ]
+RECIPE = """
+name: tiny
+storage: {root}/storage
+data_root: {root}/data
+domains:
+  fruit: {{path: fruit}}  # ours
+  metal: {{path: metal}}
+  sport: {{path: sport, expert: false}}
+encoder: {{name: fake}}
+"""
+FIRST = [f"new query {number}" for number in range(4)]
+
+
+def mark(user, query, collection="fruit"):
+    return Feedback(f"{user}-{query}", 99.0, "", user, collection, query, ("d1",), relevant=("d1",))
 
 
 def test_only_documents_that_are_there_and_no_held_out_query_are_learned_from(fruit):
@@ -43,7 +52,7 @@ def test_only_documents_that_are_there_and_no_held_out_query_are_learned_from(fr
 
 def test_the_new_collection_has_the_old_documents_and_test_queries(fruit, tmp_path):
     judged = [Judged(f"new query {n}", {f"d{n}": 1}) for n in range(10)]
-    write_learned(fruit, judged, tmp_path / "learned", 20)
+    write_learned(fruit, judged, tmp_path / "learned", 20, "fruit")
     made = open_collection("fruit", tmp_path / "learned")
     assert check_collection(made.folder, 5).errors == 0
     assert made.corpus_hash() == fruit.corpus_hash()
@@ -53,46 +62,208 @@ def test_the_new_collection_has_the_old_documents_and_test_queries(fruit, tmp_pa
     assert not set(made.queries("train").values()) & set(made.queries("dev").values())
 
 
-def test_learning_starts_from_the_first_collection_and_twice_is_once(tiny_data, monkeypatch):
-    recipe = tiny_recipe(tiny_data)
-    path = save_recipe(recipe, tiny_data / "recipe.yaml")
-    log = FeedbackLog(FileSystem.open(recipe.storage))
-    changes, challenged = [], []
+class Versions:
+    """A registry that holds the recipes of its versions; the same recipe is the same version."""
 
-    def change_collections(recipe_path, paths):
-        changes.append(paths)
-        values = load_recipe(recipe_path).model_dump(mode="json")
-        for name, where in paths.items():
-            values["domains"][name]["path"] = where
-        save_recipe(tiny_recipe(tiny_data, domains=values["domains"]), recipe_path)
-        return Registered("uri", len(changes), {}, "here")
+    def __init__(self, recipe):
+        self.recipes = [recipe.model_dump(mode="json")]
+        self.alias = {"champion": 1}
 
-    class Registry:
-        @classmethod
-        def of(cls, *_):
-            return cls()
+    def register(self, recipe, paths):
+        made = with_collections(recipe, paths).model_dump(mode="json")
+        if made not in self.recipes:
+            self.recipes.append(made)
+        return Registered("uri", self.recipes.index(made) + 1, {}, "here")
 
-        def challenge(self, version):
-            challenged.append(version)
+    def released(self):
+        return self.alias["champion"]
 
-    monkeypatch.setattr(learning, "change_collections", change_collections)
-    monkeypatch.setattr(registry, "Registry", Registry)
-    assert learn(path) == ([], None)
-    for one in reports(10):
-        log.append(one)
-    (found,), registered = learn(path)
-    assert registered is not None
-    assert (found.reports, found.train, found.dev) == (20, 8, 2)
-    assert challenged == [1]
-    (again,), nothing = learn(path)
-    assert nothing is None
-    assert "nothing new" in again.told()
+    def release(self, version):
+        self.alias["champion"] = version
+        if self.challenger() == version:
+            self.challenge(None)
 
-    # What a user deletes counts no more the next time.
-    log.forget("ann")
-    log.append(Feedback("c-1", 99.0, "", "cay", "fruit", "another", ("d1",), relevant=("d1",)))
-    (later,), _ = learn(path)
-    assert (later.train, later.dev) == (9, 2)
-    now = open_collection("fruit", load_recipe(path).domain_path("fruit"))
-    first = open_collection("fruit", tiny_data / "data" / "fruit")
-    assert len(now.queries("train")) == len(first.queries("train")) + 9
+    def challenger(self):
+        return self.alias.get("challenger")
+
+    def challenge(self, version):
+        self.alias["challenger"] = version
+
+    def recipe_of(self, version):
+        return self.recipes[version - 1]
+
+
+class Project:
+    """A recipe file, its users and its registry."""
+
+    def __init__(self, root, monkeypatch):
+        self.path = root / "recipe.yaml"
+        self.path.write_text(RECIPE.format(root=root))
+        recipe = load_recipe(self.path)
+        self.log = FeedbackLog(FileSystem.open(recipe.storage))
+        self.versions = Versions(recipe)
+        monkeypatch.setattr(learning, "register_with", self.versions.register)
+        monkeypatch.setattr(learning, "_registry", lambda *_: self.versions)
+
+    def ask(self, *queries, user="ann", collection="fruit"):
+        for query in queries:
+            self.log.append(mark(user, query, collection))
+
+    def learn(self):
+        """The states of the domains with feedback, and the challenger's number if there is a new one."""
+        found, registered = learn(self.path)
+        return {one.domain: one.state for one in found}, registered and registered.version
+
+    def named(self, domain="fruit"):
+        return load_recipe(self.path).domains[domain].path
+
+    def train_queries(self, version):
+        recipe = parse_recipe(self.versions.recipe_of(version))
+        made = open_collection("fruit", recipe.domain_path("fruit"))
+        return set(made.queries("train").values()) | set(made.queries("dev").values())
+
+
+@pytest.fixture
+def project(tiny_data, monkeypatch):
+    return Project(tiny_data, monkeypatch)
+
+
+def test_the_recipe_describes_what_is_released_until_the_challenger_is(project):
+    before = project.path.read_text()
+    assert project.learn() == ({}, None)
+    project.ask(*FIRST)
+    assert project.learn() == ({"fruit": "new"}, 2)
+    assert project.versions.challenger() == 2
+    assert project.path.read_text() == before
+    assert project.learn() == ({"fruit": "challenger"}, None)
+    assert project.path.read_text() == before
+
+    project.versions.release(2)
+    assert project.learn() == ({"fruit": "released"}, None)
+    assert project.named().startswith("learned/fruit-")
+    assert "# ours" in project.path.read_text()
+
+
+def test_each_challenger_learns_from_all_feedback(project):
+    project.ask(*FIRST)
+    project.learn()
+    project.ask("a later query", user="cay")
+    assert project.learn() == ({"fruit": "new"}, 3)
+    assert project.versions.challenger() == 3
+    assert {"a later query", *FIRST} <= project.train_queries(3)
+    # So does a domain that waits beside one with new feedback.
+    project.ask("of metal", collection="metal")
+    assert project.learn() == ({"fruit": "challenger", "metal": "new"}, 4)
+    learned = project.versions.recipe_of(4)["domains"]
+    assert learned["fruit"] == project.versions.recipe_of(3)["domains"]["fruit"]
+    assert learned["metal"]["path"].startswith("learned/metal-")
+
+
+def test_a_challenger_that_lost_comes_back_with_new_feedback_only(project):
+    project.ask(*FIRST)
+    project.learn()
+    project.versions.challenge(None)
+    assert project.learn() == ({"fruit": "lost"}, None)
+    assert project.learn() == ({"fruit": "lost"}, None)
+    # Another domain's feedback does not bring it back either.
+    project.ask("of metal", collection="metal")
+    assert project.learn() == ({"fruit": "lost", "metal": "new"}, 3)
+    assert project.versions.recipe_of(3)["domains"]["fruit"]["path"] == "fruit"
+    project.versions.challenge(None)
+    project.ask("a later query", user="cay")
+    assert project.learn() == ({"fruit": "new", "metal": "lost"}, 4)
+    assert "new query 1" in project.train_queries(4)
+
+
+def test_a_challenger_that_was_replaced_by_hand_has_lost(project):
+    project.ask(*FIRST)
+    project.learn()
+    project.versions.challenge(1)
+    assert project.learn() == ({"fruit": "lost"}, None)
+    assert project.versions.challenger() == 1
+
+
+def test_the_recipe_follows_a_roll_back(project):
+    project.ask(*FIRST)
+    project.learn()
+    project.versions.release(2)
+    assert list(follow_release(project.path)) == ["fruit"]
+    learned = project.named()
+    assert follow_release(project.path) == {}
+    project.versions.release(1)
+    assert follow_release(project.path) == {"fruit": "fruit"}
+    assert project.learn() == ({"fruit": "lost"}, None)
+    project.versions.release(2)
+    assert follow_release(project.path) == {"fruit": learned}
+
+
+def test_a_release_that_learn_did_not_make_leaves_what_it_names(project):
+    project.ask(*FIRST)
+    project.learn()
+    project.versions.release(2)
+    follow_release(project.path)
+    learned = project.named()
+    settings = load_recipe(project.path)
+    project.versions.release(project.versions.register(settings.model_copy(update={"name": "x"}), {}).version)
+    assert follow_release(project.path) == {}
+    assert project.named() == learned
+    assert project.learn() == ({"fruit": "released"}, None)
+
+
+def test_a_collection_that_a_person_has_put_into_the_recipe_stays(project, caplog):
+    project.ask(*FIRST)
+    project.learn()
+    set_collections(project.path, {"fruit": "sport"})
+    project.versions.release(2)
+    assert follow_release(project.path) == {}
+    assert project.named() == "sport"
+    assert "domains.fruit.path is sport; version 2 was made of learned/fruit-" in caplog.text
+
+
+def test_a_challenger_is_made_again_if_the_recipe_has_changed(project):
+    project.ask(*FIRST)
+    project.learn()
+    before = project.path.read_text()
+    project.path.write_text(before + "question: another?\n")
+    assert project.learn() == ({"fruit": "challenger"}, None)
+    project.path.write_text(before.replace("  sport: {path: sport, expert: false}\n", ""))
+    assert project.learn() == ({"fruit": "challenger"}, 3)
+    assert "sport" not in project.versions.recipe_of(3)["domains"]
+
+
+def test_what_a_user_deletes_is_in_no_later_bundle(project):
+    project.ask(*FIRST)
+    project.ask("a later query", user="cay")
+    project.learn()
+    assert "a later query" in project.train_queries(2)
+    project.log.forget("cay")
+    assert project.learn() == ({"fruit": "new"}, 3)
+    assert "a later query" not in project.train_queries(3)
+    # Nothing is left: a challenger that learned from it goes, and a released one is challenged without it.
+    project.log.forget("ann")
+    assert project.learn() == ({}, None)
+    assert project.versions.challenger() is None
+    project.versions.release(3)
+    assert project.learn() == ({"fruit": "new"}, 1)
+    assert project.versions.challenger() == 1
+
+
+def test_a_run_that_was_cut_off_after_registering_is_repeated(project, monkeypatch):
+    project.ask(*FIRST)
+
+    def write_pointer(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "write_pointer", write_pointer)
+        with pytest.raises(OSError, match="full"):
+            learn(project.path)
+    assert project.learn() == ({"fruit": "new"}, 2)
+    assert project.versions.challenger() == 2
+    assert project.learn() == ({"fruit": "challenger"}, None)
+
+
+def test_a_recipe_of_the_package_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(learning, "load_recipe", lambda *_: pytest.fail("was read"))
+    with pytest.raises(RecipeError, match="comes with the package"):
+        learn(Path("sample"))

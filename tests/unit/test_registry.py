@@ -88,6 +88,9 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     registry.challenge(None)
     registry.challenge(None)
     assert (registry.challenger(), registry.released()) == (None, 3)
+    registry.challenge(2)
+    registry.release(2)
+    assert (registry.challenger(), registry.released()) == (None, 2)
 
 
 def test_versions_release_and_rollback_are_calls_too(tmp_path, add_versions):

@@ -72,6 +72,7 @@ def release(
         before = registry.release(version, take_over)
         replaced = f", before {before}" if before not in (None, version) else ""
         console.print(f"{registry.bundle_uri} is version {version}{replaced}")
+        _follow(recipe, overrides)
 
 
 @app.command()
@@ -92,6 +93,7 @@ def rollback(
         console.print(f"{registry.bundle_uri} has no challenger")
     else:
         console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
+        _follow(recipe, overrides)
 
 
 @app.command()
@@ -101,6 +103,12 @@ def migrate(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = Fals
 
     changed = open_registry(recipe, overrides, quiet).migrate()
     console.print("migrated" if changed else "nothing to do: the database is up to date")
+
+
+def _follow(recipe: Path, overrides: list[str] | None) -> None:
+    from routerretriever.pipeline.learning import follow_release
+
+    follow_release(recipe, overrides)
 
 
 def _retry_refused(recipe: Path, overrides: list[str] | None, quiet: bool) -> None:

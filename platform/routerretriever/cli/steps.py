@@ -197,7 +197,8 @@ def add_expert(
 def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
     """Turn users' feedback into judgements, train the experts concerned again, and challenge the release.
 
-    Documents are not encoded again. Held-out queries decide whether an expert is deployed.
+    Documents are not encoded again. Held-out queries decide whether an expert is deployed. The recipe names
+    the new collections once the challenger is released.
     """
     from routerretriever.pipeline.learning import learn as learn_from_feedback
     from routerretriever.runtime.progress import console
@@ -210,7 +211,11 @@ def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
         console.print("nothing to learn: no new judgements that users agree on")
         return
     tell_registered(registered)
-    console.print(f"version {registered.version} is the challenger; serving.releases says what it gets")
+    console.print(
+        f"version {registered.version} is the challenger; serving.releases says what it gets. {recipe} stays "
+        f"as it is until that is released: routerretriever release {recipe} --version {registered.version}",
+        soft_wrap=True,
+    )
 
 
 @app.command("remove-expert")

@@ -205,7 +205,10 @@ class Recipe(Settings):
 
     def domain_path(self, name: str) -> str:
         """Where a domain's collection lies: ``sample:<name>`` or a folder."""
-        path = self.domains[name].path
+        return self.collection_path(self.domains[name].path)
+
+    def collection_path(self, path: str) -> str:
+        """Where a collection lies that is named as ``domains`` names its own."""
         if path.startswith("sample:"):
             return path
         return str(Path(self.data_root).expanduser() / Path(path).expanduser())

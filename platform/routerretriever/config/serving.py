@@ -119,6 +119,8 @@ class FeedbackSettings(Settings):
     """A click at rank r counts ``1 - discount ** r``: results at the top are clicked for standing there."""
     least: PositiveFloat = 1.0
     """What the votes of users for a document must add up to before it counts as relevant; a mark counts 1."""
+    passed_over: NonNegativeFloat = 1.0
+    """What it counts against a document if a user passed it over to click one below it; 0 leaves it out."""
 
 
 class ServingSettings(Settings):

@@ -10,9 +10,10 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -143,46 +144,72 @@ class Judged:
     grades: dict[str, int]
 
 
-def judge(reports: Iterable[Feedback], discount: float, least: float) -> list[Judged]:
+def judge(reports: Iterable[Feedback], discount: float, least: float, passed_over: float) -> list[Judged]:
     """Turn reports into graded judgements.
 
     A mark counts 1 for or against. A click counts the less, the higher the document stood: people look at the
-    first result anyway, so a click at rank r counts ``1 - discount ** r``. A user counts once for a pair of
-    query and document, by the strongest of their reports. A document whose sum over users is ``least`` or
-    more has grade 1; twice that has grade 2.
+    first result anyway, so a click at rank r counts ``1 - discount ** r``. If a user passed a document over
+    to click one below it, ``passed_over`` counts against it ("click > skip above": Joachims et al., SIGIR
+    2005); without that, stray clicks add up until whatever is shown often is relevant. A user counts once for
+    a pair of query and document: by the last mark, else by the strongest click, else by a passing over. A
+    document whose sum over users is ``least`` or more has grade 1; twice that has grade 2.
 
     Args:
-        reports: what users did.
+        reports: what users did, the oldest first.
         discount: 0 takes every click at its full worth; towards 1, clicks at the top count little.
         least: what the users' votes for a document must add up to.
+        passed_over: what a passing over counts; 0 takes no notice of it.
 
     Returns:
         Queries with at least one relevant document, by their first asking; spelling by case and spaces aside.
     """
-    votes: dict[str, dict[str, dict[str, float]]] = {}
+    votes: dict[str, dict[str, dict[str, _Vote]]] = {}
     texts: dict[str, str] = {}
     for report in reports:
         key = normal_text(report.query)
         texts.setdefault(key, report.query)
-        for document, vote in _votes(report, discount).items():
+        for document, vote in _votes(report, discount, passed_over).items():
             own = votes.setdefault(key, {}).setdefault(document, {})
             user = report.user or report.id  # who does not say who they are is somebody each time
-            if abs(vote) >= abs(own.get(user, 0.0)):
+            if user not in own or vote.replaces(own[user]):
                 own[user] = vote
     judged = []
     for key, text in texts.items():
-        sums = {document: sum(own.values()) for document, own in votes.get(key, {}).items()}
+        own_votes = votes.get(key, {}).items()
+        sums = {document: sum(vote.worth for vote in own.values()) for document, own in own_votes}
         grades = {document: min(int(total / least), 2) for document, total in sums.items() if total >= least}
         if grades:
             judged.append(Judged(text, grades))
     return judged
 
 
-def _votes(report: Feedback, discount: float) -> dict[str, float]:
+class _Kind(IntEnum):
+    """What says more of a document stands later."""
+
+    PASSED_OVER = 0
+    CLICK = 1
+    MARK = 2
+
+
+class _Vote(NamedTuple):
+    kind: _Kind
+    worth: float
+
+    def replaces(self, before: _Vote) -> bool:
+        """Whether it counts instead of an earlier one of the same user."""
+        if self.kind is before.kind is _Kind.CLICK:
+            return self.worth > before.worth
+        return self.kind >= before.kind
+
+
+def _votes(report: Feedback, discount: float, passed_over: float) -> dict[str, _Vote]:
     rank = {document: place for place, document in enumerate(report.shown, start=1)}
-    votes = {document: 1 - discount ** rank[document] for document in report.clicked if document in rank}
-    votes |= dict.fromkeys(report.relevant, 1.0)
-    return votes | dict.fromkeys(report.not_relevant, -1.0)
+    clicked = {document: rank[document] for document in report.clicked if document in rank}
+    last = max(clicked.values(), default=0)
+    votes = {document: _Vote(_Kind.PASSED_OVER, -passed_over) for document in report.shown[:last]}
+    votes |= {document: _Vote(_Kind.CLICK, 1 - discount**place) for document, place in clicked.items()}
+    votes |= dict.fromkeys(report.relevant, _Vote(_Kind.MARK, 1.0))
+    return votes | dict.fromkeys(report.not_relevant, _Vote(_Kind.MARK, -1.0))
 
 
 def _sync_folder(folder: Path) -> None:

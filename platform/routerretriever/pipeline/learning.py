@@ -3,13 +3,18 @@
 Documents and their vectors stay; only the experts of domains with new judgements, and the router, change.
 Each time all feedback is read and the domain's first collection is the start, so that what a user has
 deleted is gone from the next expert, and running twice is the same as once.
+
+The recipe file describes what is released. A challenger is trained from a recipe that is changed in memory;
+the file follows when the challenger is released (``follow_release``). What ``learn`` has tried is noted in
+storage, so that a challenger that lost is not registered again from the same feedback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
@@ -22,12 +27,31 @@ from routerretriever.datasets.splitting import hold_out
 from routerretriever.datasets.texts import normal_text
 from routerretriever.datasets.variant import read_provenance, write_variant
 from routerretriever.hashing import content_hash
-from routerretriever.pipeline.domains import change_collections
+from routerretriever.pipeline.domains import (
+    is_shipped,
+    register_with,
+    require_editable,
+    set_collections,
+    with_collections,
+)
 from routerretriever.pipeline.pipeline import Registered
+from routerretriever.runtime.progress import log
+
+if TYPE_CHECKING:
+    from routerretriever.registry.registry import Registry
 
 _FOLDER = "learned"
 _DEV_SHARE = 0.2
 _START = "learned_from"
+
+State = Literal["new", "challenger", "released", "lost", "nothing"]
+_TOLD: dict[State, str] = {
+    "new": "new",
+    "challenger": "the challenger has learned from them",
+    "released": "the released bundle has learned from them",
+    "lost": "a challenger that was taken away had learned from them; new feedback makes a new one",
+    "nothing": "no judgements that users agree on",
+}
 
 
 @dataclass(frozen=True)
@@ -39,59 +63,167 @@ class Learned:
     train: int
     dev: int
     path: str
-    """The new collection, as the recipe names it; empty if nothing is new."""
+    """The collection with these judgements, as a recipe names it; without any the domain's first one."""
+    state: State = "new"
+    """What has become of it."""
 
     def told(self) -> str:
         """One line for people."""
-        what = f"{self.domain}: {self.reports} reports, {self.train} train and {self.dev} dev queries of them"
-        return what if self.path else f"{what}; nothing new"
+        numbers = f"{self.reports} reports, {self.train} train and {self.dev} dev queries of them"
+        return f"{self.domain}: {numbers}; {_TOLD[self.state]}"
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """The last challenger that ``learn`` registered; kept in storage."""
+
+    version: int | None = None
+    made_of: str = ""
+    """Hash of the recipe that it was made by."""
+    collections: dict[str, str] = field(default_factory=dict)
+    """Domain -> the collection that it learned from."""
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    """Domain -> collections of challengers before it that were not released."""
+
+    @classmethod
+    def read(cls, store: ArtifactStore, recipe: Recipe) -> _Attempt:
+        return cls(**(store.read_pointer(_note(recipe)) or {}))
+
+    def write(self, store: ArtifactStore, recipe: Recipe) -> None:
+        store.write_pointer(_note(recipe), asdict(self))
+
+    def all_lost(self, recipe: Recipe, aliased: Sequence[int | None]) -> dict[str, list[str]]:
+        """Collections of challengers that are neither released nor challenge any more, this one's too."""
+        lost = {name: list(paths) for name, paths in self.lost.items()}
+        if self.version not in aliased:
+            for name, path in self.collections.items():
+                if name in recipe.domains and recipe.domains[name].path != path:
+                    lost.setdefault(name, []).append(path)
+        return lost
 
 
 def learn(recipe_path: Path) -> tuple[list[Learned], Registered | None]:
     """Train the experts of domains with new feedback again, and make the bundle the challenger.
 
+    The recipe file is changed only to follow what is released.
+
     Returns:
         What was found for each domain, and what was registered; None if there is nothing new.
 
     Raises:
-        RecipeError: other experts would have to be trained anew.
+        RecipeError: other experts would have to be trained anew, or the recipe comes with the package.
     """
+    require_editable(recipe_path)
+    follow_release(recipe_path)
     recipe = load_recipe(recipe_path)
     store = ArtifactStore.open(recipe.storage)
-    log = FeedbackLog(store.files)
-    log.compact()
-    settings = recipe.serving.feedback or FeedbackSettings()
-    found = []
-    for name in recipe.expert_domains:
-        if reports := log.read(name):
-            found.append(_collect(recipe, name, reports, settings))
-    paths = {one.domain: one.path for one in found if one.path}
+    registry = _registry(recipe, store)
+    last = _Attempt.read(store, recipe)
+    challenger, released = registry.challenger(), registry.released()
+    lost = last.all_lost(recipe, (challenger, released))
+    is_waiting = last.version is not None and last.version == challenger != released
+    found = [
+        _with_state(one, recipe, lost, last.collections if is_waiting else {})
+        for one in _collect_all(recipe, store)
+    ]
+    paths = {one.domain: one.path for one in found if one.state in ("new", "challenger")}
     if not paths:
+        if is_waiting:
+            registry.challenge(None)
+            _Attempt(lost=lost).write(store, recipe)
+            log.warning("version %d is no challenger any more: the feedback that it learned from is gone",
+                        challenger)  # fmt: skip
         return found, None
-    registered = change_collections(recipe_path, paths)
-    from routerretriever.registry.registry import Registry
-
-    Registry.of(recipe, store).challenge(registered.version)
+    made_of = _hash(with_collections(recipe, paths))
+    if is_waiting and made_of == last.made_of:
+        return found, None
+    registered = register_with(recipe, paths)
+    registry.challenge(registered.version)
+    _Attempt(registered.version, made_of, paths, lost).write(store, recipe)
     return found, registered
+
+
+def follow_release(recipe_path: Path, overrides: list[str] | None = None) -> dict[str, str]:
+    """Have a recipe file name the collections that the released bundle was made of.
+
+    That concerns collections that ``learn`` made, and those that it made them of; what else was changed in
+    the file stays. To be called whenever the alias has moved.
+
+    Args:
+        recipe_path: the recipe file.
+        overrides: what replaces its settings; they say which storage and registry are meant.
+
+    Returns:
+        Domain -> its collection, of those that changed.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    store = ArtifactStore.open(recipe.storage)
+    if is_shipped(recipe_path) or store.read_pointer(_note(recipe)) is None:
+        return {}
+    registry = _registry(recipe, store)
+    version = registry.released()
+    if version is None:
+        return {}
+    changes = {}
+    made = registry.recipe_of(version)["domains"]
+    for name in [name for name in recipe.domains if name in made]:
+        now, theirs = recipe.domains[name].path, made[name]["path"]
+        if now == theirs:
+            continue
+        if _start(recipe, now) == _start(recipe, theirs):
+            changes[name] = theirs
+        elif _is_learned(now) or _is_learned(theirs):
+            log.warning("%s: domains.%s.path is %s; version %d was made of %s. It is left as it is",
+                        recipe_path, name, now, version, theirs)  # fmt: skip
+    if changes:
+        set_collections(recipe_path, changes)
+    for name, path in changes.items():
+        log.info(
+            "%s: domains.%s.path is now %s, of which version %d was made", recipe_path, name, path, version
+        )
+    return changes
+
+
+def _collect_all(recipe: Recipe, store: ArtifactStore) -> list[Learned]:
+    """The feedback on every domain that has an expert and reports, or has learned from some before."""
+    reports = FeedbackLog(store.files)
+    reports.compact()
+    settings = recipe.serving.feedback or FeedbackSettings()
+    return [
+        _collect(recipe, name, own, settings)
+        for name in recipe.expert_domains
+        if (own := reports.read(name)) or _is_learned(recipe.domains[name].path)
+    ]
 
 
 def _collect(recipe: Recipe, name: str, reports: Sequence[Feedback], settings: FeedbackSettings) -> Learned:
     """Write a domain's collection with the judgements of its users, unless it is there."""
-    now = open_collection(name, recipe.domain_path(name), recipe.domains[name])
-    start = read_provenance(now.folder).get(_START)
-    first = open_collection(name, start, recipe.domains[name]) if start else now
-    judged = usable(first, judge(reports, settings.discount, settings.least))
+    start = _start(recipe, recipe.domains[name].path)
+    first = open_collection(name, recipe.collection_path(start), recipe.domains[name])
+    judged = usable(first, judge(reports, settings.discount, settings.least, settings.passed_over))
     if not judged:
-        return Learned(name, len(reports), 0, 0, "")
+        return Learned(name, len(reports), 0, 0, start)
     digest = content_hash(first.corpus_hash(), first.split_hash("train"), first.split_hash("dev"),
                           [[one.query, one.grades] for one in judged])  # fmt: skip
-    folder = Path(recipe.data_root).expanduser() / _FOLDER / f"{name}-{digest}"
+    path = f"{_FOLDER}/{name}-{digest}"
+    folder = Path(recipe.collection_path(path))
     if not folder.exists():
-        write_learned(first, judged, folder, len(reports))
+        write_learned(first, judged, folder, len(reports), start)
     counts = read_provenance(folder)["counts"]
-    is_new = folder.resolve() != now.folder.resolve()
-    path = f"{_FOLDER}/{folder.name}" if is_new else ""
     return Learned(name, len(reports), counts["train"], counts["dev"], path)
+
+
+def _with_state(
+    one: Learned, recipe: Recipe, lost: Mapping[str, Sequence[str]], waiting: Mapping[str, str]
+) -> Learned:
+    state: State = "new"
+    if one.path == recipe.domains[one.domain].path:
+        state = "released" if one.train else "nothing"
+    elif one.path == waiting.get(one.domain):
+        state = "challenger"
+    elif one.path in lost.get(one.domain, ()):
+        state = "lost"
+    return replace(one, state=state)
 
 
 def usable(collection: Collection, judged: Sequence[Judged]) -> list[Judged]:
@@ -113,8 +245,18 @@ def usable(collection: Collection, judged: Sequence[Judged]) -> list[Judged]:
     return sorted(found, key=lambda one: normal_text(one.query))
 
 
-def write_learned(collection: Collection, judged: Sequence[Judged], folder: Path, reports: int) -> None:
-    """Write a collection with more train and dev queries; test stays."""
+def write_learned(
+    collection: Collection, judged: Sequence[Judged], folder: Path, reports: int, start: str
+) -> None:
+    """Write a collection with more train and dev queries; test stays.
+
+    Args:
+        collection: the domain's first.
+        judged: what is added.
+        folder: the new folder.
+        reports: how many it was judged by.
+        start: the first collection, as the recipe names it.
+    """
     plain = collection.uncut
     texts: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}
@@ -132,5 +274,30 @@ def write_learned(collection: Collection, judged: Sequence[Judged], folder: Path
         folder,
         ({"_id": query, "text": text} for query, text in texts.items()),
         qrels,
-        {_START: str(collection.folder), "learned_by": "routerretriever learn", "counts": counts},
+        {_START: start, "learned_by": "routerretriever learn", "counts": counts},
     )
+
+
+def _start(recipe: Recipe, path: str) -> str:
+    """The collection that a learned one was made of, as a recipe names it; any other is its own start."""
+    return str(read_provenance(Path(recipe.collection_path(path))).get(_START, path))
+
+
+def _is_learned(path: str) -> bool:
+    return path.startswith(f"{_FOLDER}/")
+
+
+def _hash(recipe: Recipe) -> str:
+    """Of all settings that a bundle is made by."""
+    return content_hash(recipe.model_dump(mode="json", exclude={"serving", "question"}))
+
+
+def _note(recipe: Recipe) -> str:
+    """Name of the note that says what was tried."""
+    return f"learned-{recipe.registry.name}"
+
+
+def _registry(recipe: Recipe, store: ArtifactStore) -> Registry:
+    from routerretriever.registry.registry import Registry
+
+    return Registry.of(recipe, store)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.uri import append_to_uri_path
 
+from routerretriever.bundle.manifest import MANIFEST_FILE
 from routerretriever.bundle.model import RouterRetriever
 from routerretriever.errors import BadInput, NotFound, without_secrets
 from routerretriever.registry.connection import open_to_read, present_location, reached
@@ -46,7 +50,27 @@ def fetch_bundle(uri: str, into: Path, tracking_uri: str | None = None) -> Path:
     """
     if not uri.startswith("models:/"):
         return Path(uri)
-    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+    return _download(uri, "artifacts/bundle", into, tracking_uri or mlflow.get_tracking_uri())
+
+
+def read_recipe(uri: str, tracking_uri: str) -> dict[str, Any]:
+    """The recipe that a registered bundle was made by, without the rest of the bundle.
+
+    Args:
+        uri: ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
+        tracking_uri: MLflow's server or database.
+
+    Raises:
+        NotFound: the registry has no such version.
+    """
+    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
+        manifest = _download(uri, f"artifacts/bundle/{MANIFEST_FILE}", Path(scratch), tracking_uri)
+        recipe: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+    return recipe
+
+
+def _download(uri: str, part: str, into: Path, tracking_uri: str) -> Path:
+    """A copy of a file or folder of a model version."""
     with reached(tracking_uri):
         client = open_to_read(tracking_uri)
         version = None if client is None else find_version(client, uri)
@@ -56,12 +80,12 @@ def fetch_bundle(uri: str, into: Path, tracking_uri: str | None = None) -> Path:
         if location.startswith("models:/m-"):  # a logged model, which the version names in this way alone
             location = client.get_logged_model(location.removeprefix("models:/")).artifact_location
         fetched = mlflow.artifacts.download_artifacts(
-            artifact_uri=present_location(location, tracking_uri),
+            artifact_uri=append_to_uri_path(present_location(location, tracking_uri), part),
             dst_path=str(into),
             tracking_uri=tracking_uri,
             registry_uri=tracking_uri,
         )
-    return Path(fetched) / "artifacts" / "bundle"
+    return Path(fetched)
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:

@@ -33,7 +33,7 @@ from routerretriever.registry.connection import (
     open_to_write,
     reached,
 )
-from routerretriever.registry.loading import find_version
+from routerretriever.registry.loading import find_version, read_recipe
 from routerretriever.registry.recording import (
     RECIPE_TAG,
     VERSION_TAG,
@@ -148,6 +148,8 @@ class Registry:
     def release(self, version: int, take_over: bool = False) -> int | None:
         """Point the alias at a bundle version; running services follow. The one before is remembered.
 
+        A challenger that is released is no challenger any more.
+
         Returns:
             The version that was released before.
 
@@ -171,6 +173,8 @@ class Registry:
             if before is not None:
                 self._writer.set_registered_model_alias(self._name, _PREVIOUS, str(before))
             self._writer.set_registered_model_alias(self._name, self._alias, str(version))
+        if self.challenger() == version:
+            self.challenge(None)
         return before
 
     def roll_back(self) -> int:
@@ -225,6 +229,14 @@ class Registry:
             for version in found
         ]
         return sorted(bundles, key=lambda bundle: -bundle.version)
+
+    def recipe_of(self, version: int) -> dict[str, Any]:
+        """The recipe that a bundle version was made by, as JSON.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        return read_recipe(f"models:/{self._name}/{version}", self.tracking_uri)
 
     def migrate(self) -> bool:
         """Bring the database to the schema of the installed MLflow; returns whether it was older.
