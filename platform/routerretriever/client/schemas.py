@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from routerretriever.types import ROUTED_MODEL, Language, Mode
 
@@ -89,8 +97,10 @@ class SearchRequest(_Schema):
     """Documents below this score are left out."""
     fields: list[str] | None = None
     """What is told of each document: ``title``, ``text`` and fields of its metadata; by default all."""
-    group_by_parent: bool = False
-    """Of the passages ``document#1``, ``document#2`` and so on, only the best of each document is told."""
+    group_by_parent: bool | None = None
+    """Whether only the best passage of each document is told; by default it is. ``false`` ranks all passages.
+    ``true`` also takes the documents ``a#1`` and ``a#2`` of collections without ``passages`` for passages of
+    one document."""
     highlight: bool = False
     """Whether each document comes with the part that has most words of the query."""
 
@@ -112,6 +122,9 @@ class Hit(BaseModel):
     """One document found."""
 
     id: str
+    passage: int | None = None
+    """Of a document that is cut into passages, the number of the one found, from 1. ``text`` and ``snippet``
+    are the passage's; all else is the document's."""
     score: float
     """What the documents are ordered by: fused, 0 to 1; or with one side alone that side's score."""
     dense_score: float | None = None
@@ -323,6 +336,15 @@ class DocumentIn(_Schema):
     """JSON fields that searches can filter by and return."""
 
 
+class DocumentOut(DocumentIn):
+    """A document as it is stored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    passage_count: int | None = None
+    """How many passages it is cut into; left out if it is not."""
+
+
 class UpsertRequest(_Schema):
     """Documents to add or replace."""
 
@@ -340,7 +362,7 @@ class DocumentsResponse(BaseModel):
 
     total: int
     """Documents in the whole collection."""
-    data: list[DocumentIn]
+    data: list[DocumentOut]
 
 
 class LexicalOptions(_Schema):
@@ -356,12 +378,39 @@ class LexicalOptions(_Schema):
     """BM25: how much long documents are marked down."""
 
 
+class PassageOptions(_Schema):
+    """How documents are cut into passages. The best passage is its document's score (MaxP)."""
+
+    tokens: Annotated[int, Field(ge=8, le=8192)] = 200
+    """Longest passage, in words and punctuation marks; the encoder's word pieces are a few more."""
+    overlap: Annotated[int, Field(ge=0)] = 40
+    """What two neighbouring passages share at most, in the same units."""
+
+    @model_validator(mode="after")
+    def _overlap_is_smaller(self) -> Self:
+        if self.overlap >= self.tokens:
+            raise ValueError(f"overlap {self.overlap} is not below tokens {self.tokens}; make it smaller")
+        return self
+
+
 class CollectionIn(_Schema):
     """A collection to create, without documents."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "notes", "lexical": {"language": "german"}},
+                {"name": "manuals", "passages": {"tokens": 200, "overlap": 40}},
+            ]
+        }
+    )
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     lexical: LexicalOptions | None = LexicalOptions()
     """Index of words; null for none."""
+    passages: PassageOptions | None = None
+    """Cut documents into passages; by default each is read whole, as far as the encoder reads. It cannot be
+    changed later."""
 
 
 class CollectionState(BaseModel):
@@ -369,10 +418,14 @@ class CollectionState(BaseModel):
 
     name: str
     documents: int
+    passage_count: int | None = None
+    """Passages that these documents are cut into; null where they are whole."""
     change: int
     """Number of the last change that is searched; 0 before the first."""
     lexical: LexicalOptions | None
     """How its words are indexed; null where only vectors are searched."""
+    passages: PassageOptions | None = None
+    """How its documents are cut into passages; null where they are whole."""
     lexical_weight: float | None = None
     """The weight of words that was learned for it over HTTP."""
     created: bool
@@ -411,6 +464,12 @@ class ChangeResponse(BaseModel):
     change: int
     """Its number in the collection."""
     searchable_within_seconds: float
+    passage_count: int | None = None
+    """Passages that added documents were cut into; null where they are whole."""
+    truncated: int = 0
+    """Added documents that are longer than the encoder reads: what is behind that is not in their vectors."""
+    hint: str | None = None
+    """What to do about those."""
 
 
 class Status(BaseModel):
