@@ -86,7 +86,7 @@ class StandIn:
     async def shadow(self, asked, answer, seconds):
         pass
 
-    async def upsert(self, collection, documents, access, allow=None):
+    async def upsert(self, collection, documents, access, allow):
         self.stored.update({document.id: document for document in documents})
         return ChangeResponse(change=1, searchable_within_seconds=1)
 

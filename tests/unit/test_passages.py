@@ -262,7 +262,7 @@ def test_the_answer_says_how_many_documents_the_encoder_reads_in_part(tmp_path, 
     )
     status, changed = service.ask("POST", PATH, {"documents": [*DOCUMENTS, {"id": "b", "text": "short"}]})
     assert (status, changed["truncated"]) == (200, 1)
-    assert "passages of 8 words are too long" in changed["hint"]
+    assert "passages of 8 words are too long; create" in changed["hint"]
     service.ask("POST", "/v1/collections", {"name": "plain"})
     changed = service.ask("POST", "/v1/collections/plain/documents", {"documents": DOCUMENTS})[1]
     assert (changed["truncated"], changed["passage_count"]) == (1, None)

@@ -50,11 +50,15 @@ def _texts_only(given: object) -> object:
 InputType = Literal["query", "document", "search_query", "search_document", "passage"]
 
 
-class _Schema(BaseModel):
+class _Answer(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class _Schema(_Answer):
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(BaseModel):
+class Problem(_Answer):
     """What was wrong, in OpenAI's form."""
 
     message: str
@@ -63,7 +67,7 @@ class Problem(BaseModel):
     code: str | None = None
 
 
-class ErrorResponse(BaseModel):
+class ErrorResponse(_Answer):
     """The body of every answer with a status of 400 or above."""
 
     error: Problem
@@ -110,7 +114,7 @@ class SearchRequest(_Schema):
         return self.top_k if self.limit is None else self.limit
 
 
-class Snippet(BaseModel):
+class Snippet(_Answer):
     """A part of a document's text."""
 
     text: str
@@ -118,7 +122,7 @@ class Snippet(BaseModel):
     """First and last + 1 character of each word of the query, counted from the start of the part."""
 
 
-class Hit(BaseModel):
+class Hit(_Answer):
     """One document found."""
 
     id: str
@@ -138,7 +142,7 @@ class Hit(BaseModel):
     snippet: Snippet | None = None
 
 
-class SearchResponse(BaseModel):
+class SearchResponse(_Answer):
     """Documents, best first, and who answered."""
 
     collection: str | None
@@ -172,7 +176,7 @@ class FeedbackRequest(_Schema):
     """Of two reports with the same id, one counts; by default each is new."""
 
 
-class FeedbackResponse(BaseModel):
+class FeedbackResponse(_Answer):
     """The report is kept."""
 
     id: str
@@ -184,7 +188,7 @@ class ForgetRequest(_Schema):
     user: Annotated[Text, StringConstraints(max_length=128)]
 
 
-class ForgetResponse(BaseModel):
+class ForgetResponse(_Answer):
     """How many reports of a user were deleted."""
 
     deleted: int
@@ -199,7 +203,7 @@ class RouteRequest(_Schema):
     input: Text | Texts
 
 
-class Neighbour(BaseModel):
+class Neighbour(_Answer):
     """A training query near to the one that was routed."""
 
     dataset: str
@@ -207,7 +211,7 @@ class Neighbour(BaseModel):
     similarity: float
 
 
-class Route(BaseModel):
+class Route(_Answer):
     """Who would answer one query, and how sure the router is."""
 
     expert: str
@@ -227,7 +231,7 @@ class Route(BaseModel):
     """The most similar training queries; empty without a fallback."""
 
 
-class RouteResponse(BaseModel):
+class RouteResponse(_Answer):
     """A route for every query, in order."""
 
     data: list[Route]
@@ -251,7 +255,7 @@ class EmbeddingsRequest(_Schema):
     user: str | None = None
 
 
-class Embedding(BaseModel):
+class Embedding(_Answer):
     """One vector."""
 
     object: Literal["embedding"] = "embedding"
@@ -259,14 +263,14 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class Usage(BaseModel):
+class Usage(_Answer):
     """Tokens read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingsResponse(BaseModel):
+class EmbeddingsResponse(_Answer):
     """As OpenAI's embeddings API."""
 
     object: Literal["list"] = "list"
@@ -277,7 +281,7 @@ class EmbeddingsResponse(BaseModel):
     """Indexes of the texts that were longer than the encoder reads; their ends are not in the vectors."""
 
 
-class Model(BaseModel):
+class Model(_Answer):
     """As OpenAI's models API."""
 
     id: str
@@ -286,14 +290,14 @@ class Model(BaseModel):
     owned_by: Literal["routerretriever"] = "routerretriever"
 
 
-class ModelsResponse(BaseModel):
+class ModelsResponse(_Answer):
     """The router, the base and every expert."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class ExpertState(BaseModel):
+class ExpertState(_Answer):
     """One expert of the bundle that is being served."""
 
     name: str
@@ -308,7 +312,7 @@ class ExpertState(BaseModel):
     STARTING, which lasts where the cluster has no CPUs or GPUs left for one."""
 
 
-class ServiceState(BaseModel):
+class ServiceState(_Answer):
     """What is being served, and what was refused."""
 
     version: int
@@ -357,7 +361,7 @@ class DeleteRequest(_Schema):
     ids: Annotated[list[DocumentId], Field(min_length=1)]
 
 
-class DocumentsResponse(BaseModel):
+class DocumentsResponse(_Answer):
     """A page of a collection's documents. One that is replaced moves to the end of its shard."""
 
     total: int
@@ -413,7 +417,7 @@ class CollectionIn(_Schema):
     changed later."""
 
 
-class CollectionState(BaseModel):
+class CollectionState(_Answer):
     """A collection that can be searched."""
 
     name: str
@@ -447,7 +451,7 @@ class CalibrateRequest(_Schema):
     queries: Annotated[list[JudgedQuery], Field(min_length=1)]
 
 
-class Calibrated(BaseModel):
+class Calibrated(_Answer):
     """What was learned."""
 
     collection: str
@@ -458,7 +462,7 @@ class Calibrated(BaseModel):
     """Mean of the queries by weight. Few queries move the weight less than many."""
 
 
-class ChangeResponse(BaseModel):
+class ChangeResponse(_Answer):
     """A change that is in storage."""
 
     change: int
@@ -472,7 +476,7 @@ class ChangeResponse(BaseModel):
     """What to do about those."""
 
 
-class Status(BaseModel):
+class Status(_Answer):
     """``ok``, or what is missing."""
 
     status: str

@@ -84,8 +84,12 @@ def write_change(
     vector = iter(vectors.astype(np.float32))
     rows: list[dict[str, Any]] = []
     for place, document in enumerate(documents):
-        metadata = json.dumps(document.metadata) if document.metadata else None
-        row = {"id": document.id, "title": document.title, "text": document.text, "metadata": metadata}
+        row: dict[str, Any] = {
+            "id": document.id,
+            "title": document.title,
+            "text": document.text,
+            "metadata": json.dumps(document.metadata) if document.metadata else None,
+        }
         if passages is None:
             row["embedding"] = next(vector)
         else:

@@ -216,7 +216,7 @@ class LiveCollection:
         for place, row in enumerate(ranked.rows.tolist()):
             first.setdefault(wanted.group(self._table.name(row), self._table.passage(row)), place)
         places = list(first.values())
-        return Fused(*(each[places] for each in (ranked.rows, ranked.scores, ranked.cosines, ranked.bm25)))
+        return Fused(ranked.rows[places], ranked.scores[places], ranked.cosines[places], ranked.bm25[places])
 
     def _rank(
         self,

@@ -1,9 +1,11 @@
-"""Documents on their way into a collection: cut into passages, and what the encoder does not read of them."""
+"""Documents on their way into a collection: the texts that are embedded, and what is told of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from routerretriever.datasets.collection import Document
 from routerretriever.datasets.passages import about_how_many, cut
@@ -11,49 +13,63 @@ from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import WrongField
 
 
-def cut_all(documents: Sequence[Document], settings: PassageSettings, most: int) -> list[list[str]]:
-    """The texts that each document is cut into.
+@dataclass(frozen=True)
+class Texts:
+    """What is embedded of some documents; make it with ``texts_of``."""
+
+    contents: list[str]
+    """Each with its document's title."""
+    passages: list[list[str]] | None = None
+    """The texts that each document was cut into; None if they are whole."""
+    settings: PassageSettings | None = None
+    """How they were cut."""
+
+    def told(self, truncated: Sequence[bool], tokens: int) -> dict[str, Any]:
+        """Fields of ``schemas.ChangeResponse``.
+
+        Args:
+            truncated: of each content, whether it is longer than the encoder reads.
+            tokens: how many the encoder reads.
+        """
+        each = iter(truncated)
+        sizes = [1] * len(self.contents) if self.passages is None else map(len, self.passages)
+        found: dict[str, Any] = {"truncated": sum(any(list(islice(each, size))) for size in sizes)}
+        if self.passages is not None:
+            found["passage_count"] = len(self.contents)
+        if found["truncated"]:
+            found["hint"] = f"the encoder reads {tokens} tokens of a text; {self._remedy}"
+        return found
+
+    @property
+    def _remedy(self) -> str:
+        if self.settings is None:
+            return "create the collection with `passages` to have all of a document searched"
+        return (
+            f"passages of {self.settings.tokens} words are too long; create the collection with shorter ones"
+        )
+
+
+def texts_of(documents: Sequence[Document], settings: PassageSettings | None, most: int) -> Texts:
+    """Cut documents, if their collection does.
+
+    Args:
+        documents: whole.
+        settings: how they are cut; None if they are not.
+        most: passages that one request may have.
 
     Raises:
-        WrongField: they would be more than ``most``; nothing has been cut yet.
+        WrongField: they would be cut into more; nothing has been cut yet.
     """
+    if settings is None:
+        return Texts([document.content for document in documents])
     expected = sum(about_how_many(document.text, settings) for document in documents)
     if expected > most:
         raise WrongField(
-            "documents",
-            f"about {expected} passages are more than {most} in one request; send fewer documents at a time",
+            "documents", f"about {expected} passages are more than {most}; send fewer documents at a time"
         )
-    return [[passage.text for passage in cut(document, settings)] for document in documents]
-
-
-def contents_of(documents: Sequence[Document], passages: Sequence[Sequence[str]] | None) -> list[str]:
-    """What is embedded: the documents' contents, or those of all passages in their order."""
-    if passages is None:
-        return [document.content for document in documents]
-    return [
-        document._replace(text=text).content
-        for document, texts in zip(documents, passages, strict=True)
-        for text in texts
-    ]
-
-
-def count_truncated(truncated: Sequence[bool], passages: Sequence[Sequence[str]] | None) -> int:
-    """How many documents the encoder read only in part.
-
-    Args:
-        truncated: of every text that was embedded, whether it was longer than the encoder reads.
-        passages: the texts that each document was cut into; None if each is one text.
-    """
-    if passages is None:
-        return sum(truncated)
-    each = iter(truncated)
-    return sum(any(list(islice(each, len(texts)))) for texts in passages)
-
-
-def truncation_hint(settings: PassageSettings | None, tokens: int) -> str:
-    """What to do about documents that were read only in part; the encoder reads so many tokens."""
-    if settings is None:
-        remedy = "create the collection with `passages` to have all of their text searched"
-    else:
-        remedy = f"passages of {settings.tokens} words are too long for it; create the collection with fewer"
-    return f"the encoder reads {tokens} tokens of a text; {remedy}"
+    passages = [cut(document, settings) for document in documents]
+    return Texts(
+        [passage.content for own in passages for passage in own],
+        [[passage.text for passage in own] for own in passages],
+        settings,
+    )

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from routerretriever.serving.access import Access
 from routerretriever.serving.calibration import Judged, measure_weights, require_documents
 from routerretriever.serving.catalogue import empty_corpus
 from routerretriever.serving.engine import Embedded, Engine
-from routerretriever.serving.passages import contents_of, count_truncated, cut_all, truncation_hint
+from routerretriever.serving.passages import texts_of
 from routerretriever.serving.ports import (
     CollectionRef,
     Contents,
@@ -269,13 +270,9 @@ class Service:
         await self._replica.refresh()
 
     async def upsert(
-        self,
-        collection: str,
-        documents: list[Document],
-        access: Access,
-        allow: Callable[[int], None] | None = None,
+        self, collection: str, documents: list[Document], access: Access, allow: Callable[[int], None]
     ) -> ChangeResponse:
-        """Add or replace documents of a collection; they are cut if it has passages.
+        """Add or replace documents of a collection.
 
         Args:
             collection: which.
@@ -289,23 +286,14 @@ class Service:
             WrongField: they would be cut into too many passages.
         """
         name, ref = await self._writable(collection, access)
-        passages = None
-        if ref.passages is not None:
-            most = self._replica.settings.limits.passages
-            passages = await asyncio.to_thread(cut_all, documents, ref.passages, most)
-        contents = contents_of(documents, passages)
-        if allow is not None:
-            allow(len(contents))
-        embedded = await self._engine.embed_documents(contents, access.client)
+        most = self._replica.settings.limits.passages
+        texts = await asyncio.to_thread(texts_of, documents, ref.passages, most)
+        allow(len(texts.contents))
+        embedded = await self._engine.embed_documents(texts.contents, access.client)
         vectors = np.stack([one.vector for one in embedded])
-        number = await self._replica.writer.upsert(ref, documents, vectors, passages)
-        changed = self._changed(name, number)
-        if passages is not None:
-            changed.passage_count = len(contents)
-        changed.truncated = count_truncated([one.truncated for one in embedded], passages)
-        if changed.truncated:
-            changed.hint = truncation_hint(ref.passages, self._engine.bundle.encoder.limit(documents=True))
-        return changed
+        number = await self._replica.writer.upsert(ref, documents, vectors, texts.passages)
+        read = self._engine.bundle.encoder.limit(documents=True)
+        return self._changed(name, number, **texts.told([one.truncated for one in embedded], read))
 
     async def delete(self, collection: str, ids: list[str], access: Access) -> ChangeResponse:
         """Delete documents of a collection."""
@@ -388,7 +376,8 @@ class Service:
             writable=access.writes(name),
         )
 
-    def _changed(self, name: str, number: int | None) -> ChangeResponse:
+    def _changed(self, name: str, number: int | None, **told: Any) -> ChangeResponse:
         if number is None:
             raise NotFound(f"collection: {name!r} has been deleted")
-        return ChangeResponse(change=number, searchable_within_seconds=self._replica.settings.refresh_seconds)
+        seconds = self._replica.settings.refresh_seconds
+        return ChangeResponse(change=number, searchable_within_seconds=seconds, **told)

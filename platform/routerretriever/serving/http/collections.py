@@ -143,5 +143,7 @@ def check_metadata(field: str, metadata: dict[str, Any] | None, most: int) -> No
 
 
 def _shown(stored: StoredDocument) -> DocumentOut:
-    count = {} if stored.passages is None else {"passage_count": stored.passages}
-    return DocumentOut.model_construct(**stored.document._asdict(), **count)
+    values = stored.document._asdict()
+    if stored.passages is not None:
+        values["passage_count"] = stored.passages
+    return DocumentOut.model_construct(**values)
