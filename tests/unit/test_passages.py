@@ -230,19 +230,20 @@ def test_judgements_name_documents(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("passages", "told"),
+    ("passages", "expected", "told"),
     [
-        ({"tokens": 8, "overlap": 8}, "overlap 8 is not below tokens 8"),
-        ({"tokens": 4}, "greater than or equal to 8"),
-        ({"words": 8}, "Extra inputs"),
-        (True, "passages"),
+        ({"tokens": 8, "overlap": 8}, 409, "overlap: 8 is not below tokens: 8; make it smaller"),
+        ({"tokens": 4}, 422, "greater than or equal to 8"),
+        ({"words": 8}, 422, "Extra inputs"),
+        (True, 422, "passages"),
     ],
 )
-def test_wrong_passages_are_refused(tmp_path, passages, told):
+def test_wrong_passages_are_refused(tmp_path, passages, expected, told):
     service = WholeService(tmp_path)
     status, answer = service.ask("POST", "/v1/collections", {"name": "x", "passages": passages})
-    assert (status, answer["error"]["param"]) == (422, "passages")
+    assert (status, answer["error"]["param"]) == (expected, "passages")
     assert told in answer["error"]["message"]
+    assert len(service.ask("GET", "/v1/collections")[1]) == 2
 
 
 def test_too_many_passages_are_refused_before_anything_is_embedded(tmp_path):

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from routerretriever.types import ROUTED_MODEL, Language, Mode
 
@@ -388,13 +380,7 @@ class PassageOptions(_Schema):
     tokens: Annotated[int, Field(ge=8, le=8192)] = 200
     """Longest passage, in words and punctuation marks; the encoder's word pieces are a few more."""
     overlap: Annotated[int, Field(ge=0)] = 40
-    """What two neighbouring passages share at most, in the same units."""
-
-    @model_validator(mode="after")
-    def _overlap_is_smaller(self) -> Self:
-        if self.overlap >= self.tokens:
-            raise ValueError(f"overlap {self.overlap} is not below tokens {self.tokens}; make it smaller")
-        return self
+    """What two neighbouring passages share at most, in the same units; below ``tokens``."""
 
 
 class CollectionIn(_Schema):

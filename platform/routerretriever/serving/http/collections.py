@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from pydantic import ValidationError
 
 from routerretriever.client.schemas import (
     Calibrated,
@@ -18,11 +19,13 @@ from routerretriever.client.schemas import (
     DeleteRequest,
     DocumentOut,
     DocumentsResponse,
+    PassageOptions,
     Status,
     UpsertRequest,
 )
 from routerretriever.config.serving import LimitSettings
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import WrongField
 from routerretriever.index.documents import StoredDocument
 from routerretriever.serving.http.errors import Contradiction, check_count, check_length
@@ -52,6 +55,7 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
 
         With `passages`, documents are cut when they are added. That cannot be changed later.
         """
+        check_passages(body.passages)
         return await pick(request).create(body, request.state.access)
 
     @api.get("/v1/collections/{name}")
@@ -113,6 +117,16 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
     ) -> DocumentOut:
         """One document as it is now, whole."""
         return _shown(await pick(request).document(name, document_id, request.state.access))
+
+
+def check_passages(options: PassageOptions | None) -> None:
+    """Raise ``Contradiction`` if documents cannot be cut so."""
+    if options is None:
+        return
+    try:
+        PassageSettings.model_validate(options.model_dump())
+    except ValidationError as error:
+        raise Contradiction("passages", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def check_metadata(field: str, metadata: dict[str, Any] | None, most: int) -> None:
