@@ -216,7 +216,8 @@ def http_page() -> str:
         for field, each in group.get("properties", {}).items():
             needed = field in group.get("required", [])
             default = "needed" if needed else _default(each)
-            rows.append([f"`{field}`", _linked(each), default, each.get("description", "")])
+            description = " ".join(each.get("description", "").replace("``", "`").split())
+            rows.append([f"`{field}`", _linked(each), default, description])
             for reference in _references(each):
                 if reference not in used:
                     used[reference] = None

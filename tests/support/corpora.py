@@ -27,17 +27,22 @@ def make_document(seed, number):
 
 def make_corpus(folder, shards=(4, 5, 3), key=CORPUS, seed=0):
     """A corpus artifact; gives the store, and the documents with their vectors by id."""
-    store, held, start = ArtifactStore.open(str(folder)), {}, 0
-    for shard, size in enumerate(shards):
-        rows = [make_document(seed, number) for number in range(start, start + size)]
+    numbers = iter(range(sum(shards)))
+    rows = [[make_document(seed, next(numbers)) for _ in range(size)] for size in shards]
+    store = write_corpus(folder, rows, key)
+    return store, {document.id: (document, vector) for shard in rows for document, vector in shard}
+
+
+def write_corpus(folder, shards, key=CORPUS):
+    """A corpus artifact of documents with their vectors, by shard; gives the store."""
+    store = ArtifactStore.open(str(folder))
+    for shard, rows in enumerate(shards):
         table = documents_table([document for document, _ in rows])
         store.put(key, documents_file(shard), lambda path, table=table: parquet.write_table(table, path))
         vectors = np.stack([vector for _, vector in rows])
         store.put(key, embeddings_file(shard), lambda path, vectors=vectors: save(path, vectors))
-        held |= {document.id: (document, vector) for document, vector in rows}
-        start += size
-    store.commit(key, {"shards": list(shards), "dimension": 4})
-    return store, held
+    store.commit(key, {"shards": [len(rows) for rows in shards], "dimension": 4})
+    return store
 
 
 def save(path, vectors):

@@ -21,13 +21,14 @@ from routerretriever.errors import (
     Refused,
     UnknownName,
 )
+from routerretriever.index.documents import StoredDocument
 from routerretriever.index.live import Found
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Embedded
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator
-from routerretriever.serving.ports import CollectionRef
+from routerretriever.serving.ports import CollectionRef, Contents
 from routerretriever.serving.search import Plan
 
 REF = CollectionRef("corpora/fruit", "changes/fruit", LexicalSettings())
@@ -85,7 +86,7 @@ class StandIn:
     async def shadow(self, asked, answer, seconds):
         pass
 
-    async def upsert(self, collection, documents, access):
+    async def upsert(self, collection, documents, access, allow):
         self.stored.update({document.id: document for document in documents})
         return ChangeResponse(change=1, searchable_within_seconds=1)
 
@@ -98,7 +99,8 @@ class StandIn:
         raise NotFound(f"id: {collection} has no document {document_id!r}")
 
     async def documents(self, collection, offset, limit, access):
-        return len(self.stored), list(self.stored.values())[offset : offset + limit]
+        page = [StoredDocument(one, None) for one in self.stored.values()]
+        return Contents(len(page), 0, len(page)), page[offset : offset + limit]
 
     async def collection_states(self, access):
         return [await self.collection_state(name, access) for name in self.collections]

@@ -71,7 +71,10 @@ def test_hybrid_search_is_fusing_all_documents_that_pass(
     top = Tops(max(look[0].tops.cosine for look in looks), max(look[0].tops.bm25 for look in looks))
     for each, look in zip(opened, looks, strict=True):
         fused = each._hybrid.fuse(queries, look, [weight], [top], depth, each.allowed(condition), first_look)
-        found += each._found(depth, fused[0].rows, fused[0].scores, fused[0].cosines, fused[0].bm25)
+        (fused,) = each._hybrid.fuse(
+            queries, look, [weight], [top], depth, each.allowed(condition), first_look
+        )
+        found += each._found("hybrid", depth, fused)
     found = sorted(found, key=lambda hit: -hit.score)[:depth]
 
     bm25, cosines, expected = expected_scores({"": held}, text, query, weight, filtered)

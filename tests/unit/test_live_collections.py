@@ -204,7 +204,7 @@ def test_files_do_not_become_ever_more_and_those_of_one_fold_before_stay(tmp_pat
     compact(store, CHANGES)
     assert last_change(store, CHANGES) == 100
     behind.refresh()
-    assert behind.document("d2").text == "100"
+    assert behind.document("d2").document.text == "100"
 
 
 def test_a_reader_that_finds_a_file_folded_away_under_its_hands_looks_again(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from routerretriever.adapters.files import tower_fingerprint
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BadInput, BundleError
 from routerretriever.hashing import file_hash
@@ -48,6 +49,16 @@ def bundle_encoder(bundle: Path, manifest: Mapping[str, Any]) -> EncoderSettings
     if settings.adapter is not None:
         settings = settings.model_copy(update={"adapter": str(bundle / settings.adapter)})
     return settings
+
+
+def cut_collections(manifest: Mapping[str, Any]) -> dict[str, PassageSettings]:
+    """The collections whose corpora hold passages, and how they were cut."""
+    domains = manifest.get("recipe", {}).get("domains", {})
+    return {
+        name: PassageSettings.model_validate(domain["passages"])
+        for name, domain in domains.items()
+        if domain.get("passages")
+    }
 
 
 def read_validation_queries(bundle: Path) -> dict[str, list[ValidationQuery]]:

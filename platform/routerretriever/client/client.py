@@ -25,7 +25,7 @@ from routerretriever.client.schemas import (
     Calibrated,
     ChangeResponse,
     CollectionState,
-    DocumentIn,
+    DocumentOut,
     DocumentsResponse,
     EmbeddingsResponse,
     ExpertState,
@@ -98,7 +98,7 @@ class SearchOptions(TypedDict, total=False):
     offset: int
     min_score: float
     fields: list[str]
-    group_by_parent: bool
+    group_by_parent: bool | None
     highlight: bool
 
 
@@ -142,7 +142,7 @@ class Client:
         return RouteResponse.model_validate(self._post("/v1/route", {"input": list(texts)})).data
 
     def upsert(self, collection: str, documents: Sequence[Document]) -> ChangeResponse:
-        """Add documents, or replace those whose ids are there."""
+        """Add documents, or replace those whose ids are there; ``truncated`` of them were read in part."""
         answer = self._post(_documents(collection), {"documents": [dict(one) for one in documents]})
         return ChangeResponse.model_validate(answer)
 
@@ -177,10 +177,19 @@ class Client:
         return CollectionState.model_validate(_checked(self._http.get(f"{_COLLECTIONS}/{name}")))
 
     def create_collection(
-        self, name: str, lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL
+        self,
+        name: str,
+        lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL,
+        passages: Mapping[str, int] | None = None,
     ) -> CollectionState:
-        """Create a collection without documents; ``lexical`` as ``LexicalOptions``, None for no words."""
-        body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
+        """Create a collection without documents.
+
+        Args:
+            name: its name.
+            lexical: as ``LexicalOptions``; None for no words.
+            passages: as ``PassageOptions``, to cut documents: ``{"tokens": 200, "overlap": 40}``.
+        """
+        body = _collection(name, lexical, passages)
         return CollectionState.model_validate(_checked(self._http.post(_COLLECTIONS, json=body)))
 
     def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
@@ -198,10 +207,10 @@ class Client:
         answer = _checked(self._http.get(_documents(collection), params=page))
         return DocumentsResponse.model_validate(answer)
 
-    def document(self, collection: str, document_id: str) -> DocumentIn:
+    def document(self, collection: str, document_id: str) -> DocumentOut:
         """One document as it is now."""
         path = f"{_COLLECTIONS}/{collection}/document"
-        return DocumentIn.model_validate(_checked(self._http.get(path, params={"id": document_id})))
+        return DocumentOut.model_validate(_checked(self._http.get(path, params={"id": document_id})))
 
     def service(self) -> ServiceState:
         """What is being served."""
@@ -296,10 +305,13 @@ class AsyncClient:
         return CollectionState.model_validate(_checked(await self._http.get(f"{_COLLECTIONS}/{name}")))
 
     async def create_collection(
-        self, name: str, lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL
+        self,
+        name: str,
+        lexical: Mapping[str, Any] | None = _DEFAULT_LEXICAL,
+        passages: Mapping[str, int] | None = None,
     ) -> CollectionState:
-        """Create a collection without documents; ``lexical`` as ``LexicalOptions``, None for no words."""
-        body = {"name": name, "lexical": None if lexical is None else dict(lexical)}
+        """As ``Client.create_collection``."""
+        body = _collection(name, lexical, passages)
         return CollectionState.model_validate(_checked(await self._http.post(_COLLECTIONS, json=body)))
 
     async def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
@@ -317,10 +329,10 @@ class AsyncClient:
         answer = _checked(await self._http.get(_documents(collection), params=page))
         return DocumentsResponse.model_validate(answer)
 
-    async def document(self, collection: str, document_id: str) -> DocumentIn:
+    async def document(self, collection: str, document_id: str) -> DocumentOut:
         """One document as it is now."""
         path = f"{_COLLECTIONS}/{collection}/document"
-        return DocumentIn.model_validate(_checked(await self._http.get(path, params={"id": document_id})))
+        return DocumentOut.model_validate(_checked(await self._http.get(path, params={"id": document_id})))
 
     async def service(self) -> ServiceState:
         """What is being served."""
@@ -377,6 +389,13 @@ def _embeddings(texts: Sequence[str], model: str) -> dict[str, Any]:
 def _feedback(query: str, collection: str, shown: Sequence[str], marks: Mapping[str, Any]) -> dict[str, Any]:
     # An id of its own, so that a report that is sent again counts once.
     return {"query": query, "collection": collection, "shown": list(shown), "id": uuid.uuid4().hex, **marks}
+
+
+def _collection(
+    name: str, lexical: Mapping[str, Any] | None, passages: Mapping[str, int] | None
+) -> dict[str, Any]:
+    options = {"lexical": lexical, "passages": passages}
+    return {"name": name, **{key: None if one is None else dict(one) for key, one in options.items()}}
 
 
 def _judged(queries: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -42,11 +42,15 @@ def _texts_only(given: object) -> object:
 InputType = Literal["query", "document", "search_query", "search_document", "passage"]
 
 
-class _Schema(BaseModel):
+class _Answer(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class _Schema(_Answer):
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(BaseModel):
+class Problem(_Answer):
     """What was wrong, in OpenAI's form."""
 
     message: str
@@ -55,7 +59,7 @@ class Problem(BaseModel):
     code: str | None = None
 
 
-class ErrorResponse(BaseModel):
+class ErrorResponse(_Answer):
     """The body of every answer with a status of 400 or above."""
 
     error: Problem
@@ -89,8 +93,10 @@ class SearchRequest(_Schema):
     """Documents below this score are left out."""
     fields: list[str] | None = None
     """What is told of each document: ``title``, ``text`` and fields of its metadata; by default all."""
-    group_by_parent: bool = False
-    """Of the passages ``document#1``, ``document#2`` and so on, only the best of each document is told."""
+    group_by_parent: bool | None = None
+    """Whether only the best passage of each document is told; by default it is. ``false`` ranks all passages.
+    ``true`` also takes the documents ``a#1`` and ``a#2`` of collections without ``passages`` for passages of
+    one document."""
     highlight: bool = False
     """Whether each document comes with the part that has most words of the query."""
 
@@ -100,7 +106,7 @@ class SearchRequest(_Schema):
         return self.top_k if self.limit is None else self.limit
 
 
-class Snippet(BaseModel):
+class Snippet(_Answer):
     """A part of a document's text."""
 
     text: str
@@ -108,10 +114,13 @@ class Snippet(BaseModel):
     """First and last + 1 character of each word of the query, counted from the start of the part."""
 
 
-class Hit(BaseModel):
+class Hit(_Answer):
     """One document found."""
 
     id: str
+    passage: int | None = None
+    """Of a document that is cut into passages, the number of the one found, from 1. ``text`` and ``snippet``
+    are the passage's; all else is the document's."""
     score: float
     """What the documents are ordered by: fused, 0 to 1; or with one side alone that side's score."""
     dense_score: float | None = None
@@ -125,7 +134,7 @@ class Hit(BaseModel):
     snippet: Snippet | None = None
 
 
-class SearchResponse(BaseModel):
+class SearchResponse(_Answer):
     """Documents, best first, and who answered."""
 
     collection: str | None
@@ -159,7 +168,7 @@ class FeedbackRequest(_Schema):
     """Of two reports with the same id, one counts; by default each is new."""
 
 
-class FeedbackResponse(BaseModel):
+class FeedbackResponse(_Answer):
     """The report is kept."""
 
     id: str
@@ -171,7 +180,7 @@ class ForgetRequest(_Schema):
     user: Annotated[Text, StringConstraints(max_length=128)]
 
 
-class ForgetResponse(BaseModel):
+class ForgetResponse(_Answer):
     """How many reports of a user were deleted."""
 
     deleted: int
@@ -186,7 +195,7 @@ class RouteRequest(_Schema):
     input: Text | Texts
 
 
-class Neighbour(BaseModel):
+class Neighbour(_Answer):
     """A training query near to the one that was routed."""
 
     dataset: str
@@ -194,7 +203,7 @@ class Neighbour(BaseModel):
     similarity: float
 
 
-class Route(BaseModel):
+class Route(_Answer):
     """Who would answer one query, and how sure the router is."""
 
     expert: str
@@ -214,7 +223,7 @@ class Route(BaseModel):
     """The most similar training queries; empty without a fallback."""
 
 
-class RouteResponse(BaseModel):
+class RouteResponse(_Answer):
     """A route for every query, in order."""
 
     data: list[Route]
@@ -238,7 +247,7 @@ class EmbeddingsRequest(_Schema):
     user: str | None = None
 
 
-class Embedding(BaseModel):
+class Embedding(_Answer):
     """One vector."""
 
     object: Literal["embedding"] = "embedding"
@@ -246,14 +255,14 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class Usage(BaseModel):
+class Usage(_Answer):
     """Tokens read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingsResponse(BaseModel):
+class EmbeddingsResponse(_Answer):
     """As OpenAI's embeddings API."""
 
     object: Literal["list"] = "list"
@@ -264,7 +273,7 @@ class EmbeddingsResponse(BaseModel):
     """Indexes of the texts that were longer than the encoder reads; their ends are not in the vectors."""
 
 
-class Model(BaseModel):
+class Model(_Answer):
     """As OpenAI's models API."""
 
     id: str
@@ -273,14 +282,14 @@ class Model(BaseModel):
     owned_by: Literal["routerretriever"] = "routerretriever"
 
 
-class ModelsResponse(BaseModel):
+class ModelsResponse(_Answer):
     """The router, the base and every expert."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class ExpertState(BaseModel):
+class ExpertState(_Answer):
     """One expert of the bundle that is being served."""
 
     name: str
@@ -295,7 +304,7 @@ class ExpertState(BaseModel):
     STARTING, which lasts where the cluster has no CPUs or GPUs left for one."""
 
 
-class ServiceState(BaseModel):
+class ServiceState(_Answer):
     """What is being served, and what was refused."""
 
     version: int
@@ -323,6 +332,15 @@ class DocumentIn(_Schema):
     """JSON fields that searches can filter by and return."""
 
 
+class DocumentOut(DocumentIn):
+    """A document as it is stored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    passage_count: int | None = None
+    """How many passages it is cut into; left out if it is not."""
+
+
 class UpsertRequest(_Schema):
     """Documents to add or replace."""
 
@@ -335,12 +353,12 @@ class DeleteRequest(_Schema):
     ids: Annotated[list[DocumentId], Field(min_length=1)]
 
 
-class DocumentsResponse(BaseModel):
+class DocumentsResponse(_Answer):
     """A page of a collection's documents. One that is replaced moves to the end of its shard."""
 
     total: int
     """Documents in the whole collection."""
-    data: list[DocumentIn]
+    data: list[DocumentOut]
 
 
 class LexicalOptions(_Schema):
@@ -356,23 +374,48 @@ class LexicalOptions(_Schema):
     """BM25: how much long documents are marked down."""
 
 
+class PassageOptions(_Schema):
+    """How documents are cut into passages. The best passage is its document's score (MaxP)."""
+
+    tokens: Annotated[int, Field(ge=8, le=8192)] = 200
+    """Longest passage, in words and punctuation marks; the encoder's word pieces are a few more."""
+    overlap: Annotated[int, Field(ge=0)] = 40
+    """What two neighbouring passages share at most, in the same units; below ``tokens``."""
+
+
 class CollectionIn(_Schema):
     """A collection to create, without documents."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "notes", "lexical": {"language": "german"}},
+                {"name": "manuals", "passages": {"tokens": 200, "overlap": 40}},
+            ]
+        }
+    )
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     lexical: LexicalOptions | None = LexicalOptions()
     """Index of words; null for none."""
+    passages: PassageOptions | None = None
+    """Cut documents into passages; by default each is read whole, as far as the encoder reads. It cannot be
+    changed later."""
 
 
-class CollectionState(BaseModel):
+class CollectionState(_Answer):
     """A collection that can be searched."""
 
     name: str
     documents: int
+    passage_count: int | None = None
+    """Passages that these documents are cut into; null where they are whole."""
     change: int
     """Number of the last change that is searched; 0 before the first."""
     lexical: LexicalOptions | None
     """How its words are indexed; null where only vectors are searched."""
+    passages: PassageOptions | None = None
+    """How its documents are cut into passages; null where they are whole."""
     lexical_weight: float | None = None
     """The weight of words that was learned for it over HTTP."""
     created: bool
@@ -394,7 +437,7 @@ class CalibrateRequest(_Schema):
     queries: Annotated[list[JudgedQuery], Field(min_length=1)]
 
 
-class Calibrated(BaseModel):
+class Calibrated(_Answer):
     """What was learned."""
 
     collection: str
@@ -405,15 +448,21 @@ class Calibrated(BaseModel):
     """Mean of the queries by weight. Few queries move the weight less than many."""
 
 
-class ChangeResponse(BaseModel):
+class ChangeResponse(_Answer):
     """A change that is in storage."""
 
     change: int
     """Its number in the collection."""
     searchable_within_seconds: float
+    passage_count: int | None = None
+    """Passages that added documents were cut into; null where they are whole."""
+    truncated: int = 0
+    """Added documents that are longer than the encoder reads: what is behind that is not in their vectors."""
+    hint: str | None = None
+    """What to do about those."""
 
 
-class Status(BaseModel):
+class Status(_Answer):
     """``ok``, or what is missing."""
 
     status: str

@@ -72,6 +72,8 @@ class LimitSettings(Settings):
     """Documents in one request."""
     document_length: PositiveInt = 262_144
     """Characters of a document, its title included."""
+    passages: PositiveInt = 2048
+    """Passages that the documents of one request are cut into, about."""
     metadata_bytes: PositiveInt = 16_384
     """Bytes of a document's metadata, as JSON."""
     body_bytes: PositiveInt = 16_000_000

@@ -1,7 +1,8 @@
 """What an index is.
 
-An index ranks rows, which are numbers of documents. The corpus's documents come first; every document that
-is appended gets the next number. ``DocumentTable`` knows which id has which row; indexes do not.
+An index ranks rows. A row is the number of a document, or of a passage where documents are cut. The corpus's
+come first; every one that is appended gets the next number. ``DocumentTable`` knows which id has which rows;
+indexes do not.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class Hits(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A document as indexes take it in."""
+    """A document as indexes take it in: whole, or a passage of it with the document's id."""
 
     document: Document
     vector: Vectors
+    passage: int | None = None
+    """The passage's number, from 1."""
 
 
 @dataclass(frozen=True)

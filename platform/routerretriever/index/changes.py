@@ -1,7 +1,8 @@
 """Changes of a collection in storage: documents added, replaced and deleted while it is being served.
 
 Every change is one Parquet file, numbered from 1 without gaps; nothing is ever rewritten. A reader looks
-whether the next number is there.
+whether the next number is there. A document is one row, with all of its passages if it was cut, so that it is
+replaced and deleted whole.
 
 Compaction keeps the files few: ``checkpoint-N`` holds what the changes up to N come to, the last word on
 every document that any of them touched. It can be taken after any number before its own, so a reader whose
@@ -14,7 +15,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as arrow
@@ -28,15 +30,27 @@ from routerretriever.index.base import Entry, Vectors
 
 _CHECKPOINT, _FOLDED = "checkpoint-", "folded-"
 _ROWS_AT_ONCE = 1024
+_VECTOR = arrow.list_(arrow.float32())
 _SCHEMA = arrow.schema(
     [
         ("id", arrow.string()),
         ("title", arrow.string()),
         ("text", arrow.string()),
-        ("embedding", arrow.list_(arrow.float32())),
+        ("embedding", _VECTOR),
         ("metadata", arrow.string()),
+        ("passages", arrow.list_(arrow.struct([("text", arrow.string()), ("embedding", _VECTOR)]))),
     ]
 )
+
+
+class Change(NamedTuple):
+    """What one document is from a change on."""
+
+    id: str
+    document: Document | None
+    """None where it was deleted."""
+    entries: list[Entry]
+    """The document itself, or its passages."""
 
 
 def changes_key(collection: str, encoder_fingerprint: str) -> str:
@@ -50,22 +64,40 @@ def last_change(store: ArtifactStore, key: str) -> int:
 
 
 def write_change(
-    store: ArtifactStore, key: str, number: int, documents: Sequence[Document], vectors: Vectors
+    store: ArtifactStore,
+    key: str,
+    number: int,
+    documents: Sequence[Document],
+    vectors: Vectors,
+    passages: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Record documents with their vectors [n, d] as added or replaced.
+    """Record documents as added or replaced. Only one writer may give out numbers.
 
-    Only one writer may give out numbers.
+    Args:
+        store: where changes lie.
+        key: of the collection's changes.
+        number: the change's.
+        documents: whole, each id once.
+        vectors: of the documents, or of all passages in their order [n, d].
+        passages: the texts that each document was cut into; None if documents are not cut.
     """
-    rows = [
-        {
+    vector = iter(vectors.astype(np.float32))
+    rows: list[dict[str, Any]] = []
+    for place, document in enumerate(documents):
+        row: dict[str, Any] = {
             "id": document.id,
             "title": document.title,
             "text": document.text,
-            "embedding": vector,
             "metadata": json.dumps(document.metadata) if document.metadata else None,
         }
-        for document, vector in zip(documents, vectors.astype(np.float32), strict=True)
-    ]
+        if passages is None:
+            row["embedding"] = next(vector)
+        else:
+            texts = passages[place]
+            own = zip(texts, islice(vector, len(texts)), strict=True)
+            row["passages"] = [{"text": text, "embedding": one} for text, one in own]
+        rows.append(row)
+    assert next(vector, None) is None, "more vectors than texts"
     _write(store, key, number, rows)
 
 
@@ -141,13 +173,23 @@ def take_changes(
     return change, None
 
 
-def read_rows(change: arrow.Table) -> Iterator[tuple[str, Entry | None]]:
-    """Each document id of a change with what it holds now; None where it was deleted."""
+def read_rows(change: arrow.Table) -> Iterator[Change]:
+    """What each document of a change is from then on."""
     for batch in change.to_batches(max_chunksize=_ROWS_AT_ONCE):
         for row in batch.to_pylist():
-            vector = row["embedding"]
-            entry = None if vector is None else Entry(read_document(row), np.array(vector, dtype=np.float32))
-            yield row["id"], entry
+            vector, passages = row["embedding"], row.get("passages")
+            if vector is None and passages is None:
+                yield Change(row["id"], None, [])
+                continue
+            document = read_document(row)
+            if passages is None:
+                entries = [Entry(document, np.array(vector, dtype=np.float32))]
+            else:
+                entries = [
+                    Entry(document._replace(text=one["text"]), np.array(one["embedding"], np.float32), place)
+                    for place, one in enumerate(passages, start=1)
+                ]
+            yield Change(row["id"], document, entries)
 
 
 def _file(number: int) -> str:

@@ -1,72 +1,143 @@
-"""Which documents a collection holds now, which row each has, and which rows a filter leaves."""
+"""Which documents a collection holds now, which rows each has, and which rows a filter leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.passages import join, number_of, parent_of
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.index.base import Mask, Rows
+from routerretriever.index.changes import Change
 from routerretriever.index.filters import Column, Filter
 
 
-class DocumentTable:
-    """A corpus's documents, and those appended since. A replaced document gets a new row."""
+class StoredDocument(NamedTuple):
+    """A whole document, as it is now."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    document: Document
+    passages: int | None
+    """How many it is cut into; None if it is not."""
+
+
+class DocumentTable:
+    """A corpus's documents, and those appended since. A row is a document, or a passage of one.
+
+    The rows of a document come and go together. A replaced document gets new ones.
+    """
+
+    def __init__(self, corpus: Corpus, passages: PassageSettings | None = None) -> None:
+        """A table of a corpus.
+
+        Args:
+            corpus: its documents, or their passages.
+            passages: how it was cut; None if its documents are whole.
+        """
         self._corpus = corpus
+        self._cut = passages
         self._first_of_tail = len(corpus)
         self._tail: list[Document] = []
-        self._moved: dict[str, int] = {}
+        self._numbers: list[int | None] = []
+        self._moved: dict[str, range] = {}
+        self._whole: dict[str, Document] = {}
+        self.has_passages = passages is not None
+        """Whether any document is cut, or was."""
         self.present: Mask = np.ones(len(corpus), dtype=bool)
+        self.first: Mask = np.ones(len(corpus), dtype=bool)
+        """Rows that are a document's first: as many as there are documents."""
+        if passages is not None:
+            self.first = np.array([number_of(each) == 1 for each in corpus.ids], dtype=bool)
         self._columns: dict[str, Column] = {}
 
     def __len__(self) -> int:
         """Rows, those of deleted documents among them."""
         return self._first_of_tail + len(self._tail)
 
-    def row(self, document_id: str) -> int | None:
-        """Where a document is now; None if it is not here."""
-        row = self._moved.get(document_id)
-        if row is None:
-            row = self._corpus.rows.get(document_id)
-        return row if row is not None and self.present[row] else None
+    def rows(self, document_id: str) -> Sequence[int]:
+        """The rows of a document as it is now; none if it is not here."""
+        rows = self._moved.get(document_id)
+        found = list(self._in_corpus(document_id)) if rows is None else rows
+        return found if found and self.present[found[0]] else []
+
+    def name(self, row: int) -> str:
+        """The id of a row's document."""
+        if row >= self._first_of_tail:
+            return self._tail[row - self._first_of_tail].id
+        own = self._corpus.ids[row]
+        return own if self._cut is None else parent_of(own)
+
+    def passage(self, row: int) -> int | None:
+        """The number of a row's passage, from 1; None if it is a whole document."""
+        if row >= self._first_of_tail:
+            return self._numbers[row - self._first_of_tail]
+        return None if self._cut is None else number_of(self._corpus.ids[row])
 
     def document(self, row: int) -> Document:
-        """A row's document."""
+        """A row's document; a passage has the document's id, title and metadata, and its own text."""
         if row >= self._first_of_tail:
             return self._tail[row - self._first_of_tail]
-        return self._corpus.document(row)
+        found = self._corpus.document(row)
+        return found if self._cut is None else found._replace(id=parent_of(found.id))
 
-    def append(self, documents: Sequence[Document]) -> Rows:
+    def whole(self, document_id: str) -> StoredDocument:
+        """A document that is here; one out of a cut corpus is put together from its passages."""
+        rows = self.rows(document_id)
+        first = self.document(rows[0])
+        if self.passage(rows[0]) is None:
+            return StoredDocument(first, None)
+        if document_id in self._whole:
+            return StoredDocument(self._whole[document_id], len(rows))
+        assert self._cut is not None
+        text = join([self.document(row).text for row in rows], self._cut)
+        return StoredDocument(first._replace(text=text), len(rows))
+
+    def append(self, changes: Sequence[Change]) -> Rows:
         """Documents become the next rows, hiding those with the same ids; gives the rows that are hidden."""
-        gone = self.delete([document.id for document in documents])
-        for place, document in enumerate(documents, start=len(self)):
-            self._moved[document.id] = place
-        self._tail += documents
-        self.present = np.concatenate([self.present, np.ones(len(documents), dtype=bool)])
+        gone = self.delete(each.id for each in changes)
+        for each in changes:
+            if each.document is not None and each.entries[0].passage is not None:
+                self._whole[each.id] = each.document
+                self.has_passages = True
+            self._moved[each.id] = range(len(self), len(self) + len(each.entries))
+            self._tail += [entry.document for entry in each.entries]
+            self._numbers += [entry.passage for entry in each.entries]
+        entries = [entry for each in changes for entry in each.entries]
+        first = np.array([entry.passage in (None, 1) for entry in entries], dtype=bool)
+        self.first = np.concatenate([self.first, first])
+        self.present = np.concatenate([self.present, np.ones(len(entries), dtype=bool)])
         for field, column in self._columns.items():
-            column.extend([(document.metadata or {}).get(field) for document in documents])
+            column.extend([(entry.document.metadata or {}).get(field) for entry in entries])
         return gone
 
-    def delete(self, ids: Sequence[str]) -> Rows:
+    def delete(self, ids: Iterable[str]) -> Rows:
         """Hide documents; gives their rows. Ids that are not here are left out."""
-        rows = np.array([row for each in ids if (row := self.row(each)) is not None], dtype=np.int64)
+        gone: list[int] = []
+        for each in ids:
+            gone += self.rows(each)
+            self._whole.pop(each, None)
+        rows = np.array(gone, dtype=np.int64)
         self.present[rows] = False
         return rows
 
     def reclaim(self) -> tuple[int, list[int]]:
         """Drop hidden rows of the tail; gives the tail's first row, and the old rows of those that stay."""
-        kept = [row for row in range(self._first_of_tail, len(self)) if self.present[row]]
-        documents = [self.document(row) for row in kept]
-        self._moved = {each.id: self._first_of_tail + place for place, each in enumerate(documents)}
-        self._tail = documents
-        base = self.present[: self._first_of_tail]
-        self.present = np.concatenate([base, np.ones(len(kept), dtype=bool)])
+        start = self._first_of_tail
+        kept = [row for row in range(start, len(self)) if self.present[row]]
+        numbers = [self.passage(row) for row in kept]
+        self._tail, self._numbers = [self.document(row) for row in kept], numbers
+        self._moved = {}
+        for row, document in enumerate(self._tail, start=start):
+            first = self._moved.get(document.id, range(row, row)).start
+            self._moved[document.id] = range(first, row + 1)
+        stay = np.concatenate([np.arange(start), np.array(kept, dtype=np.int64)])
+        self.present, self.first = self.present[stay], self.first[stay]
         self._columns.clear()
-        return self._first_of_tail, kept
+        return start, kept
 
     @property
     def hidden_in_tail(self) -> int:
@@ -76,6 +147,18 @@ class DocumentTable:
     def matching(self, filter: Filter) -> Mask:
         """The rows whose documents pass a filter [rows]."""
         return filter.mask(self._column, len(self))
+
+    def _in_corpus(self, document_id: str) -> Iterator[int]:
+        rows = self._corpus.rows
+        if self._cut is None:
+            if document_id in rows:
+                yield rows[document_id]
+            return
+        for number in count(1):
+            row = rows.get(f"{document_id}#{number}")
+            if row is None:
+                return
+            yield row
 
     def _column(self, field: str) -> Column:
         if field not in self._columns:

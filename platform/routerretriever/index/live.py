@@ -3,6 +3,8 @@
 The corpus artifact stays as it is: a document that was replaced or deleted is hidden in it, and the new ones
 are searched beside it. Several shards may share the vectors of a collection. Each counts the words of all
 documents, so that BM25 means the same in every shard, and answers with its own documents only.
+
+Where documents are cut, passages are ranked, and the best passage stands for its document.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import pyarrow as arrow
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import open_corpus
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.passages import parent_of
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import StorageError
-from routerretriever.index.base import Entry, Index, Mask, Queries, Rows, Scores, Vectors
+from routerretriever.index.base import Entry, Index, Mask, Queries, Vectors
 from routerretriever.index.changes import is_latest, read_rows, take_changes
 from routerretriever.index.dense import DenseIndex, open_index
-from routerretriever.index.documents import DocumentTable
+from routerretriever.index.documents import DocumentTable, StoredDocument
 from routerretriever.index.filters import Filter
-from routerretriever.index.hybrid import HybridIndex, Look, Tops
+from routerretriever.index.hybrid import Fused, HybridIndex, Look, Tops
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.types import Mode
@@ -32,18 +36,23 @@ from routerretriever.types import Mode
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.1
 _RECLAIM_ROWS = 1024
+_PASSAGES_A_DOCUMENT = 4
+"""Passages that are searched at first for every document wanted; more if they are of too few documents."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A document and how well it fits."""
+    """A document, or a passage of one, and how well it fits."""
 
     score: float
     document: Document
+    """Of a passage the text is the passage's; all else is the document's."""
     cosine: float | None = None
     """Of its vector, where vectors were searched."""
     bm25: float | None = None
     """Of its words, where words were searched."""
+    passage: int | None = None
+    """The passage's number in its document, from 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,14 @@ class Wanted:
     """Of BM25, in a hybrid search; 1 finds only documents that share a word with the query."""
     filter: Filter | None = None
     """Which documents may be found."""
+    group_by_parent: bool | None = None
+    """Whether of each document only its best passage is found; by default it is. True takes the documents
+    ``a#1`` and ``a#2`` for passages of ``a``, too."""
+
+    def group(self, document_id: str, passage: int | None) -> str:
+        """What only one row is found of."""
+        by_name = self.group_by_parent and passage is None
+        return (parent_of(document_id) or document_id) if by_name else document_id
 
 
 class LiveCollection:
@@ -73,8 +90,19 @@ class LiveCollection:
         shard: int = 0,
         shards: int = 1,
         lexical: LexicalSettings | None = None,
+        passages: PassageSettings | None = None,
     ) -> None:
-        """Open the indexes and read all changes so far. Without ``lexical`` only vectors are searched.
+        """Open the indexes and read all changes so far.
+
+        Args:
+            store: where all of it lies.
+            corpus_key: the corpus artifact.
+            changes_key: the changes since.
+            settings: kind of index of vectors.
+            shard: which of several shards this is, from 0.
+            shards: how many there are.
+            lexical: how words are indexed; without it only vectors are searched.
+            passages: how the corpus was cut; None if its documents are whole.
 
         Raises:
             ArtifactMissing: the corpus has not been made.
@@ -85,7 +113,7 @@ class LiveCollection:
         corpus = open_corpus(store, corpus_key)
         own = corpus.part(shard, shards)
         first = sum(corpus.shards[: own.first])
-        self._table = DocumentTable(corpus)
+        self._table = DocumentTable(corpus, passages)
         self._mine: Mask = np.zeros(len(corpus), dtype=bool)
         self._mine[first : first + len(own)] = True
         self._dense = DenseIndex(open_index(own, settings, store), own, first, len(corpus))
@@ -99,7 +127,13 @@ class LiveCollection:
         self.refresh()
 
     def __len__(self) -> int:
-        return int((self._table.present & self._mine).sum())
+        """How many documents there are."""
+        return int((self.allowed() & self._table.first).sum())
+
+    @property
+    def rows(self) -> int:
+        """How many documents there are, or passages of them."""
+        return int(self.allowed().sum())
 
     def refresh(self) -> None:
         """Take in the changes that were made since the last refresh.
@@ -152,27 +186,64 @@ class LiveCollection:
                 searched; by default this shard is all there is.
             looks: with ``hybrid``, what ``look`` gave for the same queries, if that was asked.
         """
-        if mode == "hybrid" and looks is None:
-            looks = self.look(wanted)
-        found: dict[int, list[Found]] = {}
+        if mode == "hybrid":
+            looks = self.look(wanted) if looks is None else looks
+            tops = [look.tops for look in looks] if tops is None else tops
+        grouped = [self._is_grouped(each) for each in wanted]
+        depths = [
+            each.depth * (_PASSAGES_A_DOCUMENT if by else 1) for each, by in zip(wanted, grouped, strict=True)
+        ]
+        ranked = self._rank(mode, wanted, depths, tops, looks)
+        for row, each in enumerate(wanted):
+            depth = depths[row]
+            while grouped[row]:
+                best = self._best_of_each(ranked[row], each)
+                if len(best.rows) >= each.depth or len(ranked[row].rows) < depth:
+                    ranked[row] = best
+                    break
+                depth *= _PASSAGES_A_DOCUMENT
+                own_tops, own_looks = tops and [tops[row]], looks and [looks[row]]
+                (ranked[row],) = self._rank(mode, [each], [depth], own_tops, own_looks)
+        return [self._found(mode, each.depth, best) for each, best in zip(wanted, ranked, strict=True)]
+
+    def _is_grouped(self, wanted: Wanted) -> bool:
+        by_default = self._table.has_passages and wanted.group_by_parent is None
+        return by_default or bool(wanted.group_by_parent)
+
+    def _best_of_each(self, ranked: Fused, wanted: Wanted) -> Fused:
+        """The first row of each document."""
+        first: dict[str, int] = {}
+        for place, row in enumerate(ranked.rows.tolist()):
+            first.setdefault(wanted.group(self._table.name(row), self._table.passage(row)), place)
+        places = list(first.values())
+        return Fused(ranked.rows[places], ranked.scores[places], ranked.cosines[places], ranked.bm25[places])
+
+    def _rank(
+        self,
+        mode: Mode,
+        wanted: Sequence[Wanted],
+        depths: Sequence[int],
+        tops: Sequence[Tops] | None,
+        looks: Sequence[Look] | None,
+    ) -> list[Fused]:
+        """The best rows for each query, at least so many if there are; exact."""
+        found: dict[int, Fused] = {}
         for rows, queries, allowed in self._batches(wanted):
-            depths = [wanted[row].depth for row in rows]
+            depth = max(depths[row] for row in rows)
             if mode == "dense":
-                for row, hits, depth in zip(
-                    rows, self._dense.search(queries, max(depths), allowed), depths, strict=True
-                ):
-                    found[row] = self._found(depth, hits.rows, hits.scores, hits.scores)
-                continue
-            if mode == "lexical":
-                best = self._both.by_words(queries, max(depths), allowed)
+                hits = self._dense.search(queries, depth, allowed)
+                best = [
+                    Fused(each.rows, each.scores, each.scores, np.zeros_like(each.scores)) for each in hits
+                ]
+            elif mode == "lexical":
+                best = self._both.by_words(queries, depth, allowed)
             else:
                 assert looks is not None
-                own = [looks[row] for row in rows]
+                assert tops is not None
                 weights = [wanted[row].weight for row in rows]
-                top = None if tops is None else [tops[row] for row in rows]
-                best = self._both.fuse(queries, own, weights, top, max(depths), allowed)
-            for row, each, depth in zip(rows, best, depths, strict=True):
-                found[row] = self._found(depth, each.rows, each.scores, each.cosines, each.bm25)
+                own, top = [looks[row] for row in rows], [tops[row] for row in rows]
+                best = self._both.fuse(queries, own, weights, top, depth, allowed)
+            found.update(zip(rows, best, strict=True))
         return [found[row] for row in range(len(wanted))]
 
     def _batches(self, wanted: Sequence[Wanted]) -> Iterator[tuple[list[int], Queries, Mask]]:
@@ -185,54 +256,48 @@ class LiveCollection:
             )
             yield rows, queries, self.allowed(wanted[rows[0]].filter)
 
-    def document(self, document_id: str) -> Document:
-        """A document as it is now.
+    def document(self, document_id: str) -> StoredDocument:
+        """A document as it is now, whole.
 
         Raises:
             KeyError: it is not in this shard, or was deleted.
         """
-        row = self._table.row(document_id)
-        if row is None or not self._mine[row]:
+        rows = self._table.rows(document_id)
+        if not rows or not self._mine[rows[0]]:
             raise KeyError(document_id)
-        return self._table.document(row)
+        return self._table.whole(document_id)
 
-    def documents(self, offset: int, limit: int, filter: Filter | None = None) -> list[Document]:
-        """Documents of this shard by page, in the order of rows."""
-        rows = np.flatnonzero(self.allowed(filter))[offset : offset + limit]
-        return [self._table.document(int(row)) for row in rows]
+    def documents(self, offset: int, limit: int, filter: Filter | None = None) -> list[StoredDocument]:
+        """Documents of this shard by page, in the order of rows. Each lies where its first passage does."""
+        rows = np.flatnonzero(self.allowed(filter) & self._table.first)[offset : offset + limit]
+        return [self._table.whole(self._table.name(row)) for row in rows.tolist()]
 
     @property
     def _both(self) -> HybridIndex:
         assert self._hybrid is not None, "opened without a lexical index"
         return self._hybrid
 
-    def _found(
-        self, depth: int, rows: Rows, scores: Scores, cosines: Scores, bm25: Scores | None = None
-    ) -> list[Found]:
-        words = [None] * len(rows) if bm25 is None else bm25.tolist()
-        columns = (rows.tolist(), scores.tolist(), cosines.tolist(), words)
+    def _found(self, mode: Mode, depth: int, best: Fused) -> list[Found]:
+        words = [None] * len(best.rows) if mode == "dense" else best.bm25.tolist()
+        columns = (best.rows.tolist(), best.scores.tolist(), best.cosines.tolist(), words)
         return [
-            Found(score, self._table.document(row), cosine, word)
+            Found(score, self._table.document(row), cosine, word, self._table.passage(row))
             for row, score, cosine, word in list(zip(*columns, strict=True))[:depth]
         ]
 
     def _take(self, change: arrow.Table) -> None:
-        newest = dict(read_rows(change))
-        gone = self._table.delete([each for each, entry in newest.items() if entry is None])
-        entries = [entry for entry in newest.values() if entry is not None]
-        replaced = self._append(entries)
+        newest = {each.id: each for each in read_rows(change)}
+        gone = self._table.delete(each.id for each in newest.values() if each.document is None)
+        present = [each for each in newest.values() if each.document is not None]
+        replaced = self._table.append(present)
+        entries = [entry for each in present for entry in each.entries]
+        mine = np.array([self._is_mine(entry.document.id) for entry in entries], dtype=bool)
+        self._mine = np.concatenate([self._mine, mine])
         for index in self._indexes:
+            index.append(entries)
             index.delete(np.concatenate([gone, replaced]))
         if self._table.hidden_in_tail > max(_RECLAIM_ROWS, len(self._table) // 2):
             self._reclaim()
-
-    def _append(self, entries: Sequence[Entry]) -> np.ndarray:
-        replaced = self._table.append([entry.document for entry in entries])
-        self._mine = np.concatenate([self._mine, [self._is_mine(entry.document.id) for entry in entries]])
-        self._mine = self._mine.astype(bool)
-        for index in self._indexes:
-            index.append(entries)
-        return replaced
 
     def _reclaim(self) -> None:
         """Drop the rows of documents that came and were replaced or deleted since."""

@@ -237,7 +237,8 @@ def usable(collection: Collection, judged: Sequence[Judged]) -> list[Judged]:
     for one in judged:
         grades: dict[str, int] = {}
         for document, grade in one.grades.items():
-            whole = parent_of(document) if cut else document
+            # Passages were reported by their own ids before searches told documents.
+            whole = parent_of(document) if cut and document not in ids else document
             if whole in ids:
                 grades[whole] = max(grade, grades.get(whole, 0))
         if grades and normal_text(one.query) not in held:

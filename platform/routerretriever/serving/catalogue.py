@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.serving.ports import CollectionRef
 
@@ -59,15 +60,17 @@ class Catalogue:
 
 
 def _values(ref: CollectionRef) -> dict[str, Any]:
-    return {**asdict(ref), "lexical": None if ref.lexical is None else ref.lexical.model_dump()}
+    settings = {"lexical": ref.lexical, "passages": ref.passages}
+    return {**asdict(ref), **{name: one and one.model_dump() for name, one in settings.items()}}
 
 
 def _ref(values: dict[str, Any]) -> CollectionRef:
-    lexical = values["lexical"]
+    lexical, passages = values["lexical"], values.get("passages")
     return CollectionRef(
         values["corpus"],
         values["changes"],
         None if lexical is None else LexicalSettings.model_validate(lexical),
+        None if passages is None else PassageSettings.model_validate(passages),
         values["created_for"],
         values.get("lexical_weight"),
     )

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.index.changes import changes_key
+from routerretriever.index.documents import StoredDocument
 from routerretriever.index.live import Found, Wanted
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.types import Mode, Vectors
@@ -29,6 +31,8 @@ class CollectionRef:
     changes: str
     lexical: LexicalSettings | None = None
     """How its words are indexed; None where only vectors are searched."""
+    passages: PassageSettings | None = None
+    """How its documents are cut; None where they are whole."""
     created_for: str = ""
     """Of a collection that was created over HTTP, the fingerprint of its base encoder; else empty."""
     lexical_weight: float | None = field(default=None, compare=False)
@@ -36,10 +40,15 @@ class CollectionRef:
 
     @classmethod
     def of(
-        cls, collection: str, corpus: str, encoder_fingerprint: str, lexical: LexicalSettings | None = None
+        cls,
+        collection: str,
+        corpus: str,
+        encoder_fingerprint: str,
+        lexical: LexicalSettings | None = None,
+        passages: PassageSettings | None = None,
     ) -> CollectionRef:
         """The reference of a collection in a bundle."""
-        return cls(corpus, changes_key(collection, encoder_fingerprint), lexical)
+        return cls(corpus, changes_key(collection, encoder_fingerprint), lexical, passages)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,8 @@ class Contents:
     documents: int
     change: int
     """Number of the last change that is searched."""
+    rows: int
+    """Documents, or the passages that they are cut into."""
 
 
 class IndexPort(Protocol):
@@ -114,20 +125,21 @@ class IndexPort(Protocol):
     ) -> list[list[tuple[int, Found]]]:
         """The best documents of several collections together, each with its collection's position.
 
-        Scores are as if all documents lay in one collection: fused with the greatest cosine and BM25 of all.
+        Of a document that is cut, it is the best passage, unless the query wants all of them. Scores are as
+        if all documents lay in one collection: fused with the greatest cosine and BM25 of all.
         """
         ...
 
-    async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
-        """A document as it is now, if there is one."""
+    async def document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
+        """A whole document as it is now, if there is one."""
         ...
 
     async def contents(self, collection: CollectionRef) -> Contents:
         """How many documents a collection has."""
         ...
 
-    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
-        """Documents by page."""
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[StoredDocument]:
+        """Whole documents by page."""
         ...
 
 
@@ -151,9 +163,20 @@ class WriterPort(Protocol):
         ...
 
     async def upsert(
-        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+        self,
+        collection: CollectionRef,
+        documents: list[Document],
+        vectors: Vectors,
+        passages: list[list[str]] | None = None,
     ) -> int | None:
-        """Add or replace documents with their vectors [n, d]; None if the collection was dropped."""
+        """Add or replace documents; None if the collection was dropped.
+
+        Args:
+            collection: which.
+            documents: whole.
+            vectors: of the documents, or of all passages in their order [n, d].
+            passages: the texts that each document was cut into, if they are cut.
+        """
         ...
 
     async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from routerretriever.bundle.manifest import cut_collections
 from routerretriever.config.recipe import Recipe
 from routerretriever.errors import ArtifactMissing, BundleError, RouterRetrieverError, Unavailable
 from routerretriever.hashing import content_hash
@@ -253,8 +254,9 @@ class ReleaseController:
     def _release(self, version: int, bundle: ValidatedBundle) -> Release:
         fingerprint = bundle.manifest["encoder_fingerprint"]
         recipe = self._recipe
+        cut = cut_collections(bundle.manifest)
         collections = {
-            name: CollectionRef.of(name, corpus, fingerprint, recipe.searched(name).lexical)
+            name: CollectionRef.of(name, corpus, fingerprint, recipe.searched(name).lexical, cut.get(name))
             for name, corpus in bundle.manifest["corpora"].items()
         }
         experts = {}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from routerretriever.client.schemas import Hit, SearchRequest, SearchResponse, Snippet
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
-from routerretriever.datasets.passages import parent_of
 from routerretriever.errors import WrongField
 from routerretriever.index.filters import Filter, parse_filter
 from routerretriever.index.live import Found, Wanted
@@ -21,9 +19,6 @@ from routerretriever.serving.batching import Batcher
 from routerretriever.serving.engine import Embedded
 from routerretriever.serving.ports import CollectionRef, IndexPort, MetricsPort
 from routerretriever.types import Mode
-
-_DEEPEST = 8192
-"""Passages that are looked through for enough documents."""
 
 Refs = tuple[CollectionRef, ...]
 Ranked = list[tuple[int, Found]]
@@ -117,24 +112,7 @@ class Plan:
         request = self.request
         weight = lexical_weight if request.weight is None else request.weight
         depth = request.offset + request.wanted
-        return Wanted(request.query, embedded.vector, depth, weight, self.filter)
-
-    async def find(self, wanted: Wanted, find: Find) -> Ranked:
-        """What the index finds; with ``group_by_parent`` the best passage of each document.
-
-        Passages are looked through until there are enough documents.
-        """
-        deeper = wanted
-        while True:
-            found = await find(self.refs, self.mode, deeper)
-            if not self.request.group_by_parent:
-                return found
-            best: dict[tuple[int, str], tuple[int, Found]] = {}
-            for place, hit in found:
-                best.setdefault((place, parent_of(hit.document.id) or hit.document.id), (place, hit))
-            if len(best) >= wanted.depth or len(found) < deeper.depth or deeper.depth >= _DEEPEST:
-                return list(best.values())[: wanted.depth]
-            deeper = replace(deeper, depth=4 * deeper.depth)
+        return Wanted(request.query, embedded.vector, depth, weight, self.filter, request.group_by_parent)
 
     def answer(self, embedded: Embedded, wanted: Wanted, found: Ranked) -> SearchResponse:
         """What is answered."""
@@ -154,6 +132,7 @@ class Plan:
         document, fields = found.document, self.request.fields
         return Hit(
             id=document.id,
+            passage=found.passage,
             score=found.score,
             dense_score=found.cosine,
             lexical_score=found.bm25,

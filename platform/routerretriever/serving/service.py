@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from routerretriever.client.schemas import (
     JudgedQuery,
     LexicalOptions,
     Neighbour,
+    PassageOptions,
     Route,
     SearchRequest,
     SearchResponse,
@@ -27,8 +29,10 @@ from routerretriever.client.schemas import (
 )
 from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import Forbidden, NotFound, Refused, UnknownName, WrongField
 from routerretriever.index.changes import changes_key
+from routerretriever.index.documents import StoredDocument
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.live import Wanted
 from routerretriever.index.settings import LexicalSettings
@@ -36,8 +40,10 @@ from routerretriever.serving.access import Access
 from routerretriever.serving.calibration import Judged, measure_weights, require_documents
 from routerretriever.serving.catalogue import empty_corpus
 from routerretriever.serving.engine import Embedded, Engine
+from routerretriever.serving.passages import texts_of
 from routerretriever.serving.ports import (
     CollectionRef,
+    Contents,
     ControllerPort,
     DesiredState,
     IndexPort,
@@ -176,7 +182,7 @@ class Service:
         if weight is None:
             weight = self._engine.lexical_weight(embedded.weights, plan.collection)
         wanted = plan.wanted(embedded, weight)
-        found = await plan.find(wanted, find)
+        found = await find(plan.refs, plan.mode, wanted)
         if request.highlight:  # texts may be long
             return await asyncio.to_thread(plan.answer, embedded, wanted, found)
         return plan.answer(embedded, wanted, found)
@@ -202,14 +208,16 @@ class Service:
             raise Forbidden(f"name: this token may not create {request.name!r}")
         taken = Refused(f"name: there is a collection {request.name!r} already")
         taken.field = "name"
-        lexical = (
-            None if request.lexical is None else LexicalSettings.model_validate(request.lexical.model_dump())
-        )
+        lexical, passages = request.lexical, request.passages
         fingerprint = self._engine.bundle.manifest["encoder_fingerprint"]
         # Another one of this name, after this was deleted, must share nothing with it.
         unique = f"{request.name}-{uuid.uuid4().hex[:8]}"
         ref = CollectionRef(
-            empty_corpus(self.dimensions[0]), changes_key(unique, fingerprint), lexical, fingerprint
+            empty_corpus(self.dimensions[0]),
+            changes_key(unique, fingerprint),
+            None if lexical is None else LexicalSettings.model_validate(lexical.model_dump()),
+            None if passages is None else PassageSettings.model_validate(passages.model_dump()),
+            fingerprint,
         )
         if request.name in self._release.collections or not await self._replica.writer.create(
             request.name, ref, self.dimensions[0]
@@ -261,21 +269,39 @@ class Service:
         await self._replica.writer.drop(name, ref)
         await self._replica.refresh()
 
-    async def upsert(self, collection: str, documents: list[Document], access: Access) -> ChangeResponse:
-        """Add or replace documents of a collection."""
+    async def upsert(
+        self, collection: str, documents: list[Document], access: Access, allow: Callable[[int], None]
+    ) -> ChangeResponse:
+        """Add or replace documents of a collection.
+
+        Args:
+            collection: which.
+            documents: whole, each id once.
+            access: who asks.
+            allow: told how many texts are embedded, once that is known.
+
+        Raises:
+            UnknownName: there is no such collection.
+            Forbidden: the client may not change it.
+            WrongField: they would be cut into too many passages.
+        """
         name, ref = await self._writable(collection, access)
-        contents = [document.content for document in documents]
-        embedded = await self._engine.embed_documents(contents, access.client)
+        most = self._replica.settings.limits.passages
+        texts = await asyncio.to_thread(texts_of, documents, ref.passages, most)
+        allow(len(texts.contents))
+        embedded = await self._engine.embed_documents(texts.contents, access.client)
         vectors = np.stack([one.vector for one in embedded])
-        return self._changed(name, await self._replica.writer.upsert(ref, documents, vectors))
+        number = await self._replica.writer.upsert(ref, documents, vectors, texts.passages)
+        read = self._engine.bundle.encoder.limit(documents=True)
+        return self._changed(name, number, **texts.told([one.truncated for one in embedded], read))
 
     async def delete(self, collection: str, ids: list[str], access: Access) -> ChangeResponse:
         """Delete documents of a collection."""
         name, ref = await self._writable(collection, access)
         return self._changed(name, await self._replica.writer.delete(ref, ids))
 
-    async def document(self, collection: str, document_id: str, access: Access) -> Document:
-        """One document.
+    async def document(self, collection: str, document_id: str, access: Access) -> StoredDocument:
+        """One document, whole.
 
         Raises:
             UnknownName: there is no such collection.
@@ -285,16 +311,16 @@ class Service:
         document = await self._replica.index.document(ref, document_id)
         if document is None:
             raise NotFound(f"id: {name} has no document {document_id!r}")
-        return Document(*document)
+        return document
 
     async def documents(
         self, collection: str, offset: int, limit: int, access: Access
-    ) -> tuple[int, list[Document]]:
-        """How many documents a collection has, and a page of them."""
+    ) -> tuple[Contents, list[StoredDocument]]:
+        """What a collection has, and a page of its documents, whole."""
         _, ref = await self._readable(collection, access)
         index = self._replica.index
         held, page = await asyncio.gather(index.contents(ref), index.documents(ref, offset, limit))
-        return held.documents, page
+        return held, page
 
     async def state(self) -> ServiceState:
         """What is served, by all replicas."""
@@ -341,14 +367,17 @@ class Service:
         return CollectionState(
             name=name,
             documents=held.documents,
+            passage_count=None if ref.passages is None else held.rows,
             change=held.change,
             lexical=None if ref.lexical is None else LexicalOptions(**ref.lexical.model_dump()),
+            passages=None if ref.passages is None else PassageOptions(**ref.passages.model_dump()),
             lexical_weight=ref.lexical_weight,
             created=bool(ref.created_for),
             writable=access.writes(name),
         )
 
-    def _changed(self, name: str, number: int | None) -> ChangeResponse:
+    def _changed(self, name: str, number: int | None, **told: Any) -> ChangeResponse:
         if number is None:
             raise NotFound(f"collection: {name!r} has been deleted")
-        return ChangeResponse(change=number, searchable_within_seconds=self._replica.settings.refresh_seconds)
+        seconds = self._replica.settings.refresh_seconds
+        return ChangeResponse(change=number, searchable_within_seconds=seconds, **told)

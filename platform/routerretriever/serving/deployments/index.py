@@ -13,8 +13,8 @@ from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import Vectors
-from routerretriever.datasets.collection import Document
 from routerretriever.index.changes import last_change
+from routerretriever.index.documents import StoredDocument
 from routerretriever.index.hybrid import Look, Tops
 from routerretriever.index.live import Found, LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings
@@ -74,7 +74,7 @@ class Index:
         """The best documents of this shard for each query; see ``LiveCollection.find``."""
         return await self._thread.run(self._find, collection, mode, wanted, tops, token)
 
-    async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
+    async def document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
         """A document, if it lies in this shard."""
         return await self._thread.run(self._document, collection, document_id)
 
@@ -82,7 +82,7 @@ class Index:
         """How far this shard has come."""
         return await self._thread.run(self._contents, collection)
 
-    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[StoredDocument]:
         """Documents of this shard by page."""
         return await self._thread.run(self._documents, collection, offset, limit)
 
@@ -107,7 +107,7 @@ class Index:
         change, looks = self._looks.pop((collection, token), (None, None))
         return live.find(mode, wanted, tops, looks if change == live.change else None)
 
-    def _document(self, collection: CollectionRef, document_id: str) -> Document | None:
+    def _document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
         try:
             return self._collection(collection).document(document_id)
         except KeyError:
@@ -115,9 +115,9 @@ class Index:
 
     def _contents(self, collection: CollectionRef) -> Contents:
         live = self._collection(collection)
-        return Contents(len(live), live.change)
+        return Contents(len(live), live.change, live.rows)
 
-    def _documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+    def _documents(self, collection: CollectionRef, offset: int, limit: int) -> list[StoredDocument]:
         return self._collection(collection).documents(offset, limit)
 
     def _collection(self, collection: CollectionRef) -> LiveCollection:
@@ -131,6 +131,7 @@ class Index:
                 self._part,
                 self._parts,
                 collection.lexical,
+                collection.passages,
             )
             self._refreshed_at[collection] = time.monotonic()
         elif time.monotonic() - self._refreshed_at[collection] >= self._refresh_seconds:
@@ -186,10 +187,10 @@ class IndexShards:
         merged = []
         for query, *found in zip(wanted, *shards, strict=True):
             hits = [(at, hit) for (at, _, _), own in zip(places, found, strict=True) for hit in own]
-            merged.append(sorted(hits, key=lambda each: -each[1].score)[: query.depth])
+            merged.append(_merged(query, hits))
         return merged
 
-    async def document(self, collection: CollectionRef, document_id: str) -> Document | None:
+    async def document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
         """A document, from the shard that has it."""
         found = await asyncio.gather(
             *(call_with_retry(shard.document, collection, document_id) for shard in self._shards)
@@ -201,13 +202,17 @@ class IndexShards:
         found: list[Contents] = await asyncio.gather(
             *(call_with_retry(shard.contents, collection) for shard in self._shards)
         )
-        return Contents(sum(each.documents for each in found), max(each.change for each in found))
+        return Contents(
+            sum(each.documents for each in found),
+            max(each.change for each in found),
+            sum(each.rows for each in found),
+        )
 
-    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[Document]:
+    async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[StoredDocument]:
         """Documents by page: those of the first shard, then those of the next."""
-        page: list[Document] = []
+        page: list[StoredDocument] = []
         for shard in self._shards:
-            own: list[Document] = await call_with_retry(
+            own: list[StoredDocument] = await call_with_retry(
                 shard.documents, collection, offset, limit - len(page)
             )
             page += own
@@ -216,3 +221,14 @@ class IndexShards:
             held: Contents = await call_with_retry(shard.contents, collection)
             offset = max(0, offset - held.documents)
         return page
+
+
+def _merged(wanted: Wanted, hits: list[tuple[int, Found]]) -> list[tuple[int, Found]]:
+    """The best of what shards have found; passages of one document may lie in several."""
+    ranked = sorted(hits, key=lambda each: -each[1].score)
+    if wanted.group_by_parent is not False:
+        best: dict[tuple[int, str], tuple[int, Found]] = {}
+        for at, hit in ranked:
+            best.setdefault((at, wanted.group(hit.document.id, hit.passage)), (at, hit))
+        ranked = list(best.values())
+    return ranked[: wanted.depth]

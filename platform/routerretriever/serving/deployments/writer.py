@@ -45,10 +45,16 @@ class WriterClient:
         await call_with_retry(self._handle.drop, name, ref)
 
     async def upsert(
-        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+        self,
+        collection: CollectionRef,
+        documents: list[Document],
+        vectors: Vectors,
+        passages: list[list[str]] | None = None,
     ) -> int | None:
-        """Add or replace documents with their vectors [n, d]; None if the collection was dropped."""
-        number: int | None = await call_with_retry(self._handle.upsert, collection, documents, vectors)
+        """Add or replace documents; None if the collection was dropped. See ``WriterPort``."""
+        number: int | None = await call_with_retry(
+            self._handle.upsert, collection, documents, vectors, passages
+        )
         return number
 
     async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
@@ -102,10 +108,14 @@ class Writer:
             self._last.pop(ref.changes, None)
 
     async def upsert(
-        self, collection: CollectionRef, documents: list[Document], vectors: Vectors
+        self,
+        collection: CollectionRef,
+        documents: list[Document],
+        vectors: Vectors,
+        passages: list[list[str]] | None = None,
     ) -> int | None:
-        """Add or replace documents with their vectors [n, d]; returns the change's number."""
-        return await self._write(collection, write_change, documents, vectors)
+        """Add or replace documents, or their passages; returns the change's number."""
+        return await self._write(collection, write_change, documents, vectors, passages)
 
     async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
         """Delete documents; returns the change's number."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from pydantic import ValidationError
 
 from routerretriever.client.schemas import (
     Calibrated,
@@ -16,14 +17,17 @@ from routerretriever.client.schemas import (
     CollectionIn,
     CollectionState,
     DeleteRequest,
-    DocumentIn,
+    DocumentOut,
     DocumentsResponse,
+    PassageOptions,
     Status,
     UpsertRequest,
 )
 from routerretriever.config.serving import LimitSettings
 from routerretriever.datasets.collection import Document
+from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import WrongField
+from routerretriever.index.documents import StoredDocument
 from routerretriever.serving.http.errors import Contradiction, check_count, check_length
 from routerretriever.serving.service import Service
 
@@ -47,7 +51,11 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
 
     @api.post("/v1/collections")
     async def create(body: CollectionIn, request: Request) -> CollectionState:
-        """Create a collection without documents; it can be searched with all experts at once."""
+        """Create a collection without documents; it can be searched with all experts at once.
+
+        With `passages`, documents are cut when they are added. That cannot be changed later.
+        """
+        check_passages(body.passages)
         return await pick(request).create(body, request.state.access)
 
     @api.get("/v1/collections/{name}")
@@ -71,20 +79,20 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
         request.state.allow(len(body.queries))
         return await pick(request).calibrate(name, body.queries, request.state.access)
 
-    @api.get("/v1/collections/{name}/documents")
+    @api.get("/v1/collections/{name}/documents", response_model_exclude_unset=True)
     async def documents(
         name: str,
         request: Request,
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> DocumentsResponse:
-        """Documents by page."""
-        total, page = await pick(request).documents(name, offset, limit, request.state.access)
-        return DocumentsResponse.model_construct(total=total, data=[_shown(each) for each in page])
+        """Whole documents by page, however they are cut."""
+        held, page = await pick(request).documents(name, offset, limit, request.state.access)
+        return DocumentsResponse.model_construct(total=held.documents, data=[_shown(each) for each in page])
 
     @api.post("/v1/collections/{name}/documents")
     async def upsert(name: str, body: UpsertRequest, request: Request) -> ChangeResponse:
-        """Add documents; those whose ids are there already are replaced."""
+        """Add documents; those whose ids are there already are replaced, with all of their passages."""
         check_count("documents", body.documents, limits.documents)
         for row, document in enumerate(body.documents):
             check_length(f"documents.{row}.text", document.text, limits.document_length)
@@ -93,21 +101,32 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
         documents = {d.id: Document(d.id, d.title, d.text, d.metadata or None) for d in body.documents}
         if len(documents) < len(body.documents):
             raise Contradiction("documents", "an id comes twice")
-        request.state.allow(len(documents))
-        return await pick(request).upsert(name, list(documents.values()), request.state.access)
+        state = request.state
+        state.allow(len(documents))
+        return await pick(request).upsert(name, list(documents.values()), state.access, state.allow)
 
     @api.post("/v1/collections/{name}/documents/delete")
     async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
-        """Delete documents by their ids."""
+        """Delete documents by their ids, with all of their passages."""
         check_count("ids", body.ids, limits.documents)
         return await pick(request).delete(name, body.ids, request.state.access)
 
-    @api.get("/v1/collections/{name}/document")
+    @api.get("/v1/collections/{name}/document", response_model_exclude_unset=True)
     async def document(
         name: str, request: Request, document_id: Annotated[str, Query(alias="id", min_length=1)]
-    ) -> DocumentIn:
-        """One document as it is now."""
+    ) -> DocumentOut:
+        """One document as it is now, whole."""
         return _shown(await pick(request).document(name, document_id, request.state.access))
+
+
+def check_passages(options: PassageOptions | None) -> None:
+    """Raise ``Contradiction`` if documents cannot be cut so."""
+    if options is None:
+        return
+    try:
+        PassageSettings.model_validate(options.model_dump())
+    except ValidationError as error:
+        raise Contradiction("passages", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def check_metadata(field: str, metadata: dict[str, Any] | None, most: int) -> None:
@@ -137,5 +156,8 @@ def check_metadata(field: str, metadata: dict[str, Any] | None, most: int) -> No
         raise WrongField(field, f"{size} bytes are more than {most}")
 
 
-def _shown(document: Document) -> DocumentIn:
-    return DocumentIn.model_construct(**document._asdict())
+def _shown(stored: StoredDocument) -> DocumentOut:
+    values = stored.document._asdict()
+    if stored.passages is not None:
+        values["passage_count"] = stored.passages
+    return DocumentOut.model_construct(**values)
