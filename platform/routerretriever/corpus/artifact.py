@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,8 @@ from routerretriever.hashing import content_hash
 
 Vectors = NDArray[np.float32]
 
+_HEADERS = threading.Lock()
+
 
 def corpus_key(collection: Collection, encoder: EncoderSettings) -> str:
     """Where a collection's corpus artifact lies: a hash of the documents, the encoder and its precision."""
@@ -44,6 +47,17 @@ def documents_file(shard: int) -> str:
 def embeddings_file(shard: int) -> str:
     """Name of a shard's embeddings within the artifact."""
     return f"embeddings/{shard:05d}.npy"
+
+
+def open_array(path: Path) -> NDArray[Any]:
+    """An array that stays on disk until it is needed.
+
+    One thread at a time: NumPy has Python parse the header, and CPython before 3.11.8 may raise a
+    ``SystemError`` if two threads do so at once (CPython's issue 106905).
+    """
+    with _HEADERS:
+        loaded: NDArray[Any] = np.load(path, mmap_mode="r")
+    return loaded
 
 
 def documents_table(documents: Sequence[Document]) -> arrow.Table:
@@ -114,8 +128,7 @@ class Corpus:
 
     def embeddings(self, shard: int) -> Vectors:
         """One shard's vectors [n, d], memory-mapped."""
-        loaded: Vectors = np.load(self.folder / embeddings_file(self.first + shard), mmap_mode="r")
-        return loaded
+        return open_array(self.folder / embeddings_file(self.first + shard))
 
     def matrix(self) -> Vectors:
         """All vectors [N, d], in memory."""

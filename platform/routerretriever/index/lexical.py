@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.artifacts.store import ArtifactStore, build_missing
-from routerretriever.corpus.artifact import Corpus
+from routerretriever.corpus.artifact import Corpus, open_array
 from routerretriever.hashing import content_hash
 from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
 from routerretriever.index.settings import LexicalSettings
@@ -91,7 +91,7 @@ class Postings:
         """Read the files that ``save`` wrote; the arrays stay on disk until they are needed."""
         text = (folder / _WORDS_FILE).read_text(encoding="utf-8")
         words = {word: number for number, word in enumerate(text.split("\n"))} if text else {}
-        return cls(words, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+        return cls(words, *(open_array(folder / f"{name}.npy") for name in _ARRAYS))
 
 
 class LexicalIndex:
