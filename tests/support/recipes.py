@@ -32,7 +32,9 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
             "sport": {"path": "sport", "expert": False},
         },
         "encoder": {"name": "fake", "query_max_length": 64, "document_max_length": 64},
-        "corpus": {"shard_size": 10},
+        # One worker a pool: starting a second takes longer than all there is to do.
+        "corpus": {"shard_size": 10, "workers": 1},
+        "scoring": {"workers": 1},
         "training": TINY_TRAINING,
         "serving": {"port": 0},
     }
