@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install sample test test-fast check format docs clean
+.PHONY: help install sample test test-fast check format client docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,9 @@ check: install ## Style, types and imports
 format: install ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+client: install ## Write the synchronous client anew from the asynchronous one
+	PYTHONPATH=tests $(BIN)/python -m support.synchronous
 
 docs: install ## Write the generated pages, and build the documentation into site/
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from routerretriever.bundle.model import RouterRetriever
-    from routerretriever.client.client import Client
+    from routerretriever.client import Client
     from routerretriever.commands import (
         add_expert,
         encode,
@@ -60,7 +60,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 _HOMES = dict.fromkeys(__all__, "routerretriever.commands") | {
-    "Client": "routerretriever.client.client",
+    "Client": "routerretriever.client",
     "Recipe": "routerretriever.config.recipe",
     "RouterRetriever": "routerretriever.bundle.model",
     "RouterRetrieverError": "routerretriever.errors",

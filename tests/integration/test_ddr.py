@@ -9,7 +9,7 @@ from routerretriever import RouterRetriever
 from routerretriever.adapters.files import ADAPTER_WEIGHTS
 from routerretriever.adapters.prefix_shape import PrefixShape
 from routerretriever.adapters.tower import load_tower
-from routerretriever.client.client import Client
+from routerretriever.client import Client
 from routerretriever.methods.ddr import DDR, DDR_PRIOR, DDR_TOP_K, DDR_UNROUTED, GENERAL_PREFIX, Ddr
 from routerretriever.methods.experts import ROUTED, Experts
 from routerretriever.pipeline.pipeline import Pipeline

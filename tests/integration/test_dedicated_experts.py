@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ray import serve
 from routerretriever import RouterRetriever
-from routerretriever.client.client import Client
+from routerretriever.client import Client
 from routerretriever.config.loading import parse_recipe
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.registry.registry import Registry

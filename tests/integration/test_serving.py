@@ -18,7 +18,7 @@ import ray
 from mlflow import MlflowClient
 from ray import serve
 from routerretriever import RouterRetriever
-from routerretriever.client.client import Client, ServiceError
+from routerretriever.client import Client, ServiceError
 from routerretriever.config.loading import parse_recipe
 from routerretriever.index.dense import open_index
 from routerretriever.pipeline.pipeline import Pipeline

@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 from support.paths import ROOT
+from support.synchronous import WRITTEN, synchronous_client
 
 PACKAGE = ROOT / "platform" / "routerretriever"
 PROJECT = tomllib.loads((PACKAGE / "client" / "pyproject.toml").read_text())
@@ -17,10 +18,14 @@ FILES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
 def test_it_has_the_packages_version_and_all_of_its_files():
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert PROJECT["project"]["version"] == whole["version"]
-    there = {path.name for path in (PACKAGE / "client").glob("*.py")}
+    there = {str(path.relative_to(PACKAGE / "client")) for path in (PACKAGE / "client").rglob("*.py")}
     assert there <= set(FILES)
     for source, target in FILES.items():
         assert (PACKAGE / "client" / source).resolve() == (ROOT / "platform" / target).resolve()
+
+
+def test_the_synchronous_client_is_made_of_the_asynchronous_one():
+    assert WRITTEN.read_text() == synchronous_client(), "run `make client`"
 
 
 def test_what_the_client_imports_of_us_is_in_its_wheel():

@@ -9,7 +9,7 @@ import json
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from routerretriever.client.client import AsyncClient, Client, ServiceError
+from routerretriever.client import AsyncClient, Client, ServiceError
 from routerretriever.serving.http.auth import Token
 from support.service import caller
 from support.whole_service import WholeService

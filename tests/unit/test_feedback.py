@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from routerretriever.artifacts.filesystem import FileSystem
-from routerretriever.client.client import AsyncClient
+from routerretriever.client import AsyncClient
 from routerretriever.config.serving import FeedbackSettings, ServingSettings
 from routerretriever.datasets.feedback import Feedback, FeedbackLog, judge
 from routerretriever.serving.deployments.metrics import Metrics

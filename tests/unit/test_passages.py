@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.bundle.manifest import cut_collections
-from routerretriever.client.client import AsyncClient
+from routerretriever.client import AsyncClient
 from routerretriever.datasets.collection import Document
 from routerretriever.datasets.passages import about_how_many, count_tokens, cut, join
 from routerretriever.datasets.settings import PassageSettings

@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -26,7 +25,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import ValidationQuery
-from routerretriever.client.client import AsyncClient, Client, ServiceError
+from routerretriever.client import AsyncClient, Client, ServiceError
 from routerretriever.client.langchain import RoutedEmbeddings
 from routerretriever.client.schemas import (
     Hit,
@@ -472,9 +471,9 @@ def patient(service: Restarted, patience: float) -> Client:
 
 def test_a_client_outlasts_a_restart(monkeypatch):
     waited: list[float] = []
-    # The client's own clock: other threads sleep too.
-    clock = SimpleNamespace(sleep=waited.append, monotonic=time.monotonic)
-    monkeypatch.setattr("routerretriever.client.client.time", clock)
+    # The client's own sleep: other threads sleep too.
+    clock = SimpleNamespace(sleep=waited.append)
+    monkeypatch.setattr("routerretriever.client.synchronous.client.time", clock)
     service = Restarted(*TROUBLES)
     client = patient(service, 20)
     assert client.route(["x"]) == client.route(["x"]) == []

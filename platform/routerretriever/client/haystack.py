@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from haystack import Document, component
 
-from routerretriever.client.client import Client
+from routerretriever.client.synchronous.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
 
 _TEXTS_AT_ONCE = 64

@@ -16,7 +16,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 
-from routerretriever.client.client import Client
+from routerretriever.client.synchronous.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
 
 _TEXTS_AT_ONCE = 64

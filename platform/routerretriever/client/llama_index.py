@@ -12,7 +12,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
-from routerretriever.client.client import Client
+from routerretriever.client.synchronous.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
 
 

@@ -89,7 +89,7 @@ def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
 
 def ask_once(pipeline: Pipeline) -> None:
     """Serve, ask the recipe's question (or a dev query), print the answer, shut down."""
-    from routerretriever.client.client import Client
+    from routerretriever.client import Client
 
     name = pipeline.recipe.expert_domains[-1]
     question = pipeline.recipe.question or next(iter(pipeline.collections[name].queries("dev").values()))

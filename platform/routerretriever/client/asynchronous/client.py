@@ -1,0 +1,185 @@
+"""The client to await. The other is made of this file: `make client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, Unpack
+
+import httpx
+
+from routerretriever.client.requests import (
+    COLLECTIONS,
+    DEFAULT_LEXICAL,
+    LOST,
+    Attempts,
+    Document,
+    SearchOptions,
+    Vectors,
+    checked,
+    collection_body,
+    documents_path,
+    embeddings_body,
+    feedback_body,
+    headers,
+    judged_body,
+    search_body,
+    vectors_of,
+)
+from routerretriever.client.schemas import (
+    Calibrated,
+    ChangeResponse,
+    CollectionState,
+    DocumentOut,
+    DocumentsResponse,
+    ExpertState,
+    FeedbackResponse,
+    ForgetResponse,
+    Route,
+    RouteResponse,
+    SearchResponse,
+    ServiceState,
+)
+from routerretriever.types import ROUTED_MODEL
+
+
+class AsyncClient:
+    """Asks a service."""
+
+    def __init__(
+        self, url: str, token: str | None = None, timeout: float = 60.0, patience: float = 20.0
+    ) -> None:
+        """Make ready to ask; nothing is sent yet.
+
+        Args:
+            url: the service's, without ``/v1``.
+            token: what it knows this client by, if it wants to know.
+            timeout: seconds that an answer may take.
+            patience: seconds for which a request is sent again.
+        """
+        self._http = httpx.AsyncClient(base_url=url, headers=headers(token), timeout=timeout)
+        self._patience = patience
+        self._met = False
+
+    async def search(
+        self,
+        query: str,
+        collection: str | None = None,
+        top_k: int = 10,
+        model: str = ROUTED_MODEL,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResponse:
+        """Documents for a query, best first, and who answered."""
+        body = search_body(query, collection, top_k, model, options)
+        answer = await self._post("/v1/search", body)
+        return SearchResponse.model_validate(answer)
+
+    async def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
+        """Vectors [B, d] of queries, by the router's choice or by the expert named; or of ``documents``."""
+        return vectors_of(await self._post("/v1/embeddings", embeddings_body(texts, model)))
+
+    async def route(self, texts: Sequence[str]) -> list[Route]:
+        """Which experts would answer each query, and why."""
+        return RouteResponse.model_validate(await self._post("/v1/route", {"input": list(texts)})).data
+
+    async def upsert(self, collection: str, documents: Sequence[Document]) -> ChangeResponse:
+        """Add documents, or replace those whose ids are there; ``truncated`` of them were read in part."""
+        answer = await self._post(documents_path(collection), {"documents": [dict(one) for one in documents]})
+        return ChangeResponse.model_validate(answer)
+
+    async def delete(self, collection: str, ids: Sequence[str]) -> ChangeResponse:
+        """Delete documents."""
+        answer = await self._post(f"{documents_path(collection)}/delete", {"ids": list(ids)})
+        return ChangeResponse.model_validate(answer)
+
+    async def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
+        """Report what a user did with results; returns the report's id.
+
+        Args:
+            query: what was asked.
+            collection: which collection.
+            shown: ids of the results, best first.
+            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, and ``user``.
+        """
+        answer = await self._post("/v1/feedback", feedback_body(query, collection, shown, marks))
+        return FeedbackResponse.model_validate(answer).id
+
+    async def forget(self, user: str) -> int:
+        """Delete all feedback of a user; returns how many reports there were."""
+        answer = await self._post("/v1/feedback/delete", {"user": user})
+        return ForgetResponse.model_validate(answer).deleted
+
+    async def collections(self) -> list[CollectionState]:
+        """The collections that this client may read."""
+        return [CollectionState.model_validate(one) for one in checked(await self._http.get(COLLECTIONS))]
+
+    async def collection(self, name: str) -> CollectionState:
+        """One collection: how many documents it has, and how it is searched."""
+        return CollectionState.model_validate(checked(await self._http.get(f"{COLLECTIONS}/{name}")))
+
+    async def create_collection(
+        self,
+        name: str,
+        lexical: Mapping[str, Any] | None = DEFAULT_LEXICAL,
+        passages: Mapping[str, int] | None = None,
+    ) -> CollectionState:
+        """Create a collection without documents.
+
+        Args:
+            name: its name.
+            lexical: as ``LexicalOptions``; None for no words.
+            passages: as ``PassageOptions``, to cut documents: ``{"tokens": 200, "overlap": 40}``.
+        """
+        body = collection_body(name, lexical, passages)
+        return CollectionState.model_validate(checked(await self._http.post(COLLECTIONS, json=body)))
+
+    async def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
+        """Learn how much words count in a created collection; ``queries`` with their relevant ids."""
+        answer = await self._post(f"{COLLECTIONS}/{collection}/calibrate", judged_body(queries))
+        return Calibrated.model_validate(answer)
+
+    async def delete_collection(self, name: str) -> None:
+        """Delete a collection that was created over HTTP, with its documents."""
+        checked(await self._http.delete(f"{COLLECTIONS}/{name}"))
+
+    async def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
+        """A page of a collection's documents."""
+        page = {"offset": offset, "limit": limit}
+        answer = checked(await self._http.get(documents_path(collection), params=page))
+        return DocumentsResponse.model_validate(answer)
+
+    async def document(self, collection: str, document_id: str) -> DocumentOut:
+        """One document as it is now."""
+        path = f"{COLLECTIONS}/{collection}/document"
+        return DocumentOut.model_validate(checked(await self._http.get(path, params={"id": document_id})))
+
+    async def service(self) -> ServiceState:
+        """What is being served."""
+        return ServiceState.model_validate(checked(await self._http.get("/v1/service")))
+
+    async def experts(self) -> list[ExpertState]:
+        """The experts that are served, and how the traffic spreads over them."""
+        return [ExpertState.model_validate(one) for one in checked(await self._http.get("/v1/experts"))]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        attempts = Attempts(self._patience)
+        while True:
+            try:
+                response = await self._http.post(path, json=body)
+                self._met = True
+                if (pause := attempts.pause_after(response)) is None:
+                    return checked(response)
+            except LOST:
+                if not self._met or (pause := attempts.pause()) is None:
+                    raise
+            await asyncio.sleep(pause)

@@ -1,0 +1,140 @@
+"""What both clients send and make of answers; they differ in how they wait."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypedDict
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from routerretriever.client.schemas import EmbeddingsResponse
+from routerretriever.types import Mode
+
+Vectors = NDArray[np.float32]
+Document = Mapping[str, Any]
+"""``id``, ``text`` and, if there are any, ``title`` and ``metadata``."""
+
+_PASSING = (429, 502, 503)
+_JSON = "application/json"
+COLLECTIONS = "/v1/collections"
+DEFAULT_LEXICAL: Mapping[str, Any] = MappingProxyType({})
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
+
+
+class ServiceError(RuntimeError):
+    """The service answered with an error; the message is the service's own."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        try:
+            message = response.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = response.text[:200]
+        super().__init__(f"{response.status_code}: {message}")
+        self.status = response.status_code
+
+
+LOST = (httpx.NetworkError, httpx.RemoteProtocolError)
+"""A connection that was refused or broke. One that never was is an address to be corrected."""
+
+
+class Attempts:
+    """When one request is sent again."""
+
+    def __init__(self, patience: float) -> None:
+        self._until = time.monotonic() + patience
+        self._next = _FIRST_PAUSE
+
+    def pause_after(self, response: httpx.Response) -> float | None:
+        """Seconds to wait before another attempt; None if this answer stands."""
+        # A proxy that has just been started anew finds no route; our own 404s are JSON.
+        lost = response.status_code == 404 and _JSON not in response.headers.get("Content-Type", "")
+        if response.status_code not in _PASSING and not lost:
+            return None
+        told = response.headers.get("Retry-After", "")  # ours is in seconds; a proxy's may be a date
+        return self.pause(float(told) if told.isdecimal() else None)
+
+    def pause(self, seconds: float | None = None) -> float | None:
+        """The same when there was no answer; so many seconds if they are given."""
+        if seconds is None:
+            seconds, self._next = self._next, min(2 * self._next, _LONGEST_PAUSE)
+        return seconds if time.monotonic() + seconds <= self._until else None
+
+
+class SearchOptions(TypedDict, total=False):
+    """What a search may say besides; see ``SearchRequest``."""
+
+    collections: list[str]
+    mode: Mode
+    weight: float
+    filter: dict[str, Any]
+    offset: int
+    min_score: float
+    fields: list[str]
+    group_by_parent: bool | None
+    highlight: bool
+
+
+def headers(token: str | None) -> dict[str, str]:
+    """With the token, if there is one."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def checked(response: httpx.Response) -> Any:
+    """An answer's JSON.
+
+    Raises:
+        ServiceError: it is an error.
+    """
+    if response.is_error:
+        raise ServiceError(response)
+    return response.json()
+
+
+def search_body(
+    query: str, collection: str | None, top_k: int, model: str, options: SearchOptions
+) -> dict[str, Any]:
+    """Of ``/v1/search``."""
+    return {"query": query, "collection": collection, "top_k": top_k, "model": model, **options}
+
+
+def embeddings_body(texts: Sequence[str], model: str) -> dict[str, Any]:
+    """Of ``/v1/embeddings``."""
+    return {"input": list(texts), "model": model, "encoding_format": "base64"}
+
+
+def feedback_body(
+    query: str, collection: str, shown: Sequence[str], marks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of ``/v1/feedback``."""
+    # An id of its own, so that a report that is sent again counts once.
+    return {"query": query, "collection": collection, "shown": list(shown), "id": uuid.uuid4().hex, **marks}
+
+
+def collection_body(
+    name: str, lexical: Mapping[str, Any] | None, passages: Mapping[str, int] | None
+) -> dict[str, Any]:
+    """Of a collection that is created."""
+    options = {"lexical": lexical, "passages": passages}
+    return {"name": name, **{key: None if one is None else dict(one) for key, one in options.items()}}
+
+
+def judged_body(queries: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Of a calibration."""
+    return {"queries": [{"query": query, "relevant": list(ids)} for query, ids in queries.items()]}
+
+
+def documents_path(collection: str) -> str:
+    """Where a collection's documents are."""
+    return f"{COLLECTIONS}/{collection}/documents"
+
+
+def vectors_of(answer: Any) -> Vectors:
+    """The vectors [B, d] of an answer."""
+    data = EmbeddingsResponse.model_validate(answer).data
+    return np.stack([np.frombuffer(base64.b64decode(str(one.embedding)), "<f4") for one in data])

@@ -1,0 +1,1 @@
+"""One of the two clients; see ``routerretriever.client``."""

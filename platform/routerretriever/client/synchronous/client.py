@@ -1,0 +1,185 @@
+"""Made of asynchronous/client.py by `make client`; change that file, not this one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, Unpack
+
+import httpx
+
+from routerretriever.client.requests import (
+    COLLECTIONS,
+    DEFAULT_LEXICAL,
+    LOST,
+    Attempts,
+    Document,
+    SearchOptions,
+    Vectors,
+    checked,
+    collection_body,
+    documents_path,
+    embeddings_body,
+    feedback_body,
+    headers,
+    judged_body,
+    search_body,
+    vectors_of,
+)
+from routerretriever.client.schemas import (
+    Calibrated,
+    ChangeResponse,
+    CollectionState,
+    DocumentOut,
+    DocumentsResponse,
+    ExpertState,
+    FeedbackResponse,
+    ForgetResponse,
+    Route,
+    RouteResponse,
+    SearchResponse,
+    ServiceState,
+)
+from routerretriever.types import ROUTED_MODEL
+
+
+class Client:
+    """Asks a service."""
+
+    def __init__(
+        self, url: str, token: str | None = None, timeout: float = 60.0, patience: float = 20.0
+    ) -> None:
+        """Make ready to ask; nothing is sent yet.
+
+        Args:
+            url: the service's, without ``/v1``.
+            token: what it knows this client by, if it wants to know.
+            timeout: seconds that an answer may take.
+            patience: seconds for which a request is sent again.
+        """
+        self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout)
+        self._patience = patience
+        self._met = False
+
+    def search(
+        self,
+        query: str,
+        collection: str | None = None,
+        top_k: int = 10,
+        model: str = ROUTED_MODEL,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResponse:
+        """Documents for a query, best first, and who answered."""
+        body = search_body(query, collection, top_k, model, options)
+        answer = self._post("/v1/search", body)
+        return SearchResponse.model_validate(answer)
+
+    def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
+        """Vectors [B, d] of queries, by the router's choice or by the expert named; or of ``documents``."""
+        return vectors_of(self._post("/v1/embeddings", embeddings_body(texts, model)))
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Which experts would answer each query, and why."""
+        return RouteResponse.model_validate(self._post("/v1/route", {"input": list(texts)})).data
+
+    def upsert(self, collection: str, documents: Sequence[Document]) -> ChangeResponse:
+        """Add documents, or replace those whose ids are there; ``truncated`` of them were read in part."""
+        answer = self._post(documents_path(collection), {"documents": [dict(one) for one in documents]})
+        return ChangeResponse.model_validate(answer)
+
+    def delete(self, collection: str, ids: Sequence[str]) -> ChangeResponse:
+        """Delete documents."""
+        answer = self._post(f"{documents_path(collection)}/delete", {"ids": list(ids)})
+        return ChangeResponse.model_validate(answer)
+
+    def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
+        """Report what a user did with results; returns the report's id.
+
+        Args:
+            query: what was asked.
+            collection: which collection.
+            shown: ids of the results, best first.
+            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, and ``user``.
+        """
+        answer = self._post("/v1/feedback", feedback_body(query, collection, shown, marks))
+        return FeedbackResponse.model_validate(answer).id
+
+    def forget(self, user: str) -> int:
+        """Delete all feedback of a user; returns how many reports there were."""
+        answer = self._post("/v1/feedback/delete", {"user": user})
+        return ForgetResponse.model_validate(answer).deleted
+
+    def collections(self) -> list[CollectionState]:
+        """The collections that this client may read."""
+        return [CollectionState.model_validate(one) for one in checked(self._http.get(COLLECTIONS))]
+
+    def collection(self, name: str) -> CollectionState:
+        """One collection: how many documents it has, and how it is searched."""
+        return CollectionState.model_validate(checked(self._http.get(f"{COLLECTIONS}/{name}")))
+
+    def create_collection(
+        self,
+        name: str,
+        lexical: Mapping[str, Any] | None = DEFAULT_LEXICAL,
+        passages: Mapping[str, int] | None = None,
+    ) -> CollectionState:
+        """Create a collection without documents.
+
+        Args:
+            name: its name.
+            lexical: as ``LexicalOptions``; None for no words.
+            passages: as ``PassageOptions``, to cut documents: ``{"tokens": 200, "overlap": 40}``.
+        """
+        body = collection_body(name, lexical, passages)
+        return CollectionState.model_validate(checked(self._http.post(COLLECTIONS, json=body)))
+
+    def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
+        """Learn how much words count in a created collection; ``queries`` with their relevant ids."""
+        answer = self._post(f"{COLLECTIONS}/{collection}/calibrate", judged_body(queries))
+        return Calibrated.model_validate(answer)
+
+    def delete_collection(self, name: str) -> None:
+        """Delete a collection that was created over HTTP, with its documents."""
+        checked(self._http.delete(f"{COLLECTIONS}/{name}"))
+
+    def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
+        """A page of a collection's documents."""
+        page = {"offset": offset, "limit": limit}
+        answer = checked(self._http.get(documents_path(collection), params=page))
+        return DocumentsResponse.model_validate(answer)
+
+    def document(self, collection: str, document_id: str) -> DocumentOut:
+        """One document as it is now."""
+        path = f"{COLLECTIONS}/{collection}/document"
+        return DocumentOut.model_validate(checked(self._http.get(path, params={"id": document_id})))
+
+    def service(self) -> ServiceState:
+        """What is being served."""
+        return ServiceState.model_validate(checked(self._http.get("/v1/service")))
+
+    def experts(self) -> list[ExpertState]:
+        """The experts that are served, and how the traffic spreads over them."""
+        return [ExpertState.model_validate(one) for one in checked(self._http.get("/v1/experts"))]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        attempts = Attempts(self._patience)
+        while True:
+            try:
+                response = self._http.post(path, json=body)
+                self._met = True
+                if (pause := attempts.pause_after(response)) is None:
+                    return checked(response)
+            except LOST:
+                if not self._met or (pause := attempts.pause()) is None:
+                    raise
+            time.sleep(pause)
