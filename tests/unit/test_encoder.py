@@ -223,7 +223,7 @@ def test_an_expert_for_another_architecture_is_refused(encoder, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     wider = BertModel(BertConfig(hidden_size=48, num_attention_heads=2, num_hidden_layers=2))
     with pytest.raises(EncoderError, match=r"expert 'one': .*does not fit this base encoder"):
-        batch_adapters(QueryTower(FAKE, encoder._tokenizer, wider), {"one": tmp_path})
+        batch_adapters(QueryTower(FAKE, encoder.parts[0], wider), {"one": tmp_path})
 
 
 def test_only_the_adapter_gets_gradients(encoder):

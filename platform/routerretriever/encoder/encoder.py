@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,9 +25,11 @@ from routerretriever.encoder.compiled import MAX_ROWS, CompiledTower, rounded_le
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
 from routerretriever.encoder.files import read_dense, read_model
 from routerretriever.encoder.linear import FrozenLinear, InputHook, OutputHook
-from routerretriever.encoder.pooling import mean_over_tokens, pooling_of
+from routerretriever.encoder.pooling import mean_over_tokens
 from routerretriever.encoder.settings import EncoderSettings, EngineSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
+from routerretriever.encoder.tokens import TextReader, batches
+from routerretriever.encoder.transformer import Tower, hidden_entering, transformer_layers
 from routerretriever.errors import EncoderError
 from routerretriever.runtime.cluster import granted_gpus
 
@@ -38,8 +39,6 @@ Vectors = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_CHARACTERS_PER_TOKEN = 1000
-"""More than any text has on average, runs of spaces and words of no known piece among them."""
 _CPU_PADDING = 64
 """Padding tokens in a batch above which another pass is cheaper, on a CPU: queries of 9 to 63 tokens, 32 at a
 time, took 407 ms in one batch and 246 in batches with at most so much padding (MiniLM, one AVX2 thread)."""
@@ -89,7 +88,6 @@ class Encoder:
         self.card = resolve_card(settings)
         settings = self.settings = self.card.settings
         self.device = _pick_device(settings.device)
-        self._tokenizer = tokenizer
         if getattr(model, "pooler", None) is not None:
             # The pooler is not part of the tower; with it, "dense" adapters would train unused weights.
             model.pooler = None
@@ -100,7 +98,7 @@ class Encoder:
         self._compiled: CompiledTower | None = None
         self._dense: list[Any] = list(dense)
         self._tower = Tower(model, settings.pooling, settings.similarity, dense)
-        self.transformer_layers = _transformer_layers(model)
+        self.transformer_layers = transformer_layers(model)
         self.linear_layers: dict[str, nn.Linear] = {
             name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
         }
@@ -113,10 +111,7 @@ class Encoder:
                 raise EncoderError(
                     f"encoder.{field}: {getattr(settings, field)} is above the model's {limit} positions"
                 )
-        assert settings.query_max_length is not None
-        # A prompt takes nothing from what a query may have, as far as there are positions.
-        prompted = settings.query_max_length + self._prompt_tokens
-        self._query_limit = prompted if limit is None else min(prompted, limit)
+        self._reader = TextReader(tokenizer, settings, limit)
 
     def _read_documents_by(self, other: Encoder) -> None:
         if other.dimension != self.dimension:
@@ -169,7 +164,7 @@ class Encoder:
     @property
     def parts(self) -> tuple[Any, Any, list[Any]]:
         """Tokenizer, transformer and Dense layers."""
-        return self._tokenizer, self.transformer, self._dense
+        return self._reader.tokenizer, self.transformer, self._dense
 
     @property
     def dimension(self) -> int:
@@ -193,21 +188,6 @@ class Encoder:
     def width(self) -> int:
         """Width of the transformer's hidden states."""
         return int(self.transformer.config.get_text_config().hidden_size)
-
-    @cached_property
-    def _prompt_tokens(self) -> int:
-        """Tokens that the query prompt adds to a query."""
-        if not self.settings.query_prompt:
-            return 0
-        long = 4 * len(self.settings.query_prompt) + 16
-        bare, prompted = (self._tokenize([text], long)[0] for text in ("a", self.settings.query_prompt + "a"))
-        return max(0, len(prompted) - len(bare))
-
-    @cached_property
-    def _opening_tokens(self) -> int:
-        """Special tokens before a text's own."""
-        first, second = (self._tokenize([text], 16)[0] for text in ("a", "b"))
-        return next((n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), 0)
 
     @property
     def layers(self) -> int:
@@ -249,11 +229,11 @@ class Encoder:
                 hidden = self._embeddings(input_ids)
             else:
                 layer = self.transformer_layers[features]
-                hidden = _hidden_entering(layer, self._tower.model, input_ids, attention_mask)
+                hidden = hidden_entering(layer, self._tower.model, input_ids, attention_mask)
             told = attention_mask
-            if self._prompt_tokens:  # all queries have it: it says nothing about any of them
+            if self._reader.prompt_tokens:  # all queries have it: it says nothing about any of them
                 told = attention_mask.clone()
-                told[:, self._opening_tokens : self._opening_tokens + self._prompt_tokens] = 0
+                told[:, self._reader.prompt] = 0
             return F.normalize(mean_over_tokens(hidden, told), dim=-1)
 
         return self.embed_tokens(rows, early, padding_is_free=features == 0)
@@ -271,7 +251,7 @@ class Encoder:
             alone = module(ids)
         except TypeError:
             return None  # it wants more than token ids
-        expected = _hidden_entering(self.transformer_layers[0], self.transformer, ids, torch.ones_like(ids))
+        expected = hidden_entering(self.transformer_layers[0], self.transformer, ids, torch.ones_like(ids))
         return module if alone.shape == expected.shape and torch.equal(alone, expected) else None
 
     @property
@@ -304,7 +284,7 @@ class Encoder:
     def is_rowwise(self) -> bool:
         """Whether all linear layers see a batch's rows, and nothing else. DeBERTa's also run on positions."""
         seen: set[int] = set()
-        ids, mask = self.pad(self._tokenize(["a"] * 3, 16))
+        ids, mask = self.pad(self.tokenize_queries(["a"] * 3, 16))
 
         def look(values: Tensor) -> Tensor:
             seen.add(len(values))
@@ -335,28 +315,19 @@ class Encoder:
 
     def tokenize_queries(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Token ids of each query, unpadded."""
-        limit = (
-            self._query_limit
-            if max_length is None
-            else min(max_length + self._prompt_tokens, self._query_limit)
-        )
-        return self._tokenize([f"{self.settings.query_prompt}{text}" for text in texts], limit)
+        return self._reader.queries(texts, max_length)
 
     def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, unpadded."""
         if self._documents is not None:
             return [DocumentTokens(row) for row in self._documents.tokenize_documents(texts)]
-        assert self.settings.document_max_length is not None
-        prompted = [f"{self.settings.document_prompt}{text}" for text in texts]
-        return self._tokenize(prompted, self.settings.document_max_length)
+        return self._reader.documents(texts)
 
     def limit(self, documents: bool) -> int:
         """Tokens that are read of a query or a document, its prompt among them."""
         if documents and self._documents is not None:
             return self._documents.limit(documents)
-        limit = self.settings.document_max_length if documents else self._query_limit
-        assert limit is not None
-        return limit
+        return self._reader.limit(documents)
 
     def are_cut(self, texts: Sequence[str], rows: Sequence[Sequence[int]], documents: bool) -> list[bool]:
         """Which texts are longer than what is read of them.
@@ -366,17 +337,8 @@ class Encoder:
             rows: their token ids, as they are read.
             documents: whether they are documents.
         """
-        if documents and self._documents is not None:
-            return self._documents.are_cut(texts, rows, documents)
-        prompt = self.settings.document_prompt if documents else self.settings.query_prompt
-        limit = self.limit(documents)
-        # One that is as long as it may be ended there, or was cut: with room for one more it tells.
-        full = [position for position, row in enumerate(rows) if len(row) >= limit]
-        longer = self._tokenize([f"{prompt}{texts[position]}" for position in full], limit + 1)
-        cut = [False] * len(texts)
-        for position, row in zip(full, longer, strict=True):
-            cut[position] = len(row) > limit
-        return cut
+        reader = self._documents if documents and self._documents is not None else self
+        return reader._reader.are_cut(texts, rows, documents)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
@@ -388,24 +350,9 @@ class Encoder:
             return alone, torch.ones_like(alone)
         lengths = np.array([len(row) for row in rows])
         mask = np.arange(longest) < lengths[:, None]
-        ids = np.full(mask.shape, self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids = np.full(mask.shape, self._reader.pad_token, dtype=np.int64)
         ids[mask] = np.concatenate(rows)
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).long().to(self.device)
-
-    def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        if not texts:
-            return []
-        # A book is not tokenised to its end for what is read of it.
-        most = max_length * _CHARACTERS_PER_TOKEN
-        tokens = self._tokenizer(
-            [text[:most] for text in texts],
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return list(tokens["input_ids"])
 
     def embed_tokens(
         self,
@@ -434,7 +381,7 @@ class Encoder:
         if padding_is_free:
             limit = most = math.inf
         with torch.inference_mode():
-            for batch in self._batches(rows, limit, most):
+            for batch in batches(rows, min(most, self.settings.batch_size), limit):
                 ids, mask = self.pad([rows[row] for row in batch])
                 made = run(ids, mask) if embed is None else embed(ids, mask, batch)
                 if vectors is None:
@@ -457,74 +404,6 @@ class Encoder:
         if queries:
             vectors[queries] = self.embed_tokens([rows[place] for place in queries])
         return vectors
-
-    def _batches(
-        self, rows: Sequence[Sequence[int]], most_padding: float, most: float
-    ) -> Iterator[list[int]]:
-        """Positions of texts to be run together, of like length."""
-        # Longest first: a batch that does not fit in memory fails at the start, not after an hour.
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-        most = min(most, self.settings.batch_size)
-        batch: list[int] = []
-        padding = 0
-        for row in order:
-            padding += len(rows[batch[0]]) - len(rows[row]) if batch else 0
-            if batch and (len(batch) == most or padding > most_padding):
-                yield batch
-                batch, padding = [], 0
-            batch.append(row)
-        if batch:
-            yield batch
-
-
-class Tower(nn.Module):
-    """The transformer with its pooling: token ids [B, L] and mask [B, L] to vectors [B, d], in float32."""
-
-    def __init__(
-        self, model: Any, pooling: str | None, similarity: str | None, dense: Sequence[nn.Module] = ()
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.similarity = similarity
-        self.pool = pooling_of(pooling or "mean")
-        self.dense = nn.ModuleList(dense)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool the last hidden state; unit length if similarity is cosine."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = self.pool(hidden, attention_mask)
-        for layer in self.dense:
-            pooled = layer({"sentence_embedding": pooled})["sentence_embedding"]
-        return F.normalize(pooled, dim=-1) if self.similarity == "cosine" else pooled
-
-
-class _EarlyStop(Exception):
-    """Carries the hidden state out of a forward pass that need not go on."""
-
-
-def _hidden_entering(layer: nn.Module, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    captured: list[Tensor] = []
-    asking = threading.get_ident()
-
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != asking:  # a pass that goes through, as for a release that is prepared
-            return
-        captured.append(args[0] if args else kwargs["hidden_states"])
-        raise _EarlyStop
-
-    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model(input_ids=input_ids, attention_mask=attention_mask)
-    except _EarlyStop:
-        return captured[0]
-    finally:
-        handle.remove()
-    raise EncoderError("routing.features: this encoder does not run the layer it was asked to stop at")
-
-
-def _transformer_layers(model: Any) -> list[nn.Module]:
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(stacks, key=lambda stack: len(list(stack)), default=nn.ModuleList()))
 
 
 def _pick_device(wanted: str) -> torch.device:
