@@ -254,6 +254,7 @@ class Experts(Method):
     def systems(self) -> list[System]:
         """The base, each expert, routers, oracles, and what BM25 adds."""
         scores = self.test_scores()
+        self.hybrid.build()
         routed = {ROUTED: self._routed(self.router, self.routing, scores)}
         routed[ROUTED] = replace(routed[ROUTED], name=ROUTED, headline=True, rival=True)
         for name, settings in BASELINE_ROUTERS.items():

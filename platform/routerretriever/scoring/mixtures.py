@@ -90,7 +90,7 @@ class EncodeMixtures(Step):
             {"encoder": first.encoder, "experts": dict(first.experts), "store": store},
             first.settings,
             store,
-            f"encoding {first.split} queries by the router",
+            "encoding queries by the router",
         )
 
     def rows(self) -> list[dict[str, Any]]:

@@ -174,12 +174,14 @@ class ScoreSplit(Step):
 
     @classmethod
     def build_all(cls, steps: Sequence[ScoreSplit], store: ArtifactStore) -> None:
-        """Score all of them, in one Ray Data run for each base encoder, index and split."""
+        """Score all of them, in one Ray Data run for each base encoder and index."""
         # Settings that hold labels have no hash: kinds are told apart by comparison.
-        kinds = [(step.corpus.encoder, step.index, step.split, step.settings) for step in steps]
+        kinds = [(step.corpus.encoder, step.index, step.settings) for step in steps]
         for kind in (each for place, each in enumerate(kinds) if each not in kinds[:place]):
             own = [step for step, its in zip(steps, kinds, strict=True) if its == kind]
-            encoder, index, split, settings = kind
+            # Of one split of one collection after the other, since a worker holds two of them.
+            own.sort(key=lambda step: (step.corpus.key, step.split))
+            encoder, index, settings = kind
             make_parts(
                 {step.key: step.rows() for step in own},
                 {step.key: step.manifest() for step in own},
@@ -187,7 +189,7 @@ class ScoreSplit(Step):
                 {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
                 settings,
                 store,
-                f"scoring {split} queries",
+                "scoring queries",
             )
 
     def rows(self) -> list[dict[str, Any]]:
