@@ -68,6 +68,22 @@ def run_recipe(recipe: Recipe, root: Path) -> Run:
     return Run(pipeline, pipeline.register(), root)
 
 
+def put_fresh_experts(pipeline: Pipeline, root: Path) -> None:
+    """Adapters as training begins with them, where the trained ones would lie."""
+    from routerretriever.adapters.kinds import kind_named
+    from routerretriever.adapters.tower import load_tower
+    from routerretriever.methods.experts import Experts
+
+    tower, adapter = load_tower(pipeline.recipe.encoder), pipeline.recipe.training.adapter
+    for name, step in pipeline.method(Experts).train_steps.items():
+        kind_named(adapter.kind).attach(tower, name, adapter)
+        folder = root / "adapters" / name
+        folder.mkdir(parents=True)
+        kind_named(adapter.kind).save(tower, name, folder)
+        pipeline.store.put_folder(step.key, folder)
+        pipeline.store.commit(step.key, {"domain": name})
+
+
 def copy_artifacts(finished: Path, root: Path) -> Path:
     """The finished run's data and artifacts as if they had been made at ``root``, which is given back."""
     return shutil.copytree(finished, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(REGISTRY))

@@ -14,11 +14,8 @@ from support.paths import BIN, ROOT
 CLIENT = ROOT / "platform" / "routerretriever" / "client"
 WRITTEN = CLIENT / "synchronous" / "client.py"
 _NAMES = {"AsyncClient": "Client", "aclose": "close", "asyncio": "time"}
-_HEAD = {
-    "The client to await. The other is made of this file: `make client`.": (
-        "Made of asynchronous/client.py by `make client`; change that file, not this one."
-    )
-}
+_SOURCE = '"""The client to await. The other is made of this file: `make client`."""'
+_MADE = '"""Made of asynchronous/client.py by `make client`; change that file, not this one."""'
 
 
 def synchronous_client() -> str:
@@ -29,8 +26,7 @@ def synchronous_client() -> str:
         shutil.copyfile(CLIENT / "asynchronous" / "client.py", source)
         unasync_files([str(source)], [Rule("/asynchronous/", "/synchronous/", _NAMES)])
         made = (Path(scratch) / "synchronous" / "client.py").read_text()
-    for theirs, ours in _HEAD.items():
-        made = made.replace(theirs, ours)
+    made = made.replace(_SOURCE, _MADE)
     # Without "await" what was wrapped fits on a line.
     command = [BIN / "ruff", "format", "--config", ROOT / "pyproject.toml", "-"]
     return subprocess.run(command, input=made, capture_output=True, text=True, check=True).stdout

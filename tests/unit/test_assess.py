@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from routerretriever.adapters.kinds import kind_named
-from routerretriever.adapters.tower import load_tower
 from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import compare_all
-from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.studies.assess import BM25, HYBRID, Assessment, assess
 from support.collections import WORDS, write_collection
 from support.recipes import tiny_recipe
+from support.runs import put_fresh_experts
 from support.workers import work_here
 
 
@@ -41,17 +39,9 @@ def test_nothing_is_recommended_for_a_gain_by_chance():
 @pytest.fixture
 def trained(tiny_data, monkeypatch):
     """The tiny recipe with fresh adapters in the place of trained ones, and shards without Ray."""
-    work_here(monkeypatch, "corpus.build", "scoring.worker")
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
     pipeline = Pipeline(tiny_recipe(tiny_data))
-    tower = load_tower(pipeline.recipe.encoder)
-    adapter = pipeline.recipe.training.adapter
-    for name, step in pipeline.method(Experts).train_steps.items():
-        kind_named(adapter.kind).attach(tower, name, adapter)
-        folder = tiny_data / "adapters" / name
-        folder.mkdir(parents=True)
-        kind_named(adapter.kind).save(tower, name, folder)
-        pipeline.store.put_folder(step.key, folder)
-        pipeline.store.commit(step.key, {"domain": name})
+    put_fresh_experts(pipeline, tiny_data)
     return pipeline
 
 

@@ -196,7 +196,7 @@ def test_settings_that_auto_chooses_cannot_be_given_with_it():
 
 
 def test_a_run_chooses_once_and_keeps_it_in_storage(tiny_data, monkeypatch):
-    work_here(monkeypatch, "corpus.build", "scoring.worker")
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
 
     def opened():
         """A run whose two experts are the base."""

@@ -32,7 +32,7 @@ from support.workers import work_here
 @pytest.fixture
 def pipeline(tiny_data, monkeypatch):
     """Opens a recipe whose workers are loops in this process."""
-    work_here(monkeypatch, "corpus.build", "scoring.worker")
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
     return lambda **changes: Pipeline(tiny_recipe(tiny_data, **changes))
 
 

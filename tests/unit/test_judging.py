@@ -9,14 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from routerretriever.adapters.kinds import kind_named
-from routerretriever.adapters.tower import load_tower
 from routerretriever.cli.main import main
 from routerretriever.errors import RecipeError, WriterError
 from routerretriever.evaluation.significance import mean_interval
 from routerretriever.generation.settings import JudgingSettings
 from routerretriever.measures import measure
-from routerretriever.methods.experts import OWN_EXPERT, ROUTED, Experts
+from routerretriever.methods.experts import OWN_EXPERT, ROUTED
 from routerretriever.methods.hybrid import BM25, ROUTED_LEARNED
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.reports.plots import section_table
@@ -26,6 +24,7 @@ from routerretriever.studies.runs import estimate_judging, judge_run, open_judge
 from routerretriever.types import BASE
 from support.collections import write_collections
 from support.recipes import save_recipe, tiny_recipe, with_changes
+from support.runs import put_fresh_experts
 from support.workers import work_here
 from support.writers import endpoint
 
@@ -35,16 +34,9 @@ def evaluated(tmp_path_factory):
     """The tiny recipe with fresh adapters in the place of trained ones, evaluated without Ray."""
     root = write_collections(tmp_path_factory.mktemp("judged"))
     with pytest.MonkeyPatch.context() as patch:
-        work_here(patch, "corpus.build", "scoring.worker")
+        work_here(patch, "corpus.build", "runtime.shards")
         pipeline = Pipeline(tiny_recipe(root))
-        tower, adapter = load_tower(pipeline.recipe.encoder), pipeline.recipe.training.adapter
-        for name, step in pipeline.method(Experts).train_steps.items():
-            kind_named(adapter.kind).attach(tower, name, adapter)
-            folder = root / "adapters" / name
-            folder.mkdir(parents=True)
-            kind_named(adapter.kind).save(tower, name, folder)
-            pipeline.store.put_folder(step.key, folder)
-            pipeline.store.commit(step.key, {"domain": name})
+        put_fresh_experts(pipeline, root)
         _ = pipeline.evaluation
     return pipeline
 

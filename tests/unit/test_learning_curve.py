@@ -69,7 +69,7 @@ def untrained(tiny_data, monkeypatch):
             store.put_folder(step.key, folder)
             store.commit(step.key, {"kind": "expert", "domain": step.name, "deployed": settings.seed == 0})
 
-    work_here(monkeypatch, "corpus.build", "scoring.worker")
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
     monkeypatch.setattr("routerretriever.training.expert.TrainAdapter.build_all", classmethod(build_all))
     return Pipeline(tiny_recipe(tiny_data)), made
 

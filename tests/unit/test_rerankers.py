@@ -163,7 +163,7 @@ def test_a_url_with_a_password_is_in_no_card():
 @pytest.fixture
 def taught(tiny_data, monkeypatch):
     """A recipe whose one expert has an endpoint as teacher, worked on in this process."""
-    work_here(monkeypatch, "corpus.build", "training.candidates")
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
 
     def make(server, **changes):
         teacher = {"kind": "endpoint", "url": server.url, "model": "m", "depth": 5, "shard_size": 4}
@@ -219,7 +219,7 @@ def test_nothing_is_started_for_an_endpoint_that_answers_html(taught, monkeypatc
         server.html = True
         pipeline = Pipeline(taught(server))
         monkeypatch.setattr(
-            "routerretriever.training.candidates.run_shards", lambda *_: pytest.fail("a worker was started")
+            "routerretriever.runtime.shards.run_shards", lambda *_: pytest.fail("a worker was started")
         )
         with pytest.raises(TeacherError, match="answered text/html, no scores"):
             pipeline.workspace.build(teaching(pipeline))

@@ -16,7 +16,7 @@ from support.writers import endpoint
 @pytest.fixture
 def opened(tiny_data, monkeypatch):
     """Opens the domain ``fruit`` as a trainer does, with some training settings."""
-    work_here(monkeypatch, "corpus.build", "training.candidates")
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
 
     def opens(**training):
         run = Pipeline(tiny_recipe(tiny_data, training=training))

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing, RouterRetrieverError
 from routerretriever.runtime.progress import log
+
+S = TypeVar("S", bound="Step")
+K = TypeVar("K")
 
 Timed = Callable[[str], AbstractContextManager[None]]
 """Given a stage, a context manager around its work."""
@@ -80,6 +83,22 @@ class Step(ABC):
         Called with a lease on each, for missing ones only, when all inputs are present. Files that an
         interrupted run has left at a key may be kept.
         """
+
+
+def alike(steps: Sequence[S], kind: Callable[[S], K]) -> list[tuple[K, list[S]]]:
+    """Steps that can be made together, each group with its kind, in the order of their first members.
+
+    Kinds are told apart by comparison: settings that hold labels have no hash.
+    """
+    groups: list[tuple[K, list[S]]] = []
+    for step in steps:
+        own = kind(step)
+        members = next((members for known, members in groups if known == own), None)
+        if members is None:
+            groups.append((own, [step]))
+        else:
+            members.append(step)
+    return groups
 
 
 def build_missing(steps: Iterable[Step], store: ArtifactStore, timed: Timed | None = None) -> None:

@@ -11,9 +11,15 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from routerretriever.adapters.files import tower_fingerprint
-from routerretriever.artifacts.step import Step
+from routerretriever.artifacts.step import Step, alike
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import corpus_key, documents_file, documents_table, embeddings_file
+from routerretriever.corpus.artifact import (
+    corpus_key,
+    documents_file,
+    documents_table,
+    embeddings_file,
+    open_array,
+)
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
@@ -62,8 +68,7 @@ class EncodeCorpus(Step):
     @classmethod
     def build_all(cls, steps: Sequence[EncodeCorpus], store: ArtifactStore) -> None:
         """Encode all of them, in one Ray Data run for each encoder."""
-        for encoder in {step.encoder: None for step in steps}:
-            own = [step for step in steps if step.encoder == encoder]
+        for encoder, own in alike(steps, lambda step: step.encoder):
             sizes = {
                 step.key: _write_documents(step.collection, step.key, step.settings.shard_size, store)
                 for step in own
@@ -81,7 +86,7 @@ class EncodeCorpus(Step):
 
 
 def _finish(step: EncodeCorpus, shards: list[int], store: ArtifactStore) -> None:
-    first = np.load(store.local_file(step.key, embeddings_file(0)), mmap_mode="r")
+    first = open_array(store.local_file(step.key, embeddings_file(0)))
     manifest = {
         "kind": "corpus",
         "collection": step.name,

@@ -18,7 +18,7 @@ from routerretriever.errors import WriterError
 from routerretriever.generation.prompts import Prompt, estimated_tokens, most_tokens
 from routerretriever.generation.protocol import Answer
 from routerretriever.generation.settings import EndpointSettings
-from routerretriever.runtime.endpoint import Passing, key_header, media_type, post, retrying
+from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
 from routerretriever.runtime.progress import log
 
 _NO_USE = {401, 403, 404, 405}
@@ -128,14 +128,10 @@ class EndpointModel:
         return key_header(self._endpoint.key_variable, f"{self._field}.key_variable", WriterError)
 
     def _useless(self, response: httpx.Response) -> str:
-        url, status = self._endpoint.url, response.status_code
-        if status in (401, 403):
-            variable = self._endpoint.key_variable
-            held = f"the key in {variable}" if variable else "a request without a key"
-            return f"{self._field}: {url} refused {held} (status {status}); set key_variable to a good one"
-        return (
+        url = self._endpoint.url
+        return key_refused(response, url, self._endpoint.key_variable, self._field) or (
             f"{self._field}: {url} knows no chat completions, or no model {self._endpoint.model!r} "
-            f"(status {status}); the url usually ends in /v1"
+            f"(status {response.status_code}); the url usually ends in /v1"
         )
 
 

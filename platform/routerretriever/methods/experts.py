@@ -24,7 +24,7 @@ from routerretriever.measures import Measured, Values, measure
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
-from routerretriever.methods.ranking import dense_rank
+from routerretriever.methods.ranking import dense_rank, search_test
 from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
@@ -291,11 +291,8 @@ class Experts(Method):
 
         measured = {}
         for name, table in scores.items():
-            collection, index = workspace.collections[name], workspace.open_index(name)
-            depth, kept = workspace.scoring.depth, collection.own_kept("test")
-            passages = collection.settings.passages is not None
-            run = index.run(table.query_ids, vectors[name], depth, kept, passages)
-            measured[name] = measure(collection.qrels("test"), run, table.query_ids)
+            run = search_test(workspace, name, table.query_ids, vectors[name], workspace.scoring.depth)
+            measured[name] = measure(workspace.collections[name].qrels("test"), run, table.query_ids)
         rank = dense_rank(workspace, vectors_of)
         return System("", Kind.ROUTER, measured, Routing(router.experts, weights), encodings, rank=rank)
 

@@ -91,25 +91,29 @@ class Hybrid:
         """Test queries with the router's vectors, at every weight."""
         return self._fused({name: self._step(name, "test", own.vectors) for name, own in self._test.items()})
 
-    def _dev_steps(self, names: list[str]) -> dict[str, FuseSplit]:
+    @cached_property
+    def _dev_steps(self) -> dict[str, FuseSplit]:
+        return self._routed_dev(self.calibrated)
+
+    def _routed_dev(self, names: list[str]) -> dict[str, FuseSplit]:
         routed = self._routed("dev", names)
         return {name: self._step(name, "dev", own.vectors) for name, own in routed.items()}
 
     def build(self) -> None:
         """Make what the router's rows and weights need, test and dev together: workers take long to start."""
         test = [self._step(name, "test", own.vectors) for name, own in self._test.items()]
-        self._workspace.build([*test, *self._dev_steps(self.calibrated).values()])
+        self._workspace.build([*test, *self._dev_steps.values()])
 
     @cached_property
     def weights(self) -> FusionWeights:
         """How much BM25 helps the routed vectors on the dev queries of each domain."""
-        fused = self._fused(self._dev_steps(self.calibrated))
+        fused = self._fused(self._dev_steps)
         curves = {name: each.curves for name, each in fused.items()}
         return FusionWeights.fit(curves, self._workspace.corpus.fusion)
 
     def calibrate(self, name: str) -> Calibration:
         """Learn the weight of one domain from its dev queries."""
-        curves = self._fused(self._dev_steps([name]))[name].curves
+        curves = self._fused(self._routed_dev([name]))[name].curves
         learned = FusionWeights.fit({name: curves}, self._workspace.corpus.fusion)
         means = dict(zip(GRID, curves.mean(axis=0).tolist(), strict=True))
         return Calibration(name, len(curves), means, learned.for_domain(name), learned.settings.prior)

@@ -25,12 +25,19 @@ def dense_rank(workspace: Workspace, vectors: VectorsOf) -> Rank:
     """The documents nearest to query vectors, searched as the score table was."""
 
     def rank(dataset: str, query_ids: Sequence[str], depth: int) -> Run:
-        collection = workspace.collections[dataset]
         own = vectors(dataset)[_rows(workspace, dataset, query_ids)]
-        kept, passages = collection.own_kept("test"), collection.settings.passages is not None
-        return workspace.open_index(dataset).run(list(query_ids), own, depth, kept, passages)
+        return search_test(workspace, dataset, query_ids, own, depth)
 
     return rank
+
+
+def search_test(
+    workspace: Workspace, dataset: str, query_ids: Sequence[str], vectors_Qd: Vectors, depth: int
+) -> Run:
+    """The documents nearest to the vectors of test queries."""
+    collection = workspace.collections[dataset]
+    kept, passages = collection.own_kept("test"), collection.settings.passages is not None
+    return workspace.open_index(dataset).run(list(query_ids), vectors_Qd, depth, kept, passages)
 
 
 def hybrid_rank(workspace: Workspace, vectors: VectorsOf, weights: Callable[[str], Values]) -> Rank:

@@ -71,6 +71,14 @@ def key_header(variable: str | None, field: str, error: type[RouterRetrieverErro
     return {"Authorization": f"Bearer {key}"}
 
 
+def key_refused(response: httpx.Response, url: str, variable: str | None, field: str) -> str | None:
+    """What to tell if an endpoint has refused the key, or that there is none; None if it has not."""
+    if response.status_code not in (401, 403):
+        return None
+    held = f"the key in {variable}" if variable else "a request without a key"
+    return f"{field}: {url} refused {held} (status {response.status_code}); set key_variable to a good one"
+
+
 def media_type(response: httpx.Response) -> str:
     """What an answer says that it is: ``text/html``."""
     return response.headers.get("Content-Type", "").split(";")[0] or "something"

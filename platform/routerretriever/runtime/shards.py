@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from routerretriever.errors import WorkerFailed
 from routerretriever.runtime.cluster import connect, room_for
@@ -31,6 +32,16 @@ class ShardWorker:
     def work(self, row: dict[str, Any]) -> None:
         """Do one row's work; it may be done again."""
         raise NotImplementedError
+
+
+class PartStore(Protocol):
+    """Where artifacts lie; ``ArtifactStore`` is one."""
+
+    def has(self, key: str, name: str) -> bool:
+        """Whether an unfinished artifact has a file."""
+
+    def commit(self, key: str, manifest: dict[str, Any]) -> None:
+        """Finish an artifact."""
 
 
 @cache
@@ -93,3 +104,29 @@ def run_shards(
         if told is None:
             raise
         raise WorkerFailed(told[1]) from None
+
+
+def make_parts(
+    parts: Mapping[str, list[dict[str, Any]]],
+    manifests: Mapping[str, dict[str, Any]],
+    worker: type[ShardWorker],
+    constructor: dict[str, Any],
+    pool: PoolSettings,
+    store: PartStore,
+    description: str,
+) -> None:
+    """Make and commit artifacts of several files each; files that an interrupted run has left are kept.
+
+    Args:
+        parts: the worker's rows for each artifact, with its ``key`` and their file's name as ``part``.
+        manifests: what each artifact is committed with.
+        worker: makes a part.
+        constructor: keyword arguments of the class.
+        pool: how the work is shared out.
+        store: where the artifacts lie.
+        description: what the progress bar says.
+    """
+    todo = [row for key, rows in parts.items() for row in rows if not store.has(key, row["part"])]
+    run_shards(todo, worker, constructor, pool, description)
+    for key in parts:
+        store.commit(key, manifests[key])

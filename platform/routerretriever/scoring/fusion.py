@@ -30,9 +30,9 @@ from routerretriever.index.hybrid import rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.measures import Measured, Values, measure
-from routerretriever.runtime.shards import ShardWorker
+from routerretriever.runtime.shards import ShardWorker, make_parts
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.scoring.worker import MEASURED_COLUMNS, embedding_of, make_parts
+from routerretriever.scoring.worker import MEASURED_COLUMNS, embedding_of
 from routerretriever.types import Vectors
 
 _BLOCK = 64

@@ -21,8 +21,9 @@ from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_step
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.hashing import content_hash
+from routerretriever.runtime.shards import make_parts
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of, make_parts
+from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of
 from routerretriever.training.expert import Expert
 from routerretriever.types import BASE
 

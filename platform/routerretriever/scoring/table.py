@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from routerretriever.adapters.files import tower_fingerprint
-from routerretriever.artifacts.step import Step
+from routerretriever.artifacts.step import Step, alike
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import corpus_key
 from routerretriever.corpus.build import EncodeCorpus
@@ -26,8 +26,9 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured
+from routerretriever.runtime.shards import make_parts
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of, make_parts
+from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of
 from routerretriever.training.expert import version_of
 from routerretriever.types import BASE
 
@@ -175,10 +176,7 @@ class ScoreSplit(Step):
     @classmethod
     def build_all(cls, steps: Sequence[ScoreSplit], store: ArtifactStore) -> None:
         """Score all of them, in one Ray Data run for each base encoder and index."""
-        # Settings that hold labels have no hash: kinds are told apart by comparison.
-        kinds = [(step.corpus.encoder, step.index, step.settings) for step in steps]
-        for kind in (each for place, each in enumerate(kinds) if each not in kinds[:place]):
-            own = [step for step, its in zip(steps, kinds, strict=True) if its == kind]
+        for kind, own in alike(steps, lambda step: (step.corpus.encoder, step.index, step.settings)):
             # Of one split of one collection after the other, since a worker holds two of them.
             own.sort(key=lambda step: (step.corpus.key, step.split))
             encoder, index, settings = kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,39 +19,12 @@ from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured, measure
 from routerretriever.runtime.metrics import QUERIES_SCORED, increment
-from routerretriever.runtime.shards import ShardWorker, run_shards
-from routerretriever.scoring.settings import ScoringSettings
+from routerretriever.runtime.shards import ShardWorker
 from routerretriever.types import BASE
 
 Vectors = NDArray[np.float32]
 MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
 """Columns of the score table, named as the fields of ``Measured``."""
-
-
-def make_parts(
-    parts: Mapping[str, list[dict[str, Any]]],
-    manifests: Mapping[str, dict[str, Any]],
-    worker: type[ShardWorker],
-    constructor: dict[str, Any],
-    settings: ScoringSettings,
-    store: ArtifactStore,
-    description: str,
-) -> None:
-    """Make and commit artifacts of several files each; files that an interrupted run has left are kept.
-
-    Args:
-        parts: the worker's rows for each artifact, with its ``key`` and their file's name as ``part``.
-        manifests: what each artifact is committed with.
-        worker: makes a part.
-        constructor: keyword arguments of the class.
-        settings: how the work is shared out.
-        store: where the artifacts lie.
-        description: what the progress bar says.
-    """
-    todo = [row for key, rows in parts.items() for row in rows if not store.has(key, row["part"])]
-    run_shards(todo, worker, constructor, settings, description)
-    for key in parts:
-        store.commit(key, manifests[key])
 
 
 class ChunkScorer(ShardWorker):

@@ -12,7 +12,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from routerretriever.artifacts.step import Step
+from routerretriever.artifacts.step import Step, alike
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.corpus.build import EncodeCorpus
@@ -21,8 +21,8 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.hashing import content_hash
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
-from routerretriever.runtime.shards import ShardWorker, run_shards
-from routerretriever.training.rerankers import Candidates, open_reranker
+from routerretriever.runtime.shards import ShardWorker, make_parts
+from routerretriever.training.rerankers import TRIAL, Candidates, open_reranker
 from routerretriever.training.teacher_settings import AnyTeacherSettings, EndpointTeacher
 
 Rows = NDArray[np.int64]
@@ -77,12 +77,7 @@ class ScoreCandidates(Step):
 
     def asks_for(self) -> str:
         """Workers."""
-        return self._pool(self.teacher).describe()
-
-    @staticmethod
-    def _pool(teacher: AnyTeacherSettings) -> AnyTeacherSettings:
-        # One process asks an endpoint, with many threads: more would ask for more at a time than is allowed.
-        return teacher.model_copy(update={"workers": 1}) if isinstance(teacher, EndpointTeacher) else teacher
+        return self.teacher.pool.describe()
 
     @classmethod
     def build_all(cls, steps: Sequence[ScoreCandidates], store: ArtifactStore) -> None:
@@ -92,20 +87,21 @@ class ScoreCandidates(Step):
             TeacherError: the teacher cannot score; no worker was started.
             WorkerFailed: it stopped; what was scored before is kept.
         """
-        kinds = [(step.corpus.encoder, step.teacher) for step in steps]
-        for kind in (each for place, each in enumerate(kinds) if each not in kinds[:place]):
-            own = [step for step, its in zip(steps, kinds, strict=True) if its == kind]
-            encoder, teacher = kind
+        for (encoder, teacher), own in alike(steps, lambda step: (step.corpus.encoder, step.teacher)):
             if isinstance(teacher, EndpointTeacher):
                 # A wrong url is one line at once; a cross-encoder was tried when the run began.
-                open_reranker(teacher).score([Candidates("a query to try", ["a document", "another"])])
+                open_reranker(teacher).score([TRIAL])
             for step in own:
                 store.begin(step.key, {"shard_size": teacher.shard_size})
-            todo = [row for step in own for row in step.rows() if not store.has(step.key, row["part"])]
-            constructor = {"encoder": encoder, "teacher": teacher, "store": store}
-            run_shards(todo, _CandidateScorer, constructor, cls._pool(teacher), "scoring candidates")
-            for step in own:
-                store.commit(step.key, step.manifest())
+            make_parts(
+                {step.key: step.rows() for step in own},
+                {step.key: step.manifest() for step in own},
+                _CandidateScorer,
+                {"encoder": encoder, "teacher": teacher, "store": store},
+                teacher.pool,
+                store,
+                "scoring candidates",
+            )
 
     def rows(self) -> list[dict[str, Any]]:
         """The work in shards of queries, one flat row each."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.errors import TeacherError
-from routerretriever.runtime.endpoint import Passing, key_header, media_type, post, retrying
+from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
 from routerretriever.training.teacher_settings import (
     AnyTeacherSettings,
     CrossEncoderTeacher,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 Scores = NDArray[np.float32]
-_TRIAL = "a query to try"
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Candidates:
 
     query: str
     documents: Sequence[str]
+
+
+TRIAL = Candidates("a query to try", ("a document", "another"))
+"""Whether a reranker scores at all is told by this."""
 
 
 class Reranker(Protocol):
@@ -72,8 +75,8 @@ class CrossEncoderReranker:
         self._settings = settings
 
     def check(self) -> None:
-        """Load the model and score one document."""
-        self.score([Candidates(_TRIAL, ["a document to try"])])
+        """Load the model and try it."""
+        self.score([TRIAL])
 
     def score(self, questions: Sequence[Candidates]) -> list[Scores]:
         """Score all pairs together, in batches of similar length."""
@@ -196,13 +199,9 @@ class EndpointReranker:
         return key_header(self._settings.key_variable, "training.teacher.key_variable", TeacherError)
 
     def _refusal(self, response: httpx.Response) -> str:
-        status, variable = response.status_code, self._settings.key_variable
-        if status in (401, 403):
-            held = f"the key in {variable}" if variable else "a request without a key"
-            return (
-                f"training.teacher: {self._url} refused {held} (status {status}); set key_variable to a good "
-                "one"
-            )
+        status = response.status_code
+        if told := key_refused(response, self._url, self._settings.key_variable, "training.teacher"):
+            return told
         if status in (404, 405):
             return (
                 f"training.teacher.url: {self._url} reranks nothing, or knows no model "

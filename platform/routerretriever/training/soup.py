@@ -28,7 +28,8 @@ class Copy:
     def __init__(
         self, parameters: Mapping[str, Parameter], settings: TrainingSettings, factor: Callable[[int], float]
     ) -> None:
-        self.weights = copies(parameters)
+        # A single copy stays in the tower: its weights are the tower's own.
+        self.weights: Mapping[str, Tensor] = copies(parameters) if settings.soup > 1 else parameters
         self.optimizer = torch.optim.AdamW(
             parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -39,7 +40,7 @@ class Copy:
     def state(self) -> dict[str, Any]:
         """All that is needed to go on."""
         return {
-            "weights": {name: weight.cpu() for name, weight in self.weights.items()},
+            "weights": {name: weight.detach().cpu() for name, weight in self.weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -87,7 +88,7 @@ class Soup:
             copy.scaler.step(copy.optimizer)
             copy.scaler.update()
             copy.schedule.step()
-            copy.weights = copies(self._parameters)
+            set_weights(copy.weights, self._parameters)
             losses.append(loss.item())
         self._serve()
         return sum(losses) / len(losses)

@@ -26,6 +26,11 @@ class TeacherSettings(PoolSettings):
     batch_size: PositiveInt = 32
     """Documents that are scored in one pass, or sent in one request."""
 
+    @property
+    def pool(self) -> PoolSettings:
+        """The workers that score."""
+        return self
+
 
 class CrossEncoderTeacher(TeacherSettings):
     """A cross-encoder that sentence-transformers reads, run by the workers."""
@@ -76,6 +81,11 @@ class EndpointTeacher(TeacherSettings):
     """Seconds that an answer may take."""
     attempts: PositiveInt = 5
     """How often a request is sent before scoring stops."""
+
+    @property
+    def pool(self) -> PoolSettings:
+        """One process, with many threads: more would ask for more at a time than is allowed."""
+        return self.model_copy(update={"workers": 1})
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on; where the model runs is not part of it."""
