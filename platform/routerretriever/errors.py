@@ -130,3 +130,18 @@ class ArtifactDamaged(Damaged, StorageError):
 
 class BundleError(Damaged):
     """A bundle is damaged, or its parts do not fit together."""
+
+
+def failure_reason(error: Exception) -> str:
+    """The innermost message of a chain of Ray errors, in one line."""
+    cause: BaseException = error
+    while True:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        failures = getattr(cause, "worker_failures", None)
+        if failures:
+            inner = next(iter(failures.values()))
+        if not isinstance(inner, BaseException) or inner is cause:
+            break
+        cause = inner
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"

@@ -151,6 +151,27 @@ def test_compiling_for_a_release_leaves_the_passes_of_another_thread_alone(tmp_p
     np.testing.assert_allclose(found.embed(rows, alone, experts), wanted, atol=1e-5)
 
 
+def test_conversions_leave_the_process_s_logging_as_it_was(monkeypatch):
+    root = logging.getLogger()
+    before = root.level, list(root.filters), list(root.handlers)
+    plain, fast = towers(FAKE)
+    fast.encode_queries(TEXTS)
+    others = [threading.Thread(target=towers, args=(FAKE,)) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert (root.level, root.filters, root.handlers) == before
+
+    def fail(*_, **__):
+        root.setLevel(logging.ERROR)
+        raise RuntimeError("cannot be converted")
+
+    monkeypatch.setattr("openvino.convert_model", fail)
+    plain.use(OPENVINO)
+    assert (root.level, root.filters, root.handlers) == before
+
+
 def test_an_expert_that_is_part_of_the_weights_is_compiled_with_them(tmp_path):
     folders = write_experts(FAKE, tmp_path)
     plain, fast = load_tower(FAKE), load_tower(FAKE)

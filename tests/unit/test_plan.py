@@ -6,8 +6,8 @@ from routerretriever.errors import RecipeError
 from routerretriever.methods.ddr import Ddr
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.pipeline.plan import plan_run, plan_table
+from routerretriever.training.checkpoints import checkpoints_key
 from routerretriever.training.expert import expert_key
-from routerretriever.training.job import checkpoints_key
 from support.recipes import save_recipe, tiny_recipe
 
 

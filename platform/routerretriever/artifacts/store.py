@@ -84,6 +84,13 @@ class ArtifactStore:
         """Names of the files of an unfinished artifact, without a look into them."""
         return self.files.list_files(f"hashes/{key}")
 
+    def finished_below(self, key: str) -> list[str]:
+        """Keys of the finished artifacts whose keys begin with ``key`` and a slash."""
+        names = self.files.list_files(key)
+        return [
+            f"{key}/{name.removesuffix(f'/{MANIFEST}')}" for name in names if name.endswith(f"/{MANIFEST}")
+        ]
+
     def unfinished(self, key: str) -> list[str]:
         """Names of the files that an interrupted run has left at ``key``."""
         return [name for name in self.names(key) if name != _PLAN]

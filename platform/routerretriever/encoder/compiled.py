@@ -17,6 +17,7 @@ import ctypes
 import gc
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from routerretriever.encoder.settings import EngineSettings
 
 log = logging.getLogger(__name__)
+_one_conversion = threading.Lock()
 
 MAX_ROWS = 16
 """Texts in one pass. MiniLM, one AVX-512 thread, ms a text of 16 tokens: 8 for one, 3.8 for each of 16."""
@@ -141,7 +143,7 @@ class CompiledTower:
         random = self._random()
         ids, mask = self._encoder.pad(self._encoder.tokenize_queries(_CHECKED[:2]))
         matrices = [*random.down.values(), *random.up.values()]
-        with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        with warnings.catch_warnings(), torch.no_grad(), _converting():
             warnings.simplefilter("ignore")
             return openvino.convert_model(
                 _Updated(self._encoder, self.layers), example_input=(ids, mask, torch.ones(2, 3), *matrices)
@@ -243,12 +245,19 @@ def _return_memory() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remarks of transformers on being traced."""
-    transformers = logging.getLogger("transformers")
-    level = transformers.level
-    transformers.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers.setLevel(level)
+def _converting() -> Iterator[None]:
+    """One conversion at a time, without the remarks of transformers; the process's logging stays as it was.
+
+    OpenVINO changes the root logger meanwhile. It leaves it so when a conversion fails or two overlap.
+    """
+    root, transformers = logging.getLogger(), logging.getLogger("transformers")
+    with _one_conversion:
+        state = root.level, list(root.filters), list(root.handlers)
+        level = transformers.level
+        transformers.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            transformers.setLevel(level)
+            root.setLevel(state[0])
+            root.filters, root.handlers = state[1:]

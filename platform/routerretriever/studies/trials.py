@@ -19,11 +19,11 @@ from ray.tune.schedulers import ASHAScheduler
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.tuning import describe
-from routerretriever.errors import TrainingFailed
+from routerretriever.errors import TrainingFailed, failure_reason
 from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.progress import RUN_ID, at_work, log
 from routerretriever.studies.training_search import Search, TrainingTrial, TrialRun
-from routerretriever.training.trainers import failure_reason, resources_of, room_to_train
+from routerretriever.training.trainers import resources_of, room_to_train
 
 
 def run_search(search: Search, store: ArtifactStore) -> list[TrainingTrial]:

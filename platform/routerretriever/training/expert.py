@@ -23,8 +23,9 @@ from routerretriever.hashing import content_hash
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
 from routerretriever.training.candidates import ScoreCandidates, candidates_step
+from routerretriever.training.checkpoints import checkpoints_key
 from routerretriever.training.cross_validation import FOLDS, StoreFold, read_held_out
-from routerretriever.training.job import Selection, TrainingJob, TrainingPart, checkpoints_key
+from routerretriever.training.job import Selection, TrainingJob, TrainingPart
 from routerretriever.training.selection import advice, join_folds, select
 from routerretriever.training.settings import TrainingSettings
 

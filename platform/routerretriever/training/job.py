@@ -57,8 +57,3 @@ class TrainingJob:
     scale at each evaluation; what they say makes the job ``chosen``."""
     chosen: Selected | None = None
     """What a cross-validation has found: training goes to this step, whatever dev says."""
-
-
-def checkpoints_key(expert: str) -> str:
-    """Where the checkpoints of an expert in training lie."""
-    return f"training/{expert.split('/')[-1]}"

@@ -98,8 +98,20 @@ def evaluations(
     Raises:
         TrainingFailed: the loss is no finite number.
     """
-    settings: TrainingSettings = job.training
+    with tempfile.TemporaryDirectory() as scratch:
+        yield from _evaluations(job, store, rank, workers, resume_from, prepare, Path(scratch))
 
+
+def _evaluations(
+    job: TrainingJob,
+    store: ArtifactStore,
+    rank: int,
+    workers: int,
+    resume_from: Path | None,
+    prepare: Callable[[nn.Module], nn.Module],
+    scratch: Path,
+) -> Iterator[Evaluation]:
+    settings: TrainingSettings = job.training
     encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
@@ -110,7 +122,6 @@ def evaluations(
     total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
     plan = domain_schedule(len(domains), total_steps, settings.seed)
     soup = Soup(weights, settings, lambda step: learning_rate_factor(settings, step, total_steps))
-    scratch = Path(tempfile.mkdtemp())
     best: dict[str, torch.Tensor] = {}
     progress = _resume(resume_from, scratch, encoder, soup, best)
     if progress.best_dev < 0:

@@ -1,79 +1,102 @@
-"""What runs in every Ray Train worker of one adapter.
+"""What runs in every Ray Train worker: one adapter after the other, as the queue hands them out.
 
-Every evaluation on dev leaves a checkpoint. A worker that is killed, or a run that is submitted again,
-continues from there.
+Starting a worker takes longer than training a small expert does, so a worker trains many. Every evaluation on
+dev leaves a checkpoint. A worker that takes the place of a lost one, or a run that is submitted again, goes
+on from there.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray import train
-from ray.train import Checkpoint
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import prepare_model
 
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.runtime.metrics import TRAINING_STEPS, WORKERS_REPLACED, drain, increment
-from routerretriever.runtime.ray_metrics import export_to_ray
-from routerretriever.training.job import TrainingJob
+from routerretriever.errors import RouterRetrieverError, failure_reason
+from routerretriever.training.checkpoints import checkpoints_key, last_checkpoint, save_checkpoint
+from routerretriever.training.job import BEST_FOLDER, TrainingJob
 from routerretriever.training.loop import Evaluation, evaluations
+from routerretriever.training.selection import Selected
 
-_PER_QUERY = ("base_values", "scaled_values")
+
+def train_adapters(group: int, jobs: Mapping[str, TrainingJob], store: ArtifactStore, queue: Any) -> None:
+    """Train what the queue hands out, until nothing is left.
+
+    Args:
+        group: of workers that share each batch; this process is one of them.
+        jobs: all adapters of the run, by name.
+        store: where inputs and results lie.
+        queue: the actor of a ``TrainingQueue``.
+    """
+    first = train.get_context().get_world_rank() == 0
+    alone = train.get_context().get_world_size() == 1
+    while name := broadcast_from_rank_zero(ray.get(queue.take.remote(group)) if first else None):
+        try:
+            _train(jobs[name], group, store, queue)
+        except Exception as error:
+            expected = isinstance(error, RouterRetrieverError)
+            left = ray.get(queue.fail.remote(group, failure_reason(error), expected))
+            # Others of the group would wait for this one, and after an error that nobody expected a fresh
+            # process is safer: Ray Train starts all of them anew.
+            if not alone or (left and not expected):
+                raise
 
 
-def train_adapter(job: TrainingJob, store: ArtifactStore, progress_actor: Any) -> None:
-    """Train one adapter as a worker of Ray Train; ``progress_actor`` is told how far it has come."""
+def _train(job: TrainingJob, group: int, store: ArtifactStore, queue: Any) -> None:
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    checkpoint = train.get_checkpoint()
-    with ExitStack() as stack:
-        saved = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-        for each in evaluations(job, store, rank, workers, saved, prepare_model):
-            if rank == 0:
-                progress = each.progress
-                progress_actor.update.remote(
-                    job.name, progress.step, each.total_steps, progress.best_dev, each.done
-                )
-            if each.loss is not None:
-                kept = Checkpoint.from_directory(str(each.save())) if rank == 0 else None
-                train.report(_metrics(each), checkpoint=kept)
+    if store.exists(job.key):  # the worker before this one was lost at the very end
+        if rank == 0:
+            ray.get(queue.finish.remote(group, store.manifest(job.key)))
+        return
+    saved = last_checkpoint(store, job.key)
+    for each in evaluations(job, store, rank, workers, saved, prepare_model):
+        if rank:
+            continue
+        progress = each.progress
+        queue.advance.remote(group, progress.step, each.total_steps, progress.best_dev)
+        if each.loss is None:
+            continue  # nothing has been learned that a checkpoint could keep
+        folder = each.save()
+        if not each.done:
+            save_checkpoint(store, job.key, progress.step, folder)
+            continue
+        card = _card(job, each)
+        store.put_folder(job.key, folder / BEST_FOLDER)
+        store.commit(job.key, card)
+        store.delete(checkpoints_key(job.key))
+        ray.get(queue.finish.remote(group, card))
 
 
-def _metrics(evaluation: Evaluation) -> dict[str, Any]:
-    progress = {name: value for name, value in vars(evaluation.progress).items() if name not in _PER_QUERY}
+def _card(job: TrainingJob, end: Evaluation) -> dict[str, Any]:
+    progress = end.progress
     return {
-        **progress,
-        "selected": None if evaluation.selected is None else asdict(evaluation.selected),
-        "parameters": evaluation.parameters,
-        "loss": evaluation.loss,
-        "total_steps": evaluation.total_steps,
-        "done": evaluation.done,
+        "kind": "expert",
+        "domain": job.name,
+        "encoder": job.encoder.model_dump(),
+        "encoder_fingerprint": tower_fingerprint(job.encoder),
+        "corpus": ", ".join(part.corpus_key for part in job.parts),
+        "train": ", ".join(part.train_key for part in job.parts),
+        "dev": ", ".join(part.dev_key for part in job.parts),
+        "training": job.training.model_dump(mode="json"),
+        "dev_ndcg_at_10": progress.best_dev,
+        "base_dev_ndcg_at_10": progress.base_dev,
+        "best_step": progress.best_step,
+        **_selection_card(end.selected),
+        "steps": progress.step,
+        "parameters": end.parameters,
+        "seconds": progress.seconds,
+        "history": progress.history,
+        "resumed_at": progress.resumed_at,
     }
 
 
-@ray.remote
-class ProgressActor:
-    """Where running trainers note how far they are: at the start, and at every evaluation on dev."""
-
-    def __init__(self) -> None:
-        export_to_ray()
-        self._rows: dict[str, tuple[int, int, float, bool]] = {}
-
-    def update(self, domain: str, step: int, total: int, best_dev: float, done: bool) -> None:
-        """Note a domain's step and its best dev nDCG@10 so far."""
-        if domain in self._rows:
-            steps = step - self._rows[domain][0]
-            # Only a worker that has just started comes with a step that was there before.
-            increment(*((TRAINING_STEPS, steps) if steps > 0 else (WORKERS_REPLACED, 1)))
-        self._rows[domain] = (step, total, best_dev, done)
-
-    def read(self) -> dict[str, tuple[int, int, float, bool]]:
-        """All notes, by domain."""
-        return self._rows
-
-    def counted(self) -> dict[str, int]:
-        """What was counted here since this was last asked."""
-        return drain()
+def _selection_card(selected: Selected | None) -> dict[str, Any]:
+    if selected is None:
+        return {"scale": 1.0, "deployed": True, "verdict": None}
+    verdict = selected.verdict
+    return {"scale": selected.choice.scale, "deployed": verdict.deployed, "verdict": verdict.as_card()}
