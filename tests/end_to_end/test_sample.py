@@ -12,6 +12,7 @@ import httpx
 import pytest
 from routerretriever.serving.deployments.run import free_port
 from ruamel.yaml import YAML
+from support.environment import users_environment
 from support.paths import BIN, ROOT
 from support.waiting import wait_for
 
@@ -27,7 +28,9 @@ def storage(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(storage):
     command = [BIN / "routerretriever", "run", "jobs/recipes/sample.yaml", "--set", f"storage={storage}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=users_environment()
+    )
 
 
 def test_the_main_job_ends_with_an_answer_over_http(run):
@@ -71,7 +74,7 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
             start_new_session=True,
             # A shell's background jobs ignore Ctrl-C, and so would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+            env=users_environment(),
         )
         try:
             url = f"http://127.0.0.1:{port}"

@@ -11,6 +11,7 @@ import tempfile
 
 import pytest
 from routerretriever.serving.deployments.run import free_port
+from support.environment import users_environment
 from support.paths import BIN, ROOT
 from support.recipes import save_recipe, tiny_recipe
 from support.waiting import wait_for, wait_until
@@ -29,9 +30,9 @@ def short_folder():
 
 @pytest.fixture
 def head(tmp_path, short_folder):
-    """The dashboard address of a cluster of its own, and the environment to reach it."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
-    environment.pop("RAY_ADDRESS", None)
+    """The environment to reach a cluster of its own, which wants Ray's token, as the guide starts one."""
+    environment = users_environment(RAY_AUTH_MODE="token", HOME=str(tmp_path))
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     gcs, dashboard, agent = free_port(), free_port(), free_port()
     start = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
     # The agent's usual port is that of the cluster that other tests share.

@@ -299,9 +299,8 @@ def _resume(
         return Progress()
     shutil.copytree(saved, scratch, dirs_exist_ok=True)
     state = torch.load(scratch / _STATE_FILE, map_location=encoder.device, weights_only=True)
-    # Before there were soups, a checkpoint was itself the state of the only copy.
-    soup.restore(state.get("copies", [state]))
-    best.update(state.get("best", {}))  # checkpoints of the first release have none
+    soup.restore(state["copies"])
+    best.update(state["best"])
     progress = Progress(**state["progress"])
     progress.resumed_at.append(progress.step)
     return progress
