@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -55,6 +56,28 @@ def test_the_base_scores_what_it_did(run, storage):
     case = YAML(typ="safe").load(ROOT / "jobs" / "reproduction.yaml")["cases"]["sample-base"]
     for name, expected in case["expected"]["base"].items():
         assert 100 * figures["base"][name] == pytest.approx(expected, abs=case["tolerance"])
+
+
+def test_the_notebook_finds_what_it_shows(run, storage, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sample").symlink_to(storage)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((ROOT / "examples" / "sample.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found: dict[str, Any] = {}
+    exec(compile(code, "sample.ipynb", "exec"), found)
+    assert found["table"].loc["RouterRetriever", "mean"] > found["table"].loc["base", "mean"] + 5
+    # The third query is about the third document, but of a domain without an expert.
+    assert found["similarity"].argmax(axis=1).tolist() == [1, 0, 2]
+
+
+def test_the_notebook_was_executed_and_shows_no_error():
+    cells = json.loads((ROOT / "examples" / "sample.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
 def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path):

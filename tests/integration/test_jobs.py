@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -48,7 +47,8 @@ def head(tmp_path, short_folder):
     )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for(f"{url}/api/version", process, tmp_path / "head.log")
+        token = (tmp_path / ".ray" / "auth_token").read_text()
+        wait_for(f"{url}/api/version", process, tmp_path / "head.log", token)
         yield {**environment, "RAY_ADDRESS": url}
     finally:
         os.killpg(process.pid, signal.SIGTERM)

@@ -23,13 +23,16 @@ def wait_until(
         time.sleep(0.1)
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path | None = None) -> None:
+def wait_for(
+    url: str, process: subprocess.Popen[bytes], log: Path | None = None, token: str | None = None
+) -> None:
     """Return when the URL answers. The process that is to serve it must live; its log explains a failure."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         assert process.poll() is None, log and log.read_text()
         try:
-            httpx.get(url, timeout=5).raise_for_status()
+            httpx.get(url, timeout=5, headers=headers).raise_for_status()
             return
         except httpx.HTTPError:
             time.sleep(0.2)
