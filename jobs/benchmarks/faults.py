@@ -91,9 +91,8 @@ class Trial:
         return {path: path.stat().st_mtime_ns for path in self.storage.glob(pattern)}
 
     def checkpointed(self) -> bool:
-        """Whether a trainer has left a checkpoint that Ray Train has noted."""
-        noted = self.storage.glob("training/*/checkpoint_manager_snapshot.json")
-        return any("checkpoint_" in path.read_text() for path in noted)
+        """Whether a trainer has left a whole checkpoint."""
+        return any(self.storage.glob("training/*/*/artifact.json"))
 
     def resumed(self) -> str:
         """From which steps trainers went on."""

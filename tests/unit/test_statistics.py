@@ -113,3 +113,17 @@ def test_a_folder_that_is_not_there_is_told_as_such(tmp_path):
             done = CliRunner().invoke(app, ["datasets", command, path, *to])
             assert isinstance(done.exception, DatasetError)
             assert message in str(done.exception)
+
+
+def test_several_collections_are_checked_at_once(tiny_data):
+    fruit, metal = (str(tiny_data / "data" / name) for name in ("fruit", "metal"))
+    command = ["datasets", "check", fruit, metal]
+    sound = CliRunner().invoke(app, command)
+    assert sound.exit_code == 0
+    assert sound.output.index(fruit) < sound.output.index(metal)
+    with (tiny_data / "data" / "metal" / "qrels" / "test.tsv").open("a") as file:
+        file.write("q1\tno-such-document\t1\n")
+    broken = CliRunner().invoke(app, [*command, "--json"])
+    assert broken.exit_code == 1
+    found = json.loads(broken.output)
+    assert [found[path]["ok"] for path in (fruit, metal)] == [True, False]

@@ -24,23 +24,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for progr
 
 @datasets_app.command("check")
 def check(
-    path: Source,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="BEIR folders, or sample:<domain>.")],
     every: Annotated[bool, typer.Option("--all", help="List every issue, not the first five.")] = False,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
 ) -> None:
-    """List what is wrong with a collection, by kind, with file and line.
+    """List what is wrong with collections, by kind, with file and line.
 
     Exit codes: 0 it can be used; 1 it has errors; 2 the command was mistyped.
     """
     from routerretriever.datasets.checking import check_collection
 
-    report = check_collection(_folder(path), None if every else 5)
+    reports = {path: check_collection(_folder(path), None if every else 5) for path in paths}
     if as_json:
-        _print(json.dumps(report.as_json(), indent=2))
+        found = [report.as_json() for report in reports.values()]
+        _print(json.dumps(found[0] if len(paths) == 1 else dict(zip(paths, found, strict=True)), indent=2))
     else:
-        _print_report(report)
-    if not report.ok or (strict and report.warnings):
+        for path, report in reports.items():
+            if len(reports) > 1:
+                _print(f"{path}:")
+            _print_report(report)
+    if any(not report.ok or (strict and report.warnings) for report in reports.values()):
         raise typer.Exit(1)
 
 
