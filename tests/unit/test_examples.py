@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import pytest
 from support.paths import ROOT
@@ -71,3 +72,11 @@ def test_an_answer_is_generated_from_what_was_found(url):
 
 def test_question_answering_stays_short():
     assert len((ROOT / "examples" / "rag.py").read_text().splitlines()) <= 40
+
+
+def test_the_notebook_was_executed_and_shows_no_error():
+    cells = json.loads((ROOT / "examples" / "sample.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
