@@ -254,7 +254,7 @@ def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
     own = replace(job, name=name, key=key, parts=(part,), training=training, selection="fold")
     return TrainAdapter(
         name=name, key=key, inputs=(source.corpus, rest, held, *scored), job=own, sources=(source,),
-        describe="trained on two thirds of the labelled queries", folds=(),
+        describe="two thirds of the labelled queries", folds=(),
     )  # fmt: skip
 
 
