@@ -25,6 +25,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
 from routerretriever.measures import Values
 from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
+from routerretriever.training.dropout import draw_in_words
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
 from routerretriever.training.scaling import copies, scale_weights, weights_set
@@ -115,6 +116,7 @@ def _evaluations(
     encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
     torch.manual_seed(settings.seed)
     encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
+    draw_in_words(encoder.tower)
     domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
 
     tower = prepare(encoder.tower)
