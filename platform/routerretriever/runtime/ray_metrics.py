@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,10 @@ def export_to_ray() -> None:
 
 
 def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
-    """Add to how long steps took among Ray's metrics."""
+    """Add to how long steps took among Ray's metrics, if Ray runs."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
     for step, value in seconds.items():
         if value > 0:
             _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})

@@ -29,12 +29,13 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
 
     ``port`` replaces the recipe's; 0 takes a free one. Where Serve runs already, its own address stays.
     """
+    connect()  # before Ray is imported: some of its settings are read then
+
     from ray import serve
     from ray.serve.context import _get_global_client
 
     from routerretriever.serving.deployments.app import build_application
 
-    connect()
     settings = pipeline.recipe.serving
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = (settings.port if port is None else port) or free_port(settings.host)
@@ -57,8 +58,6 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
 
 def serve_forever(pipeline: Pipeline) -> None:
     """Serve until interrupted, then shut down cleanly."""
-    from ray import serve
-
     url = deploy(pipeline)
     log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
     stopping = False
@@ -73,18 +72,22 @@ def serve_forever(pipeline: Pipeline) -> None:
     while not stopping:
         time.sleep(0.2)
     log.info("shutting down")
-    serve.shutdown()
+    _shut_down()
 
 
 @contextmanager
 def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
     """The service for as long as a block runs; gives its URL. A port of 0 takes a free one."""
-    from ray import serve
-
     try:
         yield deploy(pipeline, port)
     finally:
-        serve.shutdown()
+        _shut_down()
+
+
+def _shut_down() -> None:
+    from ray import serve
+
+    serve.shutdown()
 
 
 def ask_once(pipeline: Pipeline) -> None:
