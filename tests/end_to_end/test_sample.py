@@ -62,7 +62,6 @@ def test_the_notebook_finds_what_it_shows(run, storage, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "sample").symlink_to(storage)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((ROOT / "examples" / "sample.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     found: dict[str, Any] = {}

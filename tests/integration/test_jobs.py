@@ -31,8 +31,9 @@ def short_folder():
 @pytest.fixture
 def head(tmp_path, short_folder):
     """The environment to reach a cluster of its own, which wants Ray's token, as the guide starts one."""
-    environment = users_environment(RAY_AUTH_MODE="token", HOME=str(tmp_path))
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    environment = users_environment(RAY_AUTH_MODE="token")
+    generate = [RAY, "get-auth-token", "--generate"]  # gives the token that is there, if one is
+    token = subprocess.run(generate, env=environment, check=True, capture_output=True, text=True).stdout
     gcs, dashboard, agent = free_port(), free_port(), free_port()
     start = [RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}"]
     # The agent's usual port is that of the cluster that other tests share.
@@ -48,8 +49,7 @@ def head(tmp_path, short_folder):
     )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        token = (tmp_path / ".ray" / "auth_token").read_text()
-        wait_for(f"{url}/api/version", process, tmp_path / "head.log", token)
+        wait_for(f"{url}/api/version", process, tmp_path / "head.log", token.strip())
         yield {**environment, "RAY_ADDRESS": url}
     finally:
         os.killpg(process.pid, signal.SIGTERM)

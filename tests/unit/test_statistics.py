@@ -121,6 +121,8 @@ def test_several_collections_are_checked_at_once(tiny_data):
     sound = CliRunner().invoke(app, command)
     assert sound.exit_code == 0
     assert sound.output.index(fruit) < sound.output.index(metal)
+    twice = CliRunner().invoke(app, ["datasets", "check", fruit, fruit, "--json"])
+    assert json.loads(twice.output)["ok"]
     with (tiny_data / "data" / "metal" / "qrels" / "test.tsv").open("a") as file:
         file.write("q1\tno-such-document\t1\n")
     broken = CliRunner().invoke(app, [*command, "--json"])

@@ -8,8 +8,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.training.checkpoints import checkpoints_key, last_checkpoint, save_checkpoint
 from routerretriever.training.queue import TrainingQueue
 
-CARD = {"kind": "expert"}
-EVENTS = st.sampled_from(["finish", "fail", "fail for good", "lose"])
+EVENTS = st.sampled_from(["work on", "finish", "fail", "fail for good", "lose"])
 
 
 @given(
@@ -20,7 +19,7 @@ EVENTS = st.sampled_from(["finish", "fail", "fail for good", "lose"])
 )
 def test_every_adapter_ends_once_and_is_held_by_one_group(count, groups, max_failures, events):
     queue = TrainingQueue([str(number) for number in range(count)], max_failures)
-    holds: dict[int, str | None] = {}
+    at_work: dict[int, str] = {}
     begun: dict[str, int] = {}
     ended: list[str] = []
     turn = 0
@@ -29,27 +28,29 @@ def test_every_adapter_ends_once_and_is_held_by_one_group(count, groups, max_fai
         event = events[turn] if turn < len(events) else "finish"
         group = turn % groups
         turn += 1
-        name = holds.get(group) or queue.take(group)
-        if name is None:
-            continue
-        assert name not in ended
-        assert name not in [other for key, other in holds.items() if key != group]
-        if not holds.get(group):
+        if group not in at_work:
+            name = queue.take(group)
+            if name is None:
+                continue
+            assert name not in ended
+            assert name not in at_work.values()
+            at_work[group] = name
             begun[name] = begun.get(name, 0) + 1
-        holds[group] = name
+        if event == "work on":
+            continue
+        name = at_work.pop(group)
         if event == "finish":
-            queue.finish(group, CARD)
+            queue.finish(group)
         elif event != "lose":
             queue.fail(group, "because", event == "fail for good")
-        holds[group] = None
         course = queue.courses()[name]
         # One that was lost for the last time is given up when its group asks for more.
-        if course.card or course.failed or (event == "lose" and course.restarts >= max_failures):
+        if course.finished or course.failed or (event == "lose" and course.restarts >= max_failures):
             ended.append(name)
     assert [queue.take(group) for group in range(groups)] == [None] * groups
     assert max(begun.values()) <= max_failures + 1
     for course in queue.courses().values():
-        assert (course.card is None) != (course.failed is None)
+        assert course.finished == (course.failed is None)
 
 
 def test_steps_that_were_taken_again_count_again():

@@ -35,10 +35,11 @@ def check(
     """
     from routerretriever.datasets.checking import check_collection
 
-    reports = {path: check_collection(_folder(path), None if every else 5) for path in paths}
+    folders = {path: _folder(path) for path in paths}
+    reports = {path: check_collection(folder, None if every else 5) for path, folder in folders.items()}
     if as_json:
-        found = [report.as_json() for report in reports.values()]
-        _print(json.dumps(found[0] if len(paths) == 1 else dict(zip(paths, found, strict=True)), indent=2))
+        found = {path: report.as_json() for path, report in reports.items()}
+        _print(json.dumps(found if len(found) > 1 else found[paths[0]], indent=2))
     else:
         for path, report in reports.items():
             if len(reports) > 1:

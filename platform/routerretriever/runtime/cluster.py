@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 from routerretriever.errors import BadInput, Unavailable
 from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.runtime.progress import log
-from routerretriever.runtime.ray_metrics import export_to_ray
+from routerretriever.runtime.ray_metrics import export_to_ray, running_ray
 
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
@@ -123,8 +122,8 @@ def _resources() -> tuple[float, float]:
 
 def granted_gpus() -> list[str]:
     """The GPUs that Ray has given this process; none outside Ray."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    ray = running_ray()
+    if ray is None:
         return []
     return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
 

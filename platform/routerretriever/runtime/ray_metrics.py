@@ -17,12 +17,17 @@ def export_to_ray() -> None:
 
 def publish_seconds(recipe: str, seconds: dict[str, float]) -> None:
     """Add to how long steps took among Ray's metrics, if Ray runs."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if running_ray() is None:
         return
     for step, value in seconds.items():
         if value > 0:
             _step_seconds().inc(value, tags={"recipe": recipe, "step": step, "run": RUN_ID})
+
+
+def running_ray() -> Any:
+    """Ray's module if this process has joined a cluster, else None; does not import it."""
+    ray = sys.modules.get("ray")
+    return ray if ray is not None and ray.is_initialized() else None
 
 
 @cache

@@ -99,120 +99,111 @@ def evaluations(
     Raises:
         TrainingFailed: the loss is no finite number.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        yield from _evaluations(job, store, rank, workers, resume_from, prepare, Path(scratch))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        settings: TrainingSettings = job.training
+        encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
+        torch.manual_seed(settings.seed)
+        encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
+        draw_in_words(encoder.tower)
+        domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
 
-
-def _evaluations(
-    job: TrainingJob,
-    store: ArtifactStore,
-    rank: int,
-    workers: int,
-    resume_from: Path | None,
-    prepare: Callable[[nn.Module], nn.Module],
-    scratch: Path,
-) -> Iterator[Evaluation]:
-    settings: TrainingSettings = job.training
-    encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
-    torch.manual_seed(settings.seed)
-    encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
-    draw_in_words(encoder.tower)
-    domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
-
-    tower = prepare(encoder.tower)
-    weights = _trainable(encoder)
-    total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
-    plan = domain_schedule(len(domains), total_steps, settings.seed)
-    soup = Soup(weights, settings, lambda step: learning_rate_factor(settings, step, total_steps))
-    best: dict[str, torch.Tensor] = {}
-    progress = _resume(resume_from, scratch, encoder, soup, best)
-    if progress.best_dev < 0:
-        # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
-        if rank == 0:
-            progress.best_dev = progress.base_dev = _dev_ndcg(encoder, domains)
-            if not kind_named(settings.adapter.kind).starts_as_base:
-                progress.base_dev = _dev_ndcg(encoder, domains, BASE)
-            if job.selection == "fold":
-                progress.base_values = domains[0].dev_values(encoder, BASE).tolist()
-            best.update(copies(_trainable(encoder)))
-            encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
-        progress.history.append((0, progress.best_dev))
-
-    def evaluation(loss: float | None, done: bool, selected: Selected | None) -> Evaluation:
-        return Evaluation(
-            progress, total_steps, sum(weight.numel() for weight in weights.values()), loss, done, selected,
-            lambda: _save(scratch, soup, progress, best),
-        )  # fmt: skip
-
-    yield evaluation(None, False, None)
-    autocast = (
-        torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
-        if settings.precision in _AUTOCAST
-        else nullcontext()
-    )
-
-    def loss_of(copy: int) -> torch.Tensor:
-        chosen, domain_step = plan[progress.step]
-        domain = domains[chosen]
-        batch = domain.examples.batch(domain_step, rank, workers, copy)
-        # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
-        torch.manual_seed(hash((settings.seed, progress.step, rank, *([copy] if copy else []))))
-        domain.enter(encoder)
-        tower.train()
-        with autocast:
-            vectors = tower(*encoder.pad(batch.tokens))
-            rows, candidates = domain.candidates(batch.candidate_rows, encoder, tower)
-        loss = candidate_loss(
-            vectors.float(),
-            candidates.float(),
-            rows,
-            batch.target_rows,
-            batch.positive_rows,
-            settings.temperature,
-            domain.teacher_scores(batch, rows, candidates.float()),
-            settings.distillation,
-            settings.mask_above,
-        )
-        if not torch.isfinite(loss):
-            raise TrainingFailed(
-                f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
-                "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
-            )
-        return loss
-
-    clock = time.monotonic()
-    last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
-    while progress.step < last_step:
-        loss = soup.step(loss_of)
-        progress.step += 1
-        if progress.step % settings.evaluate_every and progress.step < last_step:
-            continue
-
-        if rank == 0:
-            if job.selection == "fold":
-                values_SQ = _scaled_values(encoder, domains[0], settings.scales)
-                progress.scaled_values.append(values_SQ.tolist())
-                dev = float(values_SQ.mean(axis=1).max())  # patience waits for any scale
-            else:
-                dev = _dev_ndcg(encoder, domains)
-            progress.history.append((progress.step, dev))
-            if dev > progress.best_dev or (job.chosen is not None and progress.step == last_step):
-                progress.best_dev, progress.best_step, progress.evaluations_since_best = dev, progress.step, 0
+        tower = prepare(encoder.tower)
+        weights = _trainable(encoder)
+        total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
+        plan = domain_schedule(len(domains), total_steps, settings.seed)
+        soup = Soup(weights, settings, lambda step: learning_rate_factor(settings, step, total_steps))
+        best: dict[str, torch.Tensor] = {}
+        progress = _resume(resume_from, scratch, encoder, soup, best)
+        if progress.best_dev < 0:
+            # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
+            if rank == 0:
+                progress.best_dev = progress.base_dev = _dev_ndcg(encoder, domains)
+                if not kind_named(settings.adapter.kind).starts_as_base:
+                    progress.base_dev = _dev_ndcg(encoder, domains, BASE)
+                if job.selection == "fold":
+                    progress.base_values = domains[0].dev_values(encoder, BASE).tolist()
                 best.update(copies(_trainable(encoder)))
                 encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
-            else:
-                progress.evaluations_since_best += 1
-        progress.seconds += time.monotonic() - clock
-        out_of_patience = job.chosen is None and progress.evaluations_since_best >= settings.patience
-        stop = _from_first_worker(out_of_patience, workers, encoder.device)
-        done = stop or progress.step >= last_step
-        selected = None
-        if done and rank == 0:
-            selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
-        yield evaluation(loss, done, selected)
-        if done:
-            break
+            progress.history.append((0, progress.best_dev))
+
+        def evaluation(loss: float | None, done: bool, selected: Selected | None) -> Evaluation:
+            parameters = sum(weight.numel() for weight in weights.values())
+            return Evaluation(
+                progress, total_steps, parameters, loss, done, selected,
+                lambda: _save(scratch, soup, progress, best),
+            )  # fmt: skip
+
+        yield evaluation(None, False, None)
+        autocast = (
+            torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
+            if settings.precision in _AUTOCAST
+            else nullcontext()
+        )
+
+        def loss_of(copy: int) -> torch.Tensor:
+            chosen, domain_step = plan[progress.step]
+            domain = domains[chosen]
+            batch = domain.examples.batch(domain_step, rank, workers, copy)
+            # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
+            torch.manual_seed(hash((settings.seed, progress.step, rank, *([copy] if copy else []))))
+            domain.enter(encoder)
+            tower.train()
+            with autocast:
+                vectors = tower(*encoder.pad(batch.tokens))
+                rows, candidates = domain.candidates(batch.candidate_rows, encoder, tower)
+            loss = candidate_loss(
+                vectors.float(),
+                candidates.float(),
+                rows,
+                batch.target_rows,
+                batch.positive_rows,
+                settings.temperature,
+                domain.teacher_scores(batch, rows, candidates.float()),
+                settings.distillation,
+                settings.mask_above,
+            )
+            if not torch.isfinite(loss):
+                raise TrainingFailed(
+                    f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
+                    "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
+                )
+            return loss
+
         clock = time.monotonic()
+        last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
+        while progress.step < last_step:
+            loss = soup.step(loss_of)
+            progress.step += 1
+            if progress.step % settings.evaluate_every and progress.step < last_step:
+                continue
+
+            if rank == 0:
+                if job.selection == "fold":
+                    values_SQ = _scaled_values(encoder, domains[0], settings.scales)
+                    progress.scaled_values.append(values_SQ.tolist())
+                    dev = float(values_SQ.mean(axis=1).max())  # patience waits for any scale
+                else:
+                    dev = _dev_ndcg(encoder, domains)
+                progress.history.append((progress.step, dev))
+                if dev > progress.best_dev or (job.chosen is not None and progress.step == last_step):
+                    progress.best_dev, progress.best_step = dev, progress.step
+                    progress.evaluations_since_best = 0
+                    best.update(copies(_trainable(encoder)))
+                    encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
+                else:
+                    progress.evaluations_since_best += 1
+            progress.seconds += time.monotonic() - clock
+            out_of_patience = job.chosen is None and progress.evaluations_since_best >= settings.patience
+            stop = _from_first_worker(out_of_patience, workers, encoder.device)
+            done = stop or progress.step >= last_step
+            selected = None
+            if done and rank == 0:
+                selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
+            yield evaluation(loss, done, selected)
+            if done:
+                break
+            clock = time.monotonic()
 
 
 def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str = ADAPTER) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 _LOST = "its worker was lost, as happens when a machine runs out of memory or goes"
 
@@ -23,8 +22,8 @@ class Course:
     """Those that were taken again after a loss count again."""
     restarts: int = 0
     """How often it was begun again, from its last checkpoint."""
-    card: dict[str, Any] | None = None
-    """Of the finished adapter."""
+    finished: bool = False
+    """Trained and kept."""
     failed: str | None = None
     """Why it was given up."""
 
@@ -61,9 +60,9 @@ class TrainingQueue:
         course.steps_taken += max(0, step - course.step)
         course.step, course.total_steps, course.best_dev = step, total_steps, best_dev
 
-    def finish(self, group: int, card: dict[str, Any]) -> None:
+    def finish(self, group: int) -> None:
         """Note that a group's adapter is trained and kept."""
-        self._courses[self._held.pop(group)].card = card
+        self._courses[self._held.pop(group)].finished = True
 
     def fail(self, group: int, reason: str, final: bool) -> bool:
         """Note that a group's adapter, if it has one, met an error.

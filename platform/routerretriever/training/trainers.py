@@ -28,29 +28,25 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     training = jobs[0].training  # they differ in what is learned, not in what they run on
     groups = min(len(jobs), room_to_train(training, training.workers))
     here = on_drivers_node()
-    names = [job.name for job in jobs]
-    queue = ray.remote(TrainingQueue).options(**here).remote(names, training.max_failures)
+    named = {job.name: job for job in jobs}
+    queue = ray.remote(TrainingQueue).options(**here).remote(list(named), training.max_failures)
     # The machine of the trainers can be lost too; the next ones go on from the last checkpoints.
     task = ray.remote(max_retries=training.max_failures, **here)(_run_groups)
-    running = task.remote(groups, {job.name: job for job in jobs}, store, queue)
+    running = task.remote(groups, named, store, queue)
     why_unfinished = "no worker was left to train it"
     with bars() as progress:
-        board = _Board(progress, names)
-        while True:
-            ended, _ = ray.wait([running], timeout=0.5)
-            try:
-                courses: dict[str, Course] = ray.get(queue.courses.remote())
-                board.show(courses)
-                if ended:
-                    ray.get(running)
-            except ray.exceptions.RayError as error:
-                why_unfinished = failure_reason(error)
-                log.error("training: %s", why_unfinished)
-                break
-            if ended:
-                break
+        board = _Board(progress, named, store)
+        try:
+            ended = False
+            while not ended:
+                ended = bool(ray.wait([running], timeout=0.5)[0])
+                board.show(ray.get(queue.courses.remote()))
+            ray.get(running)
+        except ray.exceptions.RayError as error:
+            why_unfinished = failure_reason(error)
+            log.error("training: %s", why_unfinished)
     failures = {
-        name: course.failed or why_unfinished for name, course in board.courses.items() if not course.card
+        name: course.failed or why_unfinished for name, course in board.courses.items() if not course.finished
     }
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
@@ -63,10 +59,11 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
 class _Board:
     """What people see of a training run: a bar for each adapter, or lines; and the counters."""
 
-    def __init__(self, progress: Any, names: list[str]) -> None:
-        self.courses = {name: Course() for name in names}
+    def __init__(self, progress: Any, jobs: Mapping[str, TrainingJob], store: ArtifactStore) -> None:
+        self.courses = {name: Course() for name in jobs}
+        self._jobs, self._store = jobs, store
         self._progress = progress
-        self._rows = {name: progress.add_task(f"training {name}", total=None, start=False) for name in names}
+        self._rows = {name: progress.add_task(f"training {name}", total=None, start=False) for name in jobs}
 
     def show(self, courses: dict[str, Course]) -> None:
         """Show how far all are, and tell what is new."""
@@ -83,17 +80,18 @@ class _Board:
                 self._progress.start_task(self._rows[name])
             note = f"dev {now.best_dev:.3f}"
             # One that patience has ended is complete.
-            total = now.step if now.card else now.total_steps or None
+            total = now.step if now.finished else now.total_steps or None
             self._progress.update(self._rows[name], completed=now.step, total=total, note=note)
             if is_quiet() and now.step > before.step:
                 log.info("expert %s: step %d of %d, best %s", name, now.step, now.total_steps, note)
             if now.failed and not before.failed:
                 log.error("expert %s: failed: %s", name, now.failed)
-            if now.card and not before.card:
+            if now.finished and not before.finished:
+                card = self._store.manifest(self._jobs[name].key)
                 log.info(
                     "expert %s: dev nDCG@10 %.4f (base %.4f), best of %d steps at %d",
-                    name, now.card["dev_ndcg_at_10"], now.card["base_dev_ndcg_at_10"], now.card["steps"],
-                    now.card["best_step"],
+                    name, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
+                    card["best_step"],
                 )  # fmt: skip
         self.courses = courses
 

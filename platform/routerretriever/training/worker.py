@@ -51,7 +51,7 @@ def _train(job: TrainingJob, group: int, store: ArtifactStore, queue: Any) -> No
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
     if store.exists(job.key):  # the worker before this one was lost at the very end
         if rank == 0:
-            ray.get(queue.finish.remote(group, store.manifest(job.key)))
+            ray.get(queue.finish.remote(group))
         return
     saved = last_checkpoint(store, job.key)
     for each in evaluations(job, store, rank, workers, saved, prepare_model):
@@ -65,11 +65,10 @@ def _train(job: TrainingJob, group: int, store: ArtifactStore, queue: Any) -> No
         if not each.done:
             save_checkpoint(store, job.key, progress.step, folder)
             continue
-        card = _card(job, each)
         store.put_folder(job.key, folder / BEST_FOLDER)
-        store.commit(job.key, card)
+        store.commit(job.key, _card(job, each))
         store.delete(checkpoints_key(job.key))
-        ray.get(queue.finish.remote(group, card))
+        ray.get(queue.finish.remote(group))
 
 
 def _card(job: TrainingJob, end: Evaluation) -> dict[str, Any]:
