@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,18 +25,17 @@ from support.runs import finished_recipe
 
 pytestmark = pytest.mark.integration
 
+_JUDGEMENTS = "judgements.json.gz"
+
 
 def test_one_domains_failure_leaves_the_others_finished(cluster, artifacts):
     recipe = with_changes(finished_recipe(artifacts), training__seed=9, training__max_failures=0)
     pipeline = Pipeline(recipe)
     # Reading would refuse such judgements, so they are put where the trainer finds them.
     key, store = judgements_step(pipeline.collections["metal"], "train").key, pipeline.store
-    content = {"queries": {"q0": "where is tin"}, "qrels": {"q0": {"missing-document": 1}}}
-    store.delete(key)
-    store.put(
-        key, "judgements.json.gz", lambda path: path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    _replace_judgements(
+        store, key, {"queries": {"q0": "where is tin"}, "qrels": {"q0": {"missing-document": 1}}}
     )
-    store.commit(key, {"kind": "judgements"})
     with pytest.raises(TrainingFailed, match=r"metal: .*missing-document"):
         _ = pipeline.method(Experts).experts
     assert pipeline.untrained() == ["metal"]
@@ -43,6 +43,13 @@ def test_one_domains_failure_leaves_the_others_finished(cluster, artifacts):
 
 def test_data_parallel_workers_and_the_other_objectives_train(cluster, artifacts):
     recipe = finished_recipe(artifacts)
+    pipeline = Pipeline(recipe)
+    # One worker has a long query among short ones, which it runs in a pass of its own, and the other has not.
+    key = judgements_step(pipeline.collections["metal"], "train").key
+    content = json.loads(gzip.decompress((pipeline.store.fetch(key) / _JUDGEMENTS).read_bytes()))
+    first = next(iter(content["queries"]))
+    content["queries"][first] += " again" * 100
+    _replace_judgements(pipeline.store, key, content)
     changes = {
         "objective": "sampled",
         "workers": 2,
@@ -93,3 +100,9 @@ def kill_trainer_after_a_checkpoint(folder: Path, killed: list[int]) -> None:
                     killed.append(process.pid)
                     return
         time.sleep(0.02)
+
+
+def _replace_judgements(store: ArtifactStore, key: str, content: dict[str, Any]) -> None:
+    store.delete(key)
+    store.put(key, _JUDGEMENTS, lambda path: path.write_bytes(gzip.compress(json.dumps(content).encode())))
+    store.commit(key, {"kind": "judgements"})

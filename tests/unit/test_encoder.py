@@ -234,6 +234,20 @@ def test_only_the_adapter_gets_gradients(encoder):
     assert all("lora" in name for name in with_gradient)
 
 
+def test_gradients_of_texts_of_any_length_are_those_of_one_padded_batch(encoder):
+    encoder.add_adapter("new", LoraSettings(dropout=0.0), ())
+    randomise(encoder)
+    rows = encoder.tokenize_queries(["tin", "zinc " * 60, "iron ore", "copper " * 40, "lead"])
+    target = torch.randn(len(rows), encoder.dimension, generator=torch.Generator().manual_seed(0))
+    weights = [weight for weight in encoder.tower.parameters() if weight.requires_grad]
+    found = []
+    for vectors in (encoder.embed_with_gradients(rows, encoder.tower), encoder.tower(*encoder.pad(rows))):
+        gradients = torch.autograd.grad((vectors * target).sum(), weights)
+        found.append((vectors.detach(), *gradients))
+    for ours, padded in zip(*found, strict=True):
+        torch.testing.assert_close(ours, padded, atol=1e-4, rtol=1e-4)
+
+
 def test_routing_features_run_only_the_layers_they_need(encoder):
     calls = []
     for number, layer in enumerate(encoder.transformer_layers):

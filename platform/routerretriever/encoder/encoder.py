@@ -389,6 +389,18 @@ class Encoder:
                 vectors[batch] = made.float().cpu().numpy()
         return np.zeros((0, self.dimension), dtype=np.float32) if vectors is None else vectors
 
+    def embed_with_gradients(self, rows: Sequence[Sequence[int]], tower: nn.Module) -> Tensor:
+        """Run tokenised texts through the tower in training, in batches of like length: [B, d].
+
+        Args:
+            rows: token ids of each text.
+            tower: this encoder's, or what wraps it for several workers.
+        """
+        limit = _CPU_PADDING if self.device.type == "cpu" else math.inf
+        parts = list(batches(rows, len(rows), limit))
+        vectors = torch.cat([tower(*self.pad([rows[row] for row in part])) for part in parts])
+        return vectors[np.argsort(np.concatenate(parts))]
+
     def _embed_both(
         self,
         rows: Sequence[Sequence[int]],

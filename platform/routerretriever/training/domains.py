@@ -128,7 +128,8 @@ class OnlineDocuments(TrainingDomain):
     def candidates(self, rows: Rows | None, encoder: QueryTower, tower: nn.Module) -> tuple[Rows, Tensor]:
         """Row numbers [C] and vectors [C, d] of a batch's candidate documents, with gradients."""
         assert rows is not None
-        return rows, tower(*encoder.pad(encoder.tokenize_documents(_texts(self.corpus, rows))))
+        tokens = encoder.tokenize_documents(_texts(self.corpus, rows))
+        return rows, encoder.embed_with_gradients(tokens, tower)
 
     def dev_index(self, encoder: QueryTower, adapter: str) -> SearchIndex:
         """Some of the documents, the relevant ones among them, encoded by the adapter as it is now."""

@@ -150,7 +150,7 @@ def evaluations(
             domain.enter(encoder)
             tower.train()
             with autocast:
-                vectors = tower(*encoder.pad(batch.tokens))
+                vectors = encoder.embed_with_gradients(batch.tokens, tower)
                 rows, candidates = domain.candidates(batch.candidate_rows, encoder, tower)
             loss = candidate_loss(
                 vectors.float(),

@@ -8,6 +8,7 @@ on from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,6 +23,13 @@ from routerretriever.training.checkpoints import checkpoints_key, last_checkpoin
 from routerretriever.training.job import BEST_FOLDER, TrainingJob
 from routerretriever.training.loop import Evaluation, evaluations
 from routerretriever.training.selection import Selected
+
+_prepare = partial(
+    prepare_model,
+    # Workers run their texts in as many passes as their lengths need. Each pass would wait for the other
+    # workers' buffers, which never change.
+    parallel_strategy_kwargs={"broadcast_buffers": False},
+)
 
 
 def train_adapters(group: int, jobs: Mapping[str, TrainingJob], store: ArtifactStore, queue: Any) -> None:
@@ -54,7 +62,7 @@ def _train(job: TrainingJob, group: int, store: ArtifactStore, queue: Any) -> No
             ray.get(queue.finish.remote(group))
         return
     saved = last_checkpoint(store, job.key)
-    for each in evaluations(job, store, rank, workers, saved, prepare_model):
+    for each in evaluations(job, store, rank, workers, saved, _prepare):
         if rank:
             continue
         progress = each.progress
