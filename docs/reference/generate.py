@@ -191,7 +191,8 @@ def http_page() -> str:
         "OpenAI's embeddings API work with the base URL `http://localhost:8000/v1`. Where the "
         "service has tokens, "
         "send `Authorization: Bearer TOKEN`. What is wrong comes back as "
-        '`{"error": {"message", "type", "param", "code"}}`: [errors](errors.md).\n',
+        '`{"error": {"message", "type", "param", "code"}}`: [errors](errors.md). `/v1/feedback` is there if the '
+        "recipe sets `serving.feedback`.\n",
     ]
     used: dict[str, None] = {}
     for path, methods in schema["paths"].items():
@@ -229,6 +230,7 @@ def http_page() -> str:
 def _openapi() -> dict[str, Any]:
     import httpx
     from routerretriever.config.serving import ServingSettings
+    from routerretriever.datasets.feedback import FeedbackLog
     from routerretriever.serving.http.api import build_api
     from routerretriever.serving.http.auth import Authenticator
     from routerretriever.serving.ports import MetricsPort
@@ -246,7 +248,9 @@ def _openapi() -> dict[str, Any]:
 
     async def ask() -> dict[str, Any]:
         metrics = cast(MetricsPort, NoMetrics())
-        api = build_api(no_service, ServingSettings(), Authenticator({}, True), metrics)
+        settings = ServingSettings.model_validate({"feedback": {}})
+        log = FeedbackLog(cast(Any, None))  # nothing is written: no request is sent
+        api = build_api(no_service, settings, Authenticator({}, True), metrics, log)
         transport = httpx.ASGITransport(app=api)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
             return cast(dict[str, Any], (await http.get("/openapi.json")).json())
@@ -295,11 +299,12 @@ def metrics_page() -> str:
             "Ray's Prometheus endpoint has them under these names with `ray_` in front; counters "
             "end in `_total`, "
             "histograms in `_bucket`, `_sum` and `_count`. How to scrape them and when to worry: "
-            "[operate](../how-to/operate.md#what-to-watch).\n",
+            "[monitor](../how-to/monitor.md).\n",
             "## Of the service\n",
             _table(["metric", "kind", "labels", "what it is"], sorted(rows)),
             "## Of a run\n",
-            "MLflow keeps the sums as `counts/...`.\n",
+            "MLflow keeps the sums as `counts/...`. Beside them Ray has `routerretriever_step_seconds`, the time of each "
+            "step by `recipe`, `step` and `run`; MLflow keeps it as `seconds/...`.\n",
             _table(["metric", "what it is"], [[f"`{name}`", text] for name, text in DESCRIPTIONS.items()]),
         ]
     )

@@ -31,7 +31,7 @@ def tune_router(
     write: Annotated[bool, typer.Option("--write", help="Put the best settings into the recipe.")] = False,
     rows: Annotated[int, typer.Option(help="How many of the best are shown.", min=1)] = 15,
 ) -> None:
-    """Choose the router by dev queries: tries kinds, features, mixings and gates, and shows a table."""
+    """Choose the router by dev queries: tries kinds, features, mixings and fallbacks, and shows a table."""
     from routerretriever.pipeline.domains import set_routing
     from routerretriever.runtime.progress import log, show
     from routerretriever.studies import runs as studies

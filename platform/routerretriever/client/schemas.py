@@ -163,7 +163,7 @@ class FeedbackRequest(_Schema):
     not_relevant: list[DocumentId] = []
     """Those that the user marked as useless."""
     user: Annotated[str, StringConstraints(max_length=128), AfterValidator(_encodable)] = ""
-    """Who it was, as the sender names them; by it, it can be deleted."""
+    """The sender's name for the user; `/v1/feedback/delete` deletes all reports under it."""
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
     """Of two reports with the same id, one counts; by default each is new."""
 

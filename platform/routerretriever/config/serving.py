@@ -103,11 +103,11 @@ class ReleaseSettings(Settings):
     """A bundle that was refused for a reason that may pass, as storage that cannot be reached, is tried again
     after so long. ``release --retry`` tries any refused bundle again at once."""
     challenger_alias: str = "challenger"
-    """MLflow alias of the version that challenges the released one."""
+    """MLflow alias of the version that is tried beside the released one."""
     challenger_share: Fraction = 0.0
-    """Share of the requests that the bundle under ``challenger_alias`` answers, if there is one."""
+    """Share of the requests that the bundle under ``challenger_alias`` answers."""
     shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the searches that it answers too, once the answer has gone out, to be compared and dropped."""
+    """Share of the searches that this bundle repeats after the answer was sent, to be compared; nobody sees it."""
 
 
 class FeedbackSettings(Settings):
@@ -143,7 +143,7 @@ class ServingSettings(Settings):
     collections: tuple[DomainName, ...] | None = None
     """Collections to search; by default all of the recipe."""
     tokens_file: str | None = None
-    """YAML file of the bearer tokens that are let in; see ``routerretriever.serving.http.auth``."""
+    """YAML file of the bearer tokens that are let in: docs/how-to/tokens.md."""
     allow_anonymous: bool = False
     """Serve other machines without tokens, as behind a proxy that checks who asks."""
     limits: LimitSettings = LimitSettings()

@@ -28,7 +28,7 @@ class FusionSettings(Settings):
     """How the weight of BM25 is found for each query."""
 
     prior: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """The weight where nothing speaks for another."""
+    """The weight where none was learned."""
     shrinkage: NonNegativeFloat = 50.0
     """Queries that a domain must have for half of what they say to be believed."""
     caution: NonNegativeFloat = 0.05

@@ -35,7 +35,7 @@ DATASET_ORACLE, INSTANCE_ORACLE = "both towers, DatasetOracle", "both towers, In
 
 
 class BothTowersSettings(Settings):
-    """Experts on both towers. What is not said here is as in ``training``.
+    """Experts on both towers. All other settings are those of ``training``.
 
     Documents are encoded in every step, so a step costs far more than one over frozen documents.
     """

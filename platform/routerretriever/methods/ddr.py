@@ -53,7 +53,7 @@ _UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, fallback=None, me
 class GeneralPrefixSettings(Settings):
     """The general prefix of Dynamic Dense Retrieval, trained on queries and documents alike.
 
-    What is not said here is as in ``training``. Documents are encoded in every step, so a step costs far more
+    All other settings are those of ``training``. Documents are encoded in every step, so a step costs far more
     than one of an expert, and batches are small.
     """
 

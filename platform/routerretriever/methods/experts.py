@@ -56,7 +56,7 @@ BASELINE_ROUTERS: dict[str, RoutingSettings] = {
 
 
 class ExpertsSettings(Settings):
-    """Nothing of its own: ``training``, ``scoring`` and ``routing`` of the recipe say it all."""
+    """No settings: ``training``, ``scoring`` and ``routing`` of the recipe are used."""
 
 
 class Experts(Method):

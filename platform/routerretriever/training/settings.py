@@ -56,12 +56,12 @@ class TrainingSettings(Settings):
     max_epochs: PositiveInt | None = None
     """Passes over the train queries at most."""
     evaluate_every: PositiveInt = 20
-    """Steps between two looks at dev nDCG@10."""
+    """Steps between two evaluations on dev."""
     patience: PositiveInt = 5
-    """Looks at dev without a new best before training stops."""
+    """Evaluations on dev without a new best nDCG@10 before training stops."""
     dev_queries: PositiveInt = 400
-    """At most this many dev queries are used for early stopping (a fixed sample): a look at dev should cost
-    less than the steps between two looks."""
+    """At most this many dev queries are used for early stopping (a fixed sample): an evaluation should cost
+    less than the steps between two of them."""
     max_gradient_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
