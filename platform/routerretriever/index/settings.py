@@ -30,7 +30,7 @@ class FusionSettings(Settings):
     prior: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """The weight where none was learned."""
     shrinkage: NonNegativeFloat = 50.0
-    """Queries that a domain must have for half of what they say to be believed."""
+    """The number of queries at which half of a domain's gain counts."""
     caution: NonNegativeFloat = 0.05
     """The gain in nDCG@10 that moving the weight by 1 must bring."""
     poor: Fraction = 0.5

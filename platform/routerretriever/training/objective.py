@@ -1,7 +1,8 @@
 """One loss for every objective: softmax over candidate documents, other positives of a query masked.
 
 What differs between the objectives is only which documents are candidates: all of the corpus, mined and
-random negatives, or the batch's own positives. Shapes: B queries, C candidates, d dimensions.
+random negatives, or the batch's own positives. Documents are looked up, not encoded, as in LTRe (arXiv
+2010.10469). Shapes: B queries, C candidates, d dimensions.
 """
 
 from __future__ import annotations
