@@ -191,8 +191,8 @@ def http_page() -> str:
         "OpenAI's embeddings API work with the base URL `http://localhost:8000/v1`. Where the "
         "service has tokens, "
         "send `Authorization: Bearer TOKEN`. What is wrong comes back as "
-        '`{"error": {"message", "type", "param", "code"}}`: [errors](errors.md). `/v1/feedback` is there if the '
-        "recipe sets `serving.feedback`.\n",
+        '`{"error": {"message", "type", "param", "code"}}`: [errors](errors.md). `/v1/feedback` is there if '
+        "the recipe sets `serving.feedback`.\n",
     ]
     used: dict[str, None] = {}
     for path, methods in schema["paths"].items():
@@ -303,8 +303,8 @@ def metrics_page() -> str:
             "## Of the service\n",
             _table(["metric", "kind", "labels", "what it is"], sorted(rows)),
             "## Of a run\n",
-            "MLflow keeps the sums as `counts/...`. Beside them Ray has `routerretriever_step_seconds`, the time of each "
-            "step by `recipe`, `step` and `run`; MLflow keeps it as `seconds/...`.\n",
+            "MLflow keeps the sums as `counts/...`. Beside them Ray has `routerretriever_step_seconds`, the "
+            "time of each step by `recipe`, `step` and `run`; MLflow keeps it as `seconds/...`.\n",
             _table(["metric", "what it is"], [[f"`{name}`", text] for name, text in DESCRIPTIONS.items()]),
         ]
     )

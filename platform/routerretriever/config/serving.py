@@ -107,7 +107,7 @@ class ReleaseSettings(Settings):
     challenger_share: Fraction = 0.0
     """Share of the requests that the bundle under ``challenger_alias`` answers."""
     shadow_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the searches that this bundle repeats after the answer was sent, to be compared; nobody sees it."""
+    """Share of the searches that it repeats after the answer was sent, to be compared; nobody sees them."""
 
 
 class FeedbackSettings(Settings):

@@ -53,8 +53,8 @@ _UNUSED_ROUTER = RoutingSettings(router="uniform", features=0, fallback=None, me
 class GeneralPrefixSettings(Settings):
     """The general prefix of Dynamic Dense Retrieval, trained on queries and documents alike.
 
-    All other settings are those of ``training``. Documents are encoded in every step, so a step costs far more
-    than one of an expert, and batches are small.
+    All other settings are those of ``training``. Documents are encoded in every step, so a step costs far
+    more than one of an expert, and batches are small.
     """
 
     domains: Annotated[tuple[DomainName, ...], Field(min_length=1)] | None = None
