@@ -148,6 +148,11 @@ def is_latest(store: ArtifactStore, key: str, change: int) -> bool:
     return change > 0 and not store.has(key, _file(change + 1)) and store.has(key, _file(change))
 
 
+def has_news(store: ArtifactStore, key: str, change: int) -> bool:
+    """Whether anything follows a change."""
+    return not is_latest(store, key, change) if change else last_change(store, key) > 0
+
+
 def take_changes(
     store: ArtifactStore, key: str, change: int, take: Callable[[arrow.Table], None]
 ) -> tuple[int, str | None]:

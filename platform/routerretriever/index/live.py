@@ -24,7 +24,7 @@ from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import StorageError
 from routerretriever.index.base import Entry, Index, Mask, Queries, Vectors
-from routerretriever.index.changes import is_latest, read_rows, take_changes
+from routerretriever.index.changes import has_news, is_latest, read_rows, take_changes
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.documents import DocumentTable, StoredDocument
 from routerretriever.index.filters import Filter
@@ -134,6 +134,10 @@ class LiveCollection:
     def rows(self) -> int:
         """How many documents there are, or passages of them."""
         return int(self.allowed().sum())
+
+    def has_news(self) -> bool:
+        """Whether changes were made since the last refresh. May be asked from another thread."""
+        return has_news(self._store, self._key, self.change)
 
     def refresh(self) -> None:
         """Take in the changes that were made since the last refresh.

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -21,6 +22,7 @@ from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.ports import CollectionRef, Contents
+from routerretriever.serving.questions import Questions
 from routerretriever.types import Mode
 
 _LOOKS_KEPT = 64
@@ -56,6 +58,7 @@ class Index:
         self._refreshed_at: dict[CollectionRef, float] = {}
         self._swept_at = time.monotonic()
         self._looks: OrderedDict[tuple[CollectionRef, str], tuple[int, list[Look]]] = OrderedDict()
+        self._storage = Questions()
         # One thread: a collection must not change under a search. FAISS has its own threads.
         self._thread = SerialExecutor()
 
@@ -135,20 +138,25 @@ class Index:
             )
             self._refreshed_at[collection] = time.monotonic()
         elif time.monotonic() - self._refreshed_at[collection] >= self._refresh_seconds:
-            self._open[collection].refresh()
+            live = self._open[collection]
+            if self._storage.ask(("news", collection), live.has_news):
+                live.refresh()
             self._refreshed_at[collection] = time.monotonic()
         return self._open[collection]
 
     def _close_dropped(self) -> None:
-        """Let go of collections that were deleted: nobody asks for them, and their changes are gone."""
+        """Let go of collections that were deleted, or never filled: they have no changes in storage."""
         now = time.monotonic()
         if now - self._swept_at < _SWEEP_SECONDS:
             return
         self._swept_at = now
-        for ref, live in list(self._open.items()):
+        for ref in list(self._open):
             unused = now - self._refreshed_at[ref] >= _SWEEP_SECONDS
-            if ref.created_for and unused and live.change and not last_change(self._store, ref.changes):
+            if ref.created_for and unused and self._storage.ask(("empty", ref), partial(self._is_empty, ref)):
                 del self._open[ref], self._refreshed_at[ref]
+
+    def _is_empty(self, ref: CollectionRef) -> bool:
+        return last_change(self._store, ref.changes) == 0
 
 
 class IndexShards:

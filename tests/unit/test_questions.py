@@ -1,0 +1,72 @@
+"""A service whose storage is slow, or away."""
+
+import asyncio
+import threading
+
+import pytest
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.collection import Document
+from routerretriever.errors import StorageError
+from routerretriever.index.changes import write_change
+from routerretriever.index.live import Wanted
+from routerretriever.index.settings import IndexSettings
+from routerretriever.serving.deployments.index import Index
+from routerretriever.serving.ports import CollectionRef
+from routerretriever.serving.questions import Questions
+from support.corpora import CHANGES, CORPUS, make_corpus
+
+
+def test_a_question_that_storage_does_not_answer_holds_nobody_up(caplog):
+    asked, answer = [], threading.Event()
+
+    def question():
+        asked.append(1)
+        assert answer.wait(30)
+        return True
+
+    questions = Questions(patience=0.01)
+    assert not questions.ask("a", question)
+    assert not questions.ask("a", question)
+    assert questions.ask("b", lambda: True)
+    answer.set()
+    while not questions.ask("a", question):
+        pass
+    assert len(asked) == 1
+    assert caplog.text.count("storage does not answer") == 1
+
+
+def test_a_question_that_fails_is_answered_by_no_and_said(caplog):
+    def question():
+        raise StorageError("s3://bucket: no such host")
+
+    assert not Questions().ask("a", question)
+    assert "no such host" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        Questions().ask("a", lambda: bool(1 / 0))
+
+
+def test_searches_go_on_while_storage_is_away_and_find_what_changed_when_it_is_back(tmp_path, monkeypatch):
+    store, held = make_corpus(tmp_path)
+    index = Index.func_or_class(IndexSettings(), store, 0.0, 0, 1)
+    index._storage = Questions(patience=0.01)
+    collection = CollectionRef(CORPUS, CHANGES)
+    vector = held["d3"][1]
+
+    def found():
+        hits = asyncio.run(index.find(collection, "dense", [Wanted("", vector, 3)]))[0]
+        return [hit.document.id for hit in hits]
+
+    before = found()
+    back, names = threading.Event(), ArtifactStore.names
+
+    def late(*asked):
+        assert back.wait(30)
+        return names(*asked)
+
+    monkeypatch.setattr(ArtifactStore, "names", late)
+    write_change(store, CHANGES, 1, [Document("new", "", "a text")], vector[None])
+    assert found() == before
+    back.set()
+    while found() == before:
+        pass
+    assert "new" in found()
