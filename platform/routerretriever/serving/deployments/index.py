@@ -140,14 +140,14 @@ class Index:
         return self._open[collection]
 
     def _close_dropped(self) -> None:
-        """Let go of collections that were deleted: nobody asks for them, and their changes are gone."""
+        """Let go of collections that were deleted, or never filled: they have no changes in storage."""
         now = time.monotonic()
         if now - self._swept_at < _SWEEP_SECONDS:
             return
         self._swept_at = now
-        for ref, live in list(self._open.items()):
+        for ref in list(self._open):
             unused = now - self._refreshed_at[ref] >= _SWEEP_SECONDS
-            if ref.created_for and unused and live.change and not last_change(self._store, ref.changes):
+            if ref.created_for and unused and not last_change(self._store, ref.changes):
                 del self._open[ref], self._refreshed_at[ref]
 
 
