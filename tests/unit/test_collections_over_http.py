@@ -10,7 +10,6 @@ import threading
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.client import AsyncClient, Client, ServiceError
 from routerretriever.errors import StorageError
 from routerretriever.index.changes import write_deletion
@@ -182,8 +181,7 @@ def test_a_document_that_is_not_there_is_told_by_its_field(tmp_path):
 
 def test_a_change_whose_sender_hangs_up_is_carried_out_and_the_next_has_its_own_number(tmp_path, monkeypatch):
     """Stopping the wait for a thread does not stop the thread."""
-    store = ArtifactStore.open(str(tmp_path))
-    make_corpus(tmp_path, key="corpora/fruit")
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
     ref = CollectionRef("corpora/fruit", "changes/fruit", PLAIN)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -220,12 +218,11 @@ def test_a_change_whose_sender_hangs_up_is_carried_out_and_the_next_has_its_own_
 
 
 def test_collections_that_were_never_filled_are_let_go_of(tmp_path, monkeypatch):
-    service = WholeService(tmp_path)
-    make_corpus(tmp_path, key="corpora/fruit")
-    shard = Index.func_or_class(IndexSettings(), service.store, 0, 0, 1)
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
+    shard = Index.func_or_class(IndexSettings(), store, 0, 0, 1)
     fruit = CollectionRef("corpora/fruit", "changes/fruit", PLAIN)
     created = [CollectionRef("corpora/fruit", f"changes/{n}", PLAIN, None, "abc") for n in range(3)]
-    write_deletion(service.store, created[0].changes, 1, ["d1"])
+    write_deletion(store, created[0].changes, 1, ["d1"])
     monkeypatch.setattr("routerretriever.serving.deployments.index._SWEEP_SECONDS", 0.0)
     for ref in (fruit, *created):
         asyncio.run(shard.contents(ref))

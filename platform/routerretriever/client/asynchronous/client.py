@@ -106,7 +106,7 @@ class AsyncClient:
         return FeedbackResponse.model_validate(answer).id
 
     async def forget(self, user: str) -> int:
-        """Delete all feedback of a user; returns how many reports there were."""
+        """Delete a user's feedback on collections that this client may change; returns how many reports."""
         answer = await self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
