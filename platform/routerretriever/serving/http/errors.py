@@ -112,9 +112,13 @@ def problem(
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    # What a client has named is told, and may hold halves of surrogate pairs.
-    message, param = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
-    return answer(status, ErrorResponse(error=Problem(message=message, type=kind, param=param)), headers)
+    told = Problem(message=_encodable(message), type=kind, param=param and _encodable(param))
+    return answer(status, ErrorResponse(error=told), headers)
+
+
+def _encodable(text: str) -> str:
+    """A text that names what a client sent, which may hold half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def explain_errors(api: FastAPI) -> None:
