@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_NAMED = 20
+"""Names that a message lists; there may be thousands of collections."""
 _SECRET_OPTIONS = re.compile(
     r"(?i)([?&](?:[\w-]*(?:password|passwd|token|secret|signature)|sig|key)=)[^&#\s'\"]+"
 )
@@ -95,7 +97,8 @@ class UnknownName(NotFound):
 
     def __init__(self, field: str, found: str | None, known: Sequence[str]) -> None:
         what = "none was named" if found is None else f"found {found!r}"
-        super().__init__(f"{field}: {what}; there are {', '.join(known)}")
+        more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+        super().__init__(f"{field}: {what}; there are {', '.join(known[:_NAMED])}{more}")
         self.field = field
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
 from routerretriever.client import AsyncClient, Client, ServiceError
+from routerretriever.errors import StorageError
+from routerretriever.index.changes import write_deletion
+from routerretriever.index.live import LiveCollection
+from routerretriever.index.settings import IndexSettings
+from routerretriever.serving.deployments.index import Index
+from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import Token
+from routerretriever.serving.ports import CollectionRef
+from support.corpora import PLAIN, make_corpus
 from support.service import caller
 from support.whole_service import WholeService
 
@@ -146,6 +155,79 @@ def test_bad_metadata_is_named_and_nothing_is_written(tmp_path, metadata, place)
     status, answer = service.ask_raw("POST", "/v1/collections/fruit/documents", json.dumps(body))
     assert (status, answer["error"]["param"]) == (422, place)
     assert service.ask("GET", "/v1/collections/fruit")[1]["change"] == 0
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [
+        ({"title": "\ud800", "text": "z"}, "documents"),
+        ({"title": "t" * 30, "text": "z" * 30}, "documents.1"),
+        ({"id": "c", "text": "z"}, "documents.1.id"),
+        ({"text": "z", "metadata": {"\ud800": float("nan")}}, r"documents.1.metadata.\ud800"),
+    ],
+)
+def test_a_bad_document_is_named_and_none_of_its_upload_is_written(tmp_path, document, place):
+    service = WholeService(tmp_path, document_length=50)
+    body = {"documents": [DOCUMENTS[2], {"id": "z", **document}]}
+    status, answer = service.ask("POST", "/v1/collections/fruit/documents", body)
+    assert (status, answer["error"]["param"]) == (409 if place.endswith("id") else 422, place)
+    assert service.ask("GET", "/v1/collections/fruit")[1]["change"] == 0
+
+
+def test_a_document_that_is_not_there_is_told_by_its_field(tmp_path):
+    status, answer = WholeService(tmp_path).ask("GET", "/v1/collections/fruit/document?id=none")
+    assert (status, answer["error"]["param"]) == (404, "id")
+
+
+def test_a_change_whose_sender_hangs_up_is_carried_out_and_the_next_has_its_own_number(tmp_path, monkeypatch):
+    """Stopping the wait for a thread does not stop the thread."""
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
+    ref = CollectionRef("corpora/fruit", "changes/fruit", PLAIN)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*content):
+        begun.set()
+        assert go_on.wait(60)
+        return write_deletion(*content)
+
+    async def main():
+        writer = Writer.func_or_class(store, 100, "tiny")
+        monkeypatch.setattr("routerretriever.serving.deployments.writer.write_deletion", slow)
+        left = asyncio.create_task(writer.delete(ref, ["d1"]))
+        await asyncio.to_thread(begun.wait)
+        left.cancel()
+        next_one = asyncio.create_task(writer.delete(ref, ["d2"]))
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        go_on.set()
+        assert await next_one == 2
+
+        def broken(*content):
+            write_deletion(*content)
+            raise StorageError("the answer was lost on the way")
+
+        monkeypatch.setattr("routerretriever.serving.deployments.writer.write_deletion", broken)
+        with pytest.raises(StorageError):
+            await writer.delete(ref, ["d3"])
+        monkeypatch.undo()
+        assert await writer.delete(ref, ["d4"]) == 4
+
+    asyncio.run(main())
+    live = LiveCollection(store, ref.corpus, ref.changes, IndexSettings())
+    assert (live.change, len(live)) == (4, 8)
+
+
+def test_collections_that_were_never_filled_are_let_go_of(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
+    shard = Index.func_or_class(IndexSettings(), store, 0, 0, 1)
+    fruit = CollectionRef("corpora/fruit", "changes/fruit", PLAIN)
+    created = [CollectionRef("corpora/fruit", f"changes/{n}", PLAIN, None, "abc") for n in range(3)]
+    write_deletion(store, created[0].changes, 1, ["d1"])
+    monkeypatch.setattr("routerretriever.serving.deployments.index._SWEEP_SECONDS", 0.0)
+    for ref in (fruit, *created):
+        asyncio.run(shard.contents(ref))
+    asyncio.run(shard.contents(fruit))
+    assert set(shard._open) == {fruit, created[0]}
 
 
 def test_two_ways_to_name_collections_exclude_each_other_and_unknown_ones_are_named(tmp_path):

@@ -54,7 +54,7 @@ class Nowhere(FeedbackLog):
     def append(self, report):
         pass
 
-    def forget(self, user):
+    def forget(self, user, of):
         return 0
 
 
@@ -119,6 +119,19 @@ def test_reporting_needs_a_token_and_deleting_one_that_may_write(log):
     assert ask(own, "POST", "/v1/feedback/delete", json=ann, headers=as_page).status_code == 403
     assert ask(own, "POST", "/v1/feedback/delete", json=ann, headers=as_admin).json() == {"deleted": 1}
     assert log.read() == []
+
+
+def test_a_token_forgets_users_on_the_collections_that_it_may_change_only(log):
+    digest = hashlib.sha256(b"tenant").hexdigest()
+    own = app(log, {"tenant": Token(sha256=digest, collections=["fruit", "metal"], write=["metal"])})
+    as_tenant = {"Authorization": "Bearer tenant"}
+    for collection in ("fruit", "metal"):
+        body = {**BODY, "collection": collection}
+        assert ask(own, "POST", "/v1/feedback", json=body, headers=as_tenant).status_code == 200
+    log.compact()
+    answered = ask(own, "POST", "/v1/feedback/delete", json={"user": "ann"}, headers=as_tenant)
+    assert answered.json() == {"deleted": 1}
+    assert [one.collection for one in log.read()] == ["fruit"]
 
 
 def test_the_client_reports_and_forgets(log):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from routerretriever.errors import BadInput
 from routerretriever.index.base import Queries
 from routerretriever.index.changes import compact, write_change, write_deletion
-from routerretriever.index.filters import parse_filter
+from routerretriever.index.filters import Column, parse_filter
 from routerretriever.index.hybrid import Tops, reciprocal_rank_fusion
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
@@ -152,12 +152,31 @@ def test_stop_words_are_left_out_only_when_asked():
         ({"and": []}, "filter.and"),
         ({"and": [{"field": "a", "equals": 1}, {"not": {"field": 3}}]}, "filter.and[1].not.field"),
         ({"or": [{"field": "a", "equals": 1}], "field": "b"}, "filter.field"),
+        ({"field": "a", "gt": float("nan")}, "filter.gt"),
+        ({"field": "a", "equals": float("inf")}, "filter.equals"),
+        ({"field": "a", "in": [1, float("-inf")]}, "filter.in"),
     ],
 )
 def test_a_wrong_filter_is_refused_with_its_place(value, place):
     with pytest.raises(BadInput) as refused:
         parse_filter(value)
     assert refused.value.field == place
+
+
+def test_a_filter_keeps_values_apart_in_lists_too_and_needs_no_look_at_every_value():
+    rows = [[1], [True], ["1"], [["x"], None, "y"], [1.0, 2], {"x": 1}, None, 1, "y", *map(str, range(2, 9))]
+    column = Column(rows)
+
+    def passing(**condition):
+        mask = parse_filter({"field": "a", **condition}).mask(lambda _: column, len(rows))
+        return [rows[row] for row in np.flatnonzero(mask)]
+
+    assert passing(equals=1) == [[1], [1.0, 2], 1]
+    assert passing(equals=True) == [[True]]
+    assert passing(equals="1") == [["1"]]
+    assert passing(**{"in": ["y", 2]}) == [[["x"], None, "y"], [1.0, 2], "y"]
+    assert passing(equals="['x']") == passing(equals="{'x': 1}") == passing(**{"in": []}) == []
+    assert passing(gte=2) == [[1.0, 2]]
 
 
 def test_a_filter_deeper_or_larger_than_allowed_is_refused():
@@ -189,6 +208,34 @@ def test_a_snippet_marks_words_of_the_query_in_a_part_of_the_text(text, query):
         assert analyze(found.text[start:stop])[0] in analyze(query)
     if set(analyze(text)) & set(analyze(query)):
         assert found.highlights or len(text) > 20
+
+
+def test_a_snippet_of_a_text_of_nothing_but_the_query_is_made_word_by_word():
+    looked = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            nonlocal looked
+            looked += 1
+            return super().__hash__()
+
+    class Words:
+        def __call__(self, text):
+            return [Counted("a")]
+
+        def spans(self, text):
+            return [(Counted("a"), place, place + 1) for place in range(0, len(text), 2)]
+
+    found = snippet("a " * 1000, "a", Words())
+    assert (len(found.text), len(found.highlights)) == (240, 120)
+    assert looked < 1000 * 10
+
+
+def test_a_snippet_passes_over_a_word_longer_than_itself():
+    found = snippet("fox" * 20 + " fox " + "fox" * 20, "fox " + "fox" * 20, Analyzer(PLAIN), 10)
+    assert [found.text[start:stop] for start, stop in found.highlights] == ["fox"]
 
 
 def test_a_snippet_shows_where_most_words_are():

@@ -234,7 +234,7 @@ def test_judgements_name_documents(tmp_path):
     [
         ({"tokens": 8, "overlap": 8}, 409, "overlap: 8 is not below tokens: 8; make it smaller"),
         ({"tokens": 4}, 422, "greater than or equal to 8"),
-        ({"words": 8}, 422, "Extra inputs"),
+        ({"words": 8}, 422, "there is no such field"),
         (True, 422, "passages"),
     ],
 )

@@ -36,14 +36,14 @@ class Shown(StandIn):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[str, str, str]] = []
+        self.asked: list[tuple[str, str, str, str | None]] = []
         self.stored = {
             f"d{row}": Document(f"d{row}-{LONG}", f"A title, {row}", f"{LONG} and text. " * 20)
             for row in range(5)
         }
 
     async def search(self, request: SearchRequest, access: Access) -> Any:
-        self.asked.append((request.query, request.collection or "", request.model))
+        self.asked.append((request.query, request.collection or "", request.model, request.mode))
         return await super().search(request, access)
 
     async def state(self) -> ServiceState:
@@ -173,14 +173,17 @@ def test_it_can_be_used_by_keyboard_alone(service, browser):
 
     assert tab() == "collection"
     browser.press("ArrowDown")
+    assert tab() == "mode"
+    browser.press("ArrowDown")
     assert tab() == "go"
     browser.press("Enter")
     browser.wait(RESULTS)
-    assert sorted(shown.asked) == [("a fig?", "fruit", "base"), ("a fig?", "fruit", "router")]
+    expected = [("a fig?", "fruit", "base", "dense"), ("a fig?", "fruit", "router", "hybrid")]
+    assert sorted(shown.asked) == expected
     assert browser.run(FOCUS)["where"] == "go"
     tab(10)
     assert places[-10:] == ["routed"] * 5 + ["base"] * 5
-    assert tab(12, shift=True) == "query"
+    assert tab(13, shift=True) == "query"
     browser.press("Enter")
     browser.wait(f"{RESULTS} && document.getElementById('ask').ariaBusy === 'false'")
     assert len(shown.asked) == 4
@@ -195,7 +198,7 @@ def test_everything_that_can_be_used_or_read_has_a_name(service, browser):
         if not node["ignored"]:
             named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     assert named["textbox"] == ["Query"]
-    assert named["combobox"] == ["Collection"]
+    assert named["combobox"] == ["Collection", "Search mode"]
     assert named["button"] == ["Search"]
     assert named["search"] == ["Documents"]
     assert named["list"] == named["article"] == ["Routed, in fruit", "Base encoder alone"]
@@ -212,9 +215,23 @@ def test_the_question_chooses_the_collection_and_an_unknown_one_is_told(service,
     url, shown = service
     browser.open(f"{url}?q=a+fig", 1280, 900)
     browser.wait(RESULTS)
-    assert {collection for _, collection, _ in shown.asked} == {"fruit"}
-    browser.open(f"{url}?q=a+fig&in=stamps", 1280, 900)
-    browser.wait("document.getElementById('problem').textContent === 'There is no collection stamps.'")
+    assert {(collection, mode) for _, collection, _, mode in shown.asked} == {
+        ("fruit", None), ("fruit", "dense")
+    }  # fmt: skip
+    for name, unknown in (("in", "collection stamps"), ("mode", "mode fuzzy")):
+        browser.open(f"{url}?q=a+fig&{name}={unknown.split()[1]}", 1280, 900)
+        browser.wait(f"document.getElementById('problem').textContent === 'There is no {unknown}.'")
+
+
+@pytest.mark.parametrize(("mode", "heading"), [("dense", "Routed"), ("lexical", "Words only")])
+def test_the_mode_is_sent_and_stays_in_the_address(service, browser, mode, heading):
+    url, shown = service
+    browser.open(f"{url}?q=a+fig&in=fruit&mode={mode}", 1280, 900)
+    browser.wait(RESULTS)
+    assert sorted(shown.asked) == [("a fig", "fruit", "base", "dense"), ("a fig", "fruit", "router", mode)]
+    assert browser.run("document.getElementById('mode').value") == mode
+    assert browser.run("location.search") == f"?q=a+fig&in=fruit&mode={mode}"
+    assert browser.run("document.getElementById('routed-heading').textContent") == f"{heading}, in fruit"
 
 
 @pytest.mark.parametrize("width", [320, 390])

@@ -23,6 +23,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import ValidationError
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import ValidationQuery
 from routerretriever.client import AsyncClient, Client, ServiceError
@@ -233,6 +234,14 @@ def test_a_short_call_does_not_wait_for_all_of_a_long_one():
         ("search", {"query": "x", "collection": "fruit", "model": "none"}, 404, "model"),
         ("search", {"query": "x", "colection": "fruit"}, 422, "colection"),
         ("search", {"query": "half a \ud800 pair"}, 422, "query"),
+        ("search", {"query": "x", "model": "\ud800"}, 422, "model"),
+        ("search", {"query": "x", "fields": ["title", "\ud800"]}, 422, "fields"),
+        ("search", {"query": "x", "weight": "0.5"}, 422, "weight"),
+        ("search", {"query": "x", "weight": True}, 422, "weight"),
+        ("search", {"query": "x", "highlight": "yes"}, 422, "highlight"),
+        ("search", {"query": "x", "collection": "fruit", "filter": {"\ud800": 1}}, 422, "filter.field"),
+        ("embeddings", {"input": ["x", None]}, 422, "input"),
+        ("embeddings", {"input": "x", "truncate": "START"}, 422, "truncate"),
         ("search", {}, 422, "query"),
         ("embeddings", {"input": []}, 422, "input"),
         ("embeddings", {"input": ["x", ""]}, 422, "input"),
@@ -245,9 +254,11 @@ def test_a_short_call_does_not_wait_for_all_of_a_long_one():
         ("embeddings", {"input": "x", "input_type": "nonsense"}, 422, "input_type"),
         ("embeddings", {"input": "x", "input_type": "document", "model": "fruit"}, 422, "input_type"),
         ("route", {"input": 3}, 422, "input"),
+        ("route", {"input": ["x", "\ud800"]}, 422, "input"),
         ("collections/fruit/documents", {"documents": []}, 422, "documents"),
         ("collections/fruit/documents", {"documents": [{"id": "a", "text": ""}]}, 422, "documents"),
-        ("collections/fruit/documents", {"documents": [{"id": "a", "text": "x"}] * 2}, 409, "documents"),
+        ("collections/fruit/documents", {"documents": [{"id": "a", "text": "x"}] * 2}, 409, "documents.1.id"),
+        ("collections", {"name": "x", "passages": {"tokens": "100"}}, 422, "passages"),
         ("collections/fruit/documents/delete", {"ids": "a"}, 422, "ids"),
     ],
 )
@@ -277,10 +288,86 @@ def test_what_is_no_json_object_is_refused(content):
     assert response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"texts": ["x"]}, "input: Field required"),
+        ({"input": "x", "task": "query"}, "task: there is no such field"),
+        ({"input": []}, "input: expected a text, or a list of one or more"),
+        ({"input": ["x", None]}, "input: text 1 is no text"),
+        ({"input": [["x"]]}, "input: text 0 is no text"),
+        ({"input": "\ud800"}, "input: text 0 holds half a surrogate pair, which is no character"),
+        ({"input": "x", "\ud800": 1}, "body: holds half a surrogate pair, which is no character"),
+    ],
+)
+def test_what_is_wrong_is_told_of_one_field_in_plain_words(body, told):
+    headers = {"content-type": "application/json"}
+    response = ask(
+        application(StandIn()), "POST", "/v1/embeddings", content=json.dumps(body), headers=headers
+    )
+    assert (response.status_code, response.json()["error"]["message"]) == (422, told)
+
+
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [
+        ({}, "Content-Type"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "Content-Type"),  # what curl -d says
+        ({"content-type": "application/json", "content-encoding": "gzip"}, "Content-Encoding"),
+    ],
+)
+def test_a_body_that_is_not_plain_json_by_its_headers_is_a_415(headers, field):
+    app = application(StandIn())
+    response = ask(app, "POST", "/v1/embeddings", content=b'{"input": "x"}', headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (415, field)
+
+
+def test_a_number_with_thousands_of_digits_is_the_clients_error():
+    headers = {"content-type": "application/json"}
+    content = '{"input": "x", "dimensions": %s}' % ("9" * 5000)
+    response = ask(application(StandIn()), "POST", "/v1/embeddings", content=content, headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "body")
+    assert "digits" in response.json()["error"]["message"]
+
+
 def test_unknown_paths_and_methods_are_told_in_the_same_form():
     app = application(StandIn())
-    assert ask(app, "GET", "/v1/nothing").json()["error"]["message"] == "/v1/nothing: Not Found"
-    assert ask(app, "GET", "/v1/search").status_code == 405
+    message = ask(app, "GET", "/v1/nothing").json()["error"]["message"]
+    assert message == "/v1/nothing: Not Found; /docs lists what there is"
+    wrong = ask(app, "PUT", "/v1/collections/fruit/documents")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert wrong.json()["error"]["message"].endswith("it answers GET, HEAD, POST")
+
+
+def test_a_slash_at_the_end_changes_nothing_and_head_answers_as_get_without_a_body():
+    reader = {"reader": Token(sha256=hashlib.sha256(SECRET.encode()).hexdigest())}
+    app, headers = application(StandIn(), reader), {"Authorization": f"Bearer {SECRET}"}
+    slashed = ask(app, "POST", "/v1/embeddings/", json={"input": "x"}, headers=headers)
+    assert slashed.status_code == 200
+    assert ask(app, "POST", "/v1/feedback/delete/", json={}, headers=headers).status_code == 403
+    for path in ("/healthz", "/docs/", "/v1/collections"):
+        head, get = (ask(app, method, path, headers=headers) for method in ("HEAD", "GET"))
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(get.content))
+
+
+def test_requests_of_litellm_and_nvidias_clients_are_answered():
+    app = application(StandIn())
+    litellm = {"input": ["x"], "model": "router", "encoding_format": None, "user": None}
+    assert ask(app, "POST", "/v1/embeddings", json=litellm).json()["data"][0]["embedding"] == [1.0] * 3
+    nvidia = {"model": "router", "input_type": "query", "encoding_format": "float", "truncate": "NONE"}
+    for refuses in (False, True):
+        app = application(StandIn(), refuse_truncated=refuses)
+        assert ask(app, "POST", "/v1/embeddings", json={**nvidia, "input": ["x"]}).status_code == 200
+        long = {**nvidia, "input": ["x", "x" * 41]}
+        assert ask(app, "POST", "/v1/embeddings", json=long).json()["error"]["param"] == "input.1"
+        cut = ask(app, "POST", "/v1/embeddings", json={**long, "truncate": "END"})
+        assert cut.json()["truncated"] == [1]
+
+
+def test_a_message_lists_some_of_many_names():
+    message = str(UnknownName("collection", "x", [f"c{row}" for row in range(1000)]))
+    assert message.endswith("c18, c19 and 980 more")
 
 
 def test_answers_are_openais_and_say_which_bundle_and_request():
@@ -487,6 +574,36 @@ def test_a_client_outlasts_a_restart(monkeypatch):
         assert await again.route(["x"]) == await again.route(["x"]) == []
 
     asyncio.run(main())
+
+
+def test_a_client_repeats_what_only_reads_and_creates_once(monkeypatch):
+    monkeypatch.setattr("routerretriever.client.synchronous.client.time", SimpleNamespace(sleep=print))
+    service = Restarted(502, 503)
+    client = patient(service, 20)
+    client.route(["x"])
+    with pytest.raises(ValidationError):  # the answer of this service fits no collection
+        client.collection("fruit")
+    assert service.asked == 4
+    service.troubles = [503]
+    with pytest.raises(ServiceError, match="503"):
+        client.create_collection("fruit")
+    assert service.asked == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["fruit#old", "fruit?x=1", "../models", "fruit/documents", "a b", "fruit%2Fx"]
+)
+def test_whatever_a_collection_is_called_the_client_asks_for_no_other(name):
+    asked = []
+
+    def service(request):
+        asked.append((request.method, request.url.path, request.url.raw_path.count(b"/")))
+        return httpx.Response(200, json={"status": "deleted"})
+
+    client = Client("http://service")
+    client._http = httpx.Client(transport=httpx.MockTransport(service), base_url="http://service")
+    client.delete_collection(name)
+    assert asked == [("DELETE", f"/v1/collections/{name}", 3)]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)

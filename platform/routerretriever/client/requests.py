@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypedDict
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -129,9 +130,14 @@ def judged_body(queries: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {"queries": [{"query": query, "relevant": list(ids)} for query, ids in queries.items()]}
 
 
+def collection_path(name: str) -> str:
+    """Where a collection is. Whatever a name holds, it names no other: ``a#b`` is not ``a``."""
+    return f"{COLLECTIONS}/{quote(name, safe='')}"
+
+
 def documents_path(collection: str) -> str:
     """Where a collection's documents are."""
-    return f"{COLLECTIONS}/{collection}/documents"
+    return f"{collection_path(collection)}/documents"
 
 
 def vectors_of(answer: Any) -> Vectors:

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 from routerretriever.types import ROUTED_MODEL, Language, Mode
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half a surrogate pair, which is no character") from None
-    return text
 
 
 def _whole(number: object) -> object:
@@ -22,21 +14,43 @@ def _whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_encodable)]
-DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_encodable)]
+_HALF_PAIR = "holds half a surrogate pair, which is no character"
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
 def _texts_only(given: object) -> object:
     """Say what is wrong with texts in words that name the text, and what to change about token ids."""
-    if isinstance(given, list):
-        if given and all(isinstance(one, int) or (isinstance(one, list) and one) for one in given):
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts:
+        raise ValueError("expected a text, or a list of one or more")
+    for place, text in enumerate(texts):
+        ids = text if isinstance(text, list) and text else [text]
+        if place == 0 and all(map(_is_token_id, ids)):
             raise ValueError(
                 "token ids are of another tokenizer than ours; send text "
                 "(in LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
             )
-        if "" in given:
-            raise ValueError(f"text {given.index('')} is empty")
+        if not isinstance(text, str):
+            raise ValueError(f"text {place} is no text")
+        if not text:
+            raise ValueError(f"text {place} is empty")
+        if not _is_unicode(text):
+            raise ValueError(f"text {place} {_HALF_PAIR}")
     return given
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 InputType = Literal["query", "document", "search_query", "search_document", "passage"]
@@ -47,7 +61,17 @@ class _Answer(BaseModel):
 
 
 class _Schema(_Answer):
-    model_config = ConfigDict(extra="forbid")
+    """What is sent to the service: as JSON means it, so that "3" is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_characters_only(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not _is_unicode(text):
+                raise ValueError(_HALF_PAIR)
+        return value
 
 
 class Problem(_Answer):
@@ -65,7 +89,7 @@ class ErrorResponse(_Answer):
     error: Problem
 
 
-Count = Annotated[int, Field(ge=1, le=1000, strict=True), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_whole)]
 
 
 class SearchRequest(_Schema):
@@ -87,7 +111,7 @@ class SearchRequest(_Schema):
     """How many documents are wanted."""
     limit: Count | None = None
     """The same, by its other name."""
-    offset: Annotated[int, Field(ge=0, le=1000, strict=True), BeforeValidator(_whole)] = 0
+    offset: Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)] = 0
     """How many of the best documents are passed over."""
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Documents below this score are left out."""
@@ -162,7 +186,7 @@ class FeedbackRequest(_Schema):
     """Those that the user marked as what they were looking for."""
     not_relevant: list[DocumentId] = []
     """Those that the user marked as useless."""
-    user: Annotated[str, StringConstraints(max_length=128), AfterValidator(_encodable)] = ""
+    user: Annotated[str, StringConstraints(max_length=128)] = ""
     """The sender's name for the user; `/v1/feedback/delete` deletes all reports under it."""
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
     """Of two reports with the same id, one counts; by default each is new."""
@@ -192,7 +216,8 @@ Texts = Annotated[list[Text], Field(min_length=1)]
 class RouteRequest(_Schema):
     """Queries to route without searching."""
 
-    input: Text | Texts
+    input: Annotated[Text | Texts, BeforeValidator(_texts_only)]
+    """One text or several."""
 
 
 class Neighbour(_Answer):
@@ -241,8 +266,12 @@ class EmbeddingsRequest(_Schema):
     input_type: InputType | None = None
     """What the texts are, as Cohere's and NVIDIA's clients say it. Documents are embedded as by the model
     ``documents``."""
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+    truncate: Literal["NONE", "END"] | None = None
+    """Whether a text that is longer than the encoder reads is refused (``NONE``) or its end cut (``END``), as
+    NVIDIA's clients say it. By default ``serving.limits.refuse_truncated`` decides."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """How vectors are written; by default as numbers."""
+    dimensions: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
     """Length of the vectors: the encoder's own, or one that it was trained to be cut to."""
     user: str | None = None
 
@@ -377,9 +406,9 @@ class LexicalOptions(_Schema):
 class PassageOptions(_Schema):
     """How documents are cut into passages. The best passage is its document's score (MaxP)."""
 
-    tokens: Annotated[int, Field(ge=8, le=8192)] = 200
+    tokens: Annotated[int, Field(ge=8, le=8192), BeforeValidator(_whole)] = 200
     """Longest passage, in words and punctuation marks; the encoder's word pieces are a few more."""
-    overlap: Annotated[int, Field(ge=0)] = 40
+    overlap: Annotated[int, Field(ge=0), BeforeValidator(_whole)] = 40
     """What two neighbouring passages share at most, in the same units; below ``tokens``."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from io import BytesIO
@@ -78,11 +78,16 @@ class FeedbackLog:
         chosen = [one for one in found.values() if collection is None or one.collection == collection]
         return sorted(chosen, key=lambda one: (one.time, one.id))
 
-    def forget(self, user: str) -> int:
-        """Delete all that a user has reported; returns how many reports that were."""
+    def forget(self, user: str, of: Callable[[str], bool] = lambda _: True) -> int:
+        """Delete what a user has reported; returns how many reports that were.
+
+        Args:
+            user: as the reports name them.
+            of: which collections' reports; by default all.
+        """
         forgotten: set[str] = set()
         for name, reports in self._all():
-            own = {one.id for one in reports if one.user == user}
+            own = {one.id for one in reports if one.user == user and of(one.collection)}
             if not own:
                 continue
             rest = [one for one in reports if one.id not in own]

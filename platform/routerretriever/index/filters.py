@@ -9,8 +9,11 @@ A field that holds a list passes when any of its elements does. Numbers and text
 
 from __future__ import annotations
 
+import json
+import math
 import operator
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -40,6 +43,7 @@ class Column:
         self._code_of: dict[Any, int] = {}
         self.codes = np.empty(0, np.int32)
         self.values: list[Any] = []
+        self._lists: list[int] = []
         # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
         self.numbers: NDArray[np.float64] | None = np.empty(0)
         self.extend(values)
@@ -49,15 +53,27 @@ class Column:
         code_of, known = self._code_of, len(self._code_of)
         codes = (code_of.setdefault(_key(each), len(code_of)) for each in values)
         self.codes = np.concatenate([self.codes, np.fromiter(codes, np.int32, len(values))])
-        new = [
-            list(value) if kind == "list" else value for kind, value in islice(code_of, known, len(code_of))
-        ]
+        new = []
+        for code, (kind, value) in enumerate(islice(code_of, known, len(code_of)), start=known):
+            if kind == "list":
+                self._lists.append(code)
+                value = [each for inner, each in value if inner not in ("list", "object")]
+            new.append(value)
         self.values += new
         if self.numbers is not None and all(each is None or _is_exact(each) for each in new):
             numbers = np.array([np.nan if each is None else each for each in new], np.float64)
             self.numbers = np.concatenate([self.numbers, numbers])
         else:
             self.numbers = None
+
+    def having(self, keys: AbstractSet[Any]) -> NDArray[np.bool_]:
+        """Which values have one of some keys, or are lists of which an element has [values]."""
+        passing = np.zeros(len(self.values), dtype=bool)
+        found = (self._code_of.get(key) for key in keys)
+        passing[[code for code in found if code is not None]] = True
+        for code in self._lists:
+            passing[code] = any(_key(each) in keys for each in self.values[code])
+        return passing
 
 
 @dataclass(frozen=True)
@@ -86,23 +102,19 @@ class Filter:
         found = column(self.field)
         if self.operator in _RANGES and found.numbers is not None and _is_number(self.operand):
             passing = _RANGES[self.operator](found.numbers, self.operand)
+        elif self.operator == "in":
+            passing = found.having(self.operand)
         else:
             passing = np.array([self.passes(value) for value in found.values], dtype=bool)
         return passing[found.codes] if len(passing) else np.zeros(rows, dtype=bool)
 
     def passes(self, value: Any) -> bool:
-        """Whether one field's value passes; None stands for a field that is not there."""
+        """Whether one field's value exists or is in range; None stands for a field that is not there."""
         if self.operator == "exists":
             return (value is not None) == self.operand
         return any(self._holds(each) for each in (value if isinstance(value, list) else [value]))
 
     def _holds(self, value: Any) -> bool:
-        if value is None:
-            return False
-        if self.operator == "equals":
-            return _key(value) == _key(self.operand)
-        if self.operator == "in":
-            return _key(value) in self.operand
         comparable = (_is_number(value) and _is_number(self.operand)) or (
             isinstance(value, str) and isinstance(self.operand, str)
         )
@@ -128,7 +140,7 @@ def _parse(value: Any, place: str, depth: int) -> Filter:
     if depth > MAX_DEPTH:
         raise WrongField(place, f"nested deeper than {MAX_DEPTH} levels; write it flatter")
     if not isinstance(value, dict):
-        raise WrongField(place, f"expected an object, found {type(value).__name__}")
+        raise WrongField(place, f"expected an object, found {_shown(value)}")
     for name in ("and", "or", "not"):
         if name in value:
             if len(value) > 1:
@@ -137,7 +149,8 @@ def _parse(value: Any, place: str, depth: int) -> Filter:
             return _combination(name, value[name], f"{place}.{name}", depth)
     field = value.get("field")
     if not isinstance(field, str) or not field:
-        raise WrongField(f"{place}.field", f"expected the name of a metadata field, found {field!r}")
+        expected = 'the name of a metadata field, as {"field": "year", "gte": 2001}'
+        raise WrongField(f"{place}.field", f"expected {expected}; found {_shown(field)}")
     conditions = [(name, operand) for name, operand in value.items() if name != "field"]
     if not conditions:
         raise WrongField(place, f"no condition on {field!r}; there are {', '.join(_LEAF)}")
@@ -149,26 +162,27 @@ def _combination(name: str, value: Any, place: str, depth: int) -> Filter:
     if name == "not":
         return Filter(name, inner=(_parse(value, place, depth + 1),))
     if not isinstance(value, list) or not value:
-        raise WrongField(place, f"expected a list of conditions, found {value!r:.80}")
+        raise WrongField(place, f"expected a list of conditions, found {_shown(value)}")
     return Filter(name, inner=tuple(_parse(each, f"{place}[{i}]", depth + 1) for i, each in enumerate(value)))
 
 
 def _leaf(field: str, name: str, operand: Any, place: str) -> Filter:
     if name == "exists":
         if not isinstance(operand, bool):
-            raise WrongField(place, f"expected true or false, found {operand!r:.80}")
+            raise WrongField(place, f"expected true or false, found {_shown(operand)}")
     elif name == "in":
         if not isinstance(operand, list) or not all(_is_scalar(each) for each in operand):
-            raise WrongField(place, f"expected a list of texts, numbers or booleans, found {operand!r:.80}")
+            raise WrongField(place, f"expected a list of texts, numbers or booleans, found {_shown(operand)}")
         if len(operand) > MAX_VALUES:
             raise WrongField(place, f"{len(operand)} values; at most {MAX_VALUES} are allowed")
         operand = frozenset(_key(each) for each in operand)
     elif name == "equals":
         if not _is_scalar(operand):
-            raise WrongField(place, f"expected a text, a number or a boolean, found {operand!r:.80}")
+            raise WrongField(place, f"expected a text, a number or a boolean, found {_shown(operand)}")
+        name, operand = "in", frozenset([_key(operand)])
     elif name in _RANGES:
         if not (_is_number(operand) or isinstance(operand, str)):
-            raise WrongField(place, f"expected a number or a text, found {operand!r:.80}")
+            raise WrongField(place, f"expected a number or a text, found {_shown(operand)}")
         if isinstance(operand, int) and abs(operand) > _LARGEST:
             raise WrongField(place, "found a number that no other is compared with; it is too large")
     else:
@@ -181,7 +195,7 @@ def _size(filter: Filter) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, _Number) and not isinstance(value, bool)
+    return isinstance(value, _Number) and not isinstance(value, bool) and _is_scalar(value)
 
 
 def _is_exact(value: Any) -> bool:
@@ -190,13 +204,18 @@ def _is_exact(value: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, str | bool | int | float)
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _shown(value: Any) -> str:
+    """A value as its sender wrote it, or the beginning of it."""
+    return json.dumps(value)[:80]
 
 
 def _key(value: Any) -> tuple[str, Any]:
     """A value that can be hashed; 1, true and "1" differ, 1 and 1.0 do not."""
     if isinstance(value, list):
-        return "list", tuple(each if _is_scalar(each) else str(each) for each in value)
+        return "list", tuple(_key(each) for each in value)
     if isinstance(value, dict):
         return "object", str(value)
     return ("number" if _is_number(value) else type(value).__name__), value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from routerretriever.index.words import Analyzer
@@ -23,14 +24,19 @@ def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snip
     wanted = set(analyze(query))
     places = [(start, stop, word) for word, start, stop in analyze.spans(text) if word in wanted]
     best, most = 0, 0
-    last = 0
-    for first, (start, _, _) in enumerate(places):
-        last = max(last, first)
+    last, within = 0, Counter[str]()  # the words from the first place to the last
+    for first, (start, _, word) in enumerate(places):
         while last < len(places) and places[last][1] <= start + length:
+            within[places[last][2]] += 1
             last += 1
-        different = len({word for _, _, word in places[first:last]})
-        if different > most:
-            best, most = start, different
+        if len(within) > most:
+            best, most = start, len(within)
+        if last == first:  # longer than the whole part
+            last += 1
+            continue
+        within[word] -= 1
+        if not within[word]:
+            del within[word]
     if best + length > len(text):
         best = max(0, len(text) - length)
         while best and text[best - 1 : best].strip() and best < len(text) - 1:

@@ -310,7 +310,9 @@ class Service:
         name, ref = await self._readable(collection, access)
         document = await self._replica.index.document(ref, document_id)
         if document is None:
-            raise NotFound(f"id: {name} has no document {document_id!r}")
+            missing = NotFound(f"id: {name} has no document {document_id!r}")
+            missing.field = "id"
+            raise missing
         return document
 
     async def documents(

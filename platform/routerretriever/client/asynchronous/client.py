@@ -18,6 +18,7 @@ from routerretriever.client.requests import (
     Vectors,
     checked,
     collection_body,
+    collection_path,
     documents_path,
     embeddings_body,
     feedback_body,
@@ -105,17 +106,17 @@ class AsyncClient:
         return FeedbackResponse.model_validate(answer).id
 
     async def forget(self, user: str) -> int:
-        """Delete all feedback of a user; returns how many reports there were."""
+        """Delete a user's feedback on collections that this client may change; returns how many reports."""
         answer = await self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
     async def collections(self) -> list[CollectionState]:
         """The collections that this client may read."""
-        return [CollectionState.model_validate(one) for one in checked(await self._http.get(COLLECTIONS))]
+        return [CollectionState.model_validate(one) for one in await self._get(COLLECTIONS)]
 
     async def collection(self, name: str) -> CollectionState:
         """One collection: how many documents it has, and how it is searched."""
-        return CollectionState.model_validate(checked(await self._http.get(f"{COLLECTIONS}/{name}")))
+        return CollectionState.model_validate(await self._get(collection_path(name)))
 
     async def create_collection(
         self,
@@ -135,31 +136,30 @@ class AsyncClient:
 
     async def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
         """Learn how much words count in a created collection; ``queries`` with their relevant ids."""
-        answer = await self._post(f"{COLLECTIONS}/{collection}/calibrate", judged_body(queries))
+        answer = await self._post(f"{collection_path(collection)}/calibrate", judged_body(queries))
         return Calibrated.model_validate(answer)
 
     async def delete_collection(self, name: str) -> None:
         """Delete a collection that was created over HTTP, with its documents."""
-        checked(await self._http.delete(f"{COLLECTIONS}/{name}"))
+        checked(await self._http.delete(collection_path(name)))
 
     async def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
         """A page of a collection's documents."""
         page = {"offset": offset, "limit": limit}
-        answer = checked(await self._http.get(documents_path(collection), params=page))
-        return DocumentsResponse.model_validate(answer)
+        return DocumentsResponse.model_validate(await self._get(documents_path(collection), page))
 
     async def document(self, collection: str, document_id: str) -> DocumentOut:
         """One document as it is now."""
-        path = f"{COLLECTIONS}/{collection}/document"
-        return DocumentOut.model_validate(checked(await self._http.get(path, params={"id": document_id})))
+        path = f"{collection_path(collection)}/document"
+        return DocumentOut.model_validate(await self._get(path, {"id": document_id}))
 
     async def service(self) -> ServiceState:
         """What is being served."""
-        return ServiceState.model_validate(checked(await self._http.get("/v1/service")))
+        return ServiceState.model_validate(await self._get("/v1/service"))
 
     async def experts(self) -> list[ExpertState]:
         """The experts that are served, and how the traffic spreads over them."""
-        return [ExpertState.model_validate(one) for one in checked(await self._http.get("/v1/experts"))]
+        return [ExpertState.model_validate(one) for one in await self._get("/v1/experts")]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -172,10 +172,17 @@ class AsyncClient:
         await self.close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return await self._send("POST", path, json=body)
+
+    async def _get(self, path: str, parameters: dict[str, Any] | None = None) -> Any:
+        return await self._send("GET", path, params=parameters)
+
+    async def _send(self, method: str, path: str, **content: Any) -> Any:
+        """An answer's JSON, of a request that does no harm if it arrives twice."""
         attempts = Attempts(self._patience)
         while True:
             try:
-                response = await self._http.post(path, json=body)
+                response = await self._http.request(method, path, **content)
                 self._met = True
                 if (pause := attempts.pause_after(response)) is None:
                     return checked(response)

@@ -18,6 +18,7 @@ from routerretriever.client.requests import (
     Vectors,
     checked,
     collection_body,
+    collection_path,
     documents_path,
     embeddings_body,
     feedback_body,
@@ -105,17 +106,17 @@ class Client:
         return FeedbackResponse.model_validate(answer).id
 
     def forget(self, user: str) -> int:
-        """Delete all feedback of a user; returns how many reports there were."""
+        """Delete a user's feedback on collections that this client may change; returns how many reports."""
         answer = self._post("/v1/feedback/delete", {"user": user})
         return ForgetResponse.model_validate(answer).deleted
 
     def collections(self) -> list[CollectionState]:
         """The collections that this client may read."""
-        return [CollectionState.model_validate(one) for one in checked(self._http.get(COLLECTIONS))]
+        return [CollectionState.model_validate(one) for one in self._get(COLLECTIONS)]
 
     def collection(self, name: str) -> CollectionState:
         """One collection: how many documents it has, and how it is searched."""
-        return CollectionState.model_validate(checked(self._http.get(f"{COLLECTIONS}/{name}")))
+        return CollectionState.model_validate(self._get(collection_path(name)))
 
     def create_collection(
         self,
@@ -135,31 +136,30 @@ class Client:
 
     def calibrate(self, collection: str, queries: Mapping[str, Sequence[str]]) -> Calibrated:
         """Learn how much words count in a created collection; ``queries`` with their relevant ids."""
-        answer = self._post(f"{COLLECTIONS}/{collection}/calibrate", judged_body(queries))
+        answer = self._post(f"{collection_path(collection)}/calibrate", judged_body(queries))
         return Calibrated.model_validate(answer)
 
     def delete_collection(self, name: str) -> None:
         """Delete a collection that was created over HTTP, with its documents."""
-        checked(self._http.delete(f"{COLLECTIONS}/{name}"))
+        checked(self._http.delete(collection_path(name)))
 
     def documents(self, collection: str, offset: int = 0, limit: int = 100) -> DocumentsResponse:
         """A page of a collection's documents."""
         page = {"offset": offset, "limit": limit}
-        answer = checked(self._http.get(documents_path(collection), params=page))
-        return DocumentsResponse.model_validate(answer)
+        return DocumentsResponse.model_validate(self._get(documents_path(collection), page))
 
     def document(self, collection: str, document_id: str) -> DocumentOut:
         """One document as it is now."""
-        path = f"{COLLECTIONS}/{collection}/document"
-        return DocumentOut.model_validate(checked(self._http.get(path, params={"id": document_id})))
+        path = f"{collection_path(collection)}/document"
+        return DocumentOut.model_validate(self._get(path, {"id": document_id}))
 
     def service(self) -> ServiceState:
         """What is being served."""
-        return ServiceState.model_validate(checked(self._http.get("/v1/service")))
+        return ServiceState.model_validate(self._get("/v1/service"))
 
     def experts(self) -> list[ExpertState]:
         """The experts that are served, and how the traffic spreads over them."""
-        return [ExpertState.model_validate(one) for one in checked(self._http.get("/v1/experts"))]
+        return [ExpertState.model_validate(one) for one in self._get("/v1/experts")]
 
     def close(self) -> None:
         """Close the connections."""
@@ -172,10 +172,17 @@ class Client:
         self.close()
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._send("POST", path, json=body)
+
+    def _get(self, path: str, parameters: dict[str, Any] | None = None) -> Any:
+        return self._send("GET", path, params=parameters)
+
+    def _send(self, method: str, path: str, **content: Any) -> Any:
+        """An answer's JSON, of a request that does no harm if it arrives twice."""
         attempts = Attempts(self._patience)
         while True:
             try:
-                response = self._http.post(path, json=body)
+                response = self._http.request(method, path, **content)
                 self._met = True
                 if (pause := attempts.pause_after(response)) is None:
                     return checked(response)

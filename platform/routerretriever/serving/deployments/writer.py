@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -19,6 +19,8 @@ from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.ports import CollectionRef
 
 log = logging.getLogger("ray.serve")
+
+R = TypeVar("R")
 
 
 class WriterClient:
@@ -78,7 +80,7 @@ class Writer:
         self._store = store
         self._fold_changes = fold_changes
         self._service = service
-        self._folding: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._last: dict[str, int] = {}
         self._catalogues: dict[str, Catalogue] = {}
         self._turn = asyncio.Lock()
@@ -90,22 +92,16 @@ class Writer:
 
     async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
         """Create a collection without documents; False if another has its name."""
-        async with self._turn:
-            catalogue = await self._catalogue(ref.created_for)
-            return await asyncio.to_thread(catalogue.create, name, ref, dimension)
+        return await self._in_turn(self._change_catalogue, ref, Catalogue.create, name, ref, dimension)
 
     async def weigh(self, name: str, ref: CollectionRef, weight: float) -> bool:
         """Set the weight of words in a created collection; False if it was dropped."""
-        async with self._turn:
-            catalogue = await self._catalogue(ref.created_for)
-            return await asyncio.to_thread(catalogue.weigh, name, ref, weight)
+        return await self._in_turn(self._change_catalogue, ref, Catalogue.weigh, name, ref, weight)
 
     async def drop(self, name: str, ref: CollectionRef) -> None:
         """Delete a created collection and its documents."""
-        async with self._turn:
-            catalogue = await self._catalogue(ref.created_for)
-            await asyncio.to_thread(catalogue.drop, name, ref)
-            self._last.pop(ref.changes, None)
+        await self._in_turn(self._change_catalogue, ref, Catalogue.drop, name, ref)
+        self._last.pop(ref.changes, None)
 
     async def upsert(
         self,
@@ -115,11 +111,37 @@ class Writer:
         passages: list[list[str]] | None = None,
     ) -> int | None:
         """Add or replace documents, or their passages; returns the change's number."""
-        return await self._write(collection, write_change, documents, vectors, passages)
+        return await self._in_turn(self._write, collection, write_change, documents, vectors, passages)
 
     async def delete(self, collection: CollectionRef, ids: list[str]) -> int | None:
         """Delete documents; returns the change's number."""
-        return await self._write(collection, write_deletion, ids)
+        return await self._in_turn(self._write, collection, write_deletion, ids)
+
+    async def _in_turn(self, work: Callable[..., Coroutine[Any, Any, R]], *content: Any) -> R:
+        """Make one change after the other.
+
+        One that has begun is carried out even if who asked for it hangs up: its thread cannot be stopped, and
+        the next change must not take its number.
+        """
+        await self._turn.acquire()
+
+        async def whole() -> R:
+            try:
+                return await work(*content)
+            finally:
+                self._turn.release()
+
+        return await asyncio.shield(self._start(whole()))
+
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the event loop holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _change_catalogue(self, ref: CollectionRef, change: Callable[..., R], *content: Any) -> R:
+        catalogue = await self._catalogue(ref.created_for)
+        return await asyncio.to_thread(change, catalogue, *content)
 
     async def _catalogue(self, encoder_fingerprint: str) -> Catalogue:
         if encoder_fingerprint not in self._catalogues:
@@ -130,22 +152,18 @@ class Writer:
     async def _write(
         self, collection: CollectionRef, write: Callable[..., None], *content: Any
     ) -> int | None:
-        async with self._turn:
-            if collection.created_for and not (await self._catalogue(collection.created_for)).holds(
-                collection
-            ):
-                return None  # dropped since it was looked up
-            if collection.changes not in self._last:
-                self._last[collection.changes] = await asyncio.to_thread(
-                    last_change, self._store, collection.changes
-                )
-            number = self._last[collection.changes] + 1
-            await asyncio.to_thread(write, self._store, collection.changes, number, *content)
-            self._last[collection.changes] = number
+        key = collection.changes
+        if collection.created_for and not (await self._catalogue(collection.created_for)).holds(collection):
+            return None  # dropped since it was looked up
+        # Not known while it is written: of a change that fails, the file may be there or not.
+        last = self._last.pop(key, None)
+        if last is None:
+            last = await asyncio.to_thread(last_change, self._store, key)
+        number = last + 1
+        await asyncio.to_thread(write, self._store, key, number, *content)
+        self._last[key] = number
         if number % self._fold_changes == 0:
-            task = asyncio.create_task(self._fold(collection))
-            self._folding.add(task)
-            task.add_done_callback(self._folding.discard)
+            self._start(self._fold(collection))
         return number
 
     async def _fold(self, collection: CollectionRef) -> None:

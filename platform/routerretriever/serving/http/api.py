@@ -96,7 +96,7 @@ def build_api(
         request.state.allow(len(texts))
         embedded = await chosen.embed(texts, _model(body), request.state.access.client)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
-        if truncated and limits.refuse_truncated:
+        if truncated and (body.truncate == "NONE" if body.truncate else limits.refuse_truncated):
             raise WrongField(f"input.{truncated[0]}", "is longer than the encoder reads")
         tokens = sum(one.tokens for one in embedded)
         pack = _base64 if body.encoding_format == "base64" else _floats

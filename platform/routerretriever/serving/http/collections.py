@@ -95,12 +95,15 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
         """Add documents; those whose ids are there already are replaced, with all of their passages."""
         check_count("documents", body.documents, limits.documents)
         for row, document in enumerate(body.documents):
-            check_length(f"documents.{row}.text", document.text, limits.document_length)
-            check_length(f"documents.{row}.title", document.title, limits.document_length)
+            if (length := len(document.title) + len(document.text)) > limits.document_length:
+                told = f"title and text have {length} characters, more than {limits.document_length}"
+                raise WrongField(f"documents.{row}", told)
             check_metadata(f"documents.{row}.metadata", document.metadata, limits.metadata_bytes)
-        documents = {d.id: Document(d.id, d.title, d.text, d.metadata or None) for d in body.documents}
-        if len(documents) < len(body.documents):
-            raise Contradiction("documents", "an id comes twice")
+        documents: dict[str, Document] = {}
+        for row, d in enumerate(body.documents):
+            if d.id in documents:
+                raise Contradiction(f"documents.{row}.id", f"{d.id!r} comes twice; send each document once")
+            documents[d.id] = Document(d.id, d.title, d.text, d.metadata or None)
         state = request.state
         state.allow(len(documents))
         return await pick(request).upsert(name, list(documents.values()), state.access, state.allow)

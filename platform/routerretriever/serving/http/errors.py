@@ -36,20 +36,34 @@ STATUS: dict[type[RouterRetrieverError], int] = {
 traceback in the log."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The body is no JSON."},
     401: {"model": ErrorResponse, "description": "No known token."},
     403: {"model": ErrorResponse, "description": "Not from here, or not with this token."},
     404: {"model": ErrorResponse, "description": "A name is not known; the message lists those that are."},
     405: {"model": ErrorResponse, "description": "Another method is meant."},
     409: {"model": ErrorResponse, "description": "It contradicts itself, or what is there."},
     413: {"model": ErrorResponse, "description": "The body is too large."},
-    422: {"model": ErrorResponse, "description": "A field is wrong; the message names it."},
+    415: {
+        "model": ErrorResponse,
+        "description": "A header says that the body is no plain JSON.",
+    },
+    422: {
+        "model": ErrorResponse,
+        "description": "A field is wrong, or the body no JSON; the message says where.",
+    },
     429: {"model": ErrorResponse, "description": "The token's rate is used up; see Retry-After."},
     500: {"model": ErrorResponse, "description": "Our mistake; the message names the request's id."},
     503: {"model": ErrorResponse, "description": "Too much is waiting; see Retry-After."},
     504: {"model": ErrorResponse, "description": "It took too long and was given up."},
 }
 """For the OpenAPI schema."""
+
+_WORDS = {
+    "extra_forbidden": "there is no such field",
+    "model_attributes_type": "expected an object",
+    "dict_type": "expected an object",
+    "string_unicode": "holds half a surrogate pair, which is no character",
+}
+"""What is said instead of pydantic's own words, by its kind of error."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -98,15 +112,26 @@ def problem(
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return answer(status, ErrorResponse(error=Problem(message=message, type=kind, param=param)), headers)
+    told = Problem(message=_encodable(message), type=kind, param=param and _encodable(param))
+    return answer(status, ErrorResponse(error=told), headers)
+
+
+def _encodable(text: str) -> str:
+    """A text that names what a client sent, which may hold half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def explain_errors(api: FastAPI) -> None:
     """Answer errors in OpenAI's form; our own mistakes go on to the middleware, which knows the request."""
 
     @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        errors = error.errors()
+        first = errors[0]
+        if isinstance(error.body, bytes):  # FastAPI reads JSON only where the header says that it is
+            found = request.headers.get("content-type", "none")
+            message = f"Content-Type: found {found!r}; send the body as 'application/json'"
+            return problem(415, message, "Content-Type")
         if first["type"] == "json_invalid":
             return problem(
                 422, f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}", "body"
@@ -114,7 +139,8 @@ def explain_errors(api: FastAPI) -> None:
         # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
         kind, *inside = (str(part) for part in first["loc"])
         where = inside or [kind]
-        problems = list(dict.fromkeys(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors()))
+        same_field = [wrong for wrong in errors if wrong["loc"][:2] == first["loc"][:2]]
+        problems = list(dict.fromkeys(map(_told, same_field)))
         named = where[0] if len(problems) > 1 else ".".join(part for part in where if "[" not in part)
         return problem(422, f"{named}: {'; '.join(problems)}", where[0])
 
@@ -132,9 +158,14 @@ def explain_errors(api: FastAPI) -> None:
             return problem(422, "body: nested too deep to be read; write it flatter", "body")
         if isinstance(error.__cause__, UnicodeDecodeError):
             return problem(422, f"body: not UTF-8: {error.__cause__}", "body")
+        if isinstance(error.__cause__, ValueError):  # Python's JSON raises no other beside those for syntax
+            return problem(422, "body: holds a number of more digits than are read; send it as text", "body")
         headers = dict(error.headers or {})
-        if error.status_code == 405:  # Starlette names the methods of the first route of this path alone
+        if error.status_code == 404:
+            message += "; /docs lists what there is"
+        elif error.status_code == 405:  # Starlette names the methods of the first route of this path alone
             headers["Allow"] = ", ".join(sorted(_methods(api, request.scope)))
+            message += f"; it answers {headers['Allow']}"
         return problem(error.status_code, message, headers=headers)
 
     @api.exception_handler(Exception)
@@ -142,11 +173,17 @@ def explain_errors(api: FastAPI) -> None:
         raise error
 
 
+def _told(wrong: dict[str, Any]) -> str:
+    """One of pydantic's errors, in a few words."""
+    return _WORDS.get(wrong["type"]) or str(wrong["msg"]).removeprefix("Value error, ")
+
+
 def _methods(api: FastAPI, scope: Scope) -> set[str]:
     routes = [route for route in api.routes if isinstance(route, Route)]
-    return {
+    found = {
         method
         for route in routes
         if route.matches(scope)[0] is not Match.NONE
         for method in route.methods or ()
     }
+    return found | {"HEAD"} if "GET" in found else found

@@ -54,6 +54,7 @@ def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> 
         return FeedbackResponse(id=report.id)
 
     @api.post("/v1/feedback/delete")
-    async def forget(body: ForgetRequest) -> ForgetResponse:
-        """Delete all that a user has reported; needs a token that may write."""
-        return ForgetResponse(deleted=await asyncio.to_thread(log.forget, body.user))
+    async def forget(body: ForgetRequest, request: Request) -> ForgetResponse:
+        """Delete what a user has reported on the collections that the token may change."""
+        access: Access = request.state.access
+        return ForgetResponse(deleted=await asyncio.to_thread(log.forget, body.user, access.writes))

@@ -32,6 +32,15 @@ def _changes_what_is_kept(scope: Scope) -> bool:
     return bool(scope["path"].endswith("/feedback/delete"))
 
 
+def _plain(scope: Scope) -> Scope:
+    """A request as the routes know it: HEAD asks as GET does, and no path ends in a slash.
+
+    A redirect would name the address that this process knows itself by, which behind a proxy is another.
+    """
+    method, path = scope["method"], scope["path"]
+    return {**scope, "method": "GET" if method == "HEAD" else method, "path": path.rstrip("/") or "/"}
+
+
 class Middleware:
     """Around the whole application: authentication, limits, deadline, access log."""
 
@@ -52,6 +61,7 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
+        method, scope = scope["method"], _plain(scope)
         headers = dict(scope["headers"])
         # Not longer than an id is, and of characters that are safe in a log.
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:128]
@@ -74,6 +84,8 @@ class Middleware:
                 if scope["state"]["bundle"] is not None:
                     extra.append((b"x-bundle-version", str(scope["state"]["bundle"]).encode()))
                 message = {**message, "headers": [*message["headers"], *extra]}
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -87,7 +99,7 @@ class Middleware:
                 message = f"this is our mistake; request id {request_id} finds it in the logs"
                 await problem(500, message)(scope, receive, send_marked)
         finally:
-            self._note(scope, status, time.perf_counter() - start, request_id)
+            self._note(scope, method, status, time.perf_counter() - start, request_id)
 
     async def _admit(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         if scope["path"] in _OPEN:
@@ -111,6 +123,11 @@ class Middleware:
     async def _run(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         self._in_progress += 1
         try:
+            encoding = headers.get(b"content-encoding", b"").decode("latin-1")
+            if encoding not in ("", "identity"):
+                message = f"Content-Encoding: found {encoding!r}; send the body as it is"
+                await problem(415, message, "Content-Encoding")(scope, receive, send)
+                return
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > self._limits.body_bytes:
                 await problem(413, self._too_large)(scope, receive, send)
@@ -146,7 +163,7 @@ class Middleware:
 
         return receive_bounded
 
-    def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    def _note(self, scope: Scope, method: str, status: int, seconds: float, request_id: str) -> None:
         # The route's pattern, not the path: paths hold names, of which there may be very many.
         route = getattr(scope.get("route"), "path", "unknown")
         bundle = str(scope["state"]["bundle"] or "")
@@ -156,6 +173,6 @@ class Middleware:
             milliseconds = round(seconds * 1000, 1)
             fields = {"request": request_id, "route": route, "status": status, "bundle": bundle}
             log.info(
-                "%s %s %s %.1fms", scope["method"], route, status, milliseconds,
+                "%s %s %s %.1fms", method, route, status, milliseconds,
                 extra={**fields, "milliseconds": milliseconds},
             )  # fmt: skip
