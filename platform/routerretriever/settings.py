@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    StringConstraints,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -13,6 +22,18 @@ ResourceAmount = NonNegativeFloat
 
 
 DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+def _refuse_variables(text: str) -> str:
+    if found := re.search(r"\$\{?[A-Za-z_]\w*\}?", text):
+        raise ValueError(
+            f"{text}: {found[0]} is not filled in here; write it out, or have the shell do it with --set"
+        )
+    return text
+
+
+PlaceName = Annotated[str, AfterValidator(_refuse_variables)]
+"""A path, URI or model id. Recipes know no variables: ``$HOME`` would be the name of a folder."""
 
 
 class Settings(BaseModel):
@@ -41,7 +62,9 @@ class PoolSettings(Settings):
     def describe(self) -> str:
         """The pool in words: ``4 workers, each 1 CPU``."""
         each = amount(self.cpus_per_worker, self.gpus_per_worker)
-        return f"{self.workers or 'as many as fit'} workers, each {each}"
+        if self.workers is None:
+            return f"as many workers as fit, each {each}"
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''}, each {each}"
 
 
 def amount(cpus: float, gpus: float) -> str:

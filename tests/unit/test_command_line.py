@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from routerretriever.cli.main import app
+from routerretriever.cli.main import app, main
+from support.recipes import save_recipe, tiny_recipe
 from typer.main import get_command
 
 TOP = get_command(app)
@@ -27,3 +28,75 @@ def test_a_command_has_few_options_and_says_what_each_does(name):
     assert len(options) <= 8, [one.name for one in options]
     assert all(one.help for one in options), [one.name for one in options if not one.help]
     assert len(command.get_short_help_str(limit=200)) > 10
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Runs a command that must fail before Ray starts, and gives the one line that it tells."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("this is to be known before Ray starts"))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["routerretriever", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 1
+        return capsys.readouterr().err.rstrip()
+
+    return run
+
+
+@pytest.fixture
+def recipe(tiny_data):
+    return save_recipe(tiny_recipe(tiny_data), tiny_data / "recipe.yaml")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(fails, tmp_path):
+    for target in (tmp_path / "missing" / "file", tmp_path):
+        told = fails("schema", "--to", target)
+        assert str(target) in told
+        assert len(told.splitlines()) == 1
+    assert "Not a directory" in fails("init", "sample:kitchen", "--to", "/dev/null/recipe.yaml")
+
+
+def test_a_change_that_the_recipe_cannot_hold_names_the_recipe_and_leaves_it(fails, recipe):
+    before = recipe.read_text()
+    told = fails("add-expert", recipe, "--name", "a b", "--path", "sport")
+    assert f"{recipe}: 1 wrong setting(s)" in told
+    for name in ("fruit", "metal"):
+        fails("remove-expert", recipe, "--name", name)
+    assert recipe.read_text() == before
+    assert {path.name for path in recipe.parent.iterdir()} >= {recipe.name}
+    assert not list(recipe.parent.glob(".recipe*"))
+
+
+@pytest.mark.parametrize("name", ["../x", "A B", "base"])
+def test_documents_are_not_read_for_a_name_that_no_domain_can_have(fails, recipe, name):
+    (recipe.parent / "notes.txt").write_text("words")
+    documents = ("--documents", recipe.parent / "notes.txt", "--name", name)
+    for command in ("add-expert", "assess"):
+        assert "domains." in fails(command, recipe, *documents)
+    assert not (recipe.parent / "data" / "generated").exists()
+
+
+def test_a_recipe_of_the_package_is_not_tuned_for_hours_to_be_refused(fails):
+    assert "copy" in fails("tune-router", "sample", "--write")
+
+
+def test_serving_what_was_never_released_says_what_to_do(fails, recipe):
+    assert "nothing is released" in fails("serve", recipe, "--quiet").splitlines()[-1]
+
+
+def test_versions_of_nothing_are_no_empty_table(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["routerretriever", "versions", str(recipe)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("nothing is registered yet for models:/tiny@champion")
+
+
+def test_help_has_a_short_name(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["routerretriever", "run", "-h"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert "RECIPE" in capsys.readouterr().out

@@ -14,7 +14,20 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"colour": 1}, "colour: unknown key"),
+        ({"colour": 1}, "colour: unknown key; there are corpus, data_root, deploy"),
+        ({"trainig": {}}, r"trainig: unknown key; did you mean training\?"),
+        ({"training": {"batchsize": 1}}, r"batchsize: unknown key; did you mean batch_size\?"),
+        ({"domains": {"a": {"path": "x", "exprt": True}}}, r"a.exprt: unknown key; did you mean expert\?"),
+        ({"training": {"adapter": {"kind": "lora", "rnk": 4}}}, r"rnk: unknown key; did you mean rank\?"),
+        ({"training": {"adapter": {"rank": 4}}}, "adapter.kind: missing; choose from ia3, lora, prefix"),
+        ({"training": {"adapter": {"kind": "lorra"}}}, r"kind: choose from 'lora', .*found 'lorra'"),
+        ({"training": None}, r"training: needs a group of settings \(found null\)"),
+        ({"storage": "${HOME}/runs"}, r"storage: .*\$\{HOME\} is not filled in here"),
+        ({"data_root": "$HOME"}, r"data_root: .*\$HOME is not filled in"),
+        ({"registry": {"alias": "a b"}}, "registry.alias: 'a b' cannot be an alias"),
+        ({"registry": {"alias": "v1"}}, "registry.alias: 'v1' cannot be an alias"),
+        ({"registry": {"alias": "previous"}}, "registry.alias: 'previous' cannot be an alias"),
+        ({"registry": {"alias": "challenger"}}, "challenger_alias: 'challenger' is registry.alias too"),
         ({"training": {"batch_size": -1}}, "training.batch_size"),
         ({"training": {"batch_size": "32"}}, "training.batch_size"),
         ({"training": {"seed": True}}, "training.seed"),
@@ -79,20 +92,48 @@ def test_overrides_and_yaml_1_2_numbers(tmp_path):
     assert recipe.encoder.name == "fake"
 
 
-@pytest.mark.parametrize("override", ["novalue", "=1", "name.x=1"])
+@pytest.mark.parametrize("override", ["novalue", "=1", "name.x=1", "name=[a", "name=a: b: c"])
 def test_a_malformed_override_is_refused(tmp_path, override):
     path = tmp_path / "r.yaml"
     path.write_text("name: r\ndomains:\n  a: {path: 'sample:kitchen'}\n")
-    with pytest.raises(RecipeError, match="--set"):
+    with pytest.raises(RecipeError, match="--set") as error:
         load_recipe(path, [override])
+    assert len(str(error.value).splitlines()) == 1
 
 
-def test_missing_and_unreadable_recipes(tmp_path):
-    with pytest.raises(RecipeError, match="no such file"):
-        load_recipe(tmp_path / "none.yaml")
-    (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(RecipeError, match="mapping"):
-        load_recipe(tmp_path / "list.yaml")
+@pytest.mark.parametrize("name", ["none.yaml", "n" * 300, "."])
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, name):
+    with pytest.raises(RecipeError, match=r"no such file|directory"):
+        load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"- a\n", r"r\.yaml: needs a mapping"),
+        (b"# nothing\n", r"r\.yaml: is empty"),
+        (b"name: r\n\tdomains: {}\n", r"r\.yaml:2: .*indent with spaces, not tabs"),
+        (b"name: r\nname: s\n", r'r\.yaml:2: .*duplicate key "name"'),
+        (b"name: r\n---\nname: r\n", r"r\.yaml:2: .*expected a single document"),
+        (b"name: a\0b\n", r"r\.yaml: not readable as YAML"),
+        (b"name: caf\xe9\n", r"r\.yaml: is no UTF-8 text"),
+        (b"name: &a [*a]\n", r"r\.yaml: .*anchor"),
+        (b"name: !!set {a}\n", r"r\.yaml: found a set"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, content, told):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=told) as error:
+        load_recipe(tmp_path / "r.yaml")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_yaml_takes_for_a_date_is_text(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains: {a: {path: 'sample:kitchen'}}\nquestion: 2026-01-31\n")
+    assert load_recipe(path).question == "2026-01-31"
+    with pytest.raises(RecipeError, match=r"training\.seed: .*found '2026-01-31'"):
+        load_recipe(path, ["training.seed=2026-01-31"])
 
 
 def test_identity_of_training_ignores_resources():

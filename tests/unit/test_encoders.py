@@ -100,6 +100,9 @@ def test_the_driver_knows_what_will_run(bert):
     [
         ("truncated", "cannot be loaded as a text encoder"),
         ("pointer", "Git LFS pointer"),
+        ("tokenizer pointer", "tokenizer.json is a Git LFS pointer"),
+        ("sizes", "not of the sizes that its config.json gives"),
+        ("modules", "which is no folder"),
         ("tokenizer", "tokenizer"),
         ("missing", "they would be random"),
         ("code", "trust_remote_code"),
@@ -113,6 +116,14 @@ def test_bad_folders_are_told_in_one_line(bert, damage, message):
         weights.write_bytes(weights.read_bytes()[:2000])
     elif damage == "pointer":
         weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    elif damage == "tokenizer pointer":
+        (bert / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+    elif damage == "sizes":
+        config = json.loads((bert / "config.json").read_text())
+        (bert / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    elif damage == "modules":
+        listed = [{"type": "sentence_transformers.models.Transformer", "path": "missing"}]
+        (bert / "modules.json").write_text(json.dumps(listed))
     elif damage == "tokenizer":
         for path in bert.glob("tokenizer*"):
             path.unlink()

@@ -24,17 +24,51 @@ def test_a_plan_counts_what_is_to_be_done_and_does_nothing(tiny_data, monkeypatc
     assert "84 documents in all" in steps["encode (experts)"].to_do
     assert "fruit: 14 queries" in steps["train (experts)"].to_do
     assert "mean: average of 2 domains" in steps["average (baselines)"].to_do
-    # The base and two experts; on test the two baselines as well.
-    assert "train of fruit: 14 queries x 3 models" in steps["score (experts)"].to_do
-    assert "test of sport: 7 queries x 3 models" in steps["score (experts)"].to_do
-    # What the weight of BM25 is learned from.
-    assert "dev of metal: 7 queries x 1 model" in steps["score (experts)"].to_do
+    # The base and two experts; on test the two baselines as well. BM25's weight is learned from dev.
+    scores = steps["score (experts)"].to_do.splitlines()
+    assert [line.split(":")[0] for line in scores[:-1]] == ["fruit", "metal", "sport"]
+    assert all(part in scores[1] for part in ("train 14 x 3", "dev 7 x 1", "test 7 x 3"))
+    assert scores[2] == "sport: test 7 x 3"
     assert "161 query encodings" in steps["score (experts)"].to_do
     assert "sport: 7 test queries at 13 weights of BM25" in steps["fuse (experts)"].to_do
-    assert "test of sport: 7 queries x 2 models" in steps["score (baselines)"].to_do
+    assert "sport: test 7 x 2" in steps["score (baselines)"].to_do
     assert steps["score (experts)"].there == "0 of 17 partitions"
     assert plan_table(list(steps.values())).row_count == len(steps)
     assert not list((tiny_data / "storage").iterdir())
+
+
+def test_the_folds_of_an_expert_share_its_line(tiny_data):
+    recipe = tiny_recipe(tiny_data, training={"selection": "cross_validation"})
+    pipeline = Pipeline(recipe)
+    step = planned(pipeline)["train (experts)"]
+    assert step.to_do.splitlines() == [
+        f"{name}: 14 queries, after 3 folds of a cross-validation" for name in ("fruit", "metal")
+    ]
+    expert = next(each for each in pipeline.steps() if getattr(each, "folds", ()))
+    pipeline.store.commit(expert.folds[0].key, {})
+    step = planned(pipeline)["train (experts)"]
+    assert "14 queries, after 2 folds" in step.to_do
+    assert step.there == ""
+
+
+def test_a_run_that_could_not_end_is_refused_before_it_begins(tiny_data, monkeypatch, capsys):
+    def told(recipe):
+        path = save_recipe(recipe, tiny_data / "recipe.yaml")
+        monkeypatch.setattr("sys.argv", ["routerretriever", "run", str(path), "--quiet"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 1
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("this needs no Ray"))
+    missing = tiny_data / "missing"
+    registry = {"tracking_uri": f"sqlite:///{missing}/mlflow.db"}
+    assert f"no folder {missing}" in told(tiny_recipe(tiny_data, registry=registry))
+    assert "no server answers" in told(
+        tiny_recipe(tiny_data, registry={"tracking_uri": "http://127.0.0.1:1"})
+    )
+    domains = {"fruit": {"path": "fruit", "test_split": "tset"}}
+    assert "domains.fruit.test_split" in told(tiny_recipe(tiny_data, domains=domains))
 
 
 def test_a_plan_names_what_only_a_general_prefix_will_show(tiny_data):

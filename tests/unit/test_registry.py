@@ -16,7 +16,7 @@ from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, RouterRetrieverError
-from routerretriever.registry.connection import open_to_write, present_location
+from routerretriever.registry.connection import open_to_read, open_to_write, present_location, reached
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
 from routerretriever.serving.deployments.run import free_port
@@ -62,8 +62,23 @@ def everything(folder):
 def test_a_registry_that_is_away_is_told_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(RegistryError, match=rf"(?s)tracking_uri: {uri}: .*run the same command"):
+    with pytest.raises(RegistryError, match=rf"tracking_uri: {uri}: .*mend the address$"):
         open_registry(tmp_path, tracking_uri=uri).bundles()
+    # Only at the end of a run is there anything that could be lost.
+    with (
+        pytest.raises(RegistryError, match=r"mend the address; all that was made lies in storage"),
+        reached(uri, patient=True),
+    ):
+        open_to_read(uri)
+
+
+def test_what_a_run_would_end_on_is_known_before_it_begins(tmp_path):
+    open_registry(tmp_path).require_answer()
+    missing = tmp_path / "missing"
+    with pytest.raises(RegistryError, match=f"no folder {missing}; make it first"):
+        open_registry(tmp_path, tracking_uri=f"sqlite:///{missing}/mlflow.db").require_answer()
+    with pytest.raises(RegistryError, match="foo://x"):
+        open_registry(tmp_path, tracking_uri="foo://x").require_answer()
 
 
 def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):

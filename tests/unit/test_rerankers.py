@@ -231,7 +231,7 @@ def test_the_plan_shows_what_is_scored_and_folds_share_it(taught):
         folded = Pipeline(with_changes(once.recipe, training__selection="cross_validation"))
     (shown,) = [stage for stage in plan_run(once) if stage.stage.startswith("teach")]
     assert shown.to_do == "train of fruit: 14 queries x 5 documents, and positives"
-    assert shown.asks_for == "1 workers, each 1 CPU"
+    assert shown.asks_for == "1 worker, each 1 CPU"
     (alone,), both = teaching(once), teaching(folded)
     assert [step.split for step in both] == ["train", "dev"]
     assert both[0].key == alone.key

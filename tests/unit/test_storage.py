@@ -161,6 +161,45 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
     assert not store.has("a", "file")
 
 
+def test_a_lease_that_a_full_disk_refuses_is_held_by_nobody(tmp_path, monkeypatch):
+    files = ArtifactStore.open(str(tmp_path)).files
+    files.write("leases/other", b"")  # the folder is there
+
+    def full(*given, **options):
+        return Full(open(*given, **options))
+
+    monkeypatch.setattr(file_system, "open", full, raising=False)
+    with pytest.raises(StorageError, match="no space left"):
+        files.create("leases/one", b"mine")
+    assert files.list_files("leases") == ["other"]
+    monkeypatch.undo()
+    assert files.create("leases/one", b"mine")
+    assert not files.create("leases/one", b"another's")
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROUTERRETRIEVER_CACHE", "/dev/null/cache")
+    store = ArtifactStore.open(str(tmp_path))
+    make(store)
+    assert (store.fetch(KEY) / "a").read_text() == "one"
+
+
 def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypatch):
     store = ArtifactStore.open(str(tmp_path))
     failures = [errno.ESTALE, errno.EIO]
@@ -205,9 +244,21 @@ def test_a_missing_bucket_is_told_and_not_made(s3, gcs, kind):
         store.put(KEY, "a", write("one"))
 
 
-def test_a_uri_of_an_unknown_kind_is_told():
-    with pytest.raises(StorageError, match="nonsense"):
-        ArtifactStore.open("nonsense://x")
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("nonsense://x", "nonsense"),
+        ("memory://", "names no bucket or folder"),
+        ("~nobody-of-this-name/x", "cannot make folder"),
+        ("a\0b", "cannot make folder"),
+        ("n" * 300, "cannot make folder"),
+        (__file__, "is a file; name a folder"),
+        (f"{__file__}/x", "cannot make folder"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_told(uri, told):
+    with pytest.raises(StorageError, match=told):
+        ArtifactStore.open(uri)
 
 
 def test_a_file_uri_is_a_folder(tmp_path):

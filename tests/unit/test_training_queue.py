@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from routerretriever.artifacts.leases import Leases
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.training.checkpoints import checkpoints_key, last_checkpoint, save_checkpoint
 from routerretriever.training.queue import TrainingQueue
+from routerretriever.training.trainers import remove_abandoned
 
 EVENTS = st.sampled_from(["work on", "finish", "fail", "fail for good", "lose"])
 
@@ -84,3 +86,17 @@ def test_the_last_whole_checkpoint_is_the_one_that_is_kept(tmp_path):
     store.put_folder(f"{checkpoints_key('experts/a-1')}/12", folder)
     assert (last_checkpoint(store, "experts/a-1") / "state.pt").read_text() == "10"
     assert not store.holds(f"{checkpoints_key('experts/a-1')}/2")
+
+
+def test_what_killed_runs_have_left_goes_and_what_live_ones_hold_stays(tmp_path):
+    store = ArtifactStore.open(str(tmp_path))
+    dead, live = "adapters-0123abcd-0/state.json", "adapters-4567cdef-1/state.json"
+    # The checkpoint of a domain that is called adapters.
+    own = "adapters-0123456789abcdef/5/state.pt"
+    for name in (dead, live, own):
+        store.files.write(f"training/{name}", b"{}")
+    with Leases(store.files).hold(["training/adapters-4567cdef-1"]):
+        remove_abandoned(store)
+    assert store.files.list_files("training") == [own, live]
+    remove_abandoned(store)
+    assert store.files.list_files("training") == [own]

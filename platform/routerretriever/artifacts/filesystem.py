@@ -107,15 +107,20 @@ class FileSystem:
         uri = uri.removeprefix("file://")
         if "://" in uri:
             try:
-                url_to_fs(uri)
+                _, root = url_to_fs(uri)
             except (ImportError, ValueError) as error:
                 raise StorageError(f"storage: {uri}: {error}") from None
+            if not str(root).strip("/"):
+                raise StorageError(f"storage: {uri}: names no bucket or folder; write it as {uri}NAME")
             return cls(uri.rstrip("/"))
-        folder = Path(uri).expanduser().resolve()
         try:
+            folder = Path(uri).expanduser().resolve()
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"storage: cannot make folder {folder}: {error}") from None
+        except FileExistsError:
+            raise StorageError(f"storage: {uri} is a file; name a folder") from None
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~name of nobody
+            reason = getattr(error, "strerror", None) or error
+            raise StorageError(f"storage: cannot make folder {uri!r}: {reason}; name another") from None
         return cls(str(folder))
 
     def require_answer(self) -> None:
@@ -211,8 +216,7 @@ class FileSystem:
 
         def send(target: str) -> None:
             if isinstance(filesystem, LocalFileSystem):
-                with open(target, "xb") as file:  # fsspec would look first and write then
-                    file.write(content)
+                _create_local(target, content)
             else:
                 filesystem.pipe_file(target, content, mode="create")
 
@@ -275,6 +279,17 @@ class FileSystem:
                 raise StorageError(f"storage: {self.uri}: {error}; make the bucket first") from None
             filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             send(target)
+
+
+def _create_local(target: str, content: bytes) -> None:
+    """Write a file unless there is one; fsspec would look first and write then."""
+    file = open(target, "xb")  # noqa: SIM115 -- one that is there already must not be removed below
+    try:
+        with file:
+            file.write(content)
+    except OSError:  # a full disk: an empty file would look like somebody's lease
+        os.unlink(target)
+        raise
 
 
 def cache_folder() -> Path:

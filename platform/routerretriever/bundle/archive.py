@@ -63,8 +63,8 @@ def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
     try:
         with tarfile.open(archive) as opened:
             opened.extractall(into, filter="data")  # refuses what points outside
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise BadInput(f"{archive}: no archive of a bundle ({error})") from None
+    except (OSError, EOFError, tarfile.TarError):
+        raise BadInput(f"{archive}: no archive of a bundle, as `export` writes it") from None
     bundle = into / _BUNDLE
     keys = list(read_manifest(bundle)["corpora"].values())
     _take_corpora(into, keys, store)

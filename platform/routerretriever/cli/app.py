@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from routerretriever.errors import BadInput
 
 if TYPE_CHECKING:
     from routerretriever.generation.folder import Generated
@@ -17,6 +21,7 @@ app = typer.Typer(
     help="Many expert retrievers behind one endpoint. A recipe (YAML) names the collections and settings; "
     "each step makes what it needs and skips what is there.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -41,6 +46,19 @@ def check_numbers(text: str | None) -> str | None:
 def numbers(text: str) -> list[int]:
     """The numbers of such an option."""
     return [int(number) for number in text.split(",")]
+
+
+@contextmanager
+def writing(to: Path) -> Iterator[None]:
+    """Tell in one line why what was named on the command line cannot be written.
+
+    Raises:
+        BadInput: a folder is missing, or a file, or the disk is full or may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename or to}: {error.strerror or error}; name another place") from None
 
 
 def open_pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipeline:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output, tell_generated
+from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output, tell_generated, writing
 
 if TYPE_CHECKING:
     from routerretriever.datasets.checking import CheckReport
@@ -90,7 +90,8 @@ def split(
 
     collection = Collection(target.name, _folder(source))
     fraction = 0.0 if "test" in collection.splits() else test_fraction
-    _print(f"wrote {write_split(collection, target, fraction, close)}")
+    with writing(target):
+        _print(f"wrote {write_split(collection, target, fraction, close)}")
 
 
 @datasets_app.command("download")
@@ -107,7 +108,8 @@ def download(
     from routerretriever.datasets.published import download_generated
 
     for name in names:
-        _print(f"{name}: {download_generated(name, to).told() if generated else fetch(name, to)}")
+        with writing(to):
+            _print(f"{name}: {download_generated(name, to).told() if generated else fetch(name, to)}")
 
 
 @datasets_app.command("import")
@@ -131,7 +133,8 @@ def import_source(
     from routerretriever.datasets.checking import check_collection
     from routerretriever.datasets.importing import import_data
 
-    understood = import_data(source, to, split_name, passage_tokens)
+    with writing(to):
+        understood = import_data(source, to, split_name, passage_tokens)
     _print(understood.told())
     if not understood.judgements:
         return  # documents are a fine start, and what is missing was said
@@ -185,7 +188,8 @@ def export(
     """Write a collection in Hugging Face's retrieval layout: Parquet files of corpus, queries and qrels."""
     from routerretriever.datasets.export import export_parquet
 
-    _print(f"wrote {export_parquet(_folder(source), to)}")
+    with writing(to):
+        _print(f"wrote {export_parquet(_folder(source), to)}")
 
 
 def _folder(path: str) -> Path:

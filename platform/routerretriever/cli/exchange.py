@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, RecipeFile, Release, app, open_registry
+from routerretriever.cli.app import Overrides, RecipeFile, Release, app, open_registry, writing
 
 if TYPE_CHECKING:
     from routerretriever.registry.registry import Registry
@@ -35,7 +35,7 @@ def export_expert(
     from routerretriever.bundle.export import export_expert as write
     from routerretriever.runtime.progress import console
 
-    with _bundle(open_registry(recipe, overrides, quiet=True), version) as bundle:
+    with writing(to), _bundle(open_registry(recipe, overrides, quiet=True), version) as bundle:
         console.print(f"wrote {write(bundle, name, to, merged)}", soft_wrap=True)
 
 
@@ -54,7 +54,7 @@ def export(
     from routerretriever.runtime.progress import console
 
     registry = open_registry(recipe, overrides, quiet=True)
-    with _bundle(registry, version) as bundle:
+    with writing(to), _bundle(registry, version) as bundle:
         written = pack(bundle, to, registry.store if documents else None)
     console.print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 

@@ -11,7 +11,7 @@ import typer
 
 import routerretriever
 from routerretriever.cli import exchange, releases, start, steps, studies
-from routerretriever.cli.app import app
+from routerretriever.cli.app import app, writing
 from routerretriever.cli.datasets import datasets_app
 from routerretriever.errors import RouterRetrieverError, without_secrets
 
@@ -61,7 +61,8 @@ def schema(
     if to is None:
         typer.echo(recipe_schema(), nl=False)
     else:
-        to.write_text(recipe_schema(), encoding="utf-8")
+        with writing(to):
+            to.write_text(recipe_schema(), encoding="utf-8")
 
 
 def _show_version(asked: bool) -> None:

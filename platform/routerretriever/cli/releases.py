@@ -31,10 +31,16 @@ def serve(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False)
 def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """List the registered bundles; a star marks the released one."""
     from routerretriever.registry.registry import versions_table
-    from routerretriever.runtime.progress import show
+    from routerretriever.runtime.progress import console, show
 
     registry = open_registry(recipe, overrides, quiet)
-    show(versions_table(registry.bundles(), registry.released()))
+    bundles = registry.bundles()
+    if not bundles:
+        console.print(
+            f"nothing is registered yet for {registry.bundle_uri} in {registry.tracking_uri}", soft_wrap=True
+        )
+        return
+    show(versions_table(bundles, registry.released()))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, app
+from routerretriever.cli.app import Overrides, app, writing
 
 
 @app.command()
@@ -24,7 +24,8 @@ def init(
     from routerretriever.runtime.machine import torch_gpus
     from routerretriever.runtime.progress import console
 
-    written = write_recipe(folders, to, name, torch_gpus() > 0)
+    with writing(to):
+        written = write_recipe(folders, to, name, torch_gpus() > 0)
     console.print(written.read_text(encoding="utf-8"), soft_wrap=True)
     console.print(f"wrote {written}; next: routerretriever run {written} --dry-run", soft_wrap=True)
 

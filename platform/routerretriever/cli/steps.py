@@ -37,6 +37,8 @@ def run(
     from routerretriever.runtime.progress import console, log, show
 
     pipeline = open_pipeline(recipe, overrides, quiet)
+    pipeline.require_test_sets()
+    pipeline.open_registry()
     if dry_run:
         _ = pipeline.preflight
         show(plan_table(plan_run(pipeline)))

@@ -32,11 +32,13 @@ def tune_router(
     rows: Annotated[int, typer.Option(help="How many of the best are shown.", min=1)] = 15,
 ) -> None:
     """Choose the router by dev queries: tries kinds, features, mixings and fallbacks, and shows a table."""
-    from routerretriever.pipeline.domains import set_routing
+    from routerretriever.pipeline.domains import require_editable, set_routing
     from routerretriever.runtime.progress import log, show
     from routerretriever.studies import runs as studies
     from routerretriever.studies.tuning import describe, trials_table
 
+    if write:
+        require_editable(recipe)
     trials = studies.tune_router(open_pipeline(recipe, overrides, quiet), unseen_share)
     show(trials_table(trials, rows))
     if write:

@@ -23,7 +23,7 @@ from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.settings import DomainName, Settings
+from routerretriever.settings import DomainName, PlaceName, Settings
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
@@ -71,9 +71,9 @@ class Recipe(Settings):
 
     name: DomainName
     """Name of the run; reports carry it."""
-    storage: str = "runs/default"
+    storage: PlaceName = "runs/default"
     """Folder or fsspec URI under which every artifact is stored."""
-    data_root: str = "."
+    data_root: PlaceName = "."
     """Folder at which relative collection paths start."""
     domains: Annotated[dict[DomainName, RecipeDomain], Field(min_length=1)]
     """Collections by name."""
@@ -120,6 +120,11 @@ class Recipe(Settings):
         for name in (BASE, ROUTED_MODEL, DOCUMENT_MODEL):
             if name in self.domains:
                 raise ValueError(f"domains.{name}: this name is taken; it stands for another model")
+        if self.registry.alias == self.serving.releases.challenger_alias:
+            raise ValueError(
+                f"serving.releases.challenger_alias: {self.registry.alias!r} is registry.alias too; "
+                "name another"
+            )
         if self.scoring.source == "held_out" and self.training.held_out_fraction == 0:
             raise ValueError("scoring.source 'held_out' needs training.held_out_fraction above 0")
         known = {BASE, *self.expert_domains}

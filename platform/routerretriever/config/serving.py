@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from routerretriever.config.registry import AliasName
 from routerretriever.encoder.settings import EngineSettings
 from routerretriever.settings import DomainName, Fraction, Labels, ResourceAmount, Settings
 
@@ -102,7 +103,7 @@ class ReleaseSettings(Settings):
     retry_seconds: PositiveFloat = 60.0
     """A bundle that was refused for a reason that may pass, as storage that cannot be reached, is tried again
     after so long. ``release --retry`` tries any refused bundle again at once."""
-    challenger_alias: str = "challenger"
+    challenger_alias: AliasName = "challenger"
     """MLflow alias of the version that is tried beside the released one."""
     challenger_share: Fraction = 0.0
     """Share of the requests that the bundle under ``challenger_alias`` answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -21,4 +22,4 @@ def shipped_recipes() -> dict[str, Path]:
 def recipe_file(path: str | Path) -> Path:
     """The file that a recipe argument names: a path, or, if there is no such file, a shipped recipe."""
     path = Path(path)
-    return path if path.exists() else shipped_recipes().get(str(path), path)
+    return path if os.path.exists(path) else shipped_recipes().get(str(path), path)

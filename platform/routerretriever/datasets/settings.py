@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from routerretriever.settings import Settings
+from routerretriever.settings import PlaceName, Settings
 
 SplitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
@@ -29,7 +29,7 @@ class PassageSettings(Settings):
 class DomainSettings(Settings):
     """One collection: a BEIR folder (relative paths start at ``data_root``) or ``sample:<name>``."""
 
-    path: str
+    path: PlaceName
     """The folder, or ``sample:<name>``."""
     expert: bool = True
     """``false`` makes the collection evaluation-only (zero-shot): only its test split is used."""

@@ -28,11 +28,9 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    _refuse_pointers(folder)
     static, folder = is_static(folder), model_folder(folder)
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise EncoderError(f"encoder.name: {path} is a Git LFS pointer; run `git lfs pull` there")
+    _refuse_pointers(folder)
     if static:
         from routerretriever.encoder.static import read_static
 
@@ -57,6 +55,19 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
             "first; they would be random"
         )
     return _read_tokenizer(folder, settings), model
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Git without LFS leaves a line of text where weights, and often tokenizers, should be.
+
+    Raises:
+        EncoderError: a file is such a line.
+    """
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise EncoderError(f"encoder.name: {path} is a Git LFS pointer; run `git lfs pull` there")
 
 
 def read_tokenizer(folder: Path, settings: EncoderSettings) -> Any:
@@ -141,4 +152,6 @@ def _reason(folder: Path, error: Exception) -> str:
             f"encoder.name: {folder} needs Python code of its own; set encoder.trust_remote_code: true and a "
             "revision if you trust it"
         )
+    if "ignore_mismatched_sizes" in str(error):
+        return f"encoder.name: {folder}: the weights are not of the sizes that its config.json gives"
     return f"encoder.name: {folder} cannot be loaded as a text encoder: {found}"

@@ -7,13 +7,13 @@ from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, PositiveInt, model_validator
 
-from routerretriever.settings import Settings
+from routerretriever.settings import PlaceName, Settings
 
 
 class DocumentEncoderSettings(Settings):
     """Another encoder of the same space, for documents; how it is run is what its own files say."""
 
-    name: str
+    name: PlaceName
     """A Hugging Face id, or a local folder."""
     revision: str | None = None
     """Hugging Face revision: a branch, a tag or a commit."""
@@ -43,7 +43,7 @@ class EncoderSettings(Settings):
     folder, or ``fake`` (a tiny random encoder for tests).
     """
 
-    name: str = "all-MiniLM-L6-v2"
+    name: PlaceName = "all-MiniLM-L6-v2"
     """Model of the base encoder."""
     revision: str | None = None
     """Hugging Face revision: a branch, a tag or a commit."""

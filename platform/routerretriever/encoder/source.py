@@ -100,9 +100,16 @@ def modules_of(folder: Path) -> list[dict[str, str]]:
 
 
 def model_folder(folder: Path) -> Path:
-    """Where the first module's weights and tokenizer are: the folder, or one in it as of old."""
+    """Where the first module's weights and tokenizer are: the folder, or one in it as of old.
+
+    Raises:
+        EncoderError: the list of modules is broken, or names a folder that is not there.
+    """
     modules = modules_of(folder)
-    return folder / modules[0]["path"] if modules else folder
+    inner = folder / modules[0]["path"] if modules else folder
+    if not inner.is_dir():
+        raise EncoderError(f"encoder.name: {folder / 'modules.json'} names {inner}, which is no folder")
+    return inner
 
 
 def is_static(folder: Path) -> bool:

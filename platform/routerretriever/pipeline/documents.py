@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.config.loading import load_recipe, parse_settings
+from routerretriever.config.loading import load_recipe, parse_recipe, parse_settings
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.files import read_lines
@@ -108,6 +108,7 @@ def import_documents(source: Path, folder: Path) -> Path:
 def estimate_documents(recipe_path: Path, name: str, source: Path, examples: Path | None) -> Estimate:
     """What ``add_from_documents`` would have written; changes nothing."""
     recipe = with_examples(load_recipe(recipe_path), examples)
+    _require_domain_name(recipe, name)
     with TemporaryDirectory() as scratch:
         imported = import_documents(source, Path(scratch) / name)
         return generation_for(recipe, open_collection(name, imported)).estimate()
@@ -117,9 +118,11 @@ def generate_from(recipe: Recipe, name: str, source: Path) -> Generated:
     """Import files and generate queries about them.
 
     Raises:
+        RecipeError: the name cannot be a domain's.
         DatasetError: there is nothing to ask about, or a folder holds something else.
         WriterError: the writer cannot write.
     """
+    _require_domain_name(recipe, name)
     folder = generated_folder(recipe, name)
     imported = import_documents(source, folder.with_name(f"{name}.documents"))
     return generation_for(recipe, open_collection(name, imported)).run(folder)
@@ -140,6 +143,17 @@ def add_from_documents(
         raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
     generated = generate_from(recipe, name, source)
     return generated, add_domain(recipe_path, name, f"{_FOLDER}/{name}", release)
+
+
+def _require_domain_name(recipe: Recipe, name: str) -> None:
+    """Refuse a name that the recipe could not hold, before anything is written under it.
+
+    Raises:
+        RecipeError: it is no domain's name, or stands for another model.
+    """
+    values = recipe.model_dump(mode="json")
+    values["domains"].setdefault(name, {"path": ".", "expert": False})
+    parse_recipe(values, f"name {name!r}")
 
 
 def _files_of(folder: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
 
 def _apply(recipe_path: Path, yaml: YAML, values: Any, new: Sequence[str], release: bool) -> Registered:
     with _draft(recipe_path, yaml, values) as draft:
-        return _register(load_recipe(draft), new, release)
+        return _register(load_recipe(draft, source=recipe_path), new, release)
 
 
 def _register(recipe: Recipe, new: Sequence[str], release: bool) -> Registered:

@@ -39,6 +39,7 @@ from routerretriever.types import BASE
 
 if TYPE_CHECKING:
     from routerretriever.bundle.build import ServiceFacts
+    from routerretriever.registry.registry import Registry
 
 M = TypeVar("M", bound=Method)
 
@@ -103,6 +104,12 @@ class Pipeline:
                 raise DatasetError(
                     f"domains.{name}: {self.collections[name].folder} has no train split; "
                     "add qrels/train.tsv or set expert: false"
+                )
+        for name, domain in recipe.domains.items():
+            if domain.test_split != "test" and "test" not in self.collections[name].splits():
+                raise DatasetError(
+                    f"domains.{name}.test_split: {self.collections[name].folder} has no "
+                    f"qrels/{domain.test_split}.tsv; name a split that is there"
                 )
         for name in recipe.calibrated_domains:
             if "dev" not in self.collections[name].splits():
@@ -212,6 +219,31 @@ class Pipeline:
         self.workspace.build([self.workspace.corpus_step(name) for name in self.collections])
         return {name: self.workspace.open_corpus(name) for name in self.collections}
 
+    def require_test_sets(self) -> list[Collection]:
+        """The collections that are evaluated.
+
+        Raises:
+            DatasetError: no domain has a test split.
+        """
+        if not self.workspace.tested:
+            raise DatasetError(
+                "no domain has a test split; nothing can be evaluated. Add qrels/test.tsv to one"
+            )
+        return self.workspace.tested
+
+    def open_registry(self) -> Registry:
+        """The recipe's registry, once it has answered: what it would refuse is told before anything is made.
+
+        Raises:
+            RegistryError: it cannot be reached.
+            Refused: its database was made by another version of MLflow.
+        """
+        from routerretriever.registry.registry import Registry
+
+        registry = Registry.of(self.recipe, self.store)
+        registry.require_answer()
+        return registry
+
     @cached_property
     def evaluation(self) -> Evaluation:
         """Evaluate the systems of all methods on every test split, and write the reports.
@@ -219,9 +251,7 @@ class Pipeline:
         Raises:
             DatasetError: no domain has a test split.
         """
-        tested = self.workspace.tested
-        if not tested:
-            raise DatasetError("no domain has a test split; nothing can be evaluated")
+        tested = self.require_test_sets()
         self.build()
         with self.clock.step("evaluate"):
             systems = [system for method in self.methods.values() for system in method.systems()]
@@ -251,8 +281,8 @@ class Pipeline:
         """Register experts and bundle in MLflow; ``release`` moves the alias to the new bundle."""
         from routerretriever.bundle.build import BundleParts
         from routerretriever.registry.recording import RunRecord
-        from routerretriever.registry.registry import Registry
 
+        registry = self.open_registry()
         evaluation, deployment = self.evaluation, self.deployed.deployment()
         # The recipe as the bundle tells it: with the encoder and the routing that are served.
         served = {"encoder": deployment.encoder, "routing": deployment.routing}
@@ -267,7 +297,6 @@ class Pipeline:
             deployment.fusion,
         )
         metrics = _headline(evaluation) | figures(self.clock.seconds, self.clock.counts)
-        registry = Registry.of(self.recipe, self.store)
         with TemporaryDirectory() as scratch:
             write_reports(evaluation, Path(scratch))
             record = RunRecord(metrics, evaluation.mean(deployment.system), Path(scratch))

@@ -37,11 +37,11 @@ def plan_run(pipeline: Pipeline) -> list[PlannedStage]:
         for stage in dict.fromkeys(step.stage for step in steps if step.stage not in _HIDDEN):
             own = [step for step in steps if step.stage == stage]
             planned.append(_planned(f"{stage} ({name})", own, pipeline.store))
-    recipe = pipeline.recipe
+    recipe, tested = pipeline.recipe, len(pipeline.workspace.tested)
     return [
         *planned,
         PlannedStage("route", f"fit router {recipe.routing.router}", "", "the driver"),
-        PlannedStage("evaluate", f"{len(pipeline.workspace.tested)} test sets", "", "the driver"),
+        PlannedStage("evaluate", f"{tested} test set{'s' if tested > 1 else ''}", "", "the driver"),
         PlannedStage("register", f"bundle {recipe.registry.name}", "", "the driver, and MLflow"),
     ]
 
@@ -58,31 +58,42 @@ def _planned(stage: str, steps: Sequence[Step], store: ArtifactStore) -> Planned
     status = {step.key: step.status(store) for step in steps}
     there = [step for step in steps if status[step.key] is Status.PRESENT]
     missing = [step for step in steps if status[step.key] is not Status.PRESENT]
+    left = _folds_left(steps, {step.key for step in missing})
     if steps and isinstance(steps[0], ScoreSplit):
         to_do = _scores([step for step in missing if isinstance(step, ScoreSplit)])
         present = f"{len(there)} of {len(steps)} partitions"
     else:
-        to_do = [_line(step, status[step.key], store) for step in missing]
-        present = ", ".join(step.name for step in there)
+        to_do = [_line(step, status[step.key], left[step.key]) for step in missing if step.key in left]
+        present = ", ".join(step.name for step in there if step.key in left)
         documents = sum(step.documents for step in missing if isinstance(step, EncodeCorpus))
         if documents:
             to_do.append(f"{documents} documents in all")
     return PlannedStage(stage, "\n".join(to_do), present, next((step.asks_for() for step in steps), ""))
 
 
-def _line(step: Step, status: Status, store: ArtifactStore) -> str:
+def _folds_left(steps: Sequence[Step], missing: set[str]) -> dict[str, int]:
+    """Key of each step that has a line of its own -> its folds that are missing; these share its line."""
+    folds = {step.key: [one.key for one in getattr(step, "folds", ())] for step in steps}
+    shared = {
+        one for key, keys in folds.items() if key in missing or missing.isdisjoint(keys) for one in keys
+    }
+    return {key: len(missing.intersection(keys)) for key, keys in folds.items() if key not in shared}
+
+
+def _line(step: Step, status: Status, folds: int) -> str:
     line = f"{step.name}: {step.work()}" if step.work() else step.name
+    line += f", after {folds} fold{'s' if folds > 1 else ''} of a cross-validation" if folds else ""
     return f"{line}, {status.value}" if status in (Status.STARTED, Status.DAMAGED) else line
 
 
 def _scores(missing: Sequence[ScoreSplit]) -> list[str]:
-    """Partitions by collection and split: there may be very many."""
-    groups: dict[tuple[str, str], list[ScoreSplit]] = {}
+    """Partitions by collection, a line each: there may be very many."""
+    groups: dict[str, dict[str, list[ScoreSplit]]] = {}
     for step in missing:
-        groups.setdefault((step.split, step.corpus.collection.name), []).append(step)
+        groups.setdefault(step.corpus.collection.name, {}).setdefault(step.split, []).append(step)
     lines = [
-        f"{split} of {name}: {own[0].queries} queries x {len(own)} model{'s' if len(own) > 1 else ''}"
-        for (split, name), own in groups.items()
+        f"{name}: " + ", ".join(f"{split} {own[0].queries} x {len(own)}" for split, own in splits.items())
+        for name, splits in groups.items()
     ]
     total = sum(step.queries for step in missing)
-    return [*lines, f"{total} query encodings and searches in all"] if lines else []
+    return [*lines, f"(queries x models) {total} query encodings and searches in all"] if lines else []

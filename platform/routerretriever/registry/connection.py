@@ -23,10 +23,7 @@ _QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_RECORD_ENV_VA
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow's own defaults try a server that is away for many minutes."""
 _ANSWER_SECONDS = 10.0
-_NOTHING_LOST = (
-    "nothing is lost: all that was made lies in storage; run the same command again, which registers what is "
-    "missing"
-)
+_NOTHING_LOST = "all that was made lies in storage; the same command registers what is missing"
 
 
 def default_tracking_uri(storage: str) -> str:
@@ -88,6 +85,19 @@ def migrate(uri: str) -> bool:
     return True
 
 
+def require_folder(uri: str) -> None:
+    """Refuse a database file in a folder that is not there; the storage's own is made with it.
+
+    Raises:
+        RegistryError: there is no such folder.
+    """
+    folder = Path(uri.removeprefix(_SQLITE)).parent
+    if uri.startswith(_SQLITE) and not folder.is_dir():
+        raise RegistryError(
+            f"registry.tracking_uri: {without_secrets(uri)}: no folder {folder}; make it first"
+        )
+
+
 def _require_answer(uri: str) -> None:
     """Try to reach a server before MLflow does, which tries again and again.
 
@@ -101,7 +111,7 @@ def _require_answer(uri: str) -> None:
     if reason := why_silent(place.hostname, port, _ANSWER_SECONDS):
         raise RegistryError(
             f"registry.tracking_uri: {without_secrets(uri)}: no server answers there ({reason}); start it or "
-            f"mend the address. {_NOTHING_LOST}"
+            "mend the address"
         )
 
 
@@ -125,8 +135,8 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
 
     Args:
         uri: the tracking URI, for the message.
-        patient: let MLflow try for minutes, as its own defaults do; otherwise a server that is away is given
-            up within half a minute.
+        patient: for the end of a run: let MLflow try for minutes, as its own defaults do, and say that
+            nothing is lost. Otherwise a server that is away is given up within half a minute.
     """
     settings = {**_QUIET, **({} if patient else _QUICK)}
     added = {name: value for name, value in settings.items() if name not in os.environ}
@@ -139,8 +149,13 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = without_secrets(f"{uri}: {error.message}")
-        raise RegistryError(f"registry.tracking_uri: {reason}\n{_NOTHING_LOST}") from None
+        lines = error.message.strip().splitlines() or [type(error).__name__]
+        reason = without_secrets(f"registry.tracking_uri: {uri}: {lines[0]}")
+        raise RegistryError(f"{reason}; {_NOTHING_LOST}" if patient else reason) from None
+    except RegistryError as error:
+        if not patient:
+            raise
+        raise RegistryError(f"{error}; {_NOTHING_LOST}") from None
     finally:
         for name in added:
             os.environ.pop(name, None)

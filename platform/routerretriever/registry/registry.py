@@ -22,7 +22,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, write_bundle
 from routerretriever.bundle.manifest import read_manifest
 from routerretriever.config.recipe import Recipe
-from routerretriever.config.registry import RegistrySettings
+from routerretriever.config.registry import PREVIOUS, RegistrySettings
 from routerretriever.errors import BadInput, NotFound, Refused, without_secrets
 from routerretriever.hashing import content_hash
 from routerretriever.registry.connection import (
@@ -32,6 +32,7 @@ from routerretriever.registry.connection import (
     open_to_read,
     open_to_write,
     reached,
+    require_folder,
 )
 from routerretriever.registry.loading import find_version, read_recipe
 from routerretriever.registry.recording import (
@@ -44,8 +45,6 @@ from routerretriever.registry.recording import (
 )
 from routerretriever.training.expert import Expert
 
-_PREVIOUS = "previous"
-"""Alias of the bundle that was released before the present one."""
 _POLL_SECONDS = 1.0
 
 
@@ -87,6 +86,16 @@ class Registry:
     def of(cls, recipe: Recipe, store: ArtifactStore) -> Registry:
         """The registry of a recipe, with its aliases."""
         return cls(recipe.registry, store, recipe.serving.releases.challenger_alias)
+
+    def require_answer(self) -> None:
+        """Look into the registry once, so that a run does not find out at its end that it cannot register.
+
+        Raises:
+            RegistryError: it cannot be reached, or its database has no folder.
+            Refused: its database was made by another version of MLflow.
+        """
+        require_folder(self.tracking_uri)
+        self.released()
 
     @property
     def bundle_uri(self) -> str:
@@ -171,7 +180,7 @@ class Registry:
             )
         with reached(self.tracking_uri):
             if before is not None:
-                self._writer.set_registered_model_alias(self._name, _PREVIOUS, str(before))
+                self._writer.set_registered_model_alias(self._name, PREVIOUS, str(before))
             self._writer.set_registered_model_alias(self._name, self._alias, str(version))
         if self.challenger() == version:
             self.challenge(None)
@@ -183,7 +192,7 @@ class Registry:
         Raises:
             NotFound: nothing was released before.
         """
-        before = self._version_of(_PREVIOUS)
+        before = self._version_of(PREVIOUS)
         if before is None:
             raise NotFound(
                 f"{self._name}: nothing was released before in {without_secrets(self.tracking_uri)}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from routerretriever.artifacts.leases import Leases
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed, failure_reason
 from routerretriever.runtime.cluster import connect, on_drivers_node, room_for
@@ -14,6 +16,11 @@ from routerretriever.runtime.progress import RUN_ID, bars, is_quiet, log
 from routerretriever.training.job import TrainingJob
 from routerretriever.training.queue import Course, TrainingQueue
 from routerretriever.training.settings import TrainingSettings
+
+_FOLDER = "training"
+"""Where Ray Train keeps its own records of a run, each group in a folder beside our checkpoints."""
+_RUN_NAME = re.compile(r"adapters-[0-9a-f]{8}-\d{1,4}")
+"""Such a folder. Those of checkpoints end in a hash of 16 digits, even for a domain called adapters."""
 
 
 def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
@@ -29,6 +36,7 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     groups = min(len(jobs), room_to_train(training, training.workers))
     here = on_drivers_node()
     named = {job.name: job for job in jobs}
+    remove_abandoned(store)
     queue = ray.remote(TrainingQueue).options(**here).remote(list(named), training.max_failures)
     # The machine of the trainers can be lost too; the next ones go on from the last checkpoints.
     task = ray.remote(max_retries=training.max_failures, **here)(_run_groups)
@@ -128,7 +136,7 @@ def _run_group(group: int, jobs: Mapping[str, TrainingJob], store: ArtifactStore
 
     training = next(iter(jobs.values())).training
     name = f"adapters-{RUN_ID}-{group}"
-    filesystem, folder = store.arrow("training")
+    filesystem, folder = store.arrow(_FOLDER)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"group": group, "jobs": jobs, "store": store, "queue": queue},
@@ -146,12 +154,22 @@ def _run_group(group: int, jobs: Mapping[str, TrainingJob], store: ArtifactStore
             failure_config=FailureConfig(max_failures=len(jobs) * (training.max_failures + 1)),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        ray.get(queue.fail.remote(group, failure_reason(error), True))
-    finally:
-        store.delete(f"training/{name}")
+    with Leases(store.files).hold([f"{_FOLDER}/{name}"]):
+        try:
+            trainer.fit()
+        except Exception as error:
+            ray.get(queue.fail.remote(group, failure_reason(error), True))
+        finally:
+            store.delete(f"{_FOLDER}/{name}")
+
+
+def remove_abandoned(store: ArtifactStore) -> None:
+    """Remove what Ray Train's runs have left that were killed; each live one holds a lease on its folder."""
+    names = {name.partition("/")[0] for name in store.files.list_files(_FOLDER)}
+    keys = [f"{_FOLDER}/{name}" for name in sorted(names) if _RUN_NAME.fullmatch(name)]
+    with Leases(store.files).hold(keys) as abandoned:
+        for key in abandoned:
+            store.delete(key)
 
 
 def train_worker(config: dict[str, Any]) -> None:
