@@ -219,7 +219,7 @@ def test_tables_that_mean_nothing_are_named_and_one_alone_is_refused(tmp_path):
     source = write(tmp_path / "a", **files)
     told = import_data(source, tmp_path / "b").told()
     assert "not read, for their columns mean nothing here: top_ranked/test-00000.parquet" in told
-    with pytest.raises(DatasetError, match="columns query-id, corpus-ids mean nothing here; name them"):
+    with pytest.raises(DatasetError, match="columns query-id, corpus-ids mean nothing here; name them in the first line"):
         import_data(source / "top_ranked" / "test-00000.parquet", tmp_path / "c")
 
 
@@ -378,9 +378,9 @@ def test_equal_records_are_merged_and_other_columns_are_kept(tmp_path):
         ("a.json", '{"data": [1]}', "a.json: item 1 is not an object"),
         ("a.json", {"queries": [], "corpus": {}, "relevant_docs": {}}, "is not an object by id"),
         ("a.tsv", "1\tone\n2\n", "a.tsv:2: 1 columns, not 2"),
-        ("qrels.txt", "301 0 d1 1\n301 0 d1 1\n301 0 d2 1\n301 0\n", "qrels.txt:4: 2 columns; a TREC"),
+        ("qrels.txt", "301 0 d1 1\n301 0 d1 1\n301 0 d2 1\n301 0\n", "qrels.txt:4: 2 columns, not 4; a TREC"),
         ("topics.txt", "<top>\n<title> how\n</top>", "topics.txt, topic 1: no <num>"),
-        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8 at byte 1"),
+        ("a.txt", b"\xff", "a.txt: not UTF-8 at byte 1"),
         ("a.bin", "x", "nothing that can be imported"),
     ],
 )
