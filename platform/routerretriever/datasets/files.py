@@ -104,7 +104,7 @@ def open_plain(path: Path) -> IO[bytes]:
         )
         return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
     if start.startswith(_UTF16):
-        return io.BufferedReader(_FromUtf16(path.open("rb")), _BUFFER)
+        return cast(IO[bytes], io.BufferedReader(_FromUtf16(path.open("rb")), _BUFFER))
     return path.open("rb", buffering=_BUFFER)
 
 

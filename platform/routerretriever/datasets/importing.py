@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,15 +345,12 @@ def _metadata(row: Row, used: set[str | None]) -> dict[str, Any]:
 
 
 def _grade(value: Any, place: str, options: _Options) -> int:
-    words = {"true": 1, "false": 0}
-    text = str(value).strip()
+    text = "" if is_absent(value) else str(value).strip()
     try:
-        number = float(words.get(text.lower(), text))
+        number = float({"true": 1, "false": 0}.get(text.lower(), text))
     except ValueError:
-        raise DatasetError(
-            f"{place}: the grade is not a number, found {text[:60]!r}; write 0, 1, 2"
-        ) from None
-    if options.relevant_from is not None and number == number:
+        raise DatasetError(f"{place}: the grade is no number, found {text[:60]!r}; write 0, 1, 2") from None
+    if options.relevant_from is not None and math.isfinite(number):
         return int(number >= options.relevant_from)
     if not number.is_integer() or number > HIGHEST_GRADE:
         raise DatasetError(

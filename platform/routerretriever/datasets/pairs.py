@@ -71,7 +71,11 @@ class PairColumns:
             text for name in (self.query, self.context) if name and (text := text_of(row, name)).strip()
         )
         column, answers = self._answers(row)
-        if query and not answers and (name := next((one for one in self.graded if passages(row, one)), None)):
+        if (
+            query
+            and not answers
+            and (name := next((one for one in self.graded if _candidates(row, one)), None))
+        ):
             raise DatasetError(
                 f'{row.place}: no grade for each of "{name}"; give each text and label: 1 or 0'
             )
@@ -84,22 +88,22 @@ class PairColumns:
 
     def used(self, pair: Pair) -> set[str | None]:
         """The columns that are no metadata of a document."""
+        document_id = self.document_id if len(pair.answers) == 1 else None
         return {
-            self.query, self.context, pair.column, self.query_id, self.document_id, self.title, self.grade,
+            self.query, self.context, pair.column, self.query_id, document_id, self.title, self.grade,
             self.split, *self.negatives,
         }  # fmt: skip
 
     def _answers(self, row: Row) -> tuple[str, list[Passage]]:
         for name in self.graded:  # a list of candidates says nothing unless each has a grade
-            found = passages(row, name)
+            found = _candidates(row, name)
             if found and all(one.grade is not None for one in found):
                 return name, found
         for name in self.answers:
             if found := passages(row, name):
-                if len(found) == 1 and isinstance(row.fields[name], str):
-                    title = text_of(row, self.title) if self.title else ""
-                    return name, [Passage(found[0].text, title, id_of(row, self.document_id))]
-                return name, found
+                title = text_of(row, self.title) if self.title else ""
+                own = id_of(row, self.document_id) if len(found) == 1 else None
+                return name, [one._replace(title=one.title or title, id=one.id or own) for one in found]
         return next(iter([*self.answers, *self.graded])), []
 
 
@@ -112,10 +116,20 @@ def passages(row: Row, column: str) -> list[Passage]:
     value: Any = row.fields.get(column)
     if isinstance(value, str):
         value = _list_in(value) or mend(value)
+        if isinstance(value, str):
+            return [Passage(value)] if value.strip() else []
     if isinstance(value, dict):
         value = list(_transposed(value))
     values = value if isinstance(value, list) else [value]
     return [one for each in values if (one := _passage(Row(row.place, {column: each}), column)).text.strip()]
+
+
+def _candidates(row: Row, column: str) -> list[Passage]:
+    """The same of a field that need not hold documents."""
+    try:
+        return passages(row, column)
+    except DatasetError:
+        return []
 
 
 def _passage(row: Row, column: str) -> Passage:

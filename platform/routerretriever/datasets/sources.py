@@ -32,7 +32,19 @@ Role = Literal[
 ``question set`` holds queries, corpus and relevant documents as objects by id (LlamaIndex)."""
 
 TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst")
-IDS = ("_id", "id", "docid", "doc_id", "pid", "passage_id", "document_id", "qid", "query_id", "question_id")
+IDS = (
+    "_id",
+    "id",
+    "docid",
+    "doc_id",
+    "docno",
+    "pid",
+    "passage_id",
+    "document_id",
+    "qid",
+    "query_id",
+    "question_id",
+)
 TEXTS = (
     "text", "contents", "content", "passage", "passage_text", "document", "body", "abstract", "chunk",
     "article",
@@ -108,7 +120,6 @@ class UnknownColumns(DatasetError):
             "line or in each object: query and positive (and negative), or _id and text, or query-id, "
             "corpus-id and score"
         )
-        self.path = path
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,8 @@ def recognise(path: Path, root: Path) -> Source | None:
         UnknownColumns: one whose columns mean nothing.
     """
     named = path.relative_to(root).as_posix().lower() if path != root else path.name.lower()
+    if suffix(path) in _ARCHIVES:
+        return None
     split = _split_in(named)
     lines = _first_lines(path)
     if any(trec.TOPIC.match(line.lstrip()) for line in lines):
@@ -206,7 +219,8 @@ def _are_judgements(lines: list[str], path: Path, named: str) -> bool:
     if "qrel" not in named:
         return False
     short = all(trec.SHORT_JUDGEMENT.fullmatch(line.strip()) for line in lines)
-    return short or suffix(path) not in {*TABLES, *TEXT_FILES} - {".txt"}
+    named_alone = "qrel" in path.name.lower() and suffix(path) not in {*TABLES, *TEXT_FILES} - {".txt"}
+    return short or named_alone
 
 
 def _numbered(path: Path, named: str, lines: list[str], split: str | None) -> Source | None:
@@ -215,7 +229,8 @@ def _numbered(path: Path, named: str, lines: list[str], split: str | None) -> So
     if len(first) != 2 or columns_in(first, (*IDS, *TEXTS, *QUERIES, *POSITIVES)):
         return None
     asks = _asks(named)
-    if first[0].strip().isdigit() or asks or re.search("collection|corpus|docs|documents|passages", named):
+    told = asks or re.search("collection|corpus|docs|documents|passages", named)
+    if first[0].strip().isdigit() or (told and re.search(r"\d", first[0])):  # a header has no digit
         return Source(path, "numbered texts", ("queries" if asks else "corpus",), split)
     return None
 
@@ -277,7 +292,7 @@ def _nothing(place: Path, beside: list[Path]) -> DatasetError:
 
 def described(path: Path) -> str:
     """The name of a file that cannot be read, and why, if that is known."""
-    if path.name.lower().endswith(_ARCHIVES):
+    if suffix(path) in _ARCHIVES:
         return f"{path} (unpack it first)"
     return f"{path} (without a row)" if suffix(path) in TABLES else str(path)
 

@@ -250,8 +250,8 @@ def _arrow(path: Path) -> Iterator[Row]:
 def _batches(path: Path) -> Iterator[arrow.RecordBatch]:
     """The rows of a Parquet file, or of one of Arrow's, as ``datasets`` saves them."""
     if suffix(path) == ".parquet":
-        with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=4096)
+        with parquet.ParquetFile(path) as table:
+            yield from table.iter_batches(batch_size=4096)
         return
     with arrow.memory_map(str(path)) as source:
         if bytes(source.read(6)) == b"ARROW1":
