@@ -118,6 +118,120 @@ EXAMPLES = {
         {"a.jsonl": jsonl([["how long", "Ten minutes.", "An hour."], ["how hot", "Very hot.", "Cold."]])},
         {"train": TRIPLETS},
     ),
+    "passages with ids (Tevatron, MIRACL)": (
+        {
+            "train.jsonl": jsonl(
+                {
+                    "query_id": f"q{n}",
+                    "query": ASKED[n]["text"],
+                    "positive_passages": [{"docid": f"d{n}", "title": "", "text": TEXTS[n]}],
+                    "negative_passages": [{"docid": f"n{n}", "text": ["An hour.", "Cold."][n]}],
+                }
+                for n in range(2)
+            )
+        },
+        {"train": TRIPLETS},
+    ),
+    "contexts (DPR)": (
+        {
+            "train.json": [
+                {
+                    "question": ASKED[n]["text"],
+                    "answers": ["ten", "very"],
+                    "positive_ctxs": [{"passage_id": str(n), "text": TEXTS[n], "score": 0.7}],
+                    "negative_ctxs": [],
+                    "hard_negative_ctxs": [{"passage_id": "", "text": ["An hour.", "Cold."][n]}],
+                }
+                for n in range(2)
+            ]
+        },
+        {"train": TRIPLETS},
+    ),
+    "candidates with a grade each (MS MARCO on the hub)": (
+        {
+            "train.parquet": [
+                {
+                    "query": ASKED[n]["text"],
+                    "query_id": n,
+                    "answers": ["ten"],
+                    "passages": {
+                        "is_selected": [0, 1],
+                        "passage_text": [["An hour.", "Cold."][n], TEXTS[n]],
+                        "url": ["a", "b"],
+                    },
+                }
+                for n in range(2)
+            ]
+        },
+        {"train": TRIPLETS},
+    ),
+    "pairs with ids, a label and a split in each row": (
+        {
+            "a.csv": "Query ID, Query, Doc ID, Document, Label, Split\n"
+            "q0, how long, d0, Ten minutes., True, test\nq0, how long, n0, An hour., False, test\n"
+            "q1, how hot, d1, Very hot., 1.0, test\nq1, how hot, n1, Cold., 0, test\n"
+        },
+        {"test": TRIPLETS},
+    ),
+    "columns in JSON": (
+        {"a.json": {"question": ["how long", "how hot"], "answer": TEXTS}},
+        {"train": PAIRS},
+    ),
+    "a table of pandas in JSON": (
+        {"a.json": {"question": {"0": "how long", "1": "how hot"}, "answer": {"0": TEXTS[0], "1": TEXTS[1]}}},
+        {"train": PAIRS},
+    ),
+    "rows by id in JSON": (
+        {"a.json": {f"row{n}": {"question": ASKED[n]["text"], "answer": TEXTS[n]} for n in range(2)}},
+        {"train": PAIRS},
+    ),
+    "splits in JSON": (
+        {
+            "a.json": {
+                "train": [{"question": "how long", "answer": "Ten minutes."}],
+                "validation": [{"question": "how hot", "answer": "Very hot."}],
+            }
+        },
+        {"train": {("how long", "Ten minutes."): 1}, "dev": {("how hot", "Very hot."): 1}},
+    ),
+    "tsv of a spreadsheet": (
+        {"a.tsv": 'question\tanswer\n"how long"\t"Ten minutes."\n"how hot"\t"Very hot."\n'.encode("utf-16")},
+        {"train": PAIRS},
+    ),
+    "lists in cells": (
+        {
+            "a.csv": "query,positive,negatives,score\n"
+            'how long,Ten minutes.,"[""An hour.""]",-3.5\nhow hot,Very hot.,"[\'Cold.\']",0.25\n'
+        },
+        {"train": TRIPLETS},
+    ),
+    "ids of documents beside the query": (
+        {
+            "documents/a.parquet": [{"id": one["_id"], "content": one["text"]} for one in RECORDS],
+            "examples/a.parquet": [
+                {"query": one["text"], "id": one["_id"], "gold_ids": [f"d{n}"]} for n, one in enumerate(ASKED)
+            ],
+        },
+        {"train": PAIRS},
+    ),
+    "qrels without a header or under other names": (
+        {
+            "docs.csv": "doc_id,title,body\n" + "".join(f"d{n},,{TEXTS[n]}\n" for n in range(2)),
+            "topics.jsonl": jsonl({"query_id": one["_id"], "title": one["text"]} for one in ASKED),
+            "qrels/eval.tsv": "q0\td0\t1\nq0\td1\t0\n",
+            "qrels/testing.csv": "query,document,relevance\nq1,d1,1\n",
+        },
+        {"dev": {("how long", "Ten minutes."): 1, ("how long", "Very hot."): 0},
+         "test": {("how hot", "Very hot."): 1}},
+    ),
+    "numbers with gaps": (
+        {
+            "corpus.parquet": [{"id": n, "text": TEXTS[n]} for n in range(2)],
+            "queries.parquet": [{"id": float(n), "text": ASKED[n]["text"]} for n in range(2)],
+            "qrels.jsonl": jsonl({"query_id": float(n), "doc_id": float(n), "score": 1.0} for n in range(2)),
+        },
+        {"train": PAIRS},
+    ),
     "parquet pairs": (
         {
             "validation-0.parquet": [
@@ -176,10 +290,23 @@ EXAMPLES = {
         },
         {"test": PAIRS},
     ),
+    "trec with documents": (
+        {
+            "topics.txt": "<top>\n<num> Number: 301\n<title> how long\n<desc> Description:\nNo.\n"
+            "<narr> x < y\n</top>\n<top>\n<num> Number: 302\n<title> how hot\n</top>\n",
+            "qrels": "301 0 FT-0 1.0\n302\tQ0\tFT-1\t1\n302 0 FT-0 -1\n",
+            "docs.trec": "".join(
+                f"<DOC>\n<DOCNO> FT-{n} </DOCNO>\n<HEADLINE>h</HEADLINE>\n<TEXT>\n{TEXTS[n]}\n</TEXT>\n"
+                "</DOC>\n"
+                for n in range(2)
+            ),
+        },
+        {"train": PAIRS | {("how hot", "Ten minutes."): -1}},
+    ),
     "trec in xml": (
         {
             "topics.xml": '<?xml version="1.0"?>\n<topics>\n'
-            '<topic number="301"><query>how long</query></topic>'
+            '<topic number="301"><query><![CDATA[how long]]></query></topic>'
             '\n<topic number="302"><query>how hot</query></topic>\n</topics>',
             "qrels.txt": "301 0 d0 1\n302 0 d1 1\n",
             "corpus.jsonl": jsonl({"id": one["_id"], "contents": one["text"]} for one in RECORDS),
@@ -214,12 +341,61 @@ def test_every_format_gives_the_same_collection(example, tmp_path):
         assert Collection("b", imported.folder).qrels(split) or len(judged[split]) == 1
 
 
+def test_datasets_saved_to_disk_are_read(tmp_path):
+    table = arrow.Table.from_pylist([{"question": "how long", "answer": "Ten minutes."}])
+    for split, write_to in (("train", arrow.ipc.new_stream), ("test", arrow.ipc.new_file)):
+        (tmp_path / "a" / split).mkdir(parents=True)
+        with write_to(str(tmp_path / "a" / split / "data-00000-of-00001.arrow"), table.schema) as out:
+            out.write_table(table)
+    write(tmp_path / "a", **{"dataset_dict.json": {"splits": ["train", "test"]}, "train/state.json": {}})
+    assert import_data(tmp_path / "a", tmp_path / "b").judgements == {"train": 1, "test": 1}
+
+
+def test_scores_become_grades_on_demand(tmp_path):
+    rows = "sentence1,sentence2,score\na dog,a hound,4.8\na dog,a car,0.2\n"
+    imported = import_data(write(tmp_path / "a", **{"a.csv": rows}), tmp_path / "b", relevant_from=3)
+    assert read(imported.folder)[2] == {"train": {("a dog", "a hound"): 1, ("a dog", "a car"): 0}}
+    assert "query: sentence1, document: sentence2, grade: score" in imported.told()
+
+
+def test_an_instruction_is_asked_with_its_input(tmp_path):
+    rows = [
+        {"instruction": "greet", "input": "", "output": "Hello."},
+        {"instruction": "translate", "input": "hot", "output": "caliente"},
+    ]
+    imported = import_data(write(tmp_path / "a", **{"a.json": rows}), tmp_path / "b")
+    assert read(imported.folder)[1] == ["greet", "translate\nhot"]
+
+
+def test_files_of_text_are_read_beside_tables_that_mean_nothing(tmp_path):
+    page = "---\ntitle: 'Baking bread'\n---\nKnead it."
+    files = {
+        "a.md": page,
+        "b.csv": "year,count\n2001,3\n",
+        "c.json": "[1, 2]",
+        "d.json": "// no JSON",
+        "e.zip": "PK",
+    }
+    imported = import_data(write(tmp_path / "a", **files), tmp_path / "b")
+    (document,) = Collection("b", imported.folder).documents()
+    assert document[1:3] == ("Baking bread", "Knead it.")
+    assert (imported.skipped, imported.beside) == (["b.csv", "c.json", "d.json"], ["e.zip"])
+
+
+def test_what_lies_beside_tables_is_named(tmp_path):
+    files = {"corpus.jsonl": jsonl(RECORDS), "queries.csv": "", "README.md": "x", "qrels.tar.gz": "x"}
+    told = import_data(write(tmp_path / "a", **files), tmp_path / "b").told()
+    assert "beside the data: README.md, qrels.tar.gz (unpack it first), queries.csv (without a row)" in told
+
+
 def test_tables_that_mean_nothing_are_named_and_one_alone_is_refused(tmp_path):
     files, _ = EXAMPLES["mteb on disk"]
     source = write(tmp_path / "a", **files)
     told = import_data(source, tmp_path / "b").told()
     assert "not read, for their columns mean nothing here: top_ranked/test-00000.parquet" in told
-    with pytest.raises(DatasetError, match="columns query-id, corpus-ids mean nothing here; name them"):
+    with pytest.raises(
+        DatasetError, match="columns query-id, corpus-ids mean nothing here; name them in the first line"
+    ):
         import_data(source / "top_ranked" / "test-00000.parquet", tmp_path / "c")
 
 
@@ -378,10 +554,37 @@ def test_equal_records_are_merged_and_other_columns_are_kept(tmp_path):
         ("a.json", '{"data": [1]}', "a.json: item 1 is not an object"),
         ("a.json", {"queries": [], "corpus": {}, "relevant_docs": {}}, "is not an object by id"),
         ("a.tsv", "1\tone\n2\n", "a.tsv:2: 1 columns, not 2"),
-        ("qrels.txt", "301 0 d1 1\n301 0 d1 1\n301 0 d2 1\n301 0\n", "qrels.txt:4: 2 columns; a TREC"),
+        ("qrels.txt", "301 0 d1 1\n301 0 d1 1\n301 0 d2 1\n301 0\n", "qrels.txt:4: 2 columns, not 4; a TREC"),
         ("topics.txt", "<top>\n<title> how\n</top>", "topics.txt, topic 1: no <num>"),
-        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8 at byte 1"),
-        ("a.bin", "x", "nothing that can be imported"),
+        ("a.txt", b"\xff", "a.txt: not UTF-8 at byte 1"),
+        ("a.bin", "x", "nothing that can be imported (found a.bin)"),
+        ("a.zip", "x", "(found a.zip (unpack it first))"),
+        ("a.csv", "query,positive,positive\na,b,c\n", "a.csv:1: two columns are named 'positive'"),
+        (
+            "a.csv",
+            "query,positive\na,b\nh\xf6w,so\n".encode("latin-1"),
+            "a.csv:3: not UTF-8, found 0xf6 as byte 2",
+        ),
+        ("collection.tsv", b"1\tcaf\xe9\n", "collection.tsv:1: not UTF-8"),
+        ("qrels.txt", "q0 0 d0 0.5\n", "qrels.txt:1: the grade '0.5' is not an integer"),
+        ("qrels.txt", "q0 0 d0 high\n", "qrels.txt:1: the grade is no number, found 'high'"),
+        ("a.trec", "<DOC>\n<TEXT>x</TEXT>\n</DOC>\n", "a.trec:1: a document without <DOCNO>"),
+        ("a.trec", "<DOC>\n<DOCNO>1</DOCNO>\n", "a.trec:1: <DOC> is never closed"),
+        (
+            "a.jsonl",
+            jsonl([{"query": "a", "documents": ["b"]}]),
+            'a.jsonl:1: no grade for each of "documents"',
+        ),
+        (
+            "a.jsonl",
+            jsonl([{"query": "a", "positive": {"url": "b"}}]),
+            'a.jsonl:1, "positive": no text among url',
+        ),
+        (
+            "corpus.jsonl",
+            jsonl([RECORDS[0], RECORDS[0] | {"text": "x"}]),
+            "corpus.jsonl:2: the id 'd0' came before",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(tmp_path, name, content, message):

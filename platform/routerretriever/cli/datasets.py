@@ -123,18 +123,22 @@ def import_source(
         int | None,
         typer.Option(help="Cut files of a folder into passages of so many words.", min=8, max=8192),
     ] = None,
+    relevant_from: Annotated[
+        float | None,
+        typer.Option(help="Scores are no grades: from this one on a document is relevant, below it is not."),
+    ] = None,
 ) -> None:
     """Write a BEIR folder from other formats; says what it understood and ends with a check.
 
-    Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet),
-    lists of questions and answers, LlamaIndex's question sets, TREC topics and qrels, MS MARCO's TSV, and
-    folders of text files.
+    Reads Hugging Face's retrieval layout and mteb tasks on disk, pairs and triplets (JSONL, CSV, Parquet,
+    Arrow), lists of questions and answers, LlamaIndex's question sets, TREC topics, documents and qrels, MS
+    MARCO's TSV, and folders of text files.
     """
     from routerretriever.datasets.checking import check_collection
     from routerretriever.datasets.importing import import_data
 
     with writing(to):
-        understood = import_data(source, to, split_name, passage_tokens)
+        understood = import_data(source, to, split_name, passage_tokens, relevant_from)
     _print(understood.told())
     if not understood.judgements:
         return  # documents are a fine start, and what is missing was said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -9,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import zstandard
 
@@ -19,8 +20,17 @@ _BUFFER = 1 << 18
 SUFFIXES = ("", ".gz", ".zst")
 DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, OSError)  # a damaged gzip file is an OSError
 _GZIP, _ZSTD, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 SPLIT_NAMES = {"dev": ("dev", "validation", "valid", "val")}
 """Names under which a split's file is looked for, the best first."""
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(
+        ("dev", "devel", "development", "validation", "valid", "val", "eval", "evaluation"), "dev"
+    ),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What splits are called in names of files that are imported, and what each is called here."""
 
 
 def find_files(folder: Path, name: str) -> list[Path]:
@@ -83,7 +93,7 @@ def import_hint(folder: Path) -> str:
 
 
 def open_plain(path: Path) -> IO[bytes]:
-    """Open a file for reading its decompressed bytes."""
+    """Open a file for reading its decompressed bytes; UTF-16 with its mark is read as UTF-8."""
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith(_GZIP) or (path.suffix == ".gz" and start):
@@ -93,7 +103,35 @@ def open_plain(path: Path) -> IO[bytes]:
             path.open("rb"), read_across_frames=True, closefd=True
         )
         return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER))
+    if start.startswith(_UTF16):
+        return cast(IO[bytes], io.BufferedReader(_FromUtf16(path.open("rb")), _BUFFER))
     return path.open("rb", buffering=_BUFFER)
+
+
+class _FromUtf16(io.RawIOBase):
+    """A file in UTF-16, as Windows writes it, as UTF-8; halves of characters become U+FFFD."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            block = self._file.read(_BUFFER)
+            self._left = self._decoder.decode(block, final=not block).encode()
+            if not block:
+                break
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:

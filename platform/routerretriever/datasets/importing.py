@@ -6,28 +6,30 @@ become one record and no two collide. ``provenance.json`` tells where all of it 
 
 from __future__ import annotations
 
-import html
 import json
 import logging
+import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import is_zipfile
 
-from routerretriever.datasets import sources
-from routerretriever.datasets.files import read_lines
-from routerretriever.datasets.issues import raise_error
+from routerretriever.datasets import sources, trec
+from routerretriever.datasets.files import SPLIT_WORDS
+from routerretriever.datasets.pairs import PairColumns
 from routerretriever.datasets.passages import cut
 from routerretriever.datasets.reading import HIGHEST_GRADE, Record, mend
 from routerretriever.datasets.settings import PassageSettings
-from routerretriever.datasets.sources import Source, find_sources
-from routerretriever.datasets.tables import Row, read_rows, read_text, suffix, text_of
+from routerretriever.datasets.sources import Found, Source, find_sources
+from routerretriever.datasets.tables import Row, id_of, is_absent, read_rows, read_text, suffix, text_of
 from routerretriever.datasets.writing import FolderWriter
 from routerretriever.errors import DatasetError
 from routerretriever.hashing import file_hash
+
+_NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+"""Columns of row numbers, as pandas writes them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Imported:
     judgements: dict[str, int]
     skipped: list[str]
     """Tables whose columns mean nothing here."""
+    beside: list[str]
+    """Other files that were not read."""
 
     def told(self) -> str:
         """What was understood, for people."""
@@ -48,7 +52,10 @@ class Imported:
         if len(self.files) > 10:
             lines.append(f"... and {len(self.files) - 10} more files")
         if self.skipped:
-            lines.append(f"not read, for their columns mean nothing here: {', '.join(self.skipped[:10])}")
+            lines.append(f"not read, for their columns mean nothing here: {_first(self.skipped)}")
+        if self.beside:
+            names = [sources.described(Path(name)) for name in self.beside]
+            lines.append(f"not read, beside the data: {_first(names)}")
         lines.append(
             f"wrote {self.folder}: {self.counts['documents']} documents, {self.counts['queries']} queries, "
             f"{self.counts['merged']} equal records merged"
@@ -60,8 +67,23 @@ class Imported:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What a caller wants."""
+
+    root: Path
+    split: str
+    """Of judgements that name none."""
+    passage_tokens: int | None
+    relevant_from: float | None
+
+
 def import_data(
-    source: Path, folder: Path, split: str = "train", passage_tokens: int | None = None
+    source: Path,
+    folder: Path,
+    split: str = "train",
+    passage_tokens: int | None = None,
+    relevant_from: float | None = None,
 ) -> Imported:
     """Write a new BEIR folder.
 
@@ -70,6 +92,7 @@ def import_data(
         folder: the new folder.
         split: of judgements in files that name none.
         passage_tokens: cut the files of a folder of texts into passages of at most so many words.
+        relevant_from: make grades of scores: 1 from this score on, 0 below; by default scores are grades.
 
     Raises:
         DatasetError: the folder exists or cannot be written, the split cannot be a file's name, or something
@@ -77,10 +100,11 @@ def import_data(
     """
     if folder.exists():
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
-    split = _split_name(split)
-    found, unknown = find_sources(source)
+    root = source if source.is_dir() else source.parent
+    options = _Options(root, _split_name(split), passage_tokens, relevant_from)
+    found = find_sources(source)
     try:
-        return _write(found, unknown, source, folder, split, passage_tokens)
+        return _write(found, source, folder, options)
     except OSError as error:  # what cannot be read was told as such already
         reason = error.strerror or str(error)
         raise DatasetError(
@@ -88,123 +112,134 @@ def import_data(
         ) from None
 
 
-def _write(
-    found: list[Source],
-    unknown: list[Path],
-    source: Path,
-    folder: Path,
-    split: str,
-    passage_tokens: int | None,
-) -> Imported:
+def _write(found: Found, source: Path, folder: Path, options: _Options) -> Imported:
     """Write all of it beside the new folder, which gets its name when it is whole."""
-    root = source if source.is_dir() else source.parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         writer = FolderWriter(Path(scratch) / folder.name)
+        read_as = []
         try:
-            for each in found:
-                _copy(each, root, writer, split, passage_tokens)
+            for each in found.sources:
+                columns = _copy(each, writer, options)
+                read_as.append(f"{each.role} ({columns})" if columns else str(each.role))
         finally:
             writer.close()
-        files = [(_relative(each.path, root), str(each.role)) for each in found]
-        skipped = [_relative(path, root) for path in unknown]
+        files = [
+            (_relative(each.path, options.root), role)
+            for each, role in zip(found.sources, read_as, strict=True)
+        ]
+        skipped = [_relative(path, options.root) for path in found.unknown]
+        beside = [_relative(path, options.root) for path in found.beside]
         provenance = {
             "source": mend(str(source)),
             "imported_by": "routerretriever datasets import",
             "files": {
                 name: {"read_as": role, "sha256": file_hash(each.path)}
-                for (name, role), each in zip(files, found, strict=True)
+                for (name, role), each in zip(files, found.sources, strict=True)
             },
-            "not_read": skipped,
+            "not_read": [*skipped, *beside],
             "counts": writer.counts,
             "judgements": writer.judgements,
         }
         text = json.dumps(provenance, indent=2, ensure_ascii=False)
         (writer.folder / "provenance.json").write_text(text + "\n", encoding="utf-8")
         writer.folder.rename(folder)
-    return Imported(folder, files, writer.counts, writer.judgements, skipped)
+    return Imported(folder, files, writer.counts, writer.judgements, skipped, beside)
 
 
-def _copy(source: Source, root: Path, writer: FolderWriter, split: str, passage_tokens: int | None) -> None:
-    split = source.split or split
-    if source.role in ("corpus", "queries"):
-        _copy_records(source, writer)
+def _copy(source: Source, writer: FolderWriter, options: _Options) -> str:
+    """Write one source; returns what its columns were taken for, where that could be asked."""
+    if source.role == "pairs":
+        return _copy_pairs(source, writer, options)
+    if source.role == "queries":
+        _copy_queries(source, writer, options)
+    elif source.role == "corpus":
+        _copy_corpus(source, writer)
     elif source.role == "judgements":
-        _copy_judgements(source, writer, split)
-    elif source.role == "pairs":
-        _copy_pairs(source, writer, split)
+        _copy_judgements(source, writer, options)
     elif source.role == "questions":
-        _copy_questions(source, writer, split)
+        _copy_questions(source, writer, options)
     elif source.role == "question set":
-        _copy_set(source, writer, split)
+        _copy_set(source, writer, options)
     elif source.role == "topics":
-        for identifier, text in _topics(source.path):
-            writer.query(text, identifier)
+        for topic in trec.topics(source.path):
+            writer.query(topic.text, topic.id, topic.metadata, str(source.path))
+    elif source.role == "trec documents":
+        for place, document in trec.documents(source.path):
+            writer.document(document.text, document.title, document.id, None, place)
     elif source.role == "trec judgements":
-        _copy_trec(source.path, writer, split)
+        for place, query, identifier, grade in trec.judgements(source.path):
+            split = source.split or options.split
+            writer.judge(split, query, identifier, _grade(grade, place, options), place)
     elif source.role == "numbered texts":
-        for place, (identifier, text) in _columns(source.path, 2):
-            add = writer.query if source.columns == ("queries",) else writer.document
-            add(text, identifier=_named(identifier, place))
+        for place, identifier, text in trec.numbered_texts(source.path):
+            named = _named(identifier, place)
+            if source.columns == ("queries",):
+                writer.query(text, named, None, place)
+            else:
+                writer.document(text, "", named, None, place)
     else:
-        _copy_text(source.path, root, writer, passage_tokens)
+        _copy_text(source.path, writer, options)
+    return ""
 
 
-def _copy_records(source: Source, writer: FolderWriter) -> None:
+def _copy_corpus(source: Source, writer: FolderWriter) -> None:
     names = sources.IDS, sources.TEXTS, ("title",)
     identifier, text, title = (source.column(each) for each in names)
     used = {identifier, text, title}
     for row in read_rows(source.path):
-        own = _named(text_of(row, identifier), row.place) if identifier else None
-        content = text_of(row, text or "text")
-        metadata = _metadata(row, used)
-        if source.role == "queries":
-            if title and row.fields.get(title):
-                metadata["title"] = row.fields[title]
-            writer.query(content, own, metadata)
-        else:
-            writer.document(content, text_of(row, title) if title else "", own, metadata)
+        own = _named(id_of(row, identifier), row.place) if identifier else None
+        heading = text_of(row, title) if title else ""
+        writer.document(text_of(row, text or "text"), heading, own, _metadata(row, used), row.place)
 
 
-def _copy_judgements(source: Source, writer: FolderWriter, split: str) -> None:
-    query, document = source.column(sources.QUERY_IDS), source.column(sources.DOCUMENT_IDS)
-    grade = source.column(sources.GRADES)
-    assert query
-    assert document
+def _copy_queries(source: Source, writer: FolderWriter, options: _Options) -> None:
+    """Queries, and the ids of documents that a query names."""
+    identifier, relevant = source.column(sources.IDS), source.column(sources.RELEVANT_IDS)
+    text = source.column(("text", *sources.QUERIES, *sources.TEXTS, "title"))
+    assert text
     for row in read_rows(source.path):
-        value = _grade(text_of(row, grade), row.place) if grade else 1
-        writer.judge(split, text_of(row, query), text_of(row, document), value, row.place)
+        own = _named(id_of(row, identifier), row.place) if identifier else None
+        query = writer.query(text_of(row, text), own, _metadata(row, {identifier, text, relevant}), row.place)
+        for document in _ids(row, relevant):
+            writer.judge(source.split or options.split, query, document, 1, row.place)
 
 
-def _copy_pairs(source: Source, writer: FolderWriter, split: str) -> None:
-    query = source.column(sources.QUERIES)
-    positives = source.columns_in(sources.POSITIVES)
-    assert query
-    assert positives
-    negatives = [
-        column for column in source.columns if re.sub(r"_?\d+$", "", column.lower()) in sources.NEGATIVES
-    ]
-    title, grade = source.column(("title",)), source.column(sources.GRADES)
-    kept = {query, title, grade, *negatives}
+def _copy_judgements(source: Source, writer: FolderWriter, options: _Options) -> None:
+    query, document = sources.judged_columns(source, source.path.as_posix().lower())
+    grade, split = source.column(sources.GRADES), source.column(("split",))
+    asked = source.column(sources.QUERIES)
     for row in read_rows(source.path):
-        positive, texts = next(
-            ((name, texts) for name in positives if (texts := _texts(row, name))), (positives[0], [])
-        )
-        asked = text_of(row, query)
-        if not asked.strip() or not texts:
-            raise DatasetError(f'{row.place}: "{query}" or "{positive}" is empty; fill it in or cut the row')
-        metadata = _metadata(row, {positive, *kept})
-        asked_id = writer.query(asked)
-        value = _grade(text_of(row, grade), row.place) if grade else 1
-        for text in texts:
-            document = writer.document(text, text_of(row, title) if title else "", metadata=metadata)
-            writer.judge(split, asked_id, document, value, row.place)
-        for column in negatives:
-            for text in _texts(row, column):
-                writer.judge(split, asked_id, writer.document(text), 0, row.place)
+        value = _grade(row.fields.get(grade), row.place, options) if grade else 1
+        one, other = id_of(row, query) or "", id_of(row, document) or ""
+        if asked and asked != query and (text := text_of(row, asked)):
+            writer.query(text, one, None, row.place)
+        writer.judge(_split_of(row, split, source, options), one, other, value, row.place)
 
 
-def _copy_questions(source: Source, writer: FolderWriter, split: str) -> None:
+def _copy_pairs(source: Source, writer: FolderWriter, options: _Options) -> str:
+    columns = PairColumns(source)
+    met: dict[str, None] = {}
+    for row in read_rows(source.path):
+        pair = columns.read(row)
+        met[pair.column] = None
+        split = _split_of(row, columns.split, source, options)
+        metadata = _metadata(row, columns.used(pair))
+        query = writer.query(pair.query, pair.query_id, None, row.place)
+        value = _grade(row.fields.get(columns.grade), row.place, options) if columns.grade else 1
+        for one in pair.answers:
+            document = writer.document(one.text, one.title, one.id, metadata, row.place)
+            own = value if one.grade is None else _grade(one.grade, row.place, options)
+            writer.judge(split, query, document, own, row.place)
+        for one in pair.negatives:
+            document = writer.document(one.text, one.title, one.id, None, row.place)
+            writer.judge(split, query, document, 0, row.place)
+    grade = f", grade: {columns.grade}" if columns.grade else ""
+    return f"query: {columns.query}, document: {' or '.join(met)}{grade}"
+
+
+def _copy_questions(source: Source, writer: FolderWriter, options: _Options) -> None:
+    split = source.split or options.split
     for row in read_rows(source.path):
         paragraphs = row.fields.get("paragraphs")
         for paragraph in paragraphs if isinstance(paragraphs, list) else []:
@@ -221,7 +256,8 @@ def _copy_questions(source: Source, writer: FolderWriter, split: str) -> None:
                 writer.judge(split, writer.query(asked), document, grade, row.place)
 
 
-def _copy_set(source: Source, writer: FolderWriter, split: str) -> None:
+def _copy_set(source: Source, writer: FolderWriter, options: _Options) -> None:
+    split = source.split or options.split
     for row in read_rows(source.path):
         queries, corpus, relevant = (row.fields.get(name) for name in ("queries", "corpus", "relevant_docs"))
         if not (isinstance(queries, dict) and isinstance(corpus, dict) and isinstance(relevant, dict)):
@@ -235,54 +271,34 @@ def _copy_set(source: Source, writer: FolderWriter, split: str) -> None:
                 writer.judge(split, query, identifier, 1, row.place)
 
 
-def _copy_trec(path: Path, writer: FolderWriter, split: str) -> None:
-    for line, raw in read_lines(path, raise_error):
-        place, columns = f"{path}:{line}", raw.decode(errors="replace").split()
-        if len(columns) != 4:
-            raise DatasetError(
-                f"{place}: {len(columns)} columns; a TREC qrels line has query, 0, document, grade"
-            )
-        writer.judge(split, columns[0], columns[2], _grade(columns[3], place), place)
-
-
-def _topics(path: Path) -> Iterator[tuple[str, str]]:
-    # <top> with tags that are never closed, or XML: <topic number="1">.
-    parts = re.split(r"""(?i)<(?:top|topic\s+number=["']([^"'>]*)["'][^>]*)>""", read_text(path))
-    for number, (named, topic) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
-        fields = {
-            name.lower(): " ".join(html.unescape(value).split())
-            for name, value in re.findall(r"(?is)<(num|title|query|desc)>\s*([^<]*)", topic)
-        }
-        identifier = named or re.sub(r"(?i)^number:\s*", "", fields.get("num", ""))
-        text = (
-            fields.get("title")
-            or fields.get("query")
-            or re.sub(r"(?i)^description:\s*", "", fields.get("desc", ""))
-        )
-        if not identifier or not text:
-            raise DatasetError(f"{path}, topic {number}: no <num> or no <title>; write both")
-        yield identifier, text
-
-
-def _copy_text(path: Path, root: Path, writer: FolderWriter, passage_tokens: int | None) -> None:
-    text = _converted(path)
+def _copy_text(path: Path, writer: FolderWriter, options: _Options) -> None:
+    text, named = _without_front_matter(_converted(path))
     heading = re.match(r"\s*#\s+(.+)", text)
-    title = heading.group(1).strip() if heading else path.stem
+    title = heading.group(1).strip() if heading else named or path.stem
     # Other names have no percent sign or space, so no two files share an id.
-    name = re.sub(r"[\s%\ud800-\udfff]", _quoted, path.relative_to(root).as_posix())
+    name = re.sub(r"[\s%\ud800-\udfff]", _quoted, path.relative_to(options.root).as_posix())
     document = Record(name, title, text[heading.end() :].strip() if heading else text.strip())
     writer.counts["without_text"] += not document.text
-    if passage_tokens is None:
+    if options.passage_tokens is None:
         writer.document(document.text, title, name, {"file": name})
         return
-    settings = PassageSettings(tokens=passage_tokens, overlap=passage_tokens // 5)
+    settings = PassageSettings(tokens=options.passage_tokens, overlap=options.passage_tokens // 5)
     for passage in cut(document, settings):
         writer.document(passage.text, title, passage.id, {"file": name, "parent": name})
 
 
+def _without_front_matter(text: str) -> tuple[str, str]:
+    """A text without the YAML block that site generators put before it, and the title in that."""
+    block = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
+    if block is None:
+        return text, ""
+    title = re.search(r"(?m)^title:[ \t]*([\"']?)(.*?)\1[ \t\r]*$", block[1])
+    return text[block.end() :], title[2].strip() if title else ""
+
+
 def _converted(path: Path) -> str:
     """A file's text as Markdown."""
-    if suffix(path) in (".md", ".txt", ".rst"):
+    if suffix(path) in (".md", ".markdown", ".txt", ".rst"):
         return read_text(path)
     try:
         return mend(_pdf_text(path) if suffix(path) == ".pdf" else _markdown(path))
@@ -308,29 +324,13 @@ def _markdown(path: Path) -> str:
     return str(MarkItDown(enable_plugins=False).convert_local(str(path)).text_content)
 
 
-def _columns(path: Path, wanted: int) -> Iterator[tuple[str, list[str]]]:
-    for line, raw in read_lines(path, raise_error):
-        columns = raw.decode(errors="replace").split("\t")
-        if len(columns) != wanted:
-            raise DatasetError(
-                f"{path}:{line}: {len(columns)} columns, not {wanted}; separate them by one tab"
-            )
-        yield f"{path}:{line}", columns
-
-
-def _texts(row: Row, column: str) -> list[str]:
-    value: Any = row.fields.get(column)
-    if isinstance(value, str):
-        return [mend(value)] if value.strip() else []
-    if isinstance(value, dict):  # {"text": [...]}, as answers are often kept
-        value = value.get("text")
-    values = value if isinstance(value, list) else [value]
-    return [text for one in values if (text := text_of(Row(row.place, {column: one}), column)).strip()]
-
-
 def _metadata(row: Row, used: set[str | None]) -> dict[str, Any]:
     """The fields that are not used, and those of an object, or its JSON, that is called metadata."""
-    rest = {key: value for key, value in row.fields.items() if key not in used and value is not None}
+    rest = {
+        key: value
+        for key, value in row.fields.items()
+        if key not in used and not is_absent(value) and not _NAMELESS.fullmatch(key)
+    }
     if not rest:
         return rest
     own = rest.get("metadata")
@@ -344,18 +344,32 @@ def _metadata(row: Row, used: set[str | None]) -> dict[str, Any]:
     return {**own, **{key: value for key, value in rest.items() if key != "metadata"}}
 
 
-def _grade(text: str, place: str) -> int:
+def _grade(value: Any, place: str, options: _Options) -> int:
+    text = "" if is_absent(value) else str(value).strip()
     try:
-        number = float(text)
+        number = float({"true": 1, "false": 0}.get(text.lower(), text))
     except ValueError:
-        raise DatasetError(
-            f"{place}: the grade is not a number, found {text[:60]!r}; write 0, 1, 2"
-        ) from None
+        raise DatasetError(f"{place}: the grade is no number, found {text[:60]!r}; write 0, 1, 2") from None
+    if options.relevant_from is not None and math.isfinite(number):
+        return int(number >= options.relevant_from)
     if not number.is_integer() or number > HIGHEST_GRADE:
         raise DatasetError(
-            f"{place}: the grade {text[:60]!r} is not an integer up to {HIGHEST_GRADE}; write 0, 1, 2"
+            f"{place}: the grade {text[:60]!r} is not an integer up to {HIGHEST_GRADE}; write 0, 1, 2, or "
+            "say from which score on a document is relevant, as in --relevant-from 0.5"
         )
     return int(number)
+
+
+def _ids(row: Row, column: str | None) -> list[str]:
+    value = row.fields.get(column) if column else None
+    values = value if isinstance(value, list) else [value]
+    return [found for one in values if column and (found := id_of(Row(row.place, {column: one}), column))]
+
+
+def _split_of(row: Row, column: str | None, source: Source, options: _Options) -> str:
+    """The split that a row names, or its file, or the caller."""
+    named = SPLIT_WORDS.get(text_of(row, column).strip().lower()) if column else None
+    return named or source.split or options.split
 
 
 def _split_name(split: str) -> str:
@@ -363,7 +377,7 @@ def _split_name(split: str) -> str:
         raise DatasetError(
             f"split: {split!r} cannot be a file's name; write train, dev, test or another word"
         )
-    return sources.SPLITS.get(split, split)
+    return SPLIT_WORDS.get(split, split)
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -374,7 +388,11 @@ def _quoted(match: re.Match[str]) -> str:
     return f"%{ord(match.group()):02x}"
 
 
-def _named(identifier: str, place: str) -> str:
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _named(identifier: str | None, place: str) -> str:
     if not identifier:
         raise DatasetError(f"{place}: the id is empty; give every row an id of its own")
     return identifier

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from routerretriever.datasets.files import read_lines
+from routerretriever.datasets import trec
+from routerretriever.datasets.files import SPLIT_WORDS, read_lines
 from routerretriever.datasets.issues import raise_error
 from routerretriever.datasets.tables import TABLES, columns_of, suffix
 from routerretriever.errors import DatasetError
@@ -21,6 +23,7 @@ Role = Literal[
     "questions",
     "question set",
     "topics",
+    "trec documents",
     "trec judgements",
     "numbered texts",
     "text",
@@ -28,31 +31,84 @@ Role = Literal[
 """``numbered texts`` are lines of id, tab, text (MS MARCO); ``questions`` is SQuAD's nesting; a
 ``question set`` holds queries, corpus and relevant documents as objects by id (LlamaIndex)."""
 
-TEXT_FILES = (".md", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst")
-IDS = ("_id", "id", "docid", "doc_id", "pid", "qid", "query_id")
-TEXTS = ("text", "contents", "content", "passage", "query", "question")
-QUERIES = ("query", "question", "anchor", "sentence1", "prompt", "input")
-POSITIVES = (
-    "positive",
-    "pos",
-    "document",
-    "passage",
-    "context",
-    "answer",
-    "answers",
-    "sentence2",
-    "response",
-    "output",
+TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst")
+IDS = (
+    "_id",
+    "id",
+    "docid",
+    "doc_id",
+    "docno",
+    "pid",
+    "passage_id",
+    "document_id",
+    "qid",
+    "query_id",
+    "question_id",
 )
+TEXTS = (
+    "text", "contents", "content", "passage", "passage_text", "document", "body", "abstract", "chunk",
+    "article",
+)  # fmt: skip
+QUERIES = (
+    "query", "question", "anchor", "sentence1", "text1", "question1", "query_text", "claim", "user_input",
+    "instruction", "prompt", "input",
+)  # fmt: skip
+POSITIVES = (
+    "positive", "pos", "positives", "positive_passages", "positive_ctxs", "positive_document",
+    "positive_documents", "document", "passage", "context", "reference_contexts", "document_text",
+    "passage_text", "sentence2", "text2", "question2", "evidence", "answer", "answers", "response", "output",
+    "completion", "reference",
+)  # fmt: skip
 """The best first: a context is what a search should find, an answer may be two words of it."""
-NEGATIVES = ("negative", "neg", "negatives", "hard_negative", "hard_negatives")
-QUERY_IDS = ("query-id", "query_id", "qid", "query-ids")
-DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "pid", "document-id", "document_id")
-GRADES = ("score", "relevance", "label", "grade", "rel")
-SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
-"""Names of splits, and what each is called here."""
+GRADED = ("passages", "documents", "candidates")
+"""Lists of documents that hold a grade each."""
+NEGATIVES = (
+    "negative", "neg", "negatives", "hard_negative", "hard_negatives", "negative_passages", "negative_ctxs",
+    "hard_negative_ctxs", "negative_document", "negative_documents",
+)  # fmt: skip
+QUERY_IDS = ("query_id", "qid", "query_ids", "question_id", "topic_id")
+DOCUMENT_IDS = ("corpus_id", "doc_id", "docid", "pid", "document_id", "passage_id")
+RELEVANT_IDS = (
+    "relevant_docs", "relevant_doc_ids", "relevant_ids", "relevant_documents", "gold_ids", "gold_doc_ids",
+    "positive_ids", "positive_doc_ids",
+)  # fmt: skip
+"""Lists of document ids beside a query."""
+GRADES = (
+    "score", "relevance", "label", "grade", "rel", "relevant", "is_relevant", "relevance_score",
+    "is_duplicate",
+)  # fmt: skip
+GRADES_INSIDE = ("is_selected", "label", "relevance", "grade", "is_relevant")
+"""Of a document in a list; a score there is a retriever's."""
+_JUDGED_BY_NAME = ("query", "topic", "question"), ("document", "doc", "passage")
 _SET = {"queries", "corpus", "relevant_docs"}
-_TREC = re.compile(r"\S+\s+Q?\d+\s+\S+\s+[+-]?\d+")
+_BESIDE = {
+    "provenance.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json",
+    "package.json",
+}  # fmt: skip
+_ARCHIVES = (".zip", ".tar", ".tgz", ".rar", ".7z", ".bz2", ".xz")
+
+
+def plain(name: str) -> str:
+    """A column's name in small letters, its words joined by ``_``."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def without_number(name: str) -> str:
+    """A column's plain name without the number of ``negative_1``."""
+    return re.sub(r"_?\d+$", "", plain(name))
+
+
+def columns_in(available: Iterable[str], names: Iterable[str]) -> list[str]:
+    """All of some names that are available, in the order of the names, whatever their case and spacing."""
+    found = {plain(name): name for name in reversed(list(available))}
+    found |= {name.lower(): name for name in available}
+    there = (found.get(name, found.get(plain(name))) for name in names)
+    return list(dict.fromkeys(name for name in there if name is not None))
+
+
+def first_column(available: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first of some names that is available."""
+    return next(iter(columns_in(available, names)), None)
 
 
 class UnknownColumns(DatasetError):
@@ -60,10 +116,10 @@ class UnknownColumns(DatasetError):
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         super().__init__(
-            f"{path}: columns {', '.join(columns)[:200]} mean nothing here; name them query and positive "
-            "(and negative), or _id and text, or query-id, corpus-id and score"
+            f"{path}: columns {', '.join(columns)[:200]} mean nothing here; name them in the first "
+            "line or in each object: query and positive (and negative), or _id and text, or query-id, "
+            "corpus-id and score"
         )
-        self.path = path
 
 
 @dataclass(frozen=True)
@@ -76,21 +132,31 @@ class Source:
     split: str | None
     """Named by the file, if it is."""
 
-    def column(self, names: tuple[str, ...]) -> str | None:
+    def column(self, names: Iterable[str]) -> str | None:
         """The first of some names that the file has, whatever its case."""
-        return next(iter(self.columns_in(names)), None)
+        return first_column(self.columns, names)
 
-    def columns_in(self, names: tuple[str, ...]) -> list[str]:
+    def columns_in(self, names: Iterable[str]) -> list[str]:
         """All of some names that the file has, in the order of the names."""
-        lower = {column.lower(): column for column in self.columns}
-        return [lower[name] for name in names if name in lower]
+        return columns_in(self.columns, names)
 
 
-def find_sources(place: Path) -> tuple[list[Source], list[Path]]:
-    """All files of a folder (or one file) with their roles, and the tables whose columns mean nothing.
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder."""
+
+    sources: list[Source]
+    unknown: list[Path]
+    """Tables whose columns mean nothing, or that cannot be read beside files of text."""
+    beside: list[Path]
+    """Other files: not read."""
+
+
+def find_sources(place: Path) -> Found:
+    """All files of a folder (or one file) with their roles.
 
     Raises:
-        DatasetError: nothing is there that can be read.
+        DatasetError: nothing is there that can be read, or a table among tables is broken.
     """
     if not place.exists():
         raise DatasetError(f"{place}: no such file or folder")
@@ -98,23 +164,25 @@ def find_sources(place: Path) -> tuple[list[Source], list[Path]]:
         paths = [path for path in sorted(place.rglob("*")) if path.is_file() and _is_visible(path, place)]
     else:
         paths = [place]
-    sources, unknown = [], []
+    sources, beside, refused = [], [], {}
     for path in paths:
         try:
             source = recognise(path, place)
-        except UnknownColumns as error:
-            unknown.append(error)
+        except DatasetError as error:
+            refused[path] = error
         else:
             sources += [source] if source else []
-    if any(source.role != "text" for source in sources):
-        # What lies beside the data: a README, lists of candidates.
-        return [source for source in sources if source.role != "text"], [error.path for error in unknown]
-    if unknown:
-        raise unknown[0]
-    if not sources:
-        known = ", ".join((*TABLES, *TEXT_FILES))
-        raise DatasetError(f"{place}: nothing that can be imported; known are {known}, TREC topics and qrels")
-    return sources, []
+            beside += [] if source or path.name in _BESIDE else [path]
+    tables = [source for source in sources if source.role != "text"]
+    broken = [error for error in refused.values() if not isinstance(error, UnknownColumns)]
+    if broken and (tables or not sources):
+        raise broken[0]
+    if tables:  # what lies beside the data: a README
+        beside += [source.path for source in sources if source.role == "text"]
+        return Found(tables, list(refused), sorted(beside))
+    if sources:
+        return Found(sources, list(refused), beside)
+    raise next(iter(refused.values()), _nothing(place, beside))
 
 
 def recognise(path: Path, root: Path) -> Source | None:
@@ -125,60 +193,119 @@ def recognise(path: Path, root: Path) -> Source | None:
         UnknownColumns: one whose columns mean nothing.
     """
     named = path.relative_to(root).as_posix().lower() if path != root else path.name.lower()
+    if suffix(path) in _ARCHIVES:
+        return None
     split = _split_in(named)
     lines = _first_lines(path)
-    first = lines[0] if lines else ""
-    if any(re.match(r"\s*<(top|topic\s[^>]*)>", line, re.IGNORECASE) for line in lines):
+    if any(trec.TOPIC.match(line.lstrip()) for line in lines):
         return Source(path, "topics", (), split)
-    if suffix(path) != ".csv" and lines and all(_TREC.fullmatch(line.strip()) for line in lines):
+    if any(trec.DOCUMENT.match(line) for line in lines):
+        return Source(path, "trec documents", (), None)
+    if _are_judgements(lines[:3], path, named):
         return Source(path, "trec judgements", (), split)
-    if suffix(path) == ".tsv" and len(first.split("\t")) == 2 and first.split("\t")[0].strip().isdigit():
-        return Source(path, "numbered texts", ("queries" if "quer" in named else "corpus",), split)
+    if suffix(path) == ".tsv" and (numbered := _numbered(path, named, lines, split)):
+        return numbered
     if suffix(path) in TABLES:
         return _table(path, named, split)
     return Source(path, "text", (), None) if suffix(path) in TEXT_FILES else None
 
 
-def _table(path: Path, named: str, split: str | None) -> Source | None:
-    if path.name in (
-        "provenance.json",
-        "dataset_info.json",
-        "dataset_infos.json",
-        "state.json",
-        "package.json",
-    ):
+def _are_judgements(lines: list[str], path: Path, named: str) -> bool:
+    """Whether lines are TREC's judgements, or their file's name says so and it is no table with a header."""
+    if not lines or suffix(path) == ".csv":
+        return False
+    if all(trec.JUDGEMENT.fullmatch(line.strip()) for line in lines):
+        return True
+    if "qrel" not in named:
+        return False
+    short = all(trec.SHORT_JUDGEMENT.fullmatch(line.strip()) for line in lines)
+    named_alone = "qrel" in path.name.lower() and suffix(path) not in {*TABLES, *TEXT_FILES} - {".txt"}
+    return short or named_alone
+
+
+def _numbered(path: Path, named: str, lines: list[str], split: str | None) -> Source | None:
+    """Lines of id and text without a header: the id is a number, or the file's name says what it holds."""
+    first = lines[0].split("\t") if lines else []
+    if len(first) != 2 or columns_in(first, (*IDS, *TEXTS, *QUERIES, *POSITIVES)):
         return None
-    columns = tuple(columns_of(path))
+    asks = _asks(named)
+    told = asks or re.search("collection|corpus|docs|documents|passages", named)
+    if first[0].strip().isdigit() or (told and re.search(r"\d", first[0])):  # a header has no digit
+        return Source(path, "numbered texts", ("queries" if asks else "corpus",), split)
+    return None
+
+
+def _table(path: Path, named: str, split: str | None) -> Source | None:
+    columns = () if path.name in _BESIDE else tuple(columns_of(path))
     if not columns:
         return None
-    bare = Source(path, "pairs", columns, split)
-    if bare.column(QUERY_IDS) and bare.column(DOCUMENT_IDS) and not bare.column(("text",)):
-        return Source(path, "judgements", columns, split)
-    if set(columns) >= _SET:
-        return Source(path, "question set", columns, split)
-    if bare.column(("paragraphs",)):
-        return Source(path, "questions", columns, split)
-    asks = "quer" in named and bare.column(IDS)
-    if asks and bare.column(("text",)):
-        return Source(path, "queries", columns, None)  # whatever answers lie beside the text
-    if bare.column(QUERIES) and bare.column(POSITIVES):
-        return bare
-    if asks and bare.column(TEXTS):
-        return Source(path, "queries", columns, None)
-    if bare.column(TEXTS) and (bare.column(IDS) or "corpus" in named):
-        return Source(path, "corpus", columns, None)
-    raise UnknownColumns(path, columns)
+    role = _role(Source(path, "pairs", columns, split), named)
+    if role is None:
+        raise UnknownColumns(path, columns)
+    return Source(path, role, columns, split if role != "corpus" else None)
+
+
+def _role(table: Source, named: str) -> Role | None:
+    """What a table holds, by its columns; its name decides where they leave a choice."""
+    pairs = table.column(QUERIES) and table.column((*POSITIVES, *GRADED))
+    queries, documents = judged_columns(table, named)
+    if queries and documents and ("qrel" in named or not (pairs or table.column(("text",)))):
+        return "judgements"
+    if set(table.columns) >= _SET:
+        return "question set"
+    if table.column(("paragraphs",)):
+        return "questions"
+    ids = table.column(IDS)
+    if ids and _asks(named) and table.column(("text",)):
+        return "queries"  # whatever answers lie beside the text
+    if pairs:
+        return "pairs"
+    if ids and (table.column(QUERIES) or (_asks(named) and table.column((*TEXTS, "title")))):
+        return "queries"
+    if table.column(RELEVANT_IDS) and table.column(QUERIES):
+        return "queries"
+    if table.column(TEXTS) and (ids or "corpus" in named):
+        return "corpus"
+    return None
+
+
+def judged_columns(table: Source, named: str) -> tuple[str | None, str | None]:
+    """The columns of a judgement's query and document; a qrels file may call them so."""
+    queries, documents = _JUDGED_BY_NAME if "qrel" in named else ((), ())
+    return table.column((*QUERY_IDS, *queries)), table.column((*DOCUMENT_IDS, *documents))
+
+
+def _asks(named: str) -> bool:
+    """Whether a file holds queries, by the last word of its path that tells."""
+    words = re.findall("quer|topic|question|corpus|collection|docs|document|passage", named)
+    return bool(words) and words[-1] in ("quer", "topic", "question")
+
+
+def _nothing(place: Path, beside: list[Path]) -> DatasetError:
+    known = ", ".join((*TABLES, *TEXT_FILES))
+    found = ", ".join(described(Path(path.name)) for path in beside[:3]) + (" ..." if len(beside) > 3 else "")
+    return DatasetError(
+        f"{place}: nothing that can be imported (found {found or 'no file'}); known are {known}, "
+        "TREC topics, documents and qrels"
+    )
+
+
+def described(path: Path) -> str:
+    """The name of a file that cannot be read, and why, if that is known."""
+    if suffix(path) in _ARCHIVES:
+        return f"{path} (unpack it first)"
+    return f"{path} (without a row)" if suffix(path) in TABLES else str(path)
 
 
 def _split_in(named: str) -> str | None:
     words = re.split(r"[^a-z]+", named)
-    return next((SPLITS[word] for word in reversed(words) if word in SPLITS), None)
+    return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
 
 
 def _first_lines(path: Path) -> list[str]:
-    if suffix(path) in (".parquet", ".pdf", ".docx"):
+    if suffix(path) in (".parquet", ".arrow", ".pdf", ".docx"):
         return []
-    return [raw.decode(errors="replace") for _, raw in islice(read_lines(path, raise_error), 3)]
+    return [raw.decode(errors="replace") for _, raw in islice(read_lines(path, raise_error), 10)]
 
 
 def _is_visible(path: Path, root: Path) -> bool:

@@ -1,24 +1,36 @@
-"""Rows of JSON, JSONL, CSV, TSV and Parquet files, as streams of named fields with their places."""
+"""Rows of JSON, JSONL, CSV, TSV, Parquet and Arrow files, as streams of named fields with their places."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-from routerretriever.datasets.files import DAMAGE, damage, open_plain, read_blocks, read_lines
-from routerretriever.datasets.issues import raise_error
+from routerretriever.datasets.files import (
+    DAMAGE,
+    SPLIT_WORDS,
+    damage,
+    not_utf8,
+    open_plain,
+    read_blocks,
+    read_lines,
+)
+from routerretriever.datasets.issues import raise_error, refuse
 from routerretriever.datasets.reading import mend, parse_json, parse_object
 from routerretriever.errors import DatasetError
 
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".ndjson")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
+_LISTS = ("data", "rows", "items", "records", "examples", "questions", "entries")
+"""What an object calls its list of rows."""
+_SAMPLE = 1 << 20
 
 
 class Row(NamedTuple):
@@ -39,7 +51,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DatasetError: the file is not what its name says; names file and line.
     """
-    readers = {".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".json": _json}
+    readers = {".parquet": _arrow, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".json": _json}
     return readers.get(suffix(path), _jsonl)(path)
 
 
@@ -48,20 +60,37 @@ def columns_of(path: Path) -> list[str]:
     return list(dict.fromkeys(name for row in islice(read_rows(path), 100) for name in row.fields))
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a field is empty: null, or the NaN that stands for it in many tables."""
+    return value is None or value != value
+
+
 def text_of(row: Row, name: str) -> str:
     """A field as text; numbers are written out, null is empty.
 
     Raises:
-        DatasetError: the field is missing or is a list or an object.
+        DatasetError: the field is a list or an object.
     """
     value = row.fields.get(name)
     if isinstance(value, str):
         return mend(value)
-    if value is None:
+    if is_absent(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DatasetError(f'{row.place}: "{name}" is not text, found {str(value)[:60]!r}; write a string')
     return str(value)
+
+
+def id_of(row: Row, name: str | None) -> str | None:
+    """A field as an id: 1.0, as tables with gaps hold 1, is 1. None where there is none.
+
+    Raises:
+        DatasetError: the field is a list or an object.
+    """
+    value = row.fields.get(name) if name else None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return (text_of(row, name) or None) if name else None
 
 
 def read_text(path: Path) -> str:
@@ -106,11 +135,31 @@ def _json(path: Path) -> Iterator[Row]:
             yield from _jsonl(path)  # one object a line, under another name
             return
         raise DatasetError(f"{path}: not JSON ({error}); write a list of objects") from None
-    rows = value.get("data", [value]) if isinstance(value, dict) else value
+    rows = list(_rows_of(value)) if isinstance(value, dict) else value
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
         if not isinstance(row, dict):
             raise DatasetError(f"{path}: item {number} is not an object; write a list of objects")
         yield Row(f"{path}, item {number}", row)
+
+
+def _rows_of(value: dict[str, Any]) -> Iterator[Any]:
+    """The rows of an object: a list in it, lists by split, columns, rows by id, or itself as the only one."""
+    fields = list(value.values())
+    name = next((name for name in _LISTS if isinstance(value.get(name), list)), None)
+    if name is not None:
+        yield from value[name]
+    elif value and all(name in SPLIT_WORDS and isinstance(value[name], list) for name in value):
+        for name, rows in value.items():
+            yield from ({"split": name, **row} if isinstance(row, dict) else row for row in rows)
+    elif len(value) > 1 and all(isinstance(one, list) and len(one) == len(fields[0]) for one in fields):
+        yield from (dict(zip(value, row, strict=True)) for row in zip(*fields, strict=True))
+    elif value and all(isinstance(one, dict) for one in fields) and "corpus" not in value:
+        if all(list(one) == list(fields[0]) and "0" in one for one in fields):  # as pandas writes a table
+            yield from ({name: value[name][key] for name in value} for key in fields[0])
+        else:
+            yield from ({"_id": key, **one} for key, one in value.items())
+    else:
+        yield value
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -121,40 +170,93 @@ def _csv(path: Path) -> Iterator[Row]:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             first = stream.readline()
             tabs = suffix(path) == ".tsv"
+            raw_quotes = tabs and not _is_quoted(path)
             reader = csv.reader(
                 chain([first], stream),
                 delimiter="\t" if tabs else _delimiter(first),
-                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+                quoting=csv.QUOTE_NONE if raw_quotes else csv.QUOTE_MINIMAL,
+                skipinitialspace=not tabs,
             )
-            header, name = next(reader, []), str(path)
+            header, name = [column.strip() for column in next(reader, [])], str(path)
+            if twice := next((column for column in header if column and header.count(column) > 1), None):
+                raise DatasetError(f"{path}:1: two columns are named {twice!r}; name them apart")
             for row in reader:
                 number = reader.line_num
                 if not any(row):
                     continue
                 if len(row) != len(header):
+                    advice = (
+                        "cut the separators that are too many"
+                        if raw_quotes
+                        else "quote what holds the separator"
+                    )
                     raise DatasetError(
-                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}; "
-                        "quote what holds the separator"
+                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}; {advice}"
                     )
                 yield Row(f"{name}:{number}", dict(zip(header, row, strict=True)))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}:{number}: not readable as CSV in UTF-8 ({error}); save it anew") from None
+    except UnicodeDecodeError:
+        _refuse_encoding(path)
+    except csv.Error as error:
+        raise DatasetError(f"{path}:{number}: not readable as CSV ({error}); save it anew") from None
     except DAMAGE as error:
         raise DatasetError(f"{path}:{number}: {damage(error)}") from None
 
 
 def _delimiter(header: str) -> str:
     """What separates a header's names; spreadsheets of some countries write semicolons."""
-    return max(",;\t", key=header.count)
+    return max(",;\t|", key=header.count)
 
 
-def _parquet(path: Path) -> Iterator[Row]:
-    number, name = 0, str(path)
+def _is_quoted(path: Path) -> bool:
+    """Whether quotes hold a TSV's fields together, as spreadsheets write them; else they are text."""
+    with open_plain(path) as raw:
+        sample = raw.read(_SAMPLE).decode(errors="replace")
+    if not re.search(r'(?m)(^|\t)"', sample):
+        return False
+    widths = []
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{name}, row {number}", row)
+        for row in csv.reader(io.StringIO(sample, newline=""), delimiter="\t", strict=True):
+            widths.append(len(row))
+    except csv.Error as error:
+        if len(sample) < _SAMPLE or "end of data" not in str(error):
+            return False
+    return len({width for width in widths[: -1 if len(sample) == _SAMPLE else None] if width}) == 1
+
+
+def _refuse_encoding(path: Path) -> NoReturn:
+    """Tell the first line that is not UTF-8."""
+    for line, raw in read_lines(path, raise_error):
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            refuse(not_utf8(path, line, error))
+    raise DatasetError(f"{path}: not UTF-8; save it as UTF-8")
+
+
+def _arrow(path: Path) -> Iterator[Row]:
+    number, name, kind = 0, str(path), suffix(path).removeprefix(".").capitalize()
+    if path.suffix.lower() != suffix(path):
+        raise DatasetError(f"{path}: a compressed {kind} file is not read; decompress it")
+    try:
+        for batch in _batches(path):
+            for row in batch.to_pylist():
+                number += 1
+                yield Row(f"{name}, row {number}", row)
     except (arrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DatasetError(f"{path}: not a readable Parquet file ({error}); write it again") from None
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"{path}: not a readable {kind} file ({reason}); write it again") from None
+
+
+def _batches(path: Path) -> Iterator[arrow.RecordBatch]:
+    """The rows of a Parquet file, or of one of Arrow's, as ``datasets`` saves them."""
+    if suffix(path) == ".parquet":
+        with parquet.ParquetFile(path) as table:
+            yield from table.iter_batches(batch_size=4096)
+        return
+    with arrow.memory_map(str(path)) as source:
+        if bytes(source.read(6)) == b"ARROW1":
+            file = arrow.ipc.open_file(source)
+            yield from (file.get_batch(number) for number in range(file.num_record_batches))
+        else:
+            source.seek(0)
+            yield from arrow.ipc.open_stream(source)

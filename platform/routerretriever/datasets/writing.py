@@ -26,8 +26,8 @@ class FolderWriter:
         self._corpus = (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n")
         self._queries = (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n")
         self._qrels: dict[str, IO[str]] = {}
-        self._made: set[bytes] = set()
-        """Of the records that are written; of those with an id of their own, id and content."""
+        self._made: dict[bytes, bytes] = {}
+        """Of the id of every record that is written -> of its content."""
         self._judged: dict[bytes, int] = {}
         self._raised: dict[str, dict[tuple[str, str], int]] = {}
         """Split -> pairs that came again with a higher grade."""
@@ -38,19 +38,34 @@ class FolderWriter:
         title: str = "",
         identifier: str | None = None,
         metadata: dict[str, Any] | None = None,
+        place: str = "",
     ) -> str:
-        """Add a document; returns its id. The same one is written once, however often it comes."""
+        """Add a document; returns its id. The same one is written once, however often it comes.
+
+        Raises:
+            DatasetError: its id came before with another text; the message starts with ``place``.
+        """
         record: dict[str, Any] = {"title": title, "text": text}
         if metadata:
             record["metadata"] = metadata
-        return self._record(self._corpus, "documents", "d", record, identifier, f"{title}\0{text}")
+        return self._record(self._corpus, "documents", "d", record, identifier, f"{title}\0{text}", place)
 
-    def query(self, text: str, identifier: str | None = None, metadata: dict[str, Any] | None = None) -> str:
-        """Add a query; returns its id."""
+    def query(
+        self,
+        text: str,
+        identifier: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        place: str = "",
+    ) -> str:
+        """Add a query; returns its id.
+
+        Raises:
+            DatasetError: its id came before with another text.
+        """
         record: dict[str, Any] = {"text": text}
         if metadata:
             record["metadata"] = metadata
-        return self._record(self._queries, "queries", "q", record, identifier, text)
+        return self._record(self._queries, "queries", "q", record, identifier, text, place)
 
     def judge(self, split: str, query: str, document: str, grade: int, place: str) -> None:
         """Add a judgement; of several for a pair the highest grade counts.
@@ -101,14 +116,20 @@ class FolderWriter:
         record: dict[str, Any],
         identifier: str | None,
         key: str,
+        place: str,
     ) -> str:
-        named = "" if identifier is None else f"\0{identifier}"
-        digest = _digest(f"{letter}\0{key}{named}")
-        identifier = identifier or f"{letter}{digest.hex()}"
-        if digest in self._made:
+        content = _digest(f"{letter}\0{key}")
+        own = _digest(f"{letter}-id\0{identifier}") if identifier else content
+        identifier = identifier or f"{letter}{content.hex()}"
+        earlier = self._made.setdefault(own, content)
+        if earlier is not content:
+            if earlier != content:
+                raise DatasetError(
+                    f"{place}: the id {identifier[:60]!r} came before with another text; give each an "
+                    "id of its own, or import the folders of several collections one by one"
+                )
             self.counts["merged"] += 1
             return identifier
-        self._made.add(digest)
         stream.write(mend(_ENCODER.encode({"_id": identifier, **record})) + "\n")
         self.counts[what] += 1
         return identifier

@@ -1,0 +1,176 @@
+"""Rows that hold a query and what answers it: which of their fields is what.
+
+A field holds one text, a list of texts, objects with text, title and id (Tevatron, DPR), or an object of
+lists (MS MARCO and SQuAD on the Hugging Face hub).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from routerretriever.datasets import sources
+from routerretriever.datasets.reading import mend
+from routerretriever.datasets.sources import Source, first_column
+from routerretriever.datasets.tables import Row, id_of, text_of
+from routerretriever.errors import DatasetError
+
+
+class Passage(NamedTuple):
+    """A document as a row holds it."""
+
+    text: str
+    title: str = ""
+    id: str | None = None
+    grade: str | None = None
+    """Its own grade, where it has one."""
+
+
+class Pair(NamedTuple):
+    """A row: a query, and documents with and without relevance."""
+
+    query: str
+    query_id: str | None
+    answers: list[Passage]
+    """Relevant, unless they have a grade of their own."""
+    negatives: list[Passage]
+    column: str
+    """Where the answers stand."""
+
+
+class PairColumns:
+    """Which columns of a table are what."""
+
+    def __init__(self, source: Source) -> None:
+        query = source.column(sources.QUERIES)
+        assert query
+        self.query = query
+        self.context = source.column(("input",)) if sources.plain(query) == "instruction" else None
+        """What Alpaca's instructions are about."""
+        self.answers = source.columns_in(sources.POSITIVES)
+        self.graded = source.columns_in(sources.GRADED)
+        self.negatives = [
+            name for name in source.columns if sources.without_number(name) in sources.NEGATIVES
+        ]
+        self.query_id = source.column(sources.QUERY_IDS)
+        self.document_id = source.column(sources.DOCUMENT_IDS)
+        self.title = source.column(("title",))
+        # Beside negatives a score is a teacher's margin.
+        self.grade = None if self.negatives else source.column(sources.GRADES)
+        self.split = source.column(("split",))
+
+    def read(self, row: Row) -> Pair:
+        """What a row says.
+
+        Raises:
+            DatasetError: the query or everything that could answer it is empty.
+        """
+        query = "\n".join(
+            text for name in (self.query, self.context) if name and (text := text_of(row, name)).strip()
+        )
+        column, answers = self._answers(row)
+        if (
+            query
+            and not answers
+            and (name := next((one for one in self.graded if _candidates(row, one)), None))
+        ):
+            raise DatasetError(
+                f'{row.place}: no grade for each of "{name}"; give each text and label: 1 or 0'
+            )
+        if not query or not answers:
+            raise DatasetError(
+                f'{row.place}: "{self.query}" or "{column}" is empty; fill it in or cut the row'
+            )
+        negatives = [one for name in self.negatives for one in passages(row, name)]
+        return Pair(query, id_of(row, self.query_id), answers, negatives, column)
+
+    def used(self, pair: Pair) -> set[str | None]:
+        """The columns that are no metadata of a document."""
+        document_id = self.document_id if len(pair.answers) == 1 else None
+        return {
+            self.query, self.context, pair.column, self.query_id, document_id, self.title, self.grade,
+            self.split, *self.negatives,
+        }  # fmt: skip
+
+    def _answers(self, row: Row) -> tuple[str, list[Passage]]:
+        for name in self.graded:  # a list of candidates says nothing unless each has a grade
+            found = _candidates(row, name)
+            if found and all(one.grade is not None for one in found):
+                return name, found
+        for name in self.answers:
+            if found := passages(row, name):
+                title = text_of(row, self.title) if self.title else ""
+                own = id_of(row, self.document_id) if len(found) == 1 else None
+                return name, [one._replace(title=one.title or title, id=one.id or own) for one in found]
+        return next(iter([*self.answers, *self.graded])), []
+
+
+def passages(row: Row, column: str) -> list[Passage]:
+    """The documents of a field; those without text are left out.
+
+    Raises:
+        DatasetError: the field holds something else.
+    """
+    value: Any = row.fields.get(column)
+    if isinstance(value, str):
+        value = _list_in(value) or mend(value)
+        if isinstance(value, str):
+            return [Passage(value)] if value.strip() else []
+    if isinstance(value, dict):
+        value = list(_transposed(value))
+    values = value if isinstance(value, list) else [value]
+    return [one for each in values if (one := _passage(Row(row.place, {column: each}), column)).text.strip()]
+
+
+def _candidates(row: Row, column: str) -> list[Passage]:
+    """The same of a field that need not hold documents."""
+    try:
+        return passages(row, column)
+    except DatasetError:
+        return []
+
+
+def _passage(row: Row, column: str) -> Passage:
+    value = row.fields[column]
+    if not isinstance(value, dict):
+        return Passage(text_of(row, column))
+    held = Row(f'{row.place}, "{column}"', value)
+    text = first_column(value, sources.TEXTS)
+    if text is None:
+        names = ", ".join(map(str, value))[:100]
+        raise DatasetError(f"{held.place}: no text among {names}; name it text")
+    title, grade = first_column(value, ("title",)), first_column(value, sources.GRADES_INSIDE)
+    return Passage(
+        text_of(held, text),
+        text_of(held, title) if title else "",
+        id_of(held, first_column(value, ("_id", "id", *sources.DOCUMENT_IDS))),
+        str(value[grade]) if grade and value[grade] is not None else None,
+    )
+
+
+def _transposed(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """An object of lists as objects; one whose text is no list is itself one."""
+    text = first_column(fields, sources.TEXTS)
+    if text is None or not isinstance(fields[text], list):
+        yield fields
+        return
+    size = len(fields[text])
+    lists = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == size}
+    for number in range(size):
+        yield {name: value[number] for name, value in lists.items()}
+
+
+def _list_in(text: str) -> list[str] | None:
+    """The texts of a list that is written into one cell, as JSON or as Python writes it."""
+    if not (text.startswith("[") and text.rstrip().endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+            return [mend(one) for one in found]
+    return None
