@@ -163,5 +163,5 @@ def _files_of(folder: Path) -> dict[str, str]:
 
 def _files_now(source: Path) -> dict[str, str]:
     root = source if source.is_dir() else source.parent
-    found = [each.path for each in find_sources(source)[0]]
+    found = [each.path for each in find_sources(source).sources]
     return {path.relative_to(root).as_posix(): file_hash(path) for path in found}
