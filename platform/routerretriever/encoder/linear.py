@@ -10,6 +10,7 @@ Shapes: i and o are the widths into and out of a layer.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# oneDNN keeps code for every shape that it has multiplied, 1,024 of them by default, and texts have many
+# lengths. It reads this when it multiplies for the first time.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 OutputHook = Callable[[Tensor, Tensor], None]
 """Changes a layer's output, its first argument, in place; the second is the layer's input."""
