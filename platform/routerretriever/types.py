@@ -1,4 +1,4 @@
-"""Names and shapes that every room shares."""
+"""What every room shares: names, shapes, and what a text is."""
 
 from __future__ import annotations
 
@@ -31,3 +31,12 @@ Language = Literal[
     "turkish", "yiddish",
 ]  # fmt: skip
 """Whose words a lexical index can stem."""
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has no lone half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.ports import CollectionRef
 from routerretriever.serving.questions import Questions
 from support.corpora import CHANGES, CORPUS, make_corpus
+from support.waiting import wait_until
 
 
 def test_a_question_that_storage_does_not_answer_holds_nobody_up(caplog):
@@ -29,8 +30,7 @@ def test_a_question_that_storage_does_not_answer_holds_nobody_up(caplog):
     assert not questions.ask("a", question)
     assert questions.ask("b", lambda: True)
     answer.set()
-    while not questions.ask("a", question):
-        pass
+    wait_until(lambda: questions.ask("a", question))
     assert len(asked) == 1
     assert caplog.text.count("storage does not answer") == 1
 
@@ -67,6 +67,5 @@ def test_searches_go_on_while_storage_is_away_and_find_what_changed_when_it_is_b
     write_change(store, CHANGES, 1, [Document("new", "", "a text")], vector[None])
     assert found() == before
     back.set()
-    while found() == before:
-        pass
+    wait_until(lambda: found() != before)
     assert "new" in found()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
-from routerretriever.types import ROUTED_MODEL, Language, Mode
+from routerretriever.types import ROUTED_MODEL, Language, Mode, is_encodable
 
 
 def _whole(number: object) -> object:
@@ -14,7 +14,8 @@ def _whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-_HALF_PAIR = "holds half a surrogate pair, which is no character"
+HALF_PAIR = "holds half a surrogate pair, which is no character"
+"""What is wrong with a text that cannot be written as UTF-8."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 DocumentId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -36,17 +37,9 @@ def _texts_only(given: object) -> object:
             raise ValueError(f"text {place} is no text")
         if not text:
             raise ValueError(f"text {place} is empty")
-        if not _is_unicode(text):
-            raise ValueError(f"text {place} {_HALF_PAIR}")
+        if not is_encodable(text):
+            raise ValueError(f"text {place} {HALF_PAIR}")
     return given
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_token_id(value: object) -> bool:
@@ -69,8 +62,8 @@ class _Schema(_Answer):
     @classmethod
     def _holds_characters_only(cls, value: Any) -> Any:
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not _is_unicode(text):
-                raise ValueError(_HALF_PAIR)
+            if isinstance(text, str) and not is_encodable(text):
+                raise ValueError(HALF_PAIR)
         return value
 
 

@@ -29,6 +29,7 @@ from routerretriever.datasets.issues import (
     Issue,
     Report,
 )
+from routerretriever.types import is_encodable
 
 HIGHEST_GRADE = 1000
 """trec_eval keeps a counter for every grade up to the highest, so a mistake here costs gigabytes."""
@@ -143,15 +144,6 @@ def mend(text: str) -> str:
 
 def _mended(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text has no lone half of a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _parse_record(path: Path, line: int, raw: bytes, report: Report, queries: bool) -> Record | None:

@@ -87,10 +87,12 @@ def id_of(row: Row, name: str | None) -> str | None:
     Raises:
         DatasetError: the field is a list or an object.
     """
-    value = row.fields.get(name) if name else None
+    if not name:
+        return None
+    value = row.fields.get(name)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return (text_of(row, name) or None) if name else None
+    return text_of(row, name) or None
 
 
 def read_text(path: Path) -> str:
@@ -103,6 +105,20 @@ def read_text(path: Path) -> str:
         return b"".join(read_blocks(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 at byte {error.start + 1}; save it as UTF-8") from None
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line.
+
+    Raises:
+        DatasetError: a line is not UTF-8.
+    """
+    for number, raw in read_lines(path, raise_error):
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError as error:
+            refuse(not_utf8(path, number, error))
+        yield number, line
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -225,11 +241,8 @@ def _is_quoted(path: Path) -> bool:
 
 def _refuse_encoding(path: Path) -> NoReturn:
     """Tell the first line that is not UTF-8."""
-    for line, raw in read_lines(path, raise_error):
-        try:
-            raw.decode()
-        except UnicodeDecodeError as error:
-            refuse(not_utf8(path, line, error))
+    for _ in text_lines(path):
+        pass
     raise DatasetError(f"{path}: not UTF-8; save it as UTF-8")
 
 

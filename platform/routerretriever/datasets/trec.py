@@ -7,10 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from routerretriever.datasets.files import not_utf8, read_lines
-from routerretriever.datasets.issues import raise_error, refuse
 from routerretriever.datasets.reading import Record
-from routerretriever.datasets.tables import read_text
+from routerretriever.datasets.tables import read_text, text_lines
 from routerretriever.errors import DatasetError
 
 TOPIC = re.compile(r"(?i)<top(?:ic)?(?=[\s>])([^>]*)>")
@@ -64,7 +62,7 @@ def documents(path: Path) -> Iterator[tuple[str, Record]]:
     """
     lines: list[str] = []
     start = 1
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         if DOCUMENT.match(line):
             lines, start = [], number
         lines.append(line)
@@ -82,7 +80,7 @@ def judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
         DatasetError: a line has other columns, or is not UTF-8.
     """
     wanted = None
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         columns = line.split("\t") if SHORT_JUDGEMENT.fullmatch(line) else line.split()
         wanted = wanted or (len(columns) if len(columns) in (3, 4) else 4)
         if len(columns) != wanted:
@@ -99,7 +97,7 @@ def numbered_texts(path: Path) -> Iterator[tuple[str, str, str]]:
     Raises:
         DatasetError: a line has other columns than two, or is not UTF-8.
     """
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         columns = line.split("\t")
         if len(columns) != 2:
             raise DatasetError(f"{path}:{number}: {len(columns)} columns, not 2; separate them by one tab")
@@ -119,12 +117,3 @@ def _document(place: str, text: str) -> Record:
 
 def _plain(text: str) -> str:
     return " ".join(html.unescape(_TAG.sub(" ", text)).split())
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, raw in read_lines(path, raise_error):
-        try:
-            line = raw.decode()
-        except UnicodeDecodeError as error:
-            refuse(not_utf8(path, number, error))
-        yield number, line

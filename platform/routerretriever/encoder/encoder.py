@@ -375,7 +375,7 @@ class Encoder:
                 return self._embed_both(rows, documents, embed)
         if self._tower.training:  # asked first, since telling every module takes a millisecond
             self._tower.eval()
-        limit = _CPU_PADDING if self.device.type == "cpu" else math.inf
+        limit = self._most_padding
         graph = self.compiled()
         run, most = (self._tower, math.inf) if graph is None else (graph.base, MAX_ROWS)
         if padding_is_free:
@@ -396,10 +396,14 @@ class Encoder:
             rows: token ids of each text.
             tower: this encoder's, or what wraps it for several workers.
         """
-        limit = _CPU_PADDING if self.device.type == "cpu" else math.inf
-        parts = list(batches(rows, len(rows), limit))
+        parts = list(batches(rows, len(rows), self._most_padding))
         vectors = torch.cat([tower(*self.pad([rows[row] for row in part])) for part in parts])
         return vectors[np.argsort(np.concatenate(parts))]
+
+    @property
+    def _most_padding(self) -> float:
+        """Padding tokens that a batch may have."""
+        return _CPU_PADDING if self.device.type == "cpu" else math.inf
 
     def _embed_both(
         self,

@@ -29,8 +29,10 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
 
     disable_progress_bar()
     _refuse_pointers(folder)
-    static, folder = is_static(folder), model_folder(folder)
-    _refuse_pointers(folder)
+    static, inner = is_static(folder), model_folder(folder)
+    if inner != folder:
+        _refuse_pointers(inner)
+    folder = inner
     if static:
         from routerretriever.encoder.static import read_static
 

@@ -140,17 +140,14 @@ def compact(store: ArtifactStore, key: str) -> None:
             store.remove_file(key, name)
 
 
-def is_latest(store: ArtifactStore, key: str, change: int) -> bool:
-    """Whether nothing follows a change, at less cost than a list of names.
+def has_news(store: ArtifactStore, key: str, change: int) -> bool:
+    """Whether anything follows a change, at less cost than a list of names where there was one.
 
     While the change that was taken last is there, those after it are, too.
     """
-    return change > 0 and not store.has(key, _file(change + 1)) and store.has(key, _file(change))
-
-
-def has_news(store: ArtifactStore, key: str, change: int) -> bool:
-    """Whether anything follows a change."""
-    return not is_latest(store, key, change) if change else last_change(store, key) > 0
+    if change == 0:
+        return last_change(store, key) > 0
+    return store.has(key, _file(change + 1)) or not store.has(key, _file(change))
 
 
 def take_changes(

@@ -24,7 +24,7 @@ from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import StorageError
 from routerretriever.index.base import Entry, Index, Mask, Queries, Vectors
-from routerretriever.index.changes import has_news, is_latest, read_rows, take_changes
+from routerretriever.index.changes import has_news, read_rows, take_changes
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.documents import DocumentTable, StoredDocument
 from routerretriever.index.filters import Filter
@@ -147,7 +147,7 @@ class LiveCollection:
         """
         missing = None
         for _ in range(_ATTEMPTS):
-            if is_latest(self._store, self._key, self.change):
+            if not self.has_news():
                 return
             self.change, missing = take_changes(self._store, self._key, self.change, self._take)
             if missing is None:

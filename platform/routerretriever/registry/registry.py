@@ -222,6 +222,19 @@ class Registry:
         """The version that the alias points at."""
         return self._version_of(self._alias)
 
+    def require_released(self) -> None:
+        """Refuse a service of nothing.
+
+        Raises:
+            NotFound: no version is released.
+            RegistryError: the registry cannot be reached.
+        """
+        if self.released() is None:
+            raise NotFound(
+                f"{self.bundle_uri}: nothing is released in {self.tracking_uri}; "
+                "`routerretriever run` with the recipe trains, registers and releases a bundle"
+            )
+
     def bundles(self) -> list[BundleVersion]:
         """All registered bundles, the newest first."""
         with reached(self.tracking_uri):

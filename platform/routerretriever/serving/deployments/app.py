@@ -17,7 +17,6 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.serving import ReplicaSettings
-from routerretriever.errors import NotFound
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.ingress import Ingress
 from routerretriever.serving.deployments.releases import ReleaseControllerDeployment
@@ -43,18 +42,13 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
 
     Raises:
         RecipeError: other machines could ask without a token, or the tokens file is wrong.
-        NotFound: nothing has been registered yet.
+        NotFound: nothing is released yet.
     """
     from routerretriever.registry.registry import Registry
 
     serving = recipe.serving
     tokens = read_tokens(serving)
-    registry = Registry.of(recipe, store)
-    if registry.released() is None:
-        raise NotFound(
-            f"{registry.bundle_uri}: nothing is released in {registry.tracking_uri}; "
-            "run `routerretriever run` or `register` first"
-        )
+    Registry.of(recipe, store).require_released()
     indexes = [
         sized(Index, f"index-{part}" if serving.index_shards > 1 else "index", serving.index).bind(
             recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_shards

@@ -7,12 +7,12 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from routerretriever.errors import BundleError, NotFound, RegistryError, Unavailable, without_secrets
+from routerretriever.errors import BundleError, Unavailable
 from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.haproxy import free_port
 from routerretriever.runtime.machine import why_not_listening
@@ -58,7 +58,9 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
 
 def serve_forever(pipeline: Pipeline) -> None:
     """Serve until interrupted, then shut down cleanly."""
-    _require_released(pipeline)
+    from routerretriever.registry.registry import Registry
+
+    Registry.of(pipeline.recipe, pipeline.store).require_released()  # before Ray starts, which takes a while
     url = deploy(pipeline)
     log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
     stopping = False
@@ -74,23 +76,6 @@ def serve_forever(pipeline: Pipeline) -> None:
         time.sleep(0.2)
     log.info("shutting down")
     _shut_down()
-
-
-def _require_released(pipeline: Pipeline) -> None:
-    """Tell before Ray starts that there is nothing to serve.
-
-    Raises:
-        NotFound: the registry answers, and nothing is released in it.
-    """
-    from routerretriever.registry.registry import Registry
-
-    registry = Registry.of(pipeline.recipe, pipeline.store)
-    with suppress(RegistryError):  # a service starts from what storage keeps of the released bundle
-        if registry.released() is None:
-            raise NotFound(
-                f"{registry.bundle_uri}: nothing is released in {without_secrets(registry.tracking_uri)}; "
-                "`routerretriever run` with the recipe trains, registers and releases a bundle"
-            )
 
 
 @contextmanager

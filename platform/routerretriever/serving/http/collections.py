@@ -11,6 +11,7 @@ from fastapi import FastAPI, Query, Request
 from pydantic import ValidationError
 
 from routerretriever.client.schemas import (
+    HALF_PAIR,
     Calibrated,
     CalibrateRequest,
     ChangeResponse,
@@ -154,7 +155,7 @@ def check_metadata(field: str, metadata: dict[str, Any] | None, most: int) -> No
     try:
         size = len(json.dumps(metadata, ensure_ascii=False).encode())
     except UnicodeEncodeError:
-        raise WrongField(field, "holds half a surrogate pair, which is no character") from None
+        raise WrongField(field, HALF_PAIR) from None
     if size > most:
         raise WrongField(field, f"{size} bytes are more than {most}")
 

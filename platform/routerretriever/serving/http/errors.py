@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from routerretriever.client.schemas import ErrorResponse, Problem
+from routerretriever.client.schemas import HALF_PAIR, ErrorResponse, Problem
 from routerretriever.errors import (
     BadInput,
     Damaged,
@@ -61,7 +61,7 @@ _WORDS = {
     "extra_forbidden": "there is no such field",
     "model_attributes_type": "expected an object",
     "dict_type": "expected an object",
-    "string_unicode": "holds half a surrogate pair, which is no character",
+    "string_unicode": HALF_PAIR,
 }
 """What is said instead of pydantic's own words, by its kind of error."""
 
