@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,9 @@ def test_imported_documents_are_kept_and_others_refused(tmp_path):
     (source / "plum.md").write_text("# Plum\n\nA plum.")
     with pytest.raises(DatasetError, match="imported from other files"):
         import_documents(source, folder)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
+    folder = import_documents(archive, tmp_path / "unpacked")
+    assert import_documents(archive, folder) == folder
 
 
 @pytest.mark.parametrize("round_trip", ["hybrid", "base"])

@@ -3,7 +3,9 @@
 import json
 import os
 import resource
+import shutil
 import zipfile
+from pathlib import Path
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -90,6 +92,22 @@ EXAMPLES = {
             "qrels.tsv": "query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n",
         },
         {"train": PAIRS},
+    ),
+    "objects by id, as beir's loader gives them": (
+        {
+            "corpus.json": {one["_id"]: {"title": "", "text": one["text"]} for one in RECORDS},
+            "queries.json": {one["_id"]: one["text"] for one in ASKED},
+            "qrels/test.json": {"q0": {"d0": 1, "d1": 0}, "q1": {"d1": 1}},
+        },
+        {"test": PAIRS | {("how long", "Very hot."): 0}},
+    ),
+    "documents listed by query": (
+        {
+            "corpus.json": {one["_id"]: one["text"] for one in RECORDS},
+            "queries.json": {one["_id"]: one["text"] for one in ASKED},
+            "qrels_test.json": {"q0": ["d0"], "q1": ["d1"]},
+        },
+        {"test": PAIRS},
     ),
     "csv triplets": (
         {
@@ -382,6 +400,25 @@ def test_files_of_text_are_read_beside_tables_that_mean_nothing(tmp_path):
     assert (imported.skipped, imported.beside) == (["b.csv", "c.json", "d.json"], ["e.zip"])
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar", "bztar", "xztar"])
+def test_an_archive_is_read_as_the_folder_in_it(tmp_path, kind):
+    files, judged = EXAMPLES["beir with qrels beside"]
+    write(tmp_path / "a" / "bread", **files)
+    archive = Path(shutil.make_archive(str(tmp_path / "bread"), kind, tmp_path / "a"))
+    imported = import_data(archive, tmp_path / "made" / "b")
+    assert read(imported.folder)[2] == judged
+    assert ("bread/corpus.jsonl", "corpus") in imported.files
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["b"]
+
+
+def test_what_is_wrong_in_an_archive_is_told_with_its_place(tmp_path):
+    write(tmp_path / "a", **{"a.csv": "query,positive\na,b,c\n"})
+    archive = Path(shutil.make_archive(str(tmp_path / "bread"), "zip", tmp_path / "a"))
+    with pytest.raises(DatasetError, match=rf"^{archive}/a\.csv:2: 3 columns, the header has 2"):
+        import_data(archive, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_lies_beside_tables_is_named(tmp_path):
     files = {"corpus.jsonl": jsonl(RECORDS), "queries.csv": "", "README.md": "x", "qrels.tar.gz": "x"}
     told = import_data(write(tmp_path / "a", **files), tmp_path / "b").told()
@@ -559,6 +596,7 @@ def test_equal_records_are_merged_and_other_columns_are_kept(tmp_path):
         ("a.txt", b"\xff", "a.txt: not UTF-8 at byte 1"),
         ("a.bin", "x", "nothing that can be imported (found a.bin)"),
         ("a.zip", "x", "(found a.zip (unpack it first))"),
+        ("a.rar", "x", "(found a.rar (unpack it first))"),
         ("a.csv", "query,positive,positive\na,b,c\n", "a.csv:1: two columns are named 'positive'"),
         (
             "a.csv",
@@ -591,6 +629,17 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path, name, content, message):
     with pytest.raises(DatasetError) as caught:
         import_data(write(tmp_path / "a", **{name: content}), tmp_path / "b")
     assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz"])
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 2000, b"PK\x03\x04" + b"x" * 2000, b"\x1f\x8b\x08" + b"x" * 200]
+)
+def test_a_damaged_archive_is_one_line(tmp_path, name, data):
+    source = write(tmp_path, **{name: data}) / name
+    with pytest.raises(DatasetError, match=f"{name}: not a readable .* archive") as caught:
+        import_data(source, tmp_path / "b")
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -114,7 +114,7 @@ def download(
 
 @datasets_app.command("import")
 def import_source(
-    source: Annotated[Path, typer.Argument(help="A file or folder of data.")],
+    source: Annotated[Path, typer.Argument(help="A file, folder, or zip or tar archive of data.")],
     to: Annotated[Path, typer.Option(help="The new BEIR folder.")],
     split_name: Annotated[
         str, typer.Option("--split", help="The split of judgements that name none.", metavar="NAME")

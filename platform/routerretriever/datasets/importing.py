@@ -17,6 +17,7 @@ from typing import Any
 from zipfile import is_zipfile
 
 from routerretriever.datasets import sources, trec
+from routerretriever.datasets.archives import unpacked
 from routerretriever.datasets.files import SPLIT_WORDS
 from routerretriever.datasets.pairs import PairColumns
 from routerretriever.datasets.passages import cut
@@ -88,7 +89,7 @@ def import_data(
     """Write a new BEIR folder.
 
     Args:
-        source: a file or a folder.
+        source: a file, a folder, or a zip or tar archive of one.
         folder: the new folder.
         split: of judgements in files that name none.
         passage_tokens: cut the files of a folder of texts into passages of at most so many words.
@@ -100,11 +101,12 @@ def import_data(
     """
     if folder.exists():
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
-    root = source if source.is_dir() else source.parent
-    options = _Options(root, _split_name(split), passage_tokens, relevant_from)
-    found = find_sources(source)
+    split = _split_name(split)
     try:
-        return _write(found, source, folder, options)
+        with unpacked(source, folder.parent) as content:
+            root = content if content.is_dir() else content.parent
+            options = _Options(root, split, passage_tokens, relevant_from)
+            return _write(find_sources(content), source, folder, options)
     except OSError as error:  # what cannot be read was told as such already
         reason = error.strerror or str(error)
         raise DatasetError(

@@ -85,7 +85,7 @@ _BESIDE = {
     "provenance.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json",
     "package.json",
 }  # fmt: skip
-_ARCHIVES = (".zip", ".tar", ".tgz", ".rar", ".7z", ".bz2", ".xz")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".rar", ".7z", ".bz2", ".xz", ".tbz2", ".txz")
 
 
 def plain(name: str) -> str:

@@ -151,11 +151,39 @@ def _json(path: Path) -> Iterator[Row]:
             yield from _jsonl(path)  # one object a line, under another name
             return
         raise DatasetError(f"{path}: not JSON ({error}); write a list of objects") from None
-    rows = list(_rows_of(value)) if isinstance(value, dict) else value
+    rows = value
+    if isinstance(value, dict):
+        rows = list(_rows_by_id(value, path.name.lower()) or _rows_of(value))
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
         if not isinstance(row, dict):
             raise DatasetError(f"{path}: item {number} is not an object; write a list of objects")
         yield Row(f"{path}, item {number}", row)
+
+
+def _rows_by_id(value: dict[str, Any], named: str) -> list[dict[str, Any]]:
+    """The rows of an object whose names are ids, where file and values say so: judgements of queries by
+    document, or as a list of documents, and texts. As beir's loader gives them in memory."""
+    fields = list(value.values())
+    if all(isinstance(one, dict) and all(map(_is_number, one.values())) for one in fields):
+        return [
+            {"query-id": query, "corpus-id": document, "score": grade}
+            for query, grades in value.items()
+            for document, grade in grades.items()
+        ]
+    if re.search("qrel|relevan|gold", named) and all(isinstance(one, list) for one in fields):
+        return [
+            {"query-id": query, "corpus-id": document}
+            for query, documents in value.items()
+            for document in documents
+        ]
+    texts = re.search("quer|topic|question|corpus|docs|documents|passages", named)
+    if texts and len(fields) > 1 and all(isinstance(one, str) for one in fields):
+        return [{"_id": key, "text": text} for key, text in value.items()]
+    return []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _rows_of(value: dict[str, Any]) -> Iterator[Any]:

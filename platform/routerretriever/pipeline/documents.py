@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe, parse_recipe, parse_settings
 from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.archives import unpacked
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.files import read_lines
 from routerretriever.datasets.importing import import_data
@@ -95,7 +96,7 @@ def import_documents(source: Path, folder: Path) -> Path:
     if (source / "corpus.jsonl").is_file():
         return source  # it has been imported already
     if folder.exists():
-        if _files_of(folder) != _files_now(source):
+        if _files_of(folder) != _files_now(source, folder.parent):
             raise DatasetError(
                 f"{folder}: imported from other files than {source} now holds; remove it to import anew"
             )
@@ -161,7 +162,8 @@ def _files_of(folder: Path) -> dict[str, str]:
     return {name: facts.get("sha256", "") for name, facts in files.items()}
 
 
-def _files_now(source: Path) -> dict[str, str]:
-    root = source if source.is_dir() else source.parent
-    found = [each.path for each in find_sources(source).sources]
-    return {path.relative_to(root).as_posix(): file_hash(path) for path in found}
+def _files_now(source: Path, beside: Path) -> dict[str, str]:
+    with unpacked(source, beside) as content:
+        root = content if content.is_dir() else content.parent
+        found = [each.path for each in find_sources(content).sources]
+        return {path.relative_to(root).as_posix(): file_hash(path) for path in found}

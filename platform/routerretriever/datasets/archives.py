@@ -1,0 +1,59 @@
+"""Archives of data: zip and tar files, unpacked for as long as they are read."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from routerretriever.errors import DatasetError
+
+_FORMATS = {
+    ".zip": "zip",
+    ".tar": "tar",
+    ".tar.gz": "gztar",
+    ".tgz": "gztar",
+    ".tar.bz2": "bztar",
+    ".tbz2": "bztar",
+    ".tar.xz": "xztar",
+    ".txz": "xztar",
+}
+"""How names end, and what ``shutil`` calls the format."""
+_DAMAGE = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What damaged archives raise; zipfile has a RuntimeError for passwords."""
+
+
+@contextmanager
+def unpacked(source: Path, beside: Path) -> Iterator[Path]:
+    """What an archive holds, or the file or folder itself if it is none.
+
+    Args:
+        source: a file or folder.
+        beside: the folder in which room is taken meanwhile; made if it is missing.
+
+    Raises:
+        DatasetError: it is no archive of the kind that its name says. Errors of the data in it name the
+            archive, and the place in it.
+        OSError: there is no room for it.
+    """
+    kind = next((kind for end, kind in _FORMATS.items() if source.name.lower().endswith(end)), None)
+    if kind is None or not source.is_file():
+        yield source
+        return
+    beside.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=beside, prefix=f".{source.name}-") as folder:
+        try:
+            shutil.unpack_archive(source, folder, kind, filter=None if kind == "zip" else "data")
+        except _DAMAGE as error:
+            raise DatasetError(
+                f"{source}: not a readable {kind} archive ({error}); fetch it again, or unpack it"
+            ) from None
+        try:
+            yield Path(folder)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(folder, str(source))) from None
