@@ -42,12 +42,12 @@ def test_the_folds_of_an_expert_share_its_line(tiny_data):
     pipeline = Pipeline(recipe)
     step = planned(pipeline)["train (experts)"]
     assert step.to_do.splitlines() == [
-        f"{name}: 14 queries, after 3 folds of a cross-validation" for name in ("fruit", "metal")
+        f"{name}: 14 queries, and 3 folds of a cross-validation" for name in ("fruit", "metal")
     ]
     expert = next(each for each in pipeline.steps() if getattr(each, "folds", ()))
     pipeline.store.commit(expert.folds[0].key, {})
     step = planned(pipeline)["train (experts)"]
-    assert "14 queries, after 2 folds" in step.to_do
+    assert "14 queries, and 2 folds" in step.to_do
     assert step.there == ""
 
 
@@ -114,7 +114,7 @@ def test_a_plan_leaves_out_what_is_there_and_tells_what_goes_on(tiny_data):
     assert steps["encode (experts)"].there == "fruit"
     assert "metal: 28 documents in 3 shards, goes on where" in steps["encode (experts)"].to_do
     assert steps["train (experts)"].there == "fruit"
-    folds = "after 3 folds of a cross-validation"
+    folds = "and 3 folds of a cross-validation"
     assert f"metal: 14 queries, {folds}, goes on where" in steps["train (experts)"].to_do
     assert steps["train (experts)"].asks_for == "2 workers each, a worker 1 CPU, 0.25 GPU"
 

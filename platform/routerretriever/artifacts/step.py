@@ -45,6 +45,8 @@ class Step(ABC):
 
     stage: ClassVar[str]
     """``encode``, ``train``, ``score`` ...: the heading in the plan, in progress and in timings."""
+    builds_inputs: ClassVar[bool] = False
+    """Whether ``build_all`` takes steps together with inputs of their own class, which come first."""
 
     name: str
     """What is made, for people: a domain, an expert."""
@@ -80,7 +82,8 @@ class Step(ABC):
     def build_all(cls, steps: Sequence[Self], store: ArtifactStore) -> None:
         """Make and commit the artifacts of these steps together, as in one Ray Data run.
 
-        Called with a lease on each, for missing ones only, when all inputs are present. Files that an
+        Called with a lease on each, for missing ones only, when all inputs are present, except those that
+        ``builds_inputs`` is about: they are among these steps, or another run makes them. Files that an
         interrupted run has left at a key may be kept.
         """
 
@@ -177,7 +180,8 @@ def groups_in_order(steps: Iterable[Step]) -> list[list[Step]]:
         ready: dict[type[Step], list[Step]] = {}
         blocked: set[type[Step]] = set()
         for step in waiting:
-            if all(each.key in done for each in step.inputs):
+            beside = {one.key for one in ready.get(type(step), ())} if step.builds_inputs else set()
+            if all(each.key in done or each.key in beside for each in step.inputs):
                 ready.setdefault(type(step), []).append(step)
             else:
                 blocked.add(type(step))

@@ -82,7 +82,7 @@ def _folds_left(steps: Sequence[Step], missing: set[str]) -> dict[str, int]:
 
 def _line(step: Step, status: Status, folds: int) -> str:
     line = f"{step.name}: {step.work()}" if step.work() else step.name
-    line += f", after {folds} fold{'s' if folds > 1 else ''} of a cross-validation" if folds else ""
+    line += f", and {folds} fold{'s' if folds > 1 else ''} of a cross-validation" if folds else ""
     return f"{line}, {status.value}" if status in (Status.STARTED, Status.DAMAGED) else line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 
 from routerretriever.artifacts.store import ArtifactStore
@@ -12,9 +13,10 @@ def checkpoints_key(expert: str) -> str:
     return f"training/{expert.split('/')[-1]}"
 
 
-def last_checkpoint(store: ArtifactStore, expert: str) -> Path | None:
-    """A local folder with the last whole checkpoint; None if there is none."""
+def last_checkpoint(store: ArtifactStore, expert: str, up_to: float = inf) -> Path | None:
+    """A local folder with the last whole checkpoint, if it is of this step or an earlier one."""
     keys = store.finished_below(checkpoints_key(expert))
+    keys = [] if any(_step(key) > up_to for key in keys) else keys
     return store.fetch(max(keys, key=_step)) if keys else None
 
 

@@ -15,7 +15,7 @@ from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import Judgements, write_judgements
 from routerretriever.datasets.splitting import first_by_hash
 from routerretriever.training.job import HELD_OUT_FILE
-from routerretriever.training.selection import HeldOut, split_folds
+from routerretriever.training.selection import HeldOut, Selected, join_folds, select, split_folds
 
 FOLDS = 3
 
@@ -54,6 +54,13 @@ class StoreFold(Step):
             left_out = set(held)
             chosen = held if step.held_out else [i for i in labelled.qrels if i not in left_out]
             write_judgements(store, step.key, labelled.subset(chosen), {"collection": step.collection.name})
+
+
+def chosen_by_folds(store: ArtifactStore, keys: Sequence[str], confidence: float) -> Selected | None:
+    """The step and scale that finished folds choose; None while one is missing."""
+    if not all(store.exists(key) for key in keys):
+        return None
+    return select(join_folds([read_held_out(store.fetch(key)) for key in keys]), confidence)
 
 
 def read_held_out(folder: Path) -> HeldOut:

@@ -6,6 +6,7 @@ the card as ``artifact.json``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +25,14 @@ from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
 from routerretriever.training.candidates import ScoreCandidates, candidates_step
 from routerretriever.training.checkpoints import checkpoints_key
-from routerretriever.training.cross_validation import FOLDS, StoreFold, read_held_out
+from routerretriever.training.cross_validation import FOLDS, StoreFold, chosen_by_folds
 from routerretriever.training.job import Selection, TrainingJob, TrainingPart
-from routerretriever.training.selection import advice, join_folds, select
+from routerretriever.training.selection import advice
 from routerretriever.training.settings import TrainingSettings
 
 _EVERY = 1_000_000_000
 """More dev queries than there are."""
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ class TrainAdapter(Step):
     """One trained adapter. What an interrupted run has reached is its last checkpoint."""
 
     stage: ClassVar[str] = "train"
+    builds_inputs: ClassVar[bool] = True
 
     job: TrainingJob
     sources: tuple[Source, ...]
@@ -287,18 +290,37 @@ class TrainAdapter(Step):
 
     @classmethod
     def build_all(cls, steps: Sequence[TrainAdapter], store: ArtifactStore) -> None:
-        """Train all of them, as many at once as the cluster holds."""
+        """Train all of them, as many at once as the cluster holds; folds before what they choose."""
         from routerretriever.training.trainers import run_jobs
 
-        run_jobs([step.ready_job(store) for step in steps], store)
+        given = {step.key for step in steps}
+        first: list[TrainingJob] = []
+        beside: list[TrainingJob] = []
+        later: list[TrainAdapter] = []
+        for step in steps:
+            job = step.ready_job(store)
+            if not job.folds:
+                first.append(job)
+            elif not all(key in given or store.exists(key) for key in job.folds):
+                continue  # another run trains them; whoever is first to find them finished trains this one
+            elif job.training.workers == 1 and job.training.max_epochs is None:
+                beside.append(job)
+            else:
+                later.append(step)
+        if first or beside:
+            run_jobs([*first, *beside], store)
+        if later:
+            run_jobs([step.ready_job(store) for step in later], store)
+        if not (first or beside or later):
+            time.sleep(_POLL_SECONDS)
 
     def ready_job(self, store: ArtifactStore) -> TrainingJob:
-        """The job, with what its folds have found."""
+        """The job, with what its folds have found, or which folds are to find it."""
         if not self.folds:
             return self.job
-        held_out = join_folds([read_held_out(store.fetch(fold.key)) for fold in self.folds])
-        selected = select(held_out, self.job.training.confidence)
-        return replace(self.job, selection="chosen", chosen=selected)
+        keys = tuple(fold.key for fold in self.folds)
+        chosen = chosen_by_folds(store, keys, self.job.training.confidence)
+        return replace(self.job, selection="chosen", chosen=chosen, folds=() if chosen else keys)
 
 
 def verdict_text(expert: Expert) -> str | None:

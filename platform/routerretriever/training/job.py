@@ -57,3 +57,5 @@ class TrainingJob:
     scale at each evaluation; what they say makes the job ``chosen``."""
     chosen: Selected | None = None
     """What a cross-validation has found: training goes to this step, whatever dev says."""
+    folds: tuple[str, ...] = ()
+    """Keys of the folds that are to choose, if they are in training at the same time."""

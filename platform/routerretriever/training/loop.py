@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from routerretriever.training.schedule import domain_schedule, learning_rate_fac
 from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.training.soup import Soup
+from routerretriever.training.speculation import Speculation
 from routerretriever.types import BASE
 
 _STATE_FILE = "state.pt"
@@ -85,6 +86,7 @@ def evaluations(
     workers: int = 1,
     resume_from: Path | None = None,
     prepare: Callable[[nn.Module], nn.Module] = lambda tower: tower,
+    speculation: Speculation | None = None,
 ) -> Iterator[Evaluation]:
     """Train one adapter; pauses at the start and after every evaluation on dev.
 
@@ -95,9 +97,10 @@ def evaluations(
         workers: that share each batch. More than one are in one torch process group.
         resume_from: what ``Evaluation.save`` wrote.
         prepare: makes the tower one of several workers'.
+        speculation: for a job whose folds are in training; of one worker.
 
     Raises:
-        TrainingFailed: the loss is no finite number.
+        TrainingFailed: the loss is no finite number, or a fold has failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -171,14 +174,23 @@ def evaluations(
             return loss
 
         clock = time.monotonic()
+        is_chosen = job.selection == "chosen"
         last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
-        while progress.step < last_step:
-            loss = soup.step(loss_of)
-            progress.step += 1
-            if progress.step % settings.evaluate_every and progress.step < last_step:
-                continue
+        loss, done = None, False
+        while not done:
+            try:
+                loss = soup.step(loss_of)
+            except TrainingFailed:
+                # What happens after the chosen step does no harm.
+                if speculation is None or speculation.wait().choice.step > progress.step:
+                    raise
+                done = True
+            else:
+                progress.step += 1
+                if progress.step % settings.evaluate_every and progress.step < last_step:
+                    continue
 
-            if rank == 0:
+            if rank == 0 and not done:
                 if job.selection == "fold":
                     values_SQ = _scaled_values(encoder, domains[0], settings.scales)
                     progress.scaled_values.append(values_SQ.tolist())
@@ -186,24 +198,37 @@ def evaluations(
                 else:
                     dev = _dev_ndcg(encoder, domains)
                 progress.history.append((progress.step, dev))
-                if dev > progress.best_dev or (job.chosen is not None and progress.step == last_step):
+                if dev > progress.best_dev or (is_chosen and progress.step == last_step):
                     progress.best_dev, progress.best_step = dev, progress.step
                     progress.evaluations_since_best = 0
                     best.update(copies(_trainable(encoder)))
                     encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
                 else:
                     progress.evaluations_since_best += 1
+                if speculation is not None:
+                    speculation.keep(progress.step, _trainable(encoder))
+                    done = speculation.is_over(progress.step)
             progress.seconds += time.monotonic() - clock
-            out_of_patience = job.chosen is None and progress.evaluations_since_best >= settings.patience
-            stop = _from_first_worker(out_of_patience, workers, encoder.device)
-            done = stop or progress.step >= last_step
+            out_of_patience = not is_chosen and progress.evaluations_since_best >= settings.patience
+            done = _from_first_worker(done or out_of_patience, workers, encoder.device)
+            done |= progress.step >= last_step
             selected = None
             if done and rank == 0:
+                if speculation is not None:
+                    job = replace(job, chosen=speculation.wait())
+                    _go_back(speculation, progress, best)
                 selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
             yield evaluation(loss, done, selected)
-            if done:
-                break
             clock = time.monotonic()
+
+
+def _go_back(speculation: Speculation, progress: Progress, best: dict[str, torch.Tensor]) -> None:
+    """To the step that the folds have chosen, as if training had ended there."""
+    step = speculation.wait().choice.step
+    best.update(speculation.weights())
+    progress.history = [each for each in progress.history if each[0] <= step]
+    progress.step, progress.best_dev = progress.history[-1]
+    progress.best_step = progress.step
 
 
 def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str = ADAPTER) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from typing import Any
 
 import ray
@@ -18,11 +19,13 @@ from ray.train.torch import prepare_model
 
 from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.errors import RouterRetrieverError, failure_reason
+from routerretriever.errors import RouterRetrieverError, TrainingFailed, failure_reason
 from routerretriever.training.checkpoints import checkpoints_key, last_checkpoint, save_checkpoint
+from routerretriever.training.cross_validation import chosen_by_folds
 from routerretriever.training.job import BEST_FOLDER, TrainingJob
 from routerretriever.training.loop import Evaluation, evaluations
 from routerretriever.training.selection import Selected
+from routerretriever.training.speculation import Speculation
 
 _prepare = partial(
     prepare_model,
@@ -45,7 +48,7 @@ def train_adapters(group: int, jobs: Mapping[str, TrainingJob], store: ArtifactS
     alone = train.get_context().get_world_size() == 1
     while name := broadcast_from_rank_zero(ray.get(queue.take.remote(group)) if first else None):
         try:
-            _train(jobs[name], group, store, queue)
+            _train(name, group, jobs, store, queue)
         except Exception as error:
             expected = isinstance(error, RouterRetrieverError)
             left = ray.get(queue.fail.remote(group, failure_reason(error), expected))
@@ -55,14 +58,21 @@ def train_adapters(group: int, jobs: Mapping[str, TrainingJob], store: ArtifactS
                 raise
 
 
-def _train(job: TrainingJob, group: int, store: ArtifactStore, queue: Any) -> None:
+def _train(name: str, group: int, jobs: Mapping[str, TrainingJob], store: ArtifactStore, queue: Any) -> None:
+    job = jobs[name]
     rank, workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
     if store.exists(job.key):  # the worker before this one was lost at the very end
         if rank == 0:
             ray.get(queue.finish.remote(group))
         return
-    saved = last_checkpoint(store, job.key)
-    for each in evaluations(job, store, rank, workers, saved, _prepare):
+    speculation = Speculation(partial(_found, job, jobs, store, queue)) if job.folds else None
+    up_to = inf
+    if job.chosen is not None:
+        up_to = job.chosen.choice.step - 1
+    elif speculation is not None:
+        up_to = 0  # what was trained before the folds have chosen may be too much already
+    saved = last_checkpoint(store, job.key, up_to)
+    for each in evaluations(job, store, rank, workers, saved, _prepare, speculation):
         if rank:
             continue
         progress = each.progress
@@ -77,6 +87,19 @@ def _train(job: TrainingJob, group: int, store: ArtifactStore, queue: Any) -> No
         store.commit(job.key, _card(job, each))
         store.delete(checkpoints_key(job.key))
         ray.get(queue.finish.remote(group))
+
+
+def _found(
+    job: TrainingJob, jobs: Mapping[str, TrainingJob], store: ArtifactStore, queue: Any
+) -> Selected | None:
+    """What the folds of a job have chosen, if they are finished."""
+    selected = chosen_by_folds(store, job.folds, job.training.confidence)
+    if selected is None:
+        courses = ray.get(queue.courses.remote())
+        failed = [fold.name for fold in jobs.values() if fold.key in job.folds and courses[fold.name].failed]
+        if failed:
+            raise TrainingFailed(f"{job.name}: its step is chosen by {failed[0]}, which failed")
+    return selected
 
 
 def _card(job: TrainingJob, end: Evaluation) -> dict[str, Any]:
