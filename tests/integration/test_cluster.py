@@ -51,7 +51,7 @@ def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, tiny_data):
     recipe = save_recipe(tiny_recipe(tiny_data, storage="s3://bucket/runs"), tiny_data / "recipe.yaml")
     logs = [tiny_data / "one.log", tiny_data / "other.log"]
     runs = [start_job("train", recipe, log) for log in logs]
-    assert [run.wait(300) for run in runs] == [0, 0], "".join(log.read_text() for log in logs)
+    assert [run.wait(1500) for run in runs] == [0, 0], "".join(log.read_text() for log in logs)
     told = [line for log in logs for line in log.read_text().splitlines()]
     for work in ("encoded metal", "encoded fruit", "expert fruit: dev", "expert metal: dev"):
         assert len([line for line in told if work in line]) == 1, work

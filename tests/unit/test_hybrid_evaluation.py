@@ -145,7 +145,7 @@ def test_a_searched_collection_decides_before_the_router():
     experts = ["b", "a", BASE]
     assert learned.of_queries(weights, experts).tolist() == [0.0, 0.5, 0.1]
     assert learned.of_queries(weights, experts, "a").tolist() == [0.5] * 3
-    assert learned.of_queries(weights, experts, "unseen").tolist() == [0.0, 0.5, 0.1]
+    assert learned.of_queries(weights, experts, "unseen").tolist() == [0.1] * 3
     again = FusionWeights.from_json(json.loads(json.dumps(learned.to_json())))
     assert again.of_queries(weights, experts, "b").tolist() == [0.0] * 3
     assert FusionWeights.fit({}, FusionSettings()).of_queries(weights, experts).tolist() == [0.1] * 3

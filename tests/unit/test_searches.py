@@ -212,6 +212,7 @@ def test_the_weight_is_the_bundles_and_without_one_the_recipes_prior():
     assert fitted.lexical_weight({"fruit": 1.0}) == 1.0
     assert fitted.lexical_weight({"base": 1.0}) == FusionSettings().prior
     assert fitted.lexical_weight({"base": 1.0}, "fruit") == 1.0
+    assert fitted.lexical_weight({"fruit": 1.0}, "another") == FusionSettings().prior
 
 
 def test_an_error_of_a_deployment_comes_in_its_own_words():

@@ -117,7 +117,7 @@ class RouterRetriever:
         Args:
             weights_BT: what ``route`` gave: how likely each query is of each domain.
             domains: the T experts that these are of, ``router.experts``.
-            collection: what is searched. If its own dev queries were learned from, they decide.
+            collection: what is searched, if it is one. Its own dev queries decide, if there are any.
         """
         if self.fusion is None:
             return np.full(len(weights_BT), FusionSettings().prior)

@@ -1,13 +1,14 @@
-"""The weight of BM25 for a query, from the domains that it may belong to.
+"""The weight of BM25 for a query, from the collection that is searched.
 
 Each domain has a curve: how much nDCG@10 its dev queries gain at every weight over the prior weight. Little
 evidence shrinks a curve towards zero. A small cost for every step away from the weight where the domain
 starts keeps weak evidence from moving it: that is the prior, or less where BM25 alone is far below the
-vectors. A query's curve and costs are the domains' means by the router's posterior; what the router does not
-know has no gain anywhere and starts at the prior. So a query that nobody knows gets the prior.
+vectors. Another collection has the prior, whatever domain a query seems to be of: leaving domains out, the
+other domains' curves lost to it. Where no collection is named, a query's curve and costs are the domains'
+means by the router's posterior; what the router does not know has no gain anywhere and starts at the prior.
 
-A model of single queries (score margins, overlap of the lists, rarity of words, length) was tried in its
-place. Leaving domains out, it lost to the prior, and with domains known it did not gain: see
+A model of single queries (score margins, overlap of the lists, rarity of words, length) was tried too.
+Leaving domains out, it lost to the prior, and with domains known it did not gain: see
 docs/explanation/hybrid.md.
 """
 
@@ -89,9 +90,10 @@ class FusionWeights:
         Args:
             weights_BT: a router's weights, taken for the chances that a query is of each expert's domain.
             experts: the T experts. One that is no domain here, such as the base, counts as none.
-            collection: what is searched. If it is a domain here, its own curve decides for all queries.
+            collection: what is searched, if it is one: its own curve decides for all queries, and the prior
+                if it has none.
         """
-        if collection in self.domains:
+        if collection is not None:
             return np.full(len(weights_BT), self.for_domain(collection))
         if not self.domains:
             return np.full(len(weights_BT), self.settings.prior)
