@@ -12,8 +12,10 @@ from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.index.lexical import LexicalIndex, Postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.words import Analyzer
+from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.training.candidates import ScoredCandidates
 from routerretriever.training.examples import Batch
+from routerretriever.training.expert import expert_step
 from routerretriever.training.objective import above_target, candidate_loss, draw_targets
 from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
 from routerretriever.training.settings import TrainingSettings
@@ -26,6 +28,7 @@ from routerretriever.training.teacher import (
     on_base_scale,
 )
 from routerretriever.training.teacher_settings import EndpointTeacher
+from support.recipes import tiny_recipe
 
 TEACHER = EndpointTeacher(kind="endpoint", url="http://localhost:1", model="m")
 
@@ -202,6 +205,26 @@ def test_settings_without_effect_leave_an_expert_as_it_is():
     # Where a reranker runs, and how often it is asked at a time, changes no score.
     moved = TEACHER.model_copy(update={"url": "http://elsewhere", "concurrency": 1, "shard_size": 7})
     assert TrainingSettings(teacher=moved, soup=3).identity() == taught.identity()
+
+
+def test_the_more_is_judged_the_less_the_teacher_has_to_say():
+    settings = TrainingSettings(distillation=0.5, distillation_queries=100)
+    weights = [settings.for_queries(queries).distillation for queries in (1, 100, 200, 1000)]
+    assert weights == [0.5, 0.5, 0.25, 0.05]
+    assert settings.for_queries(100).identity() == TrainingSettings(distillation=0.5).identity()
+    assert settings.for_queries(101).identity() != settings.identity()
+
+
+def test_an_expert_is_trained_and_named_by_the_weight_that_its_queries_leave(tiny_data):
+    def step(**training):
+        workspace = Pipeline(tiny_recipe(tiny_data, training=training)).workspace
+        return expert_step(workspace.source("fruit"), workspace.encoder, workspace.training)
+
+    queries, few = step(distillation=1.0), step(distillation=1.0, distillation_queries=7)
+    assert queries.job.training.distillation == 1.0
+    assert few.job.training.distillation == 0.5  # of 14 train queries
+    assert few.key != queries.key
+    assert few.key == step(distillation=0.5).key
 
 
 @pytest.mark.parametrize(

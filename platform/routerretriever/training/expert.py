@@ -68,6 +68,7 @@ def expert_key(
 
     ``lexical`` is how a teacher reads words, if it does.
     """
+    training = training.for_queries(len(collection.qrels("train")))
     words = [lexical.model_dump()] if training.needs_teacher and training.teacher_bm25 and lexical else []
     digest = content_hash(
         corpus_key(collection, encoder),
@@ -126,12 +127,13 @@ def expert_step(
         key: by default ``expert_key``'s, which knows no samples.
     """
     collection = source.collection
+    train = len(collection.qrels("train"))
     return train_step(
         name or collection.name,
         key or expert_key(collection, encoder, training, source.lexical),
         [source],
         encoder,
-        training,
+        training.for_queries(min(train, source.train_limit or train)),
         selects=True,
     )
 

@@ -71,6 +71,9 @@ class TrainingSettings(Settings):
     distillation: NonNegativeFloat = 1.0
     """Weight of the divergence KL(teacher || expert) over the candidate documents, beside the cross-entropy:
     what nobody judged keeps the order that the teacher gives it. 0 leaves it out."""
+    distillation_queries: PositiveInt = 1000
+    """A domain with more train queries, N, has ``distillation`` times this number / N as the weight: the more
+    is judged, the less its teacher has to say."""
     teacher_bm25: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of BM25 beside the base's scores in the teacher; 0 makes the base alone the teacher."""
     teacher: AnyTeacherSettings | None = None
@@ -166,6 +169,13 @@ class TrainingSettings(Settings):
             }
         )  # fmt: skip
 
+    def for_queries(self, train_queries: int) -> TrainingSettings:
+        """The same with the weight of the distillation that so many train queries leave."""
+        if train_queries <= self.distillation_queries:
+            return self
+        weight = self.distillation * self.distillation_queries / train_queries
+        return self.model_copy(update={"distillation": weight})
+
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher's scores of the candidates have a part in the loss."""
@@ -180,9 +190,13 @@ class TrainingSettings(Settings):
         return "cross_validation" if labelled < self.cross_validate_below else "dev"
 
     def identity(self) -> dict[str, Any]:
-        """The settings that change an expert's weights (resources and retries do not)."""
+        """The settings that change an expert's weights (resources and retries do not).
+
+        ``distillation_queries`` does so through ``for_queries``.
+        """
         unused = {
             "cpus_per_worker", "gpus_per_worker", "labels", "at_once", "max_failures", "adapter", "teacher",
+            "distillation_queries",
         }  # fmt: skip
         if self.selection == "best_step":
             unused |= {"selection", "cross_validate_below", "scales", "confidence"}
