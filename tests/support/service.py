@@ -61,6 +61,11 @@ class StandIn:
     def cut(self, vector, dimensions):
         return vector[:dimensions]
 
+    async def require_readable(self, name, access):
+        visible = [each for each in self.collections if access.reads(each)]
+        if name not in visible:
+            raise UnknownName("collection", name, visible)
+
     async def route(self, texts, access):
         near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
         return [

@@ -84,6 +84,7 @@ def test_a_report_is_in_storage_when_it_is_answered(log):
         ({"shown": ["d"] * 4, "clicked": []}, 422, "shown: 4 are more than 3"),
         ({"query": "long " * 10}, 422, "query: 50 characters are more than 20"),
         ({"query": ""}, 422, "query"),
+        ({"collection": "fruits"}, 404, "collection: found 'fruits'; there are fruit, metal"),
         ({"thumb": 1}, 422, "thumb"),
     ],
 )

@@ -197,6 +197,14 @@ class Service:
         """One of them."""
         return await self._state(*await self._readable(name, access), access)
 
+    async def require_readable(self, name: str, access: Access) -> None:
+        """Check that a collection is there for a client.
+
+        Raises:
+            UnknownName: it is not.
+        """
+        await self._readable(name, access)
+
     async def create(self, request: CollectionIn, access: Access) -> CollectionState:
         """Create a collection without documents.
 

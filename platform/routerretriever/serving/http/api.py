@@ -158,7 +158,7 @@ def build_api(
         )
 
     if settings.feedback and feedback:
-        add_feedback(api, settings.feedback, feedback)
+        add_feedback(api, pick, settings.feedback, feedback)
     add_collections(api, pick, limits)
     add_pages(api)
     explain_errors(api)

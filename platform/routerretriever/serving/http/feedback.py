@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 
 from routerretriever.client.schemas import FeedbackRequest, FeedbackResponse, ForgetRequest, ForgetResponse
 from routerretriever.config.serving import FeedbackSettings
 from routerretriever.datasets.feedback import Feedback, FeedbackLog
-from routerretriever.errors import UnknownName, WrongField
+from routerretriever.errors import WrongField
 from routerretriever.serving.access import Access
 from routerretriever.serving.http.errors import Contradiction, check_count, check_length
+from routerretriever.serving.service import Service
 
 
-def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> None:
+def add_feedback(
+    api: FastAPI, pick: Callable[[Request], Service], settings: FeedbackSettings, log: FeedbackLog
+) -> None:
     """Add the routes.
 
     Args:
         api: the application.
+        pick: gives the service that answers a request.
         settings: limits.
         log: where reports are kept.
     """
@@ -29,8 +34,7 @@ def add_feedback(api: FastAPI, settings: FeedbackSettings, log: FeedbackLog) -> 
     async def feedback(body: FeedbackRequest, request: Request) -> FeedbackResponse:
         """Keep what a user clicked and marked. It is on disk when this answers."""
         access: Access = request.state.access
-        if not access.reads(body.collection):
-            raise UnknownName("collection", body.collection, sorted(access.read or ()))
+        await pick(request).require_readable(body.collection, access)
         for field in ("shown", "clicked", "relevant", "not_relevant"):
             check_count(field, getattr(body, field), settings.documents)
         if missing := [document for document in body.clicked if document not in body.shown]:
