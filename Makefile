@@ -20,8 +20,8 @@ sample: install ## Set up, and run the main job on the built-in sample
 
 test: install check ## Set up, check the code, and run every test
 	$(BIN)/python -m pytest tests/unit -n 2 --cov
-	# Two clusters at a time: much of their time goes by while one process waits for another to start.
-	$(BIN)/python -m pytest tests/integration tests/end_to_end -n 2 --dist loadgroup
+	# One Ray and one service at a time: two would wait for each other's CPUs.
+	$(BIN)/python -m pytest tests/integration tests/end_to_end
 
 test-fast: install ## Tests that start nothing (seconds)
 	$(BIN)/python -m pytest tests/unit -m "not component" -n 2

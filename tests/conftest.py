@@ -23,9 +23,13 @@ settings.load_profile("patient")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``, a file that needs a cluster stays in one process: its tests share a run."""
+    """With ``-n``, a file that needs a cluster stays in one process, which starts Ray once.
+
+    Files that start a service are in one group: two of them on a machine would want the same ports.
+    """
     for item in items:
-        if item.get_closest_marker("integration") or item.get_closest_marker("end_to_end"):
+        slow = item.get_closest_marker("integration") or item.get_closest_marker("end_to_end")
+        if slow and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -17,7 +17,7 @@ from support.environment import users_environment
 from support.paths import BIN, ROOT
 from support.waiting import wait_for
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("services")]
 EXPERTS = ["kitchen", "support", "debate", "tenancy", "shell", "health"]
 
 

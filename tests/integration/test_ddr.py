@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from support.collections import write_collections
 from support.recipes import TINY_TRAINING, tiny_recipe
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 QUERIES = ["where is grape with fig", "where is tin with lead", "x"]
 LABELS = {"fruit": ["food"], "metal": ["matter", "food"], "sport": ["matter"]}
 

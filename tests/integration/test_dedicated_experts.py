@@ -14,7 +14,7 @@ from routerretriever.serving.deployments.run import deploy
 from support.runs import served
 from support.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 QUERIES = ["where is grape with fig", "where is tin with lead", "x"]
 
 

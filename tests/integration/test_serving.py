@@ -37,7 +37,7 @@ from support.paths import ROOT
 from support.runs import served
 from support.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 
 QUERIES = [
     "where is grape with fig",
