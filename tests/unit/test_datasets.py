@@ -314,6 +314,15 @@ def test_open_collection_names_what_is_missing(tmp_path, toy):
         DatasetError, match=r"^domains\.kitchen\.path: no folder /.*/nowhere; mend the recipe$"
     ):
         open_collection("kitchen", tmp_path / "nowhere")
+    archive = tmp_path / "kitchen.tar.gz"
+    archive.touch()
+    told = (
+        r"kitchen\.tar\.gz is a file, no folder; type `routerretriever datasets import .* --to kitchen-beir`"
+    )
+    with pytest.raises(DatasetError, match=rf"^domains\.kitchen\.path: /.*{told}$"):
+        open_collection("kitchen", archive)
+    with pytest.raises(DatasetError, match=rf"^/.*{told}$"):
+        check_collection(archive)
     with pytest.raises(DatasetError, match=r"no folder .*`routerretriever datasets download scifact`"):
         open_collection("kitchen", tmp_path / "scifact")
     (toy.folder / "queries.jsonl").unlink()

@@ -198,6 +198,7 @@ def export(
 
 def _folder(path: str) -> Path:
     from routerretriever.datasets.collection import open_collection, sample_domains
+    from routerretriever.datasets.files import require_folder
     from routerretriever.errors import DatasetError
 
     name = path.removeprefix("sample:")
@@ -205,8 +206,7 @@ def _folder(path: str) -> Path:
         if name not in sample_domains():
             raise DatasetError(f"{path}: no such built-in sample; there are {', '.join(sample_domains())}")
         return open_collection(name, path).folder
-    if not Path(path).is_dir():
-        raise DatasetError(f"{path}: no such folder; name one that holds corpus.jsonl and queries.jsonl")
+    require_folder(Path(path))
     return Path(path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from routerretriever.datasets.contents import SPLITS, Contents, read_contents
+from routerretriever.datasets.files import require_folder
 from routerretriever.datasets.issues import Issue, KindCount, Notes
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.errors import DatasetError
@@ -94,8 +95,7 @@ def check_collection(
     Raises:
         DatasetError: there is no such folder.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; name one that holds corpus.jsonl and queries.jsonl")
+    require_folder(folder)
     notes = Notes(limit)
     try:
         contents = read_contents(folder, settings or DomainSettings(path=""), SPLITS, notes, whole=True)

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from routerretriever.datasets.contents import SPLITS, Contents, QrelsFile, read_contents, split_files
-from routerretriever.datasets.files import find_file, import_hint, read_blocks, require_file
+from routerretriever.datasets.files import file_hint, find_file, import_hint, read_blocks, require_file
 from routerretriever.datasets.issues import SAME_ID, Issue, Notes, raise_error, refuse
 from routerretriever.datasets.passages import cut, passage_ids
 from routerretriever.datasets.reading import Record, read_records
@@ -247,6 +247,8 @@ def open_collection(name: str, path: str | Path, settings: DomainSettings | None
     known = plain in BEIR_NAMES
     option = " --generated" if plain != folder.name else ""
     command = f"`routerretriever datasets download {plain}{option}`"
+    if folder.is_file():
+        raise DatasetError(f"{field}: {folder} is {file_hint(folder)}")
     if not folder.is_dir():
         remedy = f"download it with {command}, or mend the recipe" if known else "mend the recipe"
         raise DatasetError(f"{field}: no folder {folder}; {remedy}")

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import zstandard
 
 from routerretriever.datasets.issues import ENCODING, NO_FILE, TWO_FILES, UNREADABLE, Issue, Report, refuse
+from routerretriever.errors import DatasetError
 
 _BUFFER = 1 << 18
 SUFFIXES = ("", ".gz", ".zst")
@@ -72,6 +73,24 @@ def check_forms(folder: Path, name: str, report: Report) -> None:
     """Report a file that is there in two forms with different content."""
     if different := _different(find_files(folder, name)):
         report(different)
+
+
+def require_folder(path: Path) -> None:
+    """Check that there is a folder, which may be a collection.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if path.is_file():
+        raise DatasetError(f"{path} is {file_hint(path)}")
+    if not path.is_dir():
+        raise DatasetError(f"{path}: no such folder; name one that holds corpus.jsonl and queries.jsonl")
+
+
+def file_hint(path: Path) -> str:
+    """What to do with a file in the place of a collection."""
+    to = f"{path.name.partition('.')[0]}-beir"
+    return f"a file, no folder; type `routerretriever datasets import {path} --to {to}`"
 
 
 def import_hint(folder: Path) -> str:
