@@ -102,7 +102,6 @@ def built(steps, store, monkeypatch):
     monkeypatch.setattr(
         "routerretriever.training.trainers.run_jobs", lambda jobs, _: runs.append([job.name for job in jobs])
     )
-    monkeypatch.setattr(experts, "_POLL_SECONDS", 0)
     monkeypatch.setattr(experts, "chosen_by_folds", lambda *_: None)
     TrainAdapter.build_all(steps, store)
     return runs

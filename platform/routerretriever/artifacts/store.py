@@ -277,8 +277,8 @@ def build_keys(store: ArtifactStore, keys: Sequence[str], build: Callable[[list[
     Args:
         store: where they lie.
         keys: the artifacts.
-        build: makes and commits those that it is given: what nobody else is making. The others are waited
-            for, and taken over if their maker fails.
+        build: makes and commits those that it is given: what nobody else is making. The others, and what it
+            leaves out because it needs them, are waited for, and taken over if their maker fails.
 
     Returns:
         Whether anything was missing.
@@ -294,7 +294,7 @@ def build_keys(store: ArtifactStore, keys: Sequence[str], build: Callable[[list[
             mine = [key for key in mine if not store.exists(key)]
             if mine:
                 build(mine)
-        if not mine:
+        if not any(store.exists(key) for key in mine):
             if not was_waiting:
                 log.info("waiting for another run, which is making %s", ", ".join(missing))
             time.sleep(_POLL_SECONDS)

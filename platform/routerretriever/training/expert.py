@@ -6,7 +6,6 @@ the card as ``artifact.json``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,6 @@ from routerretriever.training.settings import TrainingSettings
 
 _EVERY = 1_000_000_000
 """More dev queries than there are."""
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -304,7 +302,7 @@ class TrainAdapter(Step):
             if not job.folds:
                 first.append(job)
             elif not all(key in given or store.exists(key) for key in job.folds):
-                continue  # another run trains them; whoever is first to find them finished trains this one
+                continue  # another run trains them, and must end first
             elif job.training.workers == 1 and job.training.max_epochs is None:
                 beside.append(job)
             else:
@@ -313,8 +311,6 @@ class TrainAdapter(Step):
             run_jobs([*first, *beside], store)
         if later:
             run_jobs([step.ready_job(store) for step in later], store)
-        if not (first or beside or later):
-            time.sleep(_POLL_SECONDS)
 
     def ready_job(self, store: ArtifactStore) -> TrainingJob:
         """The job, with what its folds have found, or which folds are to find it."""

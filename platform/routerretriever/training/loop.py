@@ -215,20 +215,20 @@ def evaluations(
             selected = None
             if done and rank == 0:
                 if speculation is not None:
-                    job = replace(job, chosen=speculation.wait())
-                    _go_back(speculation, progress, best)
+                    job = replace(job, chosen=_go_back(speculation, progress, best))
                 selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
             yield evaluation(loss, done, selected)
             clock = time.monotonic()
 
 
-def _go_back(speculation: Speculation, progress: Progress, best: dict[str, torch.Tensor]) -> None:
-    """To the step that the folds have chosen, as if training had ended there."""
-    step = speculation.wait().choice.step
+def _go_back(speculation: Speculation, progress: Progress, best: dict[str, torch.Tensor]) -> Selected:
+    """To the step that the folds have chosen, as if training had ended there; returns what they chose."""
+    selected = speculation.wait()
     best.update(speculation.weights())
-    progress.history = [each for each in progress.history if each[0] <= step]
+    progress.history = [each for each in progress.history if each[0] <= selected.choice.step]
     progress.step, progress.best_dev = progress.history[-1]
     progress.best_step = progress.step
+    return selected
 
 
 def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str = ADAPTER) -> float:

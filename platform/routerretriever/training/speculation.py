@@ -31,8 +31,7 @@ class Speculation:
         """
         self._found = found
         self._kept: dict[int, dict[str, Tensor]] = {}
-        self.selected: Selected | None = None
-        """What the folds have chosen, as far as is known."""
+        self._selected: Selected | None = None
 
     def keep(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights after a step, on the CPU."""
@@ -40,17 +39,19 @@ class Speculation:
 
     def is_over(self, step: int) -> bool:
         """Whether the chosen step is known and has been reached."""
-        if self.selected is None:
-            self.selected = self._found()
-        return self.selected is not None and self.selected.choice.step <= step
+        selected = self._look()
+        return selected is not None and selected.choice.step <= step
 
     def wait(self) -> Selected:
         """What the folds have chosen; waits for them."""
-        while self.selected is None:
-            self.selected = self._found()
-            if self.selected is None:
-                time.sleep(_POLL_SECONDS)
-        return self.selected
+        while (selected := self._look()) is None:
+            time.sleep(_POLL_SECONDS)
+        return selected
+
+    def _look(self) -> Selected | None:
+        if self._selected is None:
+            self._selected = self._found()
+        return self._selected
 
     def weights(self) -> dict[str, Tensor]:
         """Those at the chosen step."""
