@@ -84,10 +84,10 @@ def cluster(not_only_units: None) -> Iterator[None]:
     """A Ray of this process's own, with two CPUs, however many there are."""
     import ray
     from ray import serve
-    from routerretriever.runtime.cluster import worker_environment
+    from routerretriever.runtime.cluster import start_ray, worker_environment
 
     environment = {"env_vars": worker_environment()}
-    ray.init(
+    start_ray(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment
     )
     yield

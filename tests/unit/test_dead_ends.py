@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -172,3 +174,49 @@ def test_no_line_page_or_recorded_recipe_has_a_password(tiny_data, monkeypatch, 
     told = capsys.readouterr().err
     assert "no answer from http://***@" in told
     assert SECRET not in told
+
+
+class SlowRay:
+    """Ray on a machine that is too busy for it, at first."""
+
+    def __init__(self, timeouts):
+        self.timeouts = timeouts
+        self.left_behind = []
+
+    def __call__(self, **options):
+        if not self.timeouts:
+            return
+        self.timeouts -= 1
+        self.left_behind.append(subprocess.Popen(["sleep", "60"]))
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+
+def test_ray_on_a_busy_machine_is_started_again_and_leaves_no_process(monkeypatch, caplog):
+    mine = subprocess.Popen(["sleep", "60"])
+    slow = SlowRay(timeouts=2)
+    monkeypatch.setattr("ray.init", slow)
+    with caplog.at_level(logging.WARNING):
+        cluster.start_ray()
+    assert caplog.text.count("this machine is busy; trying again") == 2
+    assert [process.wait() for process in slow.left_behind] == [-signal.SIGKILL] * 2
+    assert mine.poll() is None
+    mine.kill()
+    mine.wait()
+
+
+def test_ray_that_never_starts_is_one_line(monkeypatch):
+    slow = SlowRay(timeouts=100)
+    monkeypatch.setattr("ray.init", slow)
+    with pytest.raises(Unavailable, match="did not start on this machine in 4 tries of 30 s"):
+        cluster.start_ray()
+    for process in slow.left_behind:
+        process.wait()
+
+
+def test_what_else_keeps_ray_from_starting_is_passed_on(monkeypatch):
+    def broken(**_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("ray.init", broken)
+    with pytest.raises(RuntimeError, match="no room"):
+        cluster.start_ray()

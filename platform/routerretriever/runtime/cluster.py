@@ -8,8 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from routerretriever.errors import BadInput, Unavailable
 from routerretriever.runtime.haproxy import loopback_environment
@@ -19,6 +22,7 @@ from routerretriever.runtime.ray_metrics import export_to_ray, running_ray
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
 _ANSWER_SECONDS = 10.0
+_STARTS = 4
 
 
 def connect() -> None:
@@ -52,8 +56,36 @@ def connect() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     else:
         require_answer(address)
-    ray.init(address=address, runtime_env={"env_vars": environment}, **options)
+    start_ray(address=address, runtime_env={"env_vars": environment}, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
+
+
+def start_ray(**options: Any) -> None:
+    """``ray.init``, begun anew where a busy machine was too slow for it: Ray gives its processes 30 s.
+
+    Raises:
+        Unavailable: they did not come up in several tries.
+    """
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        before = set(psutil.Process().children())
+        try:
+            ray.init(**options)
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            for process in set(psutil.Process().children()) - before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if not left:
+                raise Unavailable(
+                    f"Ray did not start on this machine in {_STARTS} tries of 30 s: it is busy, or something "
+                    "keeps Ray's processes from starting; see /tmp/ray/session_latest/logs"
+                ) from error
+            log.warning("Ray did not start within 30 s: this machine is busy; trying again")
+        else:
+            return
 
 
 def require_answer(address: str) -> None:
