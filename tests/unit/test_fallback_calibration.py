@@ -20,7 +20,7 @@ from routerretriever.routing.calibration import (
     choose,
     interpolate,
 )
-from routerretriever.routing.data import RoutingData
+from routerretriever.routing.data import HeldOut, RoutingData
 from routerretriever.routing.fit import calibrate, fit, with_chosen_fallback
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.scoring.mixed_vectors import MixedVectors
@@ -89,11 +89,12 @@ NAMES = ["a", "b", "c", "d"]
 DIMENSION, DOCUMENTS, QUERIES = 16, 60, 40
 
 
-def world(names, *, harm, seed=0):
+def world(names, *, harm, seed=0, learned=True, apart=3.0):
     """Scored queries of domains that can be told apart.
 
-    The base finds most of what is relevant, each expert all of it in its domain. Elsewhere an expert adds
-    ``harm`` times a direction that has nothing to do with the query.
+    The base finds most of what is relevant, each expert all of it in its domain, if it has ``learned`` from
+    these queries, else as much as the base. Elsewhere an expert adds ``harm`` times a direction that has
+    nothing to do with the query.
     """
     random = np.random.default_rng(seed)
     columns = [BASE, *names]
@@ -111,7 +112,7 @@ def world(names, *, harm, seed=0):
         vectors = np.repeat((documents[relevant] + noise)[:, None], len(columns), axis=1)
         for column, expert in enumerate(columns):
             if expert == name:
-                vectors[:, column] = documents[relevant]
+                vectors[:, column] = documents[relevant] if learned else vectors[:, 0]
             elif expert != BASE:
                 vectors[:, column] += harm * random.normal(size=DIMENSION).astype(np.float32)
         runs = [
@@ -120,7 +121,7 @@ def world(names, *, harm, seed=0):
         fields = [field.name for field in dataclasses.fields(runs[0])]
         measured = type(runs[0])(*(np.stack([getattr(run, f) for run in runs], axis=1) for f in fields))
         scores[name] = SplitScores(name, "train", ids, columns, measured, vectors)
-        place = np.eye(DIMENSION, dtype=np.float32)[number] * 3
+        place = np.eye(DIMENSION, dtype=np.float32)[number] * apart
         features[name] = (place + random.normal(size=(QUERIES, DIMENSION)) * 0.5).astype(np.float32)
     mixed = MixedVectors(scores=scores, qrels=qrels, indexes=indexes)
     data = RoutingData(
@@ -160,6 +161,19 @@ def test_experts_that_harm_elsewhere_leave_unseen_domains_to_the_base():
         for name in NAMES
     ]
     assert np.mean(in_domain) <= IN_DOMAIN_LIMIT + 0.005
+
+
+def test_what_a_fallback_costs_is_seen_on_queries_that_no_expert_has_learned_from():
+    data, mixed, scores = world(NAMES, harm=0.4, apart=1.0)
+    unseen, others, _ = world(NAMES, harm=0.4, apart=1.0, seed=1, learned=False)
+    held_out = HeldOut(unseen.features, others.mixed_ndcg)
+    worst = [
+        max(loss_when_left_out(data, mixed, scores, chosen, name) for name in NAMES)
+        for _, chosen in (
+            fit_and_choose(one, SETTINGS) for one in (data, dataclasses.replace(data, held_out=held_out))
+        )
+    ]
+    assert worst[1] < worst[0] / 2
 
 
 def test_a_single_scored_query_is_no_obstacle():

@@ -27,12 +27,12 @@ def test_a_plan_counts_what_is_to_be_done_and_does_nothing(tiny_data, monkeypatc
     # The base and two experts; on test the two baselines as well. BM25's weight is learned from dev.
     scores = steps["score (experts)"].to_do.splitlines()
     assert [line.split(":")[0] for line in scores[:-1]] == ["fruit", "metal", "sport"]
-    assert all(part in scores[1] for part in ("train 14 x 3", "dev 7 x 1", "test 7 x 3"))
+    assert all(part in scores[1] for part in ("train 14 x 3", "dev 7 x 3", "test 7 x 3"))
     assert scores[2] == "sport: test 7 x 3"
-    assert "161 query encodings" in steps["score (experts)"].to_do
+    assert "189 query encodings" in steps["score (experts)"].to_do
     assert "sport: 7 test queries at 13 weights of BM25" in steps["fuse (experts)"].to_do
     assert "sport: test 7 x 2" in steps["score (baselines)"].to_do
-    assert steps["score (experts)"].there == "0 of 17 partitions"
+    assert steps["score (experts)"].there == "0 of 21 partitions"
     assert plan_table(list(steps.values())).row_count == len(steps)
     assert not list((tiny_data / "storage").iterdir())
 

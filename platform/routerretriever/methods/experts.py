@@ -26,7 +26,7 @@ from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
 from routerretriever.methods.ranking import dense_rank, search_test
 from routerretriever.routing.calibration import CALIBRATION_VERSION
-from routerretriever.routing.data import RoutingData
+from routerretriever.routing.data import HeldOut, RoutingData
 from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
@@ -81,6 +81,7 @@ class Experts(Method):
             *(workspace.corpus_step(name) for name in workspace.collections),
             *self.train_steps.values(),
             *self._source_steps(),
+            *self._held_out_steps(),
             *workspace.score_steps("test", self.models, tested),
             *self._routed_steps("dev", self.hybrid.calibrated),
             *self.hybrid.steps(),
@@ -121,6 +122,14 @@ class Experts(Method):
         return self._workspace.score_steps(
             self.source_split, self.models, list(self._workspace.expert_domains)
         )
+
+    def _held_out_steps(self) -> list[ScoreSplit]:
+        """Scores of dev queries, to choose the fallback by, where the scored queries taught the experts."""
+        workspace = self._workspace
+        fallback = workspace.routing.fallback
+        if workspace.scoring.source != "train" or fallback is None or fallback.answer != "auto":
+            return []
+        return workspace.score_steps("dev", self.models, list(workspace.expert_domains))
 
     def _routed_steps(self, split: str, names: list[str]) -> list[ScoreSplit]:
         """Scores of queries that are to be routed: of the base, or of all models if vectors are merged."""
@@ -176,7 +185,8 @@ class Experts(Method):
         """The settings with the fallback that ``auto`` stands for: chosen once, and kept in storage."""
         if settings.fallback is None or settings.fallback.answer != "auto":
             return settings
-        store, scored = self._workspace.store, [step.key for step in self._source_steps()]
+        steps = [*self._source_steps(), *self._held_out_steps()]
+        store, scored = self._workspace.store, [step.key for step in steps]
         source = self._workspace.scoring.source
         key = (
             f"fallbacks/{content_hash(scored, source, settings.model_dump(mode='json'), CALIBRATION_VERSION)}"
@@ -208,7 +218,17 @@ class Experts(Method):
             self._workspace.features(self.scores, split, settings.features),
             self._workspace.query_texts(self.scores, split),
             self._mixed.mixed_ndcg if settings.fallback is not None else None,
+            self._held_out(settings),
         )
+
+    def _held_out(self, settings: RoutingSettings) -> HeldOut | None:
+        """The dev queries, if a fallback is to be chosen by them."""
+        steps = self._held_out_steps()
+        if not steps or settings.fallback is None or settings.fallback.answer != "auto":
+            return None
+        scores = self._workspace.scores(steps)
+        features = self._workspace.features(scores, "dev", settings.features)
+        return HeldOut(features, self.mixed_vectors(scores, "dev").mixed_ndcg)
 
     @cached_property
     def _mixed(self) -> MixedVectors:

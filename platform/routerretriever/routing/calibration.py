@@ -1,7 +1,8 @@
 """Choosing the out-of-domain fallback by leaving domains out, one at a time.
 
 A domain whose expert and queries are taken away stands for domains that nobody has foreseen: its queries,
-routed by what is left, show what a fallback would have saved. What it costs is seen on the domains that stay.
+routed by what is left, show what a fallback would have saved. What it costs is seen on the domains that stay,
+by queries that their experts have not learned from: on others an expert looks better than it is.
 Queries are answered at a few blends of router and fallback; what lies between is interpolated, so that any
 number of settings can be compared without another search.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ CANDIDATES = tuple(
     for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
     for slack in (0.0, 1.0)
 )
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
 """Raise it when what is chosen changes."""
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _QUERIES = 200
@@ -156,50 +158,66 @@ def interpolate(ndcg_FQ: Values, familiarity_Q: Vectors) -> Values:
 def _known(
     data: RoutingData, settings: RoutingSettings, inner: Router, known: ReferenceQueries, name: str
 ) -> _Domain:
-    """A domain as it is; its queries are no neighbours of their own."""
-    rows, chosen = _some_rows(data, settings, name)
-    own_Nd = known.features_Nd[known.dataset_N == known.datasets.index(name)][chosen]
-    similarity_Qk, neighbour_Qk = nearest_others(known.references, own_Nd, _neighbours(settings))
-    ndcg = _blended(data, settings, inner, name, rows)
+    """A domain as it is."""
+    count = _neighbours(settings)
+    if data.held_out is not None and name in data.held_out.features:
+        features_Qd, answered = data.held_out.features[name], data.held_out.answered
+        rows = _spread(len(features_Qd))
+        similarity_Qk, neighbour_Qk = known.references.nearest(features_Qd[rows], count)
+    else:
+        assert data.answered is not None, "mixtures cannot be measured on this data"
+        features_Qd, answered = data.features[name], data.answered
+        rows, chosen = _some_rows(data, settings, name)
+        own_Nd = known.features_Nd[known.dataset_N == known.datasets.index(name)][chosen]
+        similarity_Qk, neighbour_Qk = nearest_others(known.references, own_Nd, count)
+    ndcg = _blended(features_Qd[rows], partial(answered, name, rows), settings, inner)
     return _Domain(ndcg, similarity_Qk, known.dataset_N[neighbour_Qk], known)
 
 
 def _left_out(
     data: RoutingData, settings: RoutingSettings, fit_others: Callable[[RoutingData], Router], name: str
 ) -> _Domain:
-    """A domain as if its expert and its queries had never been there."""
+    """A domain as if its expert and queries had never been there; no other expert has learned from them."""
+    assert data.answered is not None, "mixtures cannot be measured on this data"
     others = data.only([other for other in data.own_datasets if other != name])
     known = ReferenceQueries.of(others, settings, _neighbours(settings))
     rows, _ = _some_rows(data, settings, name)
-    similarity_Qk, neighbour_Qk = known.references.nearest(data.features[name][rows], _neighbours(settings))
-    ndcg = _blended(data, settings, fit_others(others), name, rows)
+    features_Bd = data.features[name][rows]
+    similarity_Qk, neighbour_Qk = known.references.nearest(features_Bd, _neighbours(settings))
+    ndcg = _blended(features_Bd, partial(data.answered, name, rows), settings, fit_others(others))
     return _Domain(ndcg, similarity_Qk, known.dataset_N[neighbour_Qk], known)
 
 
 def _some_rows(data: RoutingData, settings: RoutingSettings, name: str) -> tuple[Rows, Rows]:
     """Rows of some of a domain's reference queries in the whole data, and among the references."""
     rows = data.sample_rows(settings.references, settings.seed)[name]
-    chosen = np.linspace(0, len(rows) - 1, min(_QUERIES, len(rows))).round().astype(np.int64)
+    chosen = _spread(len(rows))
     return rows[chosen], chosen
 
 
+def _spread(count: int) -> Rows:
+    """At most so many rows as are answered, evenly spread."""
+    return np.linspace(0, count - 1, min(_QUERIES, count)).round().astype(np.int64)
+
+
 def _blended(
-    data: RoutingData, settings: RoutingSettings, inner: Router, name: str, rows: Rows
+    features_Bd: Vectors,
+    answered: Callable[[list[str], Vectors], Values],
+    settings: RoutingSettings,
+    inner: Router,
 ) -> dict[str, Values]:
-    """nDCG@10 at every blend of a router and each answer."""
-    assert data.answered is not None, "mixtures cannot be measured on this data"
-    own_BT = inner.mixture(data.features[name][rows])
-    routed = data.answered(name, rows, inner.experts, worth_running(own_BT, settings.min_share))
+    """nDCG@10 [F, B] at every blend of a router and each answer."""
+    own_BT = inner.mixture(features_Bd)
+    routed_B = answered(inner.experts, worth_running(own_BT, settings.min_share))
     made = {}
     for answer in _ANSWERS:
         experts = with_answer(inner.experts, answer)
         fallback_T = fallback_weights(experts, answer)
         values = []
         for share in _BLENDS[:-1]:
-            mixed_BT = blend(own_BT, fallback_T, np.full(len(rows), share, dtype=np.float32))
-            weights_BT = worth_running(mixed_BT, settings.min_share)
-            values.append(data.answered(name, rows, experts, weights_BT))
-        made[answer] = np.stack([*values, routed])
+            mixed_BT = blend(own_BT, fallback_T, np.full(len(features_Bd), share, dtype=np.float32))
+            values.append(answered(experts, worth_running(mixed_BT, settings.min_share)))
+        made[answer] = np.stack([*values, routed_B])
     return made
 
 

@@ -17,6 +17,16 @@ Answered = Callable[[str, Rows, list[str], Vectors], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Queries that no expert has learned from, in part of the datasets."""
+
+    features: dict[str, Vectors]
+    """Routing features [Q, d] by dataset."""
+    answered: Answered
+    """Measures mixtures of experts, and of the base, on them."""
+
+
+@dataclass(frozen=True)
 class RoutingData:
     """Scored queries by dataset: utilities [Q, T], routing features [Q, d], and the queries' texts."""
 
@@ -28,6 +38,8 @@ class RoutingData:
     """May be empty; then explanations cannot quote the nearest queries."""
     answered: Answered | None = None
     """Measures mixtures of experts, and of the base; rows are those of the whole data, before any sample."""
+    held_out: HeldOut | None = None
+    """None if no expert has learned from the scored queries themselves, or if there are no others."""
 
     @property
     def own_datasets(self) -> list[str]:
@@ -77,4 +89,5 @@ class RoutingData:
             {name: self.features[name] for name in datasets},
             {name: self.queries[name] for name in datasets if name in self.queries},
             self.answered,
+            self.held_out,
         )
