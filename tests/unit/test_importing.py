@@ -288,6 +288,40 @@ EXAMPLES = {
         },
         {"train": PAIRS | {("how long", "Very hot."): 0}},
     ),
+    "hotpot": (
+        {
+            "hotpot_train_v1.1.json": [
+                {"_id": "q0", "question": "how long", "answer": "ten", "supporting_facts": [["Long", 0]],
+                 "context": [["Long", ["Ten ", "minutes."]], ["Hot", ["Very hot."]]]},
+                {"_id": "q1", "question": "how hot", "answer": "very", "supporting_facts": [["Hot", 0]],
+                 "context": [["Hot", ["Very hot."]]]},
+            ]
+        },
+        {"train": PAIRS | {("how long", "Very hot."): 0}},
+    ),
+    "hotpot on the hub": (
+        {
+            "train-0.parquet": [
+                {"id": "q0", "question": "how long", "supporting_facts": {"title": ["Long"], "sent_id": [0]},
+                 "context": {"title": ["Long", "Hot"], "sentences": [["Ten minutes."], ["Very hot."]]}},
+                {"id": "q1", "question": "how hot", "supporting_facts": {"title": ["Hot"], "sent_id": [0]},
+                 "context": {"title": ["Hot"], "sentences": [["Very hot."]]}},
+            ]
+        },
+        {"train": PAIRS | {("how long", "Very hot."): 0}},
+    ),
+    "musique": (
+        {
+            "musique_ans_dev.jsonl": jsonl(
+                {"id": f"2hop__{n}", "question": ASKED[n]["text"], "answer": "", "paragraphs": [
+                    {"idx": m, "title": "t", "paragraph_text": TEXTS[m], "is_supporting": n == m}
+                    for m in range(2)
+                ]}
+                for n in range(2)
+            )
+        },
+        {"dev": PAIRS | {("how long", "Very hot."): 0, ("how hot", "Ten minutes."): 0}},
+    ),
     "llama index": (
         {
             "a.json": {
@@ -670,7 +704,7 @@ json_values = st.recursive(
 )
 columns = st.sampled_from(
     ["_id", "text", "title", "query", "positive", "negative_1", "answers", "score", "query-id", "corpus-id",
-     "paragraphs", "queries", "corpus", "relevant_docs", "metadata", "data"]
+     "paragraphs", "queries", "corpus", "relevant_docs", "metadata", "data", "context", "supporting_facts"]
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Rows that hold a query and what answers it: which of their fields is what.
 
-A field holds one text, a list of texts, objects with text, title and id (Tevatron, DPR), or an object of
-lists (MS MARCO and SQuAD on the Hugging Face hub).
+A field holds one text, a list of texts, objects with text, title and id (Tevatron, DPR, MuSiQue), an object
+of lists (MS MARCO and SQuAD on the Hugging Face hub), or titles with sentences, and beside them the
+titles that a question needs (HotpotQA, 2WikiMultihopQA).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class PairColumns:
     def __init__(self, source: Source) -> None:
         query = source.column(sources.QUERIES)
         assert query
+        self._columns = source.columns
         self.query = query
         self.context = source.column(("input",)) if sources.plain(query) == "instruction" else None
         """What Alpaca's instructions are about."""
@@ -54,7 +56,10 @@ class PairColumns:
         self.negatives = [
             name for name in source.columns if sources.without_number(name) in sources.NEGATIVES
         ]
-        self.query_id = source.column(sources.QUERY_IDS)
+        self.facts = source.column(("supporting_facts",))
+        """Titles of the paragraphs in ``context`` that a question needs."""
+        ids = ("_id", "id") if self.facts or sources.SUPPORTED in self.graded else ()
+        self.query_id = source.column((*sources.QUERY_IDS, *ids))
         self.document_id = source.column(sources.DOCUMENT_IDS)
         self.title = source.column(("title",))
         # Beside negatives a score is a teacher's margin.
@@ -88,6 +93,8 @@ class PairColumns:
 
     def used(self, pair: Pair) -> set[str | None]:
         """The columns that are no metadata of a document."""
+        if self.facts or pair.column == sources.SUPPORTED:
+            return set(self._columns)  # they tell of the question
         document_id = self.document_id if len(pair.answers) == 1 else None
         return {
             self.query, self.context, pair.column, self.query_id, document_id, self.title, self.grade,
@@ -95,6 +102,8 @@ class PairColumns:
         }  # fmt: skip
 
     def _answers(self, row: Row) -> tuple[str, list[Passage]]:
+        if self.facts:
+            return "context", _supported(row, self.facts)
         for name in self.graded:  # a list of candidates says nothing unless each has a grade
             found = _candidates(row, name)
             if found and all(one.grade is not None for one in found):
@@ -122,6 +131,36 @@ def passages(row: Row, column: str) -> list[Passage]:
         value = list(_transposed(value))
     values = value if isinstance(value, list) else [value]
     return [one for each in values if (one := _passage(Row(row.place, {column: each}), column)).text.strip()]
+
+
+def _supported(row: Row, facts: str) -> list[Passage]:
+    """The paragraphs of ``context``: titles and sentences, relevant where ``facts`` name the title."""
+    named, context = row.fields.get(facts), row.fields.get("context")
+    titles = named.get("title") if isinstance(named, dict) else named
+    if not isinstance(titles, list):
+        raise DatasetError(
+            f'{row.place}: "{facts}" is no list of titles; write [["title", 0]] or cut the row'
+        )
+    titles = [one[0] if isinstance(one, list) and one else one for one in titles]
+    if isinstance(context, dict):
+        heads, bodies = context.get("title"), context.get("sentences")
+        pairs = (
+            zip(heads, bodies, strict=False) if isinstance(heads, list) and isinstance(bodies, list) else ()
+        )
+        context = [list(pair) for pair in pairs]
+    found = []
+    for number, one in enumerate(context if isinstance(context, list) else [], start=1):
+        if not isinstance(one, list) or len(one) != 2 or not isinstance(one[1], list):
+            raise DatasetError(
+                f'{row.place}: paragraph {number} of "context" is not a title and a list of sentences; '
+                "write both"
+            )
+        held = Row(row.place, {"title": one[0], **{str(place): text for place, text in enumerate(one[1])}})
+        sentences = [text_of(held, str(place)).strip() for place in range(len(one[1]))]
+        title = text_of(held, "title")
+        grade = "1" if one[0] in titles else "0"
+        found.append(Passage(" ".join(filter(None, sentences)), title, grade=grade))
+    return [one for one in found if one.text]
 
 
 def _candidates(row: Row, column: str) -> list[Passage]:

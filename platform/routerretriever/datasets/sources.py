@@ -47,7 +47,7 @@ IDS = (
 )
 TEXTS = (
     "text", "contents", "content", "passage", "passage_text", "document", "body", "abstract", "chunk",
-    "article",
+    "article", "paragraph_text",
 )  # fmt: skip
 QUERIES = (
     "query", "question", "anchor", "sentence1", "text1", "question1", "query_text", "claim", "user_input",
@@ -60,7 +60,9 @@ POSITIVES = (
     "completion", "reference",
 )  # fmt: skip
 """The best first: a context is what a search should find, an answer may be two words of it."""
-GRADED = ("passages", "documents", "candidates")
+SUPPORTED = "paragraphs"
+"""Beside a question a list of documents that say whether it needs them; SQuAD calls its contexts so too."""
+GRADED = ("passages", "documents", "candidates", SUPPORTED)
 """Lists of documents that hold a grade each."""
 NEGATIVES = (
     "negative", "neg", "negatives", "hard_negative", "hard_negatives", "negative_passages", "negative_ctxs",
@@ -77,7 +79,7 @@ GRADES = (
     "score", "relevance", "label", "grade", "rel", "relevant", "is_relevant", "relevance_score",
     "is_duplicate",
 )  # fmt: skip
-GRADES_INSIDE = ("is_selected", "label", "relevance", "grade", "is_relevant")
+GRADES_INSIDE = ("is_selected", "label", "relevance", "grade", "is_relevant", "is_supporting")
 """Of a document in a list; a score there is a retriever's."""
 _JUDGED_BY_NAME = ("query", "topic", "question"), ("document", "doc", "passage")
 _SET = {"queries", "corpus", "relevant_docs"}
@@ -253,7 +255,7 @@ def _role(table: Source, named: str) -> Role | None:
         return "judgements"
     if set(table.columns) >= _SET:
         return "question set"
-    if table.column(("paragraphs",)):
+    if table.column((SUPPORTED,)) and not table.column(QUERIES):
         return "questions"
     ids = table.column(IDS)
     if ids and _asks(named) and table.column(("text",)):
