@@ -86,10 +86,8 @@ def cluster(not_only_units: None) -> Iterator[None]:
     from ray import serve
     from routerretriever.runtime.cluster import start_ray, worker_environment
 
-    environment = {"env_vars": worker_environment()}
-    start_ray(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment
-    )
+    worker_environment()  # workers inherit it
+    start_ray(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     serve.shutdown()
     ray.shutdown()
