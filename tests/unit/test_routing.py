@@ -115,6 +115,8 @@ def test_no_evidence_at_all_is_an_error():
             router="posterior", fallback=FallbackSettings(answer="base", familiar_quantile=0.2, slack=0.0)
         ),
         routing(router="posterior", fallback=FallbackSettings(answer="base")),
+        routing(router="posterior", fallback=FallbackSettings(answer="base", familiarity="neighbours")),
+        routing(router="posterior", fallback=FallbackSettings(answer="both")),
         routing(router="neighbours", neighbours=5, temperature=0.05),
         routing(router="utility", temperature=0.05),
         routing(router="centroids", temperature=0.05),
@@ -160,15 +162,18 @@ def far_away(queries=20):
     return np.tile(np.array([0, 0, 0, 1], dtype=np.float32), (queries, 1))
 
 
-@pytest.mark.parametrize(("fallback", "expected"), [("uniform", [1 / 3] * 3), ("base", [0, 0, 0, 1])])
-def test_the_fallback_answers_a_foreign_query(fallback, expected):
+@pytest.mark.parametrize("familiarity", ["distance", "neighbours"])
+@pytest.mark.parametrize(
+    ("fallback", "expected"),
+    [("uniform", [1 / 3] * 3), ("base", [0, 0, 0, 1]), ("both", [1 / 6, 1 / 6, 1 / 6, 1 / 2])],
+)
+def test_the_fallback_answers_a_foreign_query(fallback, expected, familiarity):
     d = data()
-    router = fit_router(
-        d,
-        routing(
-            router="posterior", fallback=FallbackSettings(answer=fallback, familiar_quantile=0.2, slack=0.0)
-        ),
+    settings = routing(
+        router="posterior",
+        fallback=FallbackSettings(answer=fallback, familiar_quantile=0.2, slack=0.0, familiarity=familiarity),
     )
+    router = fit_router(d, settings)
     np.testing.assert_allclose(router.weights(far_away()), np.tile(expected, (20, 1)), atol=1e-6)
     without = fit_router(d, routing(router="posterior"))
     open_ = router.familiarity(d.features["a"]) == 1
@@ -176,6 +181,24 @@ def test_the_fallback_answers_a_foreign_query(fallback, expected):
     np.testing.assert_allclose(
         router.weights(d.features["a"])[open_][:, :3], without.weights(d.features["a"])[open_], rtol=1e-5
     )
+
+
+def test_many_experts_beside_half_a_base_are_not_cut_for_having_little_each():
+    names = [f"e{number}" for number in range(20)]
+    random = np.random.default_rng(0)
+    features = {name: random.normal(size=(30, 40)) + 9 * np.eye(40)[row] for row, name in enumerate(names)}
+    d = RoutingData(
+        names,
+        {name: np.eye(20)[np.full(30, row)] for row, name in enumerate(names)},
+        {name: own.astype(np.float32) for name, own in features.items()},
+    )
+    router = fit_router(
+        d, routing(router="posterior", fallback=FallbackSettings(answer="both"), min_share=0.2)
+    )
+    foreign = np.full((1, 40), -9, dtype=np.float32)
+    np.testing.assert_allclose(router.weights(foreign), [[1 / 40] * 20 + [1 / 2]], rtol=1e-5)
+    own = router.weights(d.features["e3"])
+    assert (own > 0).sum(axis=1).mean() < 5
 
 
 def test_an_explanation_quotes_the_nearest_training_queries():

@@ -6,7 +6,7 @@ by queries that their experts have not learned from: on others an expert looks b
 Queries are answered at a few blends of router and fallback; what lies between is interpolated, so that any
 number of settings can be compared without another search.
 
-Shapes: C candidates, D domains, F blends, Q queries, k neighbours, T experts.
+Shapes: C candidates, D domains, F blends, Q queries, T experts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.errors import BadInput
-from routerretriever.routing.data import RoutingData, Rows
+from routerretriever.routing.data import Answered, RoutingData, Rows
 from routerretriever.routing.fallback import (
     ReferenceQueries,
+    base_share,
     blend,
     fallback_weights,
     familiarity_of,
-    nearest_others,
+    spread,
     with_answer,
+    worth_answering,
 )
+from routerretriever.routing.familiarity import Likeness
 from routerretriever.routing.protocol import Router, Vectors, worth_running
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log, track
@@ -42,16 +45,14 @@ FEWEST_DOMAINS = 3
 """With fewer, a domain that is left out leaves nothing to route by."""
 CANDIDATES = tuple(
     FallbackSettings(answer=answer, unfamiliar_quantile=low, familiar_quantile=high, slack=slack)
-    for answer in ("base", "uniform")
+    for answer in ("base", "both", "uniform")
     for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
     for slack in (0.0, 1.0)
 )
-CALIBRATION_VERSION = 2
+CALIBRATION_VERSION = 3
 """Raise it when what is chosen changes."""
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_QUERIES = 200
-"""Queries of each domain that are answered at every blend."""
-_ANSWERS = ("base", "uniform")
+_ANSWERS = ("base", "both", "uniform")
 
 
 def choose_fallback(
@@ -68,8 +69,8 @@ def choose_fallback(
         inner: the router over all experts, without a fallback.
         fit_others: fits the same router on less data.
     """
-    neighbours = _neighbours(settings)
-    known = ReferenceQueries.of(data, settings, neighbours)
+    assert settings.fallback is not None
+    known = ReferenceQueries.of(data, settings, settings.fallback)
     names = data.own_datasets
     in_domain = [
         _known(data, settings, inner, known, name) for name in track(names, "fallback: known", len(names))
@@ -81,14 +82,17 @@ def choose_fallback(
                 left_out.append(_left_out(data, settings, fit_others, name))
             except BadInput as error:
                 log.warning("routing.fallback: %s could not be left out: %s", name, error)
-    in_domain_CD = _losses(in_domain, lambda domain: domain.routed_Q)
-    left_out_CD = _losses(left_out, lambda domain: domain.base_Q)
+    # Nothing but domains left out can say that experts help queries of others.
+    candidates = [one for one in CANDIDATES if left_out or one.answer == "base"]
+    in_domain_CD = _losses(candidates, in_domain, lambda domain: domain.routed_Q)
+    left_out_CD = _losses(candidates, left_out, lambda domain: domain.base_Q)
     base_C = np.array([
-        np.mean([_base_share(domain, one) for domain in left_out or in_domain]) for one in CANDIDATES
+        np.mean([_base_share(domain, one) for domain in left_out or in_domain]) for one in candidates
     ])  # fmt: skip
     best = choose(in_domain_CD, left_out_CD, base_C)
-    _tell(CANDIDATES[best], in_domain_CD[best], left_out_CD[best])
-    return CANDIDATES[best].model_copy(update={"neighbours": neighbours})
+    _tell(candidates[best], in_domain_CD[best], left_out_CD[best])
+    kept = settings.fallback.model_dump(include={"familiarity", "neighbours"})
+    return candidates[best].model_copy(update=kept)
 
 
 def choose(in_domain_CD: Values, left_out_CD: Values, base_C: Values) -> int:
@@ -123,8 +127,7 @@ class _Domain:
 
     ndcg: dict[str, Values]
     """By the fallback's answer: [F, Q]."""
-    similarity_Qk: Vectors
-    dataset_Qk: NDArray[np.int64]
+    like: Likeness
     known: ReferenceQueries
 
     @property
@@ -139,8 +142,7 @@ class _Domain:
 
     def familiarity(self, fallback: FallbackSettings) -> Vectors:
         """How familiar the queries are to a fallback [Q]."""
-        unfamiliar_M, familiar_M = self.known.bounds(fallback)
-        return familiarity_of(self.similarity_Qk, unfamiliar_M[self.dataset_Qk], familiar_M[self.dataset_Qk])
+        return familiarity_of(self.like, *self.known.bounds(fallback))
 
     def answered(self, fallback: FallbackSettings) -> Values:
         """nDCG@10 of the queries with a fallback [Q]."""
@@ -159,45 +161,38 @@ def _known(
     data: RoutingData, settings: RoutingSettings, inner: Router, known: ReferenceQueries, name: str
 ) -> _Domain:
     """A domain as it is."""
-    count = _neighbours(settings)
     if data.held_out is not None and name in data.held_out.features:
-        features_Qd, answered = data.held_out.features[name], data.held_out.answered
-        rows = _spread(len(features_Qd))
-        similarity_Qk, neighbour_Qk = known.references.nearest(features_Qd[rows], count)
+        rows = spread(np.arange(len(data.held_out.features[name])))
+        features_Bd, answered = data.held_out.features[name][rows], data.held_out.answered
+        like = known.measure.of(features_Bd)
     else:
-        assert data.answered is not None, "mixtures cannot be measured on this data"
-        features_Qd, answered = data.features[name], data.answered
-        rows, chosen = _some_rows(data, settings, name)
-        own_Nd = known.features_Nd[known.dataset_N == known.datasets.index(name)][chosen]
-        similarity_Qk, neighbour_Qk = nearest_others(known.references, own_Nd, count)
-    ndcg = _blended(features_Qd[rows], partial(answered, name, rows), settings, inner)
-    return _Domain(ndcg, similarity_Qk, known.dataset_N[neighbour_Qk], known)
+        rows, answered = _some_rows(data, settings, name), _answered(data)
+        features_Bd, like = data.features[name][rows], known.own[known.datasets.index(name)]
+    ndcg = _blended(features_Bd, partial(answered, name, rows), settings, inner)
+    return _Domain(ndcg, like, known)
 
 
 def _left_out(
     data: RoutingData, settings: RoutingSettings, fit_others: Callable[[RoutingData], Router], name: str
 ) -> _Domain:
     """A domain as if its expert and queries had never been there; no other expert has learned from them."""
-    assert data.answered is not None, "mixtures cannot be measured on this data"
+    assert settings.fallback is not None
     others = data.only([other for other in data.own_datasets if other != name])
-    known = ReferenceQueries.of(others, settings, _neighbours(settings))
-    rows, _ = _some_rows(data, settings, name)
+    known = ReferenceQueries.of(others, settings, settings.fallback)
+    rows = _some_rows(data, settings, name)
     features_Bd = data.features[name][rows]
-    similarity_Qk, neighbour_Qk = known.references.nearest(features_Bd, _neighbours(settings))
-    ndcg = _blended(features_Bd, partial(data.answered, name, rows), settings, fit_others(others))
-    return _Domain(ndcg, similarity_Qk, known.dataset_N[neighbour_Qk], known)
+    ndcg = _blended(features_Bd, partial(_answered(data), name, rows), settings, fit_others(others))
+    return _Domain(ndcg, known.measure.of(features_Bd), known)
 
 
-def _some_rows(data: RoutingData, settings: RoutingSettings, name: str) -> tuple[Rows, Rows]:
-    """Rows of some of a domain's reference queries in the whole data, and among the references."""
-    rows = data.sample_rows(settings.references, settings.seed)[name]
-    chosen = _spread(len(rows))
-    return rows[chosen], chosen
+def _some_rows(data: RoutingData, settings: RoutingSettings, name: str) -> Rows:
+    """Rows in the whole data of the reference queries that are compared with the others."""
+    return spread(data.sample_rows(settings.references, settings.seed)[name])
 
 
-def _spread(count: int) -> Rows:
-    """At most so many rows as are answered, evenly spread."""
-    return np.linspace(0, count - 1, min(_QUERIES, count)).round().astype(np.int64)
+def _answered(data: RoutingData) -> Answered:
+    assert data.answered is not None, "mixtures cannot be measured on this data"
+    return data.answered
 
 
 def _blended(
@@ -216,27 +211,27 @@ def _blended(
         values = []
         for share in _BLENDS[:-1]:
             mixed_BT = blend(own_BT, fallback_T, np.full(len(features_Bd), share, dtype=np.float32))
-            values.append(answered(experts, worth_running(mixed_BT, settings.min_share)))
+            weights_BT = worth_answering(mixed_BT, settings.min_share, experts, answer)
+            values.append(answered(experts, weights_BT))
         made[answer] = np.stack([*values, routed_B])
     return made
 
 
-def _losses(domains: Sequence[_Domain], reference: Callable[[_Domain], Values]) -> Values:
+def _losses(
+    candidates: Sequence[FallbackSettings],
+    domains: Sequence[_Domain],
+    reference: Callable[[_Domain], Values],
+) -> Values:
     """Mean loss of every candidate on every domain [C, D]."""
     losses = [
-        [float((reference(domain) - domain.answered(one)).mean()) for domain in domains] for one in CANDIDATES
+        [float((reference(domain) - domain.answered(one)).mean()) for domain in domains] for one in candidates
     ]
-    return np.array(losses).reshape(len(CANDIDATES), len(domains))
+    return np.array(losses).reshape(len(candidates), len(domains))
 
 
 def _base_share(domain: _Domain, fallback: FallbackSettings) -> float:
     """The base's mean share; that of all experts alike counts for nothing."""
-    return float((1 - domain.familiarity(fallback)).mean()) if fallback.answer == "base" else 0.0
-
-
-def _neighbours(settings: RoutingSettings) -> int:
-    assert settings.fallback is not None
-    return settings.fallback.neighbours
+    return base_share(fallback.answer) * float((1 - domain.familiarity(fallback)).mean())
 
 
 def _tell(chosen: FallbackSettings, in_domain_D: Values, left_out_D: Values) -> None:

@@ -1,7 +1,7 @@
-"""The out-of-domain fallback: all experts alike, or the bare base, answer an unfamiliar query.
+"""The out-of-domain fallback: the bare base, all experts alike, or both answer an unfamiliar query.
 
-Reference queries tell how similar each training query is to its nearest others. A query below that range is
-unfamiliar and goes to the fallback. In between, the two are blended.
+Reference queries tell how familiar training queries usually are. A query below that range is unfamiliar and
+goes to the fallback. In between, the two are blended.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.routing.data import RoutingData
+from routerretriever.routing.familiarity import (
+    DistanceMeasure,
+    Likeness,
+    Measure,
+    NeighbourMeasure,
+    distances_of_references,
+    load_measure,
+)
 from routerretriever.routing.neighbours import References
-from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors
+from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors, worth_running
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.types import BASE
 
 _QUOTED = 3
 """Nearest training queries named in an explanation."""
-_CALIBRATED = 200
+_COMPARED = 200
 """Queries of each dataset that say what is usual there."""
 
 
@@ -28,8 +36,8 @@ class FallbackRouter(Router):
     """Another router's weights, blended with a fallback by how familiar the query is.
 
     N reference queries of M datasets: ``reference_Nd``, the dataset of each ``dataset_N``, and per dataset
-    the similarity up to which a query is unfamiliar (``unfamiliar_M``) and from which it is familiar
-    (``familiar_M``).
+    the value up to which a query is unfamiliar (``unfamiliar_M``) and from which it is familiar
+    (``familiar_M``), in what ``measure`` measures.
     """
 
     kind = "fallback"
@@ -43,9 +51,11 @@ class FallbackRouter(Router):
         unfamiliar_M: Vectors,
         familiar_M: Vectors,
         fallback: str,
-        count: int,
         datasets: list[str],
         queries: list[str],
+        count: int = 0,
+        measure: str = NeighbourMeasure.kind,
+        **measured: NDArray[Any],
     ) -> None:
         super().__init__(experts)
         self.inner = inner
@@ -56,18 +66,18 @@ class FallbackRouter(Router):
         self._familiar_M = familiar_M
         self._fallback = fallback
         self._fallback_T = fallback_weights(experts, fallback)
-        self._count = count
         self._datasets = datasets
         self._queries = queries
+        own = {"count": count} if measure == NeighbourMeasure.kind else {}
+        self._measure = load_measure(measure, own, measured, self._references, dataset_N)
 
     def familiarity(self, features_Bd: Vectors) -> Vectors:
         """How familiar each query is [B], 0 to 1."""
-        similarity_Bk, rows_Bk = self._references.nearest(features_Bd, self._count)
-        return self._familiarity(similarity_Bk, rows_Bk)
+        return familiarity_of(self._measure.of(features_Bd), self._unfamiliar_M, self._familiar_M)
 
-    def _familiarity(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Vectors:
-        labels_Bk = self._dataset_N[rows_Bk]
-        return familiarity_of(similarity_Bk, self._unfamiliar_M[labels_Bk], self._familiar_M[labels_Bk])
+    def weights(self, features_Bd: Vectors) -> Vectors:
+        """Normalised weights without the experts that are not worth running."""
+        return worth_answering(self.mixture(features_Bd), self.min_share, self.experts, self._fallback)
 
     def scores(self, features_Bd: Vectors) -> NDArray[np.float64]:
         """The inner router's; the fallback's own column, if it has none there, is minus infinity."""
@@ -81,13 +91,13 @@ class FallbackRouter(Router):
 
     def explain(self, features_Bd: Vectors) -> list[Explanation]:
         """The inner router's reasons, with the familiarity and the nearest training queries."""
-        similarity_Bk, rows_Bk = self._references.nearest(features_Bd, max(self._count, _QUOTED))
-        familiarity_B = self._familiarity(similarity_Bk[:, : self._count], rows_Bk[:, : self._count])
+        similarity_Bk, rows_Bk = self._references.nearest(features_Bd, _QUOTED)
+        familiarity_B = self.familiarity(features_Bd)
         return [
             replace(
                 reasons,
                 familiarity=float(familiarity),
-                nearest=self._quote(similarities[:_QUOTED], rows[:_QUOTED]),
+                nearest=self._quote(similarities, rows),
             )
             for reasons, familiarity, similarities, rows in zip(
                 self.inner.explain(features_Bd), familiarity_B, similarity_Bk, rows_Bk, strict=True
@@ -107,10 +117,12 @@ class FallbackRouter(Router):
     def state(self) -> State:
         """Settings and arrays, the inner router's among them under ``inner.``."""
         inner_settings, inner_arrays = self.inner.state()
+        measure_settings, measure_arrays = self._measure.state()
         settings: dict[str, Any] = {
             "inner": {"kind": self.inner.kind, "experts": self.inner.experts, "settings": inner_settings},
             "fallback": self._fallback,
-            "count": self._count,
+            "measure": self._measure.kind,
+            **measure_settings,
             "datasets": self._datasets,
             "queries": self._queries,
         }
@@ -119,64 +131,83 @@ class FallbackRouter(Router):
             "dataset_N": self._dataset_N,
             "unfamiliar_M": self._unfamiliar_M,
             "familiar_M": self._familiar_M,
+            **measure_arrays,
         }
         return settings, {**arrays, **{f"inner.{name}": array for name, array in inner_arrays.items()}}
 
 
 @dataclass(frozen=True)
 class ReferenceQueries:
-    """N sampled training queries of M datasets, and how similar those of each are to their nearest others."""
+    """N sampled training queries of M datasets, and how familiar they are to each other."""
 
     datasets: list[str]
     features_Nd: Vectors
     dataset_N: NDArray[np.int64]
     queries: list[str]
-    references: References
-    usual: list[Vectors]
-    """By dataset: mean similarity of some of its queries to their nearest others."""
+    measure: Measure
+    own: list[Likeness]
+    """By dataset: some of its queries compared with all but themselves."""
 
     @classmethod
-    def of(cls, data: RoutingData, settings: RoutingSettings, neighbours: int) -> ReferenceQueries:
-        """Sample the datasets with an expert, and compare each query with its neighbours."""
+    def of(cls, data: RoutingData, settings: RoutingSettings, fallback: FallbackSettings) -> ReferenceQueries:
+        """Sample the datasets with an expert, and compare each query with the others."""
         names = data.own_datasets
         sampled = data.sample(settings.references, settings.seed)
-        features, _, labels = sampled.stacked(names)
-        references, usual = References(features), []
-        for label in range(len(names)):
-            similarity_Qk, _ = nearest_others(references, features[labels == label][:_CALIBRATED], neighbours)
-            usual.append(similarity_Qk.mean(axis=1))
+        features_Nd, _, labels_N = sampled.stacked(names)
+        own_rows = [spread(np.flatnonzero(labels_N == label)) for label in range(len(names))]
+        measure: Measure
+        # One domain alone is no nearer to its queries than all queries together.
+        if fallback.familiarity == "neighbours" or len(names) == 1:
+            measure = NeighbourMeasure(References(features_Nd), labels_N, fallback.neighbours)
+            own = [measure.of_references(features_Nd[rows]) for rows in own_rows]
+        else:
+            measure = DistanceMeasure.fit(features_Nd, labels_N, len(names))
+            all_own = distances_of_references(features_Nd, labels_N, len(names), settings.seed)
+            own = [Likeness(all_own.value_B[rows], all_own.dataset_Bk[rows]) for rows in own_rows]
         texts = [text for name in names for text in sampled.queries.get(name, [])]
-        return cls(names, features, labels, texts, references, usual)
+        return cls(names, features_Nd, labels_N, texts, measure, own)
 
     def bounds(self, fallback: FallbackSettings) -> tuple[Vectors, Vectors]:
-        """Similarity up to which a query is unfamiliar, and from which it is familiar, by dataset [M]."""
-        unfamiliar, familiar = (
-            np.array([np.quantile(own, quantile) for own in self.usual], dtype=np.float32)
+        """Value up to which a query is unfamiliar, and from which it is familiar, by dataset [M]."""
+        unfamiliar_M, familiar_M = (
+            np.array([np.quantile(each.value_B, quantile) for each in self.own], dtype=np.float32)
             for quantile in (fallback.unfamiliar_quantile, fallback.familiar_quantile)
         )
-        # A plainly foreign query is still well below the smallest similarity seen.
-        return unfamiliar - fallback.slack * (familiar - unfamiliar), familiar
+        # A plainly foreign query is still well below the smallest value seen.
+        return unfamiliar_M - fallback.slack * (familiar_M - unfamiliar_M), familiar_M
 
 
-def nearest_others(references: References, own_Bd: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
-    """Similarity and row of the nearest of reference queries to some of them, which are not their own."""
-    # The nearest neighbour of a reference query is itself: it is left out of its own neighbourhood.
-    similarity_Bk, rows_Bk = references.nearest(own_Bd, count + 1)
-    alone = similarity_Bk.shape[1] == 1  # then it is all there is to compare with
-    return (similarity_Bk, rows_Bk) if alone else (similarity_Bk[:, 1:], rows_Bk[:, 1:])
-
-
-def familiarity_of(similarity_Bk: Vectors, unfamiliar_Bk: Vectors, familiar_Bk: Vectors) -> Vectors:
-    """0 up to the neighbours' mean unfamiliar bound, 1 from their mean familiar one, linear between: [B]."""
-    unfamiliar_B, familiar_B = np.stack([unfamiliar_Bk, familiar_Bk], axis=2).mean(axis=1).T
-    way_B = (similarity_Bk.mean(axis=1) - unfamiliar_B) / np.maximum(familiar_B - unfamiliar_B, 1e-6)
+def familiarity_of(like: Likeness, unfamiliar_M: Vectors, familiar_M: Vectors) -> Vectors:
+    """0 up to the unfamiliar bound of its datasets, on average, 1 from their familiar one, linear between."""
+    unfamiliar_B, familiar_B = (
+        bound_M[like.dataset_Bk].mean(axis=1) for bound_M in (unfamiliar_M, familiar_M)
+    )
+    way_B = (like.value_B - unfamiliar_B) / np.maximum(familiar_B - unfamiliar_B, 1e-6)
     return np.clip(way_B, 0.0, 1.0).astype(np.float32)
 
 
+def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most 200 of some rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(_COMPARED, len(rows))).round().astype(np.int64)]
+
+
+def base_share(answer: str) -> float:
+    """How much of a fallback is the base's."""
+    return {"base": 1.0, "both": 0.5, "uniform": 0.0}[answer]
+
+
 def fallback_weights(experts: list[str], answer: str) -> Vectors:
-    """What answers a query that is unfamiliar: the base alone, or all experts alike, [T]."""
-    takes_part_T = np.array([(name == BASE) == (answer == "base") for name in experts], dtype=np.float32)
-    return takes_part_T / takes_part_T.sum()
+    """What answers a query that is unfamiliar [T]: the base, all experts alike, or both by halves."""
+    share, is_base_T = base_share(answer), np.array([name == BASE for name in experts])
+    alike = (1 - share) / max(1, int((~is_base_T).sum()))
+    return np.where(is_base_T, share, alike).astype(np.float32)
+
+
+def worth_answering(mixed_BT: Vectors, min_share: float, experts: list[str], answer: str) -> Vectors:
+    """Mixtures without experts that are not worth running; beside half a base, each of many has little."""
+    if answer != "both":
+        return worth_running(mixed_BT, min_share)
+    return worth_running(mixed_BT, min_share, np.array([name != BASE for name in experts]))
 
 
 def blend(own_BT: Vectors, fallback_T: Vectors, familiarity_B: Vectors) -> Vectors:
@@ -189,15 +220,16 @@ def blend(own_BT: Vectors, fallback_T: Vectors, familiarity_B: Vectors) -> Vecto
 
 def with_answer(experts: list[str], answer: str) -> list[str]:
     """Experts, and the base if it is to answer and is not among them."""
-    return [*experts, BASE] if answer == "base" and BASE not in experts else experts
+    return [*experts, BASE] if answer != "uniform" and BASE not in experts else experts
 
 
 def fit_fallback(
     data: RoutingData, settings: RoutingSettings, fallback: FallbackSettings, inner: Router
 ) -> FallbackRouter:
     """Put bounds to what is familiar, by training queries of datasets with an expert, each left out once."""
-    known = ReferenceQueries.of(data, settings, fallback.neighbours)
+    known = ReferenceQueries.of(data, settings, fallback)
     unfamiliar_M, familiar_M = known.bounds(fallback)
+    measure_settings, measure_arrays = known.measure.state()
     return FallbackRouter(
         with_answer(inner.experts, fallback.answer),
         inner,
@@ -206,7 +238,9 @@ def fit_fallback(
         unfamiliar_M,
         familiar_M,
         fallback.answer,
-        fallback.neighbours,
         known.datasets,
         known.queries,
+        count=measure_settings.get("count", 0),
+        measure=known.measure.kind,
+        **measure_arrays,
     )

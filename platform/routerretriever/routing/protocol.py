@@ -90,9 +90,18 @@ class MixingRouter(Router):
         return one_hot(scores_BT) if self.mixing == "hard" else softmax(scores_BT / self.temperature)
 
 
-def worth_running(mixed_BT: Vectors, min_share: float) -> Vectors:
-    """Mixtures without the experts that have less than this share of the best one's weight."""
-    kept_BT = np.where(mixed_BT >= min_share * mixed_BT.max(axis=1, keepdims=True), mixed_BT, 0.0)
+def worth_running(
+    mixed_BT: Vectors, min_share: float, compared_T: NDArray[np.bool_] | None = None
+) -> Vectors:
+    """Mixtures without the experts that have less than this share of the best one's weight.
+
+    Args:
+        mixed_BT: the mixtures.
+        min_share: 0 to 1.
+        compared_T: the columns of which one can be the best; by default all.
+    """
+    best_B1 = mixed_BT.max(axis=1, keepdims=True, where=True if compared_T is None else compared_T, initial=0)
+    kept_BT = np.where(mixed_BT >= min_share * best_B1, mixed_BT, 0.0)
     return (kept_BT / kept_BT.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -18,21 +18,25 @@ from routerretriever.settings import Fraction, Settings
 class FallbackSettings(Settings):
     """Out-of-domain fallback: how an unfamiliar query is recognised and who then answers it.
 
-    Similarities are calibrated per dataset on its own training queries, each left out once.
+    What is familiar is calibrated per dataset on its own training queries, each left out once.
     """
 
-    answer: Literal["auto", "uniform", "base"] = "auto"
-    """Who answers an unfamiliar query: all experts alike (``uniform``), or the bare base.
+    answer: Literal["auto", "uniform", "both", "base"] = "auto"
+    """Who answers an unfamiliar query: all experts alike (``uniform``), the bare base, or ``both`` by halves.
 
     ``auto`` chooses the answer, the two quantiles and the slack by leaving each domain out once: its queries,
     routed without its expert, are to lose no more than 0.3 nDCG@10 points to the base, and all domains
     together no more than 0.2 to routing without a fallback."""
+    familiarity: Literal["distance", "neighbours"] = "distance"
+    """What makes a query familiar: how much nearer it is to a domain than to all training queries together
+    (relative Mahalanobis ``distance``, arXiv 2106.09022), or its similarity to the nearest ``neighbours``,
+    which serve a single domain in any case."""
     neighbours: PositiveInt = 8
-    """Training queries that a query is compared with."""
+    """Training queries that a query is compared with by its ``neighbours``."""
     unfamiliar_quantile: Fraction = 0.01
-    """A query less similar than this share of the training queries is unfamiliar."""
+    """A query less familiar than this share of the training queries is unfamiliar."""
     familiar_quantile: Fraction = 0.5
-    """A query more similar than this share of the training queries is familiar."""
+    """A query more familiar than this share of the training queries is familiar."""
     slack: Annotated[float, Field(ge=0)] = 1.0
     """Lowers the unfamiliar bound by this many times its distance to the familiar one."""
 
