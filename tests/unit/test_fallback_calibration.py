@@ -94,7 +94,7 @@ def world(names, *, harm, seed=0, learned=True, apart=3.0):
 
     The base finds most of what is relevant, each expert all of it in its domain, if it has ``learned`` from
     these queries, else as much as the base. Elsewhere an expert adds ``harm`` times a direction that has
-    nothing to do with the query.
+    nothing to do with the query, or takes so much of the base's error away if that is negative.
     """
     random = np.random.default_rng(seed)
     columns = [BASE, *names]
@@ -113,6 +113,8 @@ def world(names, *, harm, seed=0, learned=True, apart=3.0):
         for column, expert in enumerate(columns):
             if expert == name:
                 vectors[:, column] = documents[relevant] if learned else vectors[:, 0]
+            elif expert != BASE and harm < 0:
+                vectors[:, column] += harm * noise
             elif expert != BASE:
                 vectors[:, column] += harm * random.normal(size=DIMENSION).astype(np.float32)
         runs = [
@@ -174,6 +176,13 @@ def test_what_a_fallback_costs_is_seen_on_queries_that_no_expert_has_learned_fro
         )
     ]
     assert worst[1] < worst[0] / 2
+
+
+def test_experts_that_help_elsewhere_answer_what_is_unfamiliar_if_they_are_few(monkeypatch):
+    data, _, _ = world(NAMES, harm=-0.5)
+    assert fit_and_choose(data, SETTINGS)[1].fallback.answer != "base"
+    monkeypatch.setattr("routerretriever.routing.calibration.MOST_EXPERTS", 3)
+    assert fit_and_choose(data, SETTINGS)[1].fallback.answer == "base"
 
 
 def test_a_single_scored_query_is_no_obstacle():

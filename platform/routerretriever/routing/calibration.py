@@ -43,6 +43,8 @@ IN_DOMAIN_LIMIT = 0.002
 """nDCG@10 that the domains, on average, may lose to routing without a fallback."""
 FEWEST_DOMAINS = 3
 """With fewer, a domain that is left out leaves nothing to route by."""
+MOST_EXPERTS = 32
+"""With more, unfamiliar queries are not left to all experts: each of these queries would run them all."""
 CANDIDATES = tuple(
     FallbackSettings(answer=answer, unfamiliar_quantile=low, familiar_quantile=high, slack=slack)
     for answer in ("base", "both", "uniform")
@@ -83,7 +85,8 @@ def choose_fallback(
             except BadInput as error:
                 log.warning("routing.fallback: %s could not be left out: %s", name, error)
     # Nothing but domains left out can say that experts help queries of others.
-    candidates = [one for one in CANDIDATES if left_out or one.answer == "base"]
+    all_may_answer = left_out and len(names) <= MOST_EXPERTS
+    candidates = [one for one in CANDIDATES if all_may_answer or one.answer == "base"]
     in_domain_CD = _losses(candidates, in_domain, lambda domain: domain.routed_Q)
     left_out_CD = _losses(candidates, left_out, lambda domain: domain.base_Q)
     base_C = np.array([
