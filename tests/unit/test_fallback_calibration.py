@@ -223,12 +223,12 @@ def test_a_run_chooses_once_and_keeps_it_in_storage(tiny_data, monkeypatch):
 
     def opened():
         """A run whose two experts are the base."""
-        run = Pipeline(tiny_recipe(tiny_data))
+        run = Pipeline(tiny_recipe(tiny_data, scoring={"source": "dev"}))
         workspace, experts = run.workspace, run.method(Experts)
-        steps = workspace.score_steps("train", [ScoredModel.base(workspace.encoder)], ["fruit", "metal"])
+        steps = workspace.score_steps("dev", [ScoredModel.base(workspace.encoder)], ["fruit", "metal"])
         experts.scores = {
             name: SplitScores(
-                name, "train", table.query_ids, [BASE, "fruit", "metal"],
+                name, "dev", table.query_ids, [BASE, "fruit", "metal"],
                 table.measured[:, [0, 0, 0]], table.vectors_QEd[:, [0, 0, 0]],
             )
             for name, table in workspace.scores(steps).items()
