@@ -1,3 +1,6 @@
+import platform
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -285,3 +288,16 @@ def test_the_default_encoder_knows_what_texts_mean():
     queries = encoder.encode_queries(["how do I bake bread", "my laptop does not start"])
     documents = encoder.encode_documents(["Knead the dough and let it rise.", "The computer fails to boot."])
     assert (queries @ documents.T).argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what freed memory becomes is glibc's to say")
+def test_the_memory_of_a_pass_is_kept_for_the_next_one():
+    """The activations of a few long texts are blocks of more than 32 MB."""
+
+    def pages_fetched():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)  # 64 MB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages_fetched()
+    assert min(pages_fetched() for _ in range(5)) < (64 << 20) / resource.getpagesize() / 4

@@ -29,7 +29,7 @@ _SOFT_TEMPERATURES = {
 _HARD_ONLY = ("dataset", "expert_classifier", "classification_head")
 _FALLBACKS = tuple(
     FallbackSettings(answer=answer, familiar_quantile=familiar_quantile, slack=slack)
-    for answer in ("uniform", "base")
+    for answer in ("uniform", "both", "base")
     for familiar_quantile in (0.05, 0.2, 0.5)
     for slack in (0.0, 1.0)
 )
