@@ -52,7 +52,8 @@ def head(tmp_path, short_folder):
         wait_for(f"{url}/api/version", process, tmp_path / "head.log", token.strip())
         yield {**environment, "RAY_ADDRESS": url}
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        # Asked to end, Ray takes half a minute. Nothing of this cluster is needed any more.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=300)
         log.close()
 
