@@ -51,7 +51,7 @@ CANDIDATES = tuple(
     for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
     for slack in (0.0, 1.0)
 )
-CALIBRATION_VERSION = 3
+CALIBRATION_VERSION = 4
 """Raise it when what is chosen changes."""
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ANSWERS = ("base", "both", "uniform")

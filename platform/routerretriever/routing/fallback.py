@@ -28,7 +28,7 @@ from routerretriever.types import BASE
 
 _QUOTED = 3
 """Nearest training queries named in an explanation."""
-_COMPARED = 200
+_COMPARED = 600
 """Queries of each dataset that say what is usual there."""
 
 
@@ -187,7 +187,7 @@ def familiarity_of(like: Likeness, unfamiliar_M: Vectors, familiar_M: Vectors) -
 
 
 def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most 200 of some rows, evenly spread."""
+    """At most 600 of some rows, evenly spread."""
     return rows[np.linspace(0, len(rows) - 1, min(_COMPARED, len(rows))).round().astype(np.int64)]
 
 
