@@ -147,15 +147,17 @@ def loss_when_left_out(data, mixed, scores, settings, name):
     return float(scores[name].utilities([BASE]).mean() - routed.mean())
 
 
-def test_experts_that_harm_elsewhere_leave_unseen_domains_to_the_base():
-    data, mixed, scores = world(NAMES, harm=1.0)
-    router, chosen = fit_and_choose(data, SETTINGS)
+@pytest.mark.parametrize(("familiarity", "apart"), [("neighbours", 3.0), ("distance", 4.0)])
+def test_experts_that_harm_elsewhere_leave_unseen_domains_to_the_base(familiarity, apart):
+    data, mixed, scores = world(NAMES, harm=1.0, apart=apart)
+    asked = SETTINGS.model_copy(update={"fallback": FallbackSettings(familiarity=familiarity)})
+    router, chosen = fit_and_choose(data, asked)
     assert chosen.fallback.answer == "base"
-    assert chosen.fallback in CANDIDATES
+    assert chosen.fallback.model_copy(update={"familiarity": "distance"}) in CANDIDATES
     without = SETTINGS.model_copy(update={"fallback": None})
     for name in NAMES:
         assert loss_when_left_out(data, mixed, scores, without, name) > 0.1
-        assert loss_when_left_out(data, mixed, scores, chosen, name) <= LEFT_OUT_LIMIT + 0.002
+        assert loss_when_left_out(data, mixed, scores, chosen, name) <= LEFT_OUT_LIMIT
     open_router, _ = fit_and_choose(data, without)
     in_domain = [
         mixed.mixed_ndcg(name, None, open_router.experts, open_router.weights(data.features[name])).mean()

@@ -24,7 +24,8 @@ def test_a_plan_counts_what_is_to_be_done_and_does_nothing(tiny_data, monkeypatc
     assert "84 documents in all" in steps["encode (experts)"].to_do
     assert "fruit: 14 queries" in steps["train (experts)"].to_do
     assert "mean: average of 2 domains" in steps["average (baselines)"].to_do
-    # The base and two experts; on test the two baselines as well. BM25's weight is learned from dev.
+    # The base and two experts; on test the two baselines as well. BM25's weight is learned from dev, and the
+    # fallback chosen on it.
     scores = steps["score (experts)"].to_do.splitlines()
     assert [line.split(":")[0] for line in scores[:-1]] == ["fruit", "metal", "sport"]
     assert all(part in scores[1] for part in ("train 14 x 3", "dev 7 x 3", "test 7 x 3"))

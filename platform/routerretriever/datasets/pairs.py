@@ -144,10 +144,8 @@ def _supported(row: Row, facts: str) -> list[Passage]:
     titles = [one[0] if isinstance(one, list) and one else one for one in titles]
     if isinstance(context, dict):
         heads, bodies = context.get("title"), context.get("sentences")
-        pairs = (
-            zip(heads, bodies, strict=False) if isinstance(heads, list) and isinstance(bodies, list) else ()
-        )
-        context = [list(pair) for pair in pairs]
+        if isinstance(heads, list) and isinstance(bodies, list):
+            context = [list(pair) for pair in zip(heads, bodies, strict=False)]
     found = []
     for number, one in enumerate(context if isinstance(context, list) else [], start=1):
         if not isinstance(one, list) or len(one) != 2 or not isinstance(one[1], list):
@@ -155,12 +153,11 @@ def _supported(row: Row, facts: str) -> list[Passage]:
                 f'{row.place}: paragraph {number} of "context" is not a title and a list of sentences; '
                 "write both"
             )
-        held = Row(row.place, {"title": one[0], **{str(place): text for place, text in enumerate(one[1])}})
-        sentences = [text_of(held, str(place)).strip() for place in range(len(one[1]))]
-        title = text_of(held, "title")
-        grade = "1" if one[0] in titles else "0"
-        found.append(Passage(" ".join(filter(None, sentences)), title, grade=grade))
-    return [one for one in found if one.text]
+        title, body = one
+        sentences = (text_of(Row(row.place, {"context": each}), "context").strip() for each in body)
+        text = " ".join(filter(None, sentences))
+        found.append({"title": title, "text": text, "is_supporting": title in titles})
+    return passages(Row(row.place, {"context": found}), "context")
 
 
 def _candidates(row: Row, column: str) -> list[Passage]:

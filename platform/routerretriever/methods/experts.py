@@ -27,7 +27,7 @@ from routerretriever.methods.hybrid import Hybrid, RoutedQueries
 from routerretriever.methods.ranking import dense_rank, search_test
 from routerretriever.routing.calibration import CALIBRATION_VERSION
 from routerretriever.routing.data import HeldOut, RoutingData
-from routerretriever.routing.fit import calibrate, fit, fit_router, with_chosen_fallback
+from routerretriever.routing.fit import calibrate, fit, with_chosen_fallback
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log
@@ -126,8 +126,7 @@ class Experts(Method):
     def _held_out_steps(self) -> list[ScoreSplit]:
         """Scores of dev queries, to choose the fallback by, where the scored queries taught the experts."""
         workspace = self._workspace
-        fallback = workspace.routing.fallback
-        if workspace.scoring.source != "train" or fallback is None or fallback.answer != "auto":
+        if workspace.scoring.source != "train" or not workspace.routing.chooses_fallback:
             return []
         return workspace.score_steps("dev", self.models, list(workspace.expert_domains))
 
@@ -172,18 +171,20 @@ class Experts(Method):
 
     @cached_property
     def _fitted(self) -> tuple[Router, RoutingSettings]:
-        settings = self._workspace.routing
         with self._workspace.timed("route"):
-            data = self.routing_data(settings)
-            router = fit(data, settings)
-            chosen = self._with_chosen_fallback(router, data, settings)
-            return calibrate(router, data, chosen), chosen
+            return self._fit(self._workspace.routing)
+
+    def _fit(self, settings: RoutingSettings) -> tuple[Router, RoutingSettings]:
+        data = self.routing_data(settings)
+        router = fit(data, settings)
+        chosen = self._with_chosen_fallback(router, data, settings)
+        return calibrate(router, data, chosen), chosen
 
     def _with_chosen_fallback(
         self, router: Router, data: RoutingData, settings: RoutingSettings
     ) -> RoutingSettings:
         """The settings with the fallback that ``auto`` stands for: chosen once, and kept in storage."""
-        if settings.fallback is None or settings.fallback.answer != "auto":
+        if not settings.chooses_fallback:
             return settings
         steps = [*self._source_steps(), *self._held_out_steps()]
         store, scored = self._workspace.store, [step.key for step in steps]
@@ -192,6 +193,7 @@ class Experts(Method):
             f"fallbacks/{content_hash(scored, source, settings.model_dump(mode='json'), CALIBRATION_VERSION)}"
         )
         if not store.exists(key):
+            data = replace(data, held_out=self._held_out(settings))
             chosen = with_chosen_fallback(router, data, settings).fallback
             assert chosen is not None
             store.commit(key, {"kind": "fallback", "chosen": chosen.model_dump(mode="json")})
@@ -204,7 +206,7 @@ class Experts(Method):
         Raises:
             BadInput: the settings do not fit the data.
         """
-        return fit_router(self.routing_data(settings), settings)
+        return self._fit(settings)[0]
 
     def routing_data(self, settings: RoutingSettings) -> RoutingData:
         """What a router of these settings learns from."""
@@ -218,13 +220,12 @@ class Experts(Method):
             self._workspace.features(self.scores, split, settings.features),
             self._workspace.query_texts(self.scores, split),
             self._mixed.mixed_ndcg if settings.fallback is not None else None,
-            self._held_out(settings),
         )
 
     def _held_out(self, settings: RoutingSettings) -> HeldOut | None:
-        """The dev queries, if a fallback is to be chosen by them."""
+        """The dev queries, where the scored queries taught the experts."""
         steps = self._held_out_steps()
-        if not steps or settings.fallback is None or settings.fallback.answer != "auto":
+        if not steps:
             return None
         scores = self._workspace.scores(steps)
         features = self._workspace.features(scores, "dev", settings.features)

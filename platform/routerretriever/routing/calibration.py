@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,16 +46,16 @@ FEWEST_DOMAINS = 3
 """With fewer, a domain that is left out leaves nothing to route by."""
 MOST_EXPERTS = 32
 """With more, unfamiliar queries are not left to all experts: each of these queries would run them all."""
+_ANSWERS: tuple[Literal["base", "both", "uniform"], ...] = ("base", "both", "uniform")
 CANDIDATES = tuple(
     FallbackSettings(answer=answer, unfamiliar_quantile=low, familiar_quantile=high, slack=slack)
-    for answer in ("base", "both", "uniform")
+    for answer in _ANSWERS
     for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
     for slack in (0.0, 1.0)
 )
 CALIBRATION_VERSION = 4
 """Raise it when what is chosen changes."""
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_ANSWERS = ("base", "both", "uniform")
 
 
 def choose_fallback(
@@ -207,7 +208,7 @@ def _blended(
     """nDCG@10 [F, B] at every blend of a router and each answer."""
     own_BT = inner.mixture(features_Bd)
     routed_B = answered(inner.experts, worth_running(own_BT, settings.min_share))
-    made = {}
+    made: dict[str, Values] = {}
     for answer in _ANSWERS:
         experts = with_answer(inner.experts, answer)
         fallback_T = fallback_weights(experts, answer)

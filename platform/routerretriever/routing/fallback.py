@@ -53,7 +53,7 @@ class FallbackRouter(Router):
         fallback: str,
         datasets: list[str],
         queries: list[str],
-        count: int = 0,
+        count: int,
         measure: str = NeighbourMeasure.kind,
         **measured: NDArray[Any],
     ) -> None:
@@ -68,8 +68,8 @@ class FallbackRouter(Router):
         self._fallback_T = fallback_weights(experts, fallback)
         self._datasets = datasets
         self._queries = queries
-        own = {"count": count} if measure == NeighbourMeasure.kind else {}
-        self._measure = load_measure(measure, own, measured, self._references, dataset_N)
+        self._count = count
+        self._measure = load_measure(measure, measured, self._references, dataset_N, count)
 
     def familiarity(self, features_Bd: Vectors) -> Vectors:
         """How familiar each query is [B], 0 to 1."""
@@ -117,12 +117,11 @@ class FallbackRouter(Router):
     def state(self) -> State:
         """Settings and arrays, the inner router's among them under ``inner.``."""
         inner_settings, inner_arrays = self.inner.state()
-        measure_settings, measure_arrays = self._measure.state()
         settings: dict[str, Any] = {
             "inner": {"kind": self.inner.kind, "experts": self.inner.experts, "settings": inner_settings},
             "fallback": self._fallback,
+            "count": self._count,
             "measure": self._measure.kind,
-            **measure_settings,
             "datasets": self._datasets,
             "queries": self._queries,
         }
@@ -131,7 +130,7 @@ class FallbackRouter(Router):
             "dataset_N": self._dataset_N,
             "unfamiliar_M": self._unfamiliar_M,
             "familiar_M": self._familiar_M,
-            **measure_arrays,
+            **self._measure.state(),
         }
         return settings, {**arrays, **{f"inner.{name}": array for name, array in inner_arrays.items()}}
 
@@ -229,7 +228,6 @@ def fit_fallback(
     """Put bounds to what is familiar, by training queries of datasets with an expert, each left out once."""
     known = ReferenceQueries.of(data, settings, fallback)
     unfamiliar_M, familiar_M = known.bounds(fallback)
-    measure_settings, measure_arrays = known.measure.state()
     return FallbackRouter(
         with_answer(inner.experts, fallback.answer),
         inner,
@@ -240,7 +238,7 @@ def fit_fallback(
         fallback.answer,
         known.datasets,
         known.queries,
-        count=measure_settings.get("count", 0),
-        measure=known.measure.kind,
-        **measure_arrays,
+        fallback.neighbours,
+        known.measure.kind,
+        **known.measure.state(),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.routing.neighbours import References
-from routerretriever.routing.protocol import State, Vectors
+from routerretriever.routing.protocol import Vectors
 
 _FOLDS = 5
 _SMALLEST = 1e-12
@@ -39,8 +39,8 @@ class Measure(ABC):
         """How alike queries are to the reference queries."""
 
     @abstractmethod
-    def state(self) -> State:
-        """Plain values and arrays from which the measure can be made again."""
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Arrays from which it can be made again, with the reference queries."""
 
 
 class NeighbourMeasure(Measure):
@@ -68,9 +68,9 @@ class NeighbourMeasure(Measure):
     def _like(self, similarity_Bk: Vectors, rows_Bk: NDArray[np.int64]) -> Likeness:
         return Likeness(similarity_Bk.mean(axis=1), self._dataset_N[rows_Bk])
 
-    def state(self) -> State:
-        """How many are compared; the references are the fallback's."""
-        return {"count": self._count}, {}
+    def state(self) -> dict[str, NDArray[Any]]:
+        """None: the reference queries are all that is needed."""
+        return {}
 
 
 class DistanceMeasure(Measure):
@@ -117,10 +117,14 @@ class DistanceMeasure(Measure):
         value_B = shared_B + nearer_BM[np.arange(len(nearest_B)), nearest_B]
         return Likeness(value_B.astype(np.float32), nearest_B[:, None])
 
-    def state(self) -> State:
+    def state(self) -> dict[str, NDArray[Any]]:
         """The quadratic form and the lines."""
-        names = "centre_d", "curvature_dd", "slope_Md", "offset_M"
-        return {}, {name: getattr(self, f"_{name}") for name in names}
+        return {
+            "centre_d": self._centre_d,
+            "curvature_dd": self._curvature_dd,
+            "slope_Md": self._slope_Md,
+            "offset_M": self._offset_M,
+        }
 
 
 def distances_of_references(
@@ -130,7 +134,9 @@ def distances_of_references(
     folds = min(_FOLDS, len(features_Nd))
     fold_N = np.empty(len(features_Nd), dtype=np.int64)
     random = np.random.default_rng(seed)
-    fold_N[np.argsort(dataset_N, kind="stable")] = _dealt(np.bincount(dataset_N), folds, random)
+    for dataset in range(datasets):  # each lies in all parts
+        rows = np.flatnonzero(dataset_N == dataset)
+        fold_N[rows] = (random.permutation(len(rows)) + rows[0]) % folds
     value_N = np.empty(len(features_Nd), dtype=np.float32)
     nearest_N1 = np.empty((len(features_Nd), 1), dtype=np.int64)
     for fold in range(folds):
@@ -142,29 +148,21 @@ def distances_of_references(
 
 def load_measure(
     kind: str,
-    settings: dict[str, Any],
     arrays: dict[str, NDArray[Any]],
     references: References,
     dataset_N: NDArray[np.int64],
+    count: int,
 ) -> Measure:
-    """A measure from its state and the fallback's reference queries.
+    """A measure from its state, the reference queries, and how many of them a query is compared with.
 
     Raises:
         KeyError: this version does not know the kind.
     """
     if kind == NeighbourMeasure.kind:
-        return NeighbourMeasure(references, dataset_N, **settings)
+        return NeighbourMeasure(references, dataset_N, count)
     if kind == DistanceMeasure.kind:
         return DistanceMeasure(**arrays)
     raise KeyError(kind)
-
-
-def _dealt(counts_M: NDArray[np.int64], folds: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """A fold for every query, dataset by dataset; those of a dataset go round the folds."""
-    starts = np.concatenate([[0], np.cumsum(counts_M)[:-1]])
-    return np.concatenate([
-        (random.permutation(count) + start) % folds for count, start in zip(counts_M, starts, strict=True)
-    ])  # fmt: skip
 
 
 def _precision(centred_Nd: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -52,7 +52,7 @@ def fit_router(data: RoutingData, settings: RoutingSettings) -> Router:
 
 def with_chosen_fallback(router: Router, data: RoutingData, settings: RoutingSettings) -> RoutingSettings:
     """The settings with what ``fallback.answer: auto`` stands for on this data; others as they are."""
-    if settings.fallback is None or settings.fallback.answer != "auto":
+    if not settings.chooses_fallback:
         return settings
     plain = settings.model_copy(update={"fallback": None})
 

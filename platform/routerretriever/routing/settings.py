@@ -101,6 +101,11 @@ class RoutingSettings(Settings):
     seed: int = 0
     """Seed of samples, clusters and fits."""
 
+    @property
+    def chooses_fallback(self) -> bool:
+        """Whether the fallback is to be chosen by leaving domains out."""
+        return self.fallback is not None and self.fallback.answer == "auto"
+
     def changed(self) -> dict[str, Any]:
         """The settings that are not the defaults, as a recipe would give them."""
         return self.model_dump(mode="json", exclude_defaults=True)

@@ -314,8 +314,7 @@ def _portable(pipeline: Pipeline, bench: OfflineEvaluator) -> OfflineEvaluator:
     kinds = (pipeline.recipe.routing, PAPERS)
     experts = pipeline.method(Experts)
     data = {
-        (one.features, one.include_base): replace(experts.routing_data(one), answered=None, held_out=None)
-        for one in kinds
+        (one.features, one.include_base): replace(experts.routing_data(one), answered=None) for one in kinds
     }
     features = {one.features: bench.features(one) for one in kinds}
     return replace(
