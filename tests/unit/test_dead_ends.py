@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -220,3 +221,12 @@ def test_what_else_keeps_ray_from_starting_is_passed_on(monkeypatch):
     monkeypatch.setattr("ray.init", broken)
     with pytest.raises(RuntimeError, match="no room"):
         cluster.start_ray()
+
+
+def test_ray_never_prints_that_its_controller_has_ended_itself():
+    """Shards are spread by Ray Data, which is imported before a cluster is joined."""
+    constant = "ray._private.ray_constants.RAY_DEDUP_LOGS_SKIP_REGEX"
+    told = f"import routerretriever.runtime.shards, ray; print({constant})"
+    done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    line = "Task ServeController.graceful_shutdown failed. There are infinite retries remaining"
+    assert re.search(done.stdout.strip(), line)

@@ -19,6 +19,10 @@ from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.ray_metrics import export_to_ray, running_ray
 
+# Read when Ray is imported, which may be before ``connect``. Serve's controller ends itself without an
+# answer, which is no failure.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"ServeController\.graceful_shutdown failed")
+
 _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
 _ANSWER_SECONDS = 10.0
@@ -34,8 +38,6 @@ def connect() -> None:
     Raises:
         Unavailable: nothing answers at ``RAY_ADDRESS``.
     """
-    # Read when Ray is imported. Serve's controller ends itself without an answer, which is no failure.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"ServeController\.graceful_shutdown failed")
     import ray
 
     export_to_ray()
