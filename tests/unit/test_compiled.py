@@ -12,14 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from routerretriever.adapters.ia3 import Ia3Settings
 from routerretriever.adapters.kinds import batch_adapters, merge_adapter
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder import compiled
-from routerretriever.encoder.compiled import BoundTower, rounded_length
-from routerretriever.encoder.settings import EncoderSettings, EngineSettings
+from routerretriever.encoder.compiled import BoundTower, in_8_bits, rounded_length
+from routerretriever.encoder.settings import DocumentEncoderSettings, EncoderSettings, EngineSettings
 from routerretriever.errors import EncoderError
 from routerretriever.types import BASE
 from support.encoders import write_encoder
@@ -92,6 +93,8 @@ def test_other_architectures_compile_too(name, tmp_path):
         found, batch_adapters(plain, folders).embed(rows, weights, NAMES[:2]), atol=2e-5
     )
     np.testing.assert_allclose(fast.encode_documents(TEXTS), plain.encode_documents(TEXTS), atol=2e-5)
+    alone = np.concatenate([fast.encode_queries([text]) for text in TEXTS])
+    np.testing.assert_allclose(alone, plain.encode_queries(TEXTS), atol=2e-5)
 
 
 @pytest.mark.parametrize("adapter", [Ia3Settings(), PrefixSettings()], ids=lambda adapter: adapter.kind)
@@ -182,10 +185,43 @@ def test_an_expert_that_is_part_of_the_weights_is_compiled_with_them(tmp_path):
     np.testing.assert_allclose(fast.encode_queries(TEXTS), plain.encode_queries(TEXTS), atol=1e-5)
 
 
-def test_half_precision_is_near(caplog):
-    plain, fast = towers(FAKE, EngineSettings(kind="openvino", precision="bf16"))
-    products = (plain.encode_queries(TEXTS) * fast.encode_queries(TEXTS)).sum(axis=1)
-    assert products.min() > 0.99
+@pytest.mark.parametrize(
+    ("precision", "name"), [("bf16", "fake"), ("int8", "fake"), ("int8", "t5-dense"), ("int8", "qwen3")]
+)
+def test_queries_of_lower_precision_are_near_and_documents_exact(precision, name, tmp_path):
+    encoder = (
+        FAKE if name == "fake" else EncoderSettings(name=str(write_encoder(name, tmp_path)), device="cpu")
+    )
+    folders = write_experts(encoder, tmp_path)
+    plain, fast = towers(encoder, EngineSettings(kind="openvino", precision=precision))
+    rows, weights = plain.tokenize_queries(TEXTS), mixtures(len(TEXTS), 3)
+    wanted = batch_adapters(plain, folders).embed(rows, weights, NAMES)
+    made = batch_adapters(fast, folders).embed(rows, weights, NAMES)
+    assert (wanted * made).sum(axis=1).min() > 0.99
+    assert (plain.encode_queries(TEXTS) * fast.encode_queries(TEXTS)).sum(axis=1).min() > 0.99
+    if precision == "int8":
+        assert np.abs(wanted - made).max() > 1e-4, "this is fp32"
+    exact = plain.encode_documents(TEXTS)
+    np.testing.assert_allclose(fast.encode_documents(TEXTS), exact, atol=2e-5)
+    both = [*fast.tokenize_queries(TEXTS), *fast.tokenize_documents(TEXTS)]
+    np.testing.assert_allclose(fast.embed_tokens(both)[len(TEXTS) :], exact, atol=2e-5)
+
+
+def test_lower_precision_leaves_another_encoder_s_documents_exact(tmp_path):
+    reader = DocumentEncoderSettings(name=str(write_encoder("mpnet", tmp_path)))
+    encoder = EncoderSettings(name=reader.name, documents=reader, device="cpu")
+    plain, fast = towers(encoder, EngineSettings(kind="openvino", precision="int8"))
+    np.testing.assert_allclose(fast.encode_documents(TEXTS), plain.encode_documents(TEXTS), atol=2e-5)
+
+
+@given(
+    weight=arrays(np.float32, (3, 5), elements=st.floats(-4, 4, width=32)),
+    axis=st.sampled_from([0, 1]),
+)
+def test_weights_in_8_bits_are_off_by_at_most_a_step(weight, axis):
+    rounded, zero, scale = in_8_bits(weight, axis)
+    restored = (rounded.astype(np.float32) - zero) * scale
+    assert (np.abs(restored - weight) <= scale * 1.01 + 1e-6).all()
 
 
 def without_openvino(monkeypatch):

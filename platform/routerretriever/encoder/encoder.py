@@ -45,7 +45,7 @@ time, took 407 ms in one batch and 246 in batches with at most so much padding (
 
 
 class DocumentTokens(list[int]):
-    """Token ids of a document that another encoder reads than that of the queries; see ``documents``."""
+    """Token ids of a document. Another encoder may read it, or this one as exactly as it reads an index's."""
 
 
 class Encoder:
@@ -319,9 +319,8 @@ class Encoder:
 
     def tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, unpadded."""
-        if self._documents is not None:
-            return [DocumentTokens(row) for row in self._documents.tokenize_documents(texts)]
-        return self._reader.documents(texts)
+        reader = self if self._documents is None else self._documents
+        return [DocumentTokens(row) for row in reader._reader.documents(texts)]
 
     def limit(self, documents: bool) -> int:
         """Tokens that are read of a query or a document, its prompt among them."""
@@ -369,7 +368,7 @@ class Encoder:
             padding_is_free: no transformer layer is run, so texts of any length go together.
         """
         vectors: Vectors | None = None
-        if self._documents is not None:
+        if self._reads_documents_apart:
             documents = [place for place, row in enumerate(rows) if isinstance(row, DocumentTokens)]
             if documents:
                 return self._embed_both(rows, documents, embed)
@@ -401,6 +400,11 @@ class Encoder:
         return vectors[np.argsort(np.concatenate(parts))]
 
     @property
+    def _reads_documents_apart(self) -> bool:
+        """An index holds exact vectors, so documents that are added to it must be exact too."""
+        return self._documents is not None or (self._engine is not None and self._engine.precision != "fp32")
+
+    @property
     def _most_padding(self) -> float:
         """Padding tokens that a batch may have."""
         return _CPU_PADDING if self.device.type == "cpu" else math.inf
@@ -411,11 +415,15 @@ class Encoder:
         documents: list[int],
         embed: Callable[[Tensor, Tensor, list[int]], Tensor] | None,
     ) -> Vectors:
-        """Documents by the encoder that reads them, the others here."""
-        assert self._documents is not None
+        """Documents by the encoder that reads them, or uncompiled; the others here."""
         assert embed is None, "only queries are embedded by anything but the base"
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
-        vectors[documents] = self._documents.embed_tokens([list(rows[place]) for place in documents])
+        contents = [rows[place] for place in documents]
+        if self._documents is not None:
+            vectors[documents] = self._documents.embed_tokens(contents)
+        else:
+            plain = [list(content) for content in contents]
+            vectors[documents] = self.embed_tokens(plain, lambda ids, mask, _: self._tower(ids, mask))
         queries = sorted(set(range(len(rows))) - set(documents))
         if queries:
             vectors[queries] = self.embed_tokens([rows[place] for place in queries])

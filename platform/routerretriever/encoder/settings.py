@@ -32,8 +32,9 @@ class EngineSettings(Settings):
     kind: Literal["auto", "torch", "openvino"] = "auto"
     """``openvino`` compiles them for the CPU, which takes some seconds at the start. ``auto`` does so where
     it can, and leaves them to PyTorch elsewhere: on a GPU, or if an encoder cannot be compiled."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the compiled products. ``bf16`` is faster on CPUs that have it, and less exact."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Of the compiled products. ``bf16`` is faster on CPUs that have it (AMX, AVX512-BF16), ``int8`` on those
+    that have VNNI. Both are less exact."""
 
 
 class EncoderSettings(Settings):
