@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from routerretriever.errors import RouterRetrieverError
+from routerretriever.errors import BadInput, RouterRetrieverError
 from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import fit_router
@@ -149,6 +151,21 @@ def test_uniform_and_fixed(tmp_path):
     np.testing.assert_array_equal(
         load_router(tmp_path).weights(d.features["a"]), fixed.weights(d.features["a"])
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"kind": "oracle"}, "no router of kind 'oracle'"),
+        ({"settings": {"horns": 2}}, "register the recipe again"),
+    ],
+)
+def test_a_router_of_another_version_is_told_in_one_line(tmp_path, changed, told):
+    save_router(fit_router(data(), routing(router="fixed", expert="b")), tmp_path)
+    file = tmp_path / "router.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(BadInput, match=told):
+        load_router(tmp_path)
 
 
 def test_two_domains_are_enough_for_the_posterior():

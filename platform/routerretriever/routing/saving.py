@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ _OLD_ARRAYS = {"shut_M": "unfamiliar_M", "open_M": "familiar_M"}
 """Names in routers saved by release 0.1, and what they are now."""
 
 
+class _OtherStateError(Exception):
+    """A router of a known kind has other arrays or settings than here."""
+
+
 def save_router(router: Router, folder: Path) -> None:
     """Write a router's state."""
     settings, arrays = router.state()
@@ -46,13 +51,19 @@ def load_router(folder: Path) -> Router:
     """Read a router back.
 
     Raises:
-        BadInput: the folder holds a kind of router that this version does not know.
+        BadInput: the folder holds a kind of router that this version does not know, or one that another
+            version wrote in another way.
     """
     content = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
     try:
         router = _build(content, load_file(folder / _ARRAYS_FILE))
     except KeyError as error:
         raise BadInput(f"{folder}: no router of kind {error}; there are {sorted(_KINDS)}") from None
+    except _OtherStateError as error:
+        raise BadInput(
+            f"{folder}: another version of RouterRetriever wrote this router ({error}); serve it with that "
+            "one, or register the recipe again"
+        ) from None
     router.min_share = content["min_share"]
     return router
 
@@ -67,5 +78,9 @@ def _build(content: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Router:
             name.removeprefix("inner."): array for name, array in arrays.items() if name.startswith("inner.")
         }
         settings["inner"] = _build(settings["inner"], inner)
-    kind = _OLD_KINDS.get(content["kind"], content["kind"])
-    return _KINDS[kind](content["experts"], **settings, **own)
+    kind = _KINDS[_OLD_KINDS.get(content["kind"], content["kind"])]
+    try:
+        inspect.signature(kind).bind(content["experts"], **settings, **own)
+    except TypeError as error:
+        raise _OtherStateError(error) from None
+    return kind(content["experts"], **settings, **own)
