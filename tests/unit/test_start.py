@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from routerretriever.config.loading import load_recipe
@@ -103,6 +104,19 @@ def test_gpus_that_are_asked_for_and_those_that_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "torch_gpus", lambda: 1)
     assert doctor.check_gpu(modest)[0] is Verdict.NOTE
     assert doctor.check_gpu(asking)[0] is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("flags", "units", "advised"),
+    [
+        ("fpu avx2 avx_vnni avx512f avx512_vnni", ["AVX2", "AVX-512", "VNNI"], True),
+        ("fpu avx2", ["AVX2"], False),
+    ],
+)
+def test_int8_is_advised_where_the_processor_has_the_units_for_it(monkeypatch, flags, units, advised):
+    monkeypatch.setattr(Path, "read_text", lambda *_: f"processor: 0\nflags: {flags}\n")
+    assert machine.vector_units() == units
+    assert ("int8" in doctor.check_processor()[1]) is advised
 
 
 def test_a_port_that_is_taken_and_storage_whose_package_is_missing(monkeypatch):

@@ -13,7 +13,15 @@ from typing import TypeVar
 from routerretriever.errors import Unavailable
 
 T = TypeVar("T")
-_VECTOR_UNITS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
+VNNI = "VNNI"
+_VECTOR_UNITS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": VNNI,
+    "avx512_vnni": VNNI,
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_tile": "AMX",
+}
 _CGROUP = Path("/sys/fs/cgroup")
 _GPU_FILES = "/proc/driver/nvidia/gpus"
 
@@ -33,7 +41,7 @@ def vector_units() -> list[str]:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
                 flags = set(line.split())
-                return [name for flag, name in _VECTOR_UNITS.items() if flag in flags]
+                return list(dict.fromkeys(name for flag, name in _VECTOR_UNITS.items() if flag in flags))
     return []
 
 
