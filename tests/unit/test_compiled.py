@@ -207,6 +207,11 @@ def test_queries_of_lower_precision_are_near_and_documents_exact(precision, name
     np.testing.assert_allclose(fast.embed_tokens(both)[len(TEXTS) :], exact, atol=2e-5)
 
 
+def test_a_precision_that_pytorch_would_not_heed_is_refused():
+    with pytest.raises(ValueError, match=r"int8 is for compiled encoders.*encoder\.dtype"):
+        EngineSettings(kind="torch", precision="int8")
+
+
 def test_lower_precision_leaves_another_encoder_s_documents_exact(tmp_path):
     reader = DocumentEncoderSettings(name=str(write_encoder("mpnet", tmp_path)))
     encoder = EncoderSettings(name=reader.name, documents=reader, device="cpu")

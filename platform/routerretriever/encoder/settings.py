@@ -36,6 +36,15 @@ class EngineSettings(Settings):
     """Of the compiled products. ``bf16`` is faster on CPUs that have it (AMX, AVX512-BF16), ``int8`` on those
     that have VNNI. Both are less exact."""
 
+    @model_validator(mode="after")
+    def _compiled_only(self) -> Self:
+        if self.kind == "torch" and self.precision != "fp32":
+            raise ValueError(
+                f"precision {self.precision} is for compiled encoders, and kind: torch compiles none; "
+                "encoder.dtype sets PyTorch's"
+            )
+        return self
+
 
 class EncoderSettings(Settings):
     """The shared, frozen base encoder and how text becomes one vector.
