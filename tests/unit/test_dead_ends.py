@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from routerretriever.artifacts import filesystem
@@ -230,3 +231,15 @@ def test_ray_never_prints_that_its_controller_has_ended_itself():
     done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
     line = "Task ServeController.graceful_shutdown failed. There are infinite retries remaining"
     assert re.search(done.stdout.strip(), line)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's file that is always full")
+@pytest.mark.parametrize("command", ["schema", "--version"])
+def test_output_that_there_is_no_room_for_is_one_line(command):
+    script = "from routerretriever.cli.main import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script, command], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: what this command prints: No space left on device; make room for it\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -26,7 +28,10 @@ def main() -> None:
         app()
     except RouterRetrieverError as error:
         _fail(error)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            _leave_stdout()
+            _fail(f"{error.filename or 'what this command prints'}: {error.strerror}; make room for it")
         print(without_secrets(traceback.format_exc()), file=sys.stderr)
         print(
             f"error: this is a mistake of RouterRetriever {routerretriever.__version__}, not yours; please "
@@ -44,9 +49,14 @@ def main_for(command: str) -> None:
     main()
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: object) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+
+
+def _leave_stdout() -> None:
+    """Python would try once more at its end to write what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
