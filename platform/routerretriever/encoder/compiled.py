@@ -65,6 +65,8 @@ class Compilable(Protocol):
     """What is read of an encoder."""
 
     linear_layers: dict[str, nn.Linear]
+    positions: int | None
+    """Tokens that it can read, if there is a bound."""
 
     @property
     def tower(self) -> nn.Module:
@@ -129,12 +131,15 @@ class CompiledTower:
             if not cosine >= least:
                 raise EncoderError(f"its vectors differ from PyTorch's (cosine {cosine:.5f})")
             for length in _LONE:
+                if self._encoder.positions is not None and self._encoder.positions < length:
+                    break
                 lone = graph.clone()  # shares what is not laid out anew
                 lone.reshape({0: [1, length], 1: [1, length], 2: [1, -1]})
                 self._graphs[1, length] = core.compile_model(lone, "CPU", properties)
-                (long,) = self._encoder.tokenize_queries(_CHECKED[-1:])
-                padded, whole = (self._cosine([long[:tokens]]) for tokens in (length - 3, length))
-                if not min(padded, whole) >= least:  # Qwen3's, as OpenVINO 2026.4 reshapes it
+                (some,) = self._encoder.tokenize_queries(_CHECKED[-1:])
+                tokens = some * length  # more than enough, however short queries are cut
+                found = [self._cosine([tokens[: length - padding]]) for padding in (0, 3, 14)]
+                if not min(found) >= least:  # Qwen3's, as OpenVINO 2026.4 reshapes it
                     del self._graphs[1, length]
             self._base = self.bind(self._nothing)
             _return_memory()

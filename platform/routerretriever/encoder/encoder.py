@@ -104,7 +104,8 @@ class Encoder:
         }
         """The base's, by their names, which saved adapters use too."""
         self._frozen = {name: FrozenLinear(module) for name, module in self.linear_layers.items()}
-        limit = self._positions = usable_positions(model.config.to_dict())
+        limit = self.positions = usable_positions(model.config.to_dict())
+        """Tokens that the model can read, its prompt among them; None if there is no bound."""
         lengths = ["query_max_length"] if settings.documents else ["query_max_length", "document_max_length"]
         for field in lengths:
             if limit is not None and getattr(settings, field) > limit:
@@ -343,7 +344,7 @@ class Encoder:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
         longest = max(map(len, rows))
         if self._engine is not None:
-            longest = rounded_length(longest, len(rows), self._positions)
+            longest = rounded_length(longest, len(rows), self.positions)
         if len(rows) == 1 and longest == len(rows[0]):  # nothing to pad, and a lone query feels every step
             alone = torch.tensor(rows, dtype=torch.long, device=self.device)
             return alone, torch.ones_like(alone)
