@@ -19,7 +19,7 @@ from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder import compiled
-from routerretriever.encoder.compiled import BoundTower, in_8_bits, rounded_length
+from routerretriever.encoder.compiled import BoundTower, CompiledTower, in_8_bits, rounded_length
 from routerretriever.encoder.settings import DocumentEncoderSettings, EncoderSettings, EngineSettings
 from routerretriever.errors import EncoderError
 from routerretriever.types import BASE
@@ -103,6 +103,17 @@ def test_lone_documents_are_right_however_short_queries_are_cut(tmp_path):
     plain, fast = towers(encoder)
     for text in TEXTS:
         np.testing.assert_allclose(fast.encode_documents([text]), plain.encode_documents([text]), atol=2e-5)
+
+
+def test_large_encoders_have_no_graphs_for_lone_queries(monkeypatch):
+    made = []
+    right = CompiledTower._add_lone
+    monkeypatch.setattr(CompiledTower, "_add_lone", lambda *those: (made.append(those[2]), right(*those)))
+    towers(FAKE)[1].compiled()
+    assert made == [16, 32]
+    monkeypatch.setattr(compiled, "_MOST_BYTES", 1000.0)
+    towers(FAKE)[1].compiled()
+    assert made == [16, 32]
 
 
 @pytest.mark.parametrize("adapter", [Ia3Settings(), PrefixSettings()], ids=lambda adapter: adapter.kind)

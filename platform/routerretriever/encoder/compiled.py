@@ -19,7 +19,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +48,10 @@ _LONE = (16, 32)
 """Lengths of lone queries that have a graph of their own. It takes 0.57 to 0.8 of the time of one for any
 shape that has just run another (MiniLM, ms with 48 ranks: int8 7.3 for 12.8, fp32 8.2 for 11.8), and has
 weights of its own: 30 MB in int8, 58 in fp32."""
+_MOST_BYTES = 100e6
+"""Of the linear layers' weights, above which lone queries have no graphs: a large encoder's pass takes so
+long that the moment between two shapes matters little, and its weights take much."""
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 _GROUP = 64
 """Inputs of a layer that share a scale in int8. A pass of MiniLM takes 0.74 of the time of fp32 with 64,
 0.78 with 32 and 0.70 with 128, which are more and less exact."""
@@ -125,22 +129,14 @@ class CompiledTower:
             graph = self._trace(openvino)
             if engine.precision == "int8":
                 _quantize(graph)
-            self._graphs = {_ANY: core.compile_model(graph, "CPU", properties)}
+            compiling = partial(core.compile_model, device_name="CPU", config=properties)
+            self._graphs = {_ANY: compiling(graph)}
             least = _LEAST_COSINE[engine.precision]
             cosine = self._cosine(self._encoder.tokenize_queries(_CHECKED))
             if not cosine >= least:
                 raise EncoderError(f"its vectors differ from PyTorch's (cosine {cosine:.5f})")
-            for length in _LONE:
-                if self._encoder.positions is not None and self._encoder.positions < length:
-                    break
-                lone = graph.clone()  # shares what is not laid out anew
-                lone.reshape({0: [1, length], 1: [1, length], 2: [1, -1]})
-                self._graphs[1, length] = core.compile_model(lone, "CPU", properties)
-                (some,) = self._encoder.tokenize_queries(_CHECKED[-1:])
-                tokens = some * length  # more than enough, however short queries are cut
-                found = [self._cosine([tokens[: length - padding]]) for padding in (0, 3, 14)]
-                if not min(found) >= least:  # Qwen3's, as OpenVINO 2026.4 reshapes it
-                    del self._graphs[1, length]
+            for length in self._lone_lengths(engine.precision):
+                self._add_lone(graph.clone(), length, compiling, least)  # a clone shares most of its memory
             self._base = self.bind(self._nothing)
             _return_memory()
         except Exception as error:  # OpenVINO and tracing raise many kinds
@@ -154,6 +150,23 @@ class CompiledTower:
     def bind(self, updates: LowRank) -> BoundTower:
         """The graph with updates of its layers, one for each; they are not copied."""
         return BoundTower(self._graphs, self._tensor, self.layers, updates)
+
+    def _add_lone(self, graph: Any, length: int, compiling: Callable[[Any], Any], least: float) -> None:
+        """Compile a graph for one row of this length, and keep it if its vectors are PyTorch's."""
+        graph.reshape({0: [1, length], 1: [1, length], 2: [1, -1]})
+        self._graphs[1, length] = compiling(graph)
+        (some,) = self._encoder.tokenize_queries(_CHECKED[-1:])
+        tokens = some * length  # more than enough, however short queries are cut
+        found = [self._cosine([tokens[: length - padding]]) for padding in (0, 3, 14)]
+        if not min(found) >= least:  # Qwen3's, as OpenVINO 2026.4 reshapes it
+            del self._graphs[1, length]
+
+    def _lone_lengths(self, precision: str) -> list[int]:
+        weights = sum(linear.weight.numel() for linear in self._encoder.linear_layers.values())
+        if weights * _BYTES[precision] > _MOST_BYTES:
+            return []
+        positions = self._encoder.positions
+        return [length for length in _LONE if positions is None or length <= positions]
 
     @property
     def _nothing(self) -> LowRank:
