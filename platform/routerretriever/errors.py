@@ -6,9 +6,12 @@ command line prints one line. Any other exception is our own mistake and is show
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the operating system's errors that say that a disk, a quota or a file is full."""
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _NAMED = 20
 """Names that a message lists; there may be thousands of collections."""

@@ -24,7 +24,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from routerretriever.errors import StorageError, Unavailable, without_secrets
+from routerretriever.errors import NO_ROOM, StorageError, Unavailable, without_secrets
 from routerretriever.hashing import file_hash
 from routerretriever.runtime.machine import within
 from routerretriever.runtime.metrics import STORAGE_RETRIES, increment
@@ -37,7 +37,6 @@ _TRANSIENT = {
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
     errno.ENOTEMPTY,  # a folder that is removed while another run still adds to it
 }  # fmt: skip
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +75,7 @@ def with_retries(
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in NO_ROOM:
                 raise StorageError(
                     f"{files.uri}: no space left ({error}); nothing half-written was kept. Make room and run "
                     "the same command again: finished work stays"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -15,7 +14,7 @@ import routerretriever
 from routerretriever.cli import exchange, releases, start, steps, studies
 from routerretriever.cli.app import app, writing
 from routerretriever.cli.datasets import datasets_app
-from routerretriever.errors import RouterRetrieverError, without_secrets
+from routerretriever.errors import NO_ROOM, RouterRetrieverError, without_secrets
 
 COMMANDS = (start, steps, studies, releases, exchange)
 """The modules whose commands the application has."""
@@ -29,7 +28,7 @@ def main() -> None:
     except RouterRetrieverError as error:
         _fail(error)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             _leave_stdout()
             _fail(f"{error.filename or 'what this command prints'}: {error.strerror}; make room for it")
         print(without_secrets(traceback.format_exc()), file=sys.stderr)
