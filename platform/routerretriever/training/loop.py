@@ -10,9 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,17 @@ import torch
 from torch import nn
 
 from routerretriever.adapters.kinds import kind_named
-from routerretriever.adapters.tower import QueryTower, load_tower
+from routerretriever.adapters.tower import load_tower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
 from routerretriever.measures import Values
-from routerretriever.training.domains import ADAPTER, TrainingDomain, open_domain
+from routerretriever.training.domains import ADAPTER, open_domain
 from routerretriever.training.dropout import draw_in_words
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
 from routerretriever.training.scaling import copies, scale_weights, weights_set
 from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
 from routerretriever.training.selection import HeldOut, Selected, select
-from routerretriever.training.settings import TrainingSettings
 from routerretriever.training.soup import Soup
 from routerretriever.training.speculation import Speculation
 from routerretriever.types import BASE
@@ -103,188 +102,250 @@ def evaluations(
         TrainingFailed: the loss is no finite number, or a fold has failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        settings: TrainingSettings = job.training
-        encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
-        torch.manual_seed(settings.seed)
-        encoder.add_adapter(ADAPTER, settings.adapter, job.modules)
-        draw_in_words(encoder.tower)
-        domains = [open_domain(part, job, encoder, store, rank) for part in job.parts]
-
-        tower = prepare(encoder.tower)
-        weights = _trainable(encoder)
-        total_steps = run_length(settings, sum(domain.examples.steps_per_epoch() for domain in domains))
-        plan = domain_schedule(len(domains), total_steps, settings.seed)
-        soup = Soup(weights, settings, lambda step: learning_rate_factor(settings, step, total_steps))
-        best: dict[str, torch.Tensor] = {}
-        progress = _resume(resume_from, scratch, encoder, soup, best)
-        if progress.best_dev < 0:
-            # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
-            if rank == 0:
-                progress.best_dev = progress.base_dev = _dev_ndcg(encoder, domains)
-                if not kind_named(settings.adapter.kind).starts_as_base:
-                    progress.base_dev = _dev_ndcg(encoder, domains, BASE)
-                if job.selection == "fold":
-                    progress.base_values = domains[0].dev_values(encoder, BASE).tolist()
-                best.update(copies(_trainable(encoder)))
-                encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
-            progress.history.append((0, progress.best_dev))
-
-        def evaluation(loss: float | None, done: bool, selected: Selected | None) -> Evaluation:
-            parameters = sum(weight.numel() for weight in weights.values())
-            return Evaluation(
-                progress, total_steps, parameters, loss, done, selected,
-                lambda: _save(scratch, soup, progress, best),
-            )  # fmt: skip
-
-        yield evaluation(None, False, None)
-        autocast = (
-            torch.autocast(encoder.device.type, dtype=_AUTOCAST[settings.precision])
-            if settings.precision in _AUTOCAST
-            else nullcontext()
-        )
-
-        def loss_of(copy: int) -> torch.Tensor:
-            chosen, domain_step = plan[progress.step]
-            domain = domains[chosen]
-            batch = domain.examples.batch(domain_step, rank, workers, copy)
-            # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
-            torch.manual_seed(hash((settings.seed, progress.step, rank, *([copy] if copy else []))))
-            domain.enter(encoder)
-            tower.train()
-            with autocast:
-                vectors = encoder.embed_with_gradients(batch.tokens, tower)
-                rows, candidates = domain.candidates(batch.candidate_rows, encoder, tower)
-            loss = candidate_loss(
-                vectors.float(),
-                candidates.float(),
-                rows,
-                batch.target_rows,
-                batch.positive_rows,
-                settings.temperature,
-                domain.teacher_scores(batch, rows, candidates.float()),
-                settings.distillation,
-                settings.mask_above,
-            )
-            if not torch.isfinite(loss):
-                raise TrainingFailed(
-                    f"{job.name}: the loss is {loss.item()} at step {progress.step}; lower "
-                    "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
-                )
-            return loss
-
-        clock = time.monotonic()
-        is_chosen = job.selection == "chosen"
-        last_step = total_steps if job.chosen is None else min(total_steps, job.chosen.choice.step)
-        loss, done = None, False
-        while not done:
-            try:
-                loss = soup.step(loss_of)
-            except TrainingFailed:
-                # What happens after the chosen step does no harm.
-                if speculation is None or speculation.wait().choice.step > progress.step:
-                    raise
-                done = True
-            else:
-                progress.step += 1
-                if progress.step % settings.evaluate_every and progress.step < last_step:
-                    continue
-
-            if rank == 0 and not done:
-                if job.selection == "fold":
-                    values_SQ = _scaled_values(encoder, domains[0], settings.scales)
-                    progress.scaled_values.append(values_SQ.tolist())
-                    dev = float(values_SQ.mean(axis=1).max())  # patience waits for any scale
-                else:
-                    dev = _dev_ndcg(encoder, domains)
-                progress.history.append((progress.step, dev))
-                if dev > progress.best_dev or (is_chosen and progress.step == last_step):
-                    progress.best_dev, progress.best_step = dev, progress.step
-                    progress.evaluations_since_best = 0
-                    best.update(copies(_trainable(encoder)))
-                    encoder.save_adapter(ADAPTER, scratch / BEST_FOLDER)
-                else:
-                    progress.evaluations_since_best += 1
-                if speculation is not None:
-                    speculation.keep(progress.step, _trainable(encoder))
-                    done = speculation.is_over(progress.step)
-            progress.seconds += time.monotonic() - clock
-            out_of_patience = not is_chosen and progress.evaluations_since_best >= settings.patience
-            done = _from_first_worker(done or out_of_patience, workers, encoder.device)
-            done |= progress.step >= last_step
-            selected = None
-            if done and rank == 0:
-                if speculation is not None:
-                    job = replace(job, chosen=_go_back(speculation, progress, best))
-                selected = _finish(job, encoder, domains, best, progress, scratch / BEST_FOLDER)
-            yield evaluation(loss, done, selected)
+        run = _Run(job, store, Path(folder), rank, workers, prepare, speculation)
+        run.start(resume_from)
+        yield run.evaluation(None)
+        while not run.done:
             clock = time.monotonic()
+            run.advance()
+            run.progress.seconds += time.monotonic() - clock
+            yield run.evaluation(run.finish() if run.done and rank == 0 else None)
 
 
-def _go_back(speculation: Speculation, progress: Progress, best: dict[str, torch.Tensor]) -> Selected:
-    """To the step that the folds have chosen, as if training had ended there; returns what they chose."""
-    selected = speculation.wait()
-    best.update(speculation.weights())
-    progress.history = [each for each in progress.history if each[0] <= selected.choice.step]
-    progress.step, progress.best_dev = progress.history[-1]
-    progress.best_step = progress.step
-    return selected
+class _Run:
+    """One run, on one worker."""
 
+    def __init__(
+        self,
+        job: TrainingJob,
+        store: ArtifactStore,
+        scratch: Path,
+        rank: int,
+        workers: int,
+        prepare: Callable[[nn.Module], nn.Module],
+        speculation: Speculation | None,
+    ) -> None:
+        """Load the base with a new adapter, and the domains; see ``evaluations``."""
+        self.job, self.settings = job, job.training
+        self.rank, self.workers = rank, workers
+        self.scratch, self.speculation = scratch, speculation
+        self.encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
+        torch.manual_seed(self.settings.seed)
+        self.encoder.add_adapter(ADAPTER, self.settings.adapter, job.modules)
+        draw_in_words(self.encoder.tower)
+        self.domains = [open_domain(part, job, self.encoder, store, rank) for part in job.parts]
 
-def _dev_ndcg(encoder: QueryTower, domains: list[TrainingDomain], adapter: str = ADAPTER) -> float:
-    return float(np.mean([domain.dev_ndcg(encoder, adapter) for domain in domains]))
-
-
-def _scaled_values(encoder: QueryTower, domain: TrainingDomain, scales: Sequence[float]) -> Values:
-    """nDCG@10 of shares of the adapter as it is now, on each held-out query: [S, Q]."""
-    weights, now = _trainable(encoder), copies(_trainable(encoder))
-    values = []
-    for scale in scales:
-        with weights_set(weights, scale_weights(now, scale)):
-            values.append(domain.dev_values(encoder, ADAPTER))
-    return np.stack(values)
-
-
-def _finish(
-    job: TrainingJob,
-    encoder: QueryTower,
-    domains: list[TrainingDomain],
-    best: dict[str, torch.Tensor],
-    progress: Progress,
-    folder: Path,
-) -> Selected | None:
-    """Choose the scale of the best adapter, and write it so; None where nothing is to be chosen."""
-    settings = job.training
-    if job.selection == "fold":
-        steps = [step for step, _ in progress.history[1:]]
-        np.savez(
-            folder / HELD_OUT_FILE,
-            steps=np.array(steps),
-            scales=np.array(settings.scales),
-            ndcg_TSQ=np.array(progress.scaled_values),
-            base_Q=np.array(progress.base_values),
+        self.tower = prepare(self.encoder.tower)
+        self.total_steps = run_length(
+            self.settings, sum(domain.examples.steps_per_epoch() for domain in self.domains)
         )
-        return None
-    if job.selection == "best_step":
-        return None
-    weights = _trainable(encoder)
-    if job.chosen is not None:
-        selected = job.chosen
-    else:
-        with weights_set(weights, best):
-            values_SQ = _scaled_values(encoder, domains[0], settings.scales)
-        held_out = HeldOut(
-            (progress.best_step,), settings.scales, values_SQ[None], domains[0].dev_values(encoder, BASE)
+        self.last_step = self.total_steps
+        if job.chosen is not None:
+            self.last_step = min(self.total_steps, job.chosen.choice.step)
+        self.plan = domain_schedule(len(self.domains), self.total_steps, self.settings.seed)
+        self.parameters = sum(weight.numel() for weight in self.weights.values())
+        self.soup = Soup(self.weights, self.settings, self._learning_rate_factor)
+        self.best: dict[str, torch.Tensor] = {}
+        self.progress = Progress()
+        self.loss: float | None = None
+        self.done = False
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Those in training, by name."""
+        return {
+            name: weight for name, weight in self.encoder.tower.named_parameters() if weight.requires_grad
+        }
+
+    def evaluation(self, selected: Selected | None) -> Evaluation:
+        """Where the run is now."""
+        return Evaluation(
+            self.progress, self.total_steps, self.parameters, self.loss, self.done, selected, self._save
         )
-        selected = select(held_out, settings.confidence)
-    deployed = selected.verdict.deployed
-    if not deployed:
-        with weights_set(weights, scale_weights(best, selected.choice.scale)):
-            encoder.save_adapter(ADAPTER, folder / UNDEPLOYED_FOLDER)
-    # An expert that is not deployed answers as the base does, to the last bit.
-    with weights_set(weights, scale_weights(best, selected.choice.scale if deployed else 0.0)):
-        encoder.save_adapter(ADAPTER, folder)
-    return selected
+
+    # Start and end
+
+    def start(self, saved: Path | None) -> None:
+        """Go on from what was saved, or measure the starting point."""
+        if saved is not None:
+            self._restore(saved)
+        progress = self.progress
+        if progress.best_dev >= 0:
+            return
+        # The starting point competes too: a domain that gains nothing keeps the base's behaviour.
+        if self.rank == 0:
+            progress.best_dev = progress.base_dev = self._dev_ndcg()
+            if not kind_named(self.settings.adapter.kind).starts_as_base:
+                progress.base_dev = self._dev_ndcg(BASE)
+            if self.job.selection == "fold":
+                progress.base_values = self.domains[0].dev_values(self.encoder, BASE).tolist()
+            self._keep_as_best()
+        progress.history.append((0, progress.best_dev))
+
+    def finish(self) -> Selected | None:
+        """Choose the scale of the best adapter, and write it so; None where nothing is to be chosen."""
+        folder = self.scratch / BEST_FOLDER
+        if self.job.selection == "best_step":
+            return None
+        if self.job.selection == "fold":
+            np.savez(
+                folder / HELD_OUT_FILE,
+                steps=np.array([step for step, _ in self.progress.history[1:]]),
+                scales=np.array(self.settings.scales),
+                ndcg_TSQ=np.array(self.progress.scaled_values),
+                base_Q=np.array(self.progress.base_values),
+            )
+            return None
+        selected = self._go_back() if self.speculation else self.job.chosen or self._choose_on_dev()
+        if not selected.verdict.deployed:
+            self._write(selected.choice.scale, folder / UNDEPLOYED_FOLDER)
+        # An expert that is not deployed answers as the base does, to the last bit.
+        self._write(selected.choice.scale if selected.verdict.deployed else 0.0, folder)
+        return selected
+
+    def _go_back(self) -> Selected:
+        """To the step that the folds have chosen, as if training had ended there; returns what they chose."""
+        assert self.speculation is not None
+        selected, progress = self.speculation.wait(), self.progress
+        self.best.update(self.speculation.weights())
+        progress.history = [each for each in progress.history if each[0] <= selected.choice.step]
+        progress.step, progress.best_dev = progress.history[-1]
+        progress.best_step = progress.step
+        return selected
+
+    def _choose_on_dev(self) -> Selected:
+        """A scale for the step that is best on dev."""
+        with weights_set(self.weights, self.best):
+            values_SQ = self._scaled_values()
+        base_Q = self.domains[0].dev_values(self.encoder, BASE)
+        held_out = HeldOut((self.progress.best_step,), self.settings.scales, values_SQ[None], base_Q)
+        return select(held_out, self.settings.confidence)
+
+    def _write(self, scale: float, folder: Path) -> None:
+        with weights_set(self.weights, scale_weights(self.best, scale)):
+            self.encoder.save_adapter(ADAPTER, folder)
+
+    # Steps
+
+    def advance(self) -> None:
+        """Take steps up to the next evaluation, and evaluate."""
+        out_of_patience = False
+        try:
+            self._take_steps()
+        except TrainingFailed:
+            # What happens after the chosen step does no harm.
+            if self.speculation is None or self.speculation.wait().choice.step > self.progress.step:
+                raise
+            self.done = True
+        else:
+            if self.rank == 0:
+                out_of_patience = self._evaluate()
+        self.done = _from_first_worker(self.done or out_of_patience, self.workers, self.encoder.device)
+        self.done |= self.progress.step >= self.last_step
+
+    def _take_steps(self) -> None:
+        while True:
+            self.loss = self.soup.step(self._loss_of)
+            self.progress.step += 1
+            if self.progress.step % self.settings.evaluate_every == 0 or self.progress.step >= self.last_step:
+                return
+
+    def _loss_of(self, copy: int) -> torch.Tensor:
+        """A copy's loss on its batch of this step."""
+        settings, step = self.settings, self.progress.step
+        chosen, domain_step = self.plan[step]
+        domain = self.domains[chosen]
+        batch = domain.examples.batch(domain_step, self.rank, self.workers, copy)
+        # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
+        torch.manual_seed(hash((settings.seed, step, self.rank, *([copy] if copy else []))))
+        domain.enter(self.encoder)
+        self.tower.train()
+        with self._autocast():
+            vectors = self.encoder.embed_with_gradients(batch.tokens, self.tower)
+            rows, candidates = domain.candidates(batch.candidate_rows, self.encoder, self.tower)
+        loss = candidate_loss(
+            vectors.float(),
+            candidates.float(),
+            rows,
+            batch.target_rows,
+            batch.positive_rows,
+            settings.temperature,
+            domain.teacher_scores(batch, rows, candidates.float()),
+            settings.distillation,
+            settings.mask_above,
+        )
+        if not torch.isfinite(loss):
+            raise TrainingFailed(
+                f"{self.job.name}: the loss is {loss.item()} at step {step}; lower "
+                "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
+            )
+        return loss
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(self.settings, step, self.total_steps)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.settings.precision not in _AUTOCAST:
+            return nullcontext()
+        return torch.autocast(self.encoder.device.type, dtype=_AUTOCAST[self.settings.precision])
+
+    # Evaluation
+
+    def _evaluate(self) -> bool:
+        """Measure on dev, and keep the best; whether training is to stop."""
+        progress, is_chosen = self.progress, self.job.selection == "chosen"
+        if self.job.selection == "fold":
+            values_SQ = self._scaled_values()
+            progress.scaled_values.append(values_SQ.tolist())
+            dev = float(values_SQ.mean(axis=1).max())  # patience waits for any scale
+        else:
+            dev = self._dev_ndcg()
+        progress.history.append((progress.step, dev))
+        if dev > progress.best_dev or (is_chosen and progress.step == self.last_step):
+            progress.best_dev, progress.best_step = dev, progress.step
+            progress.evaluations_since_best = 0
+            self._keep_as_best()
+        else:
+            progress.evaluations_since_best += 1
+        if self.speculation is not None:
+            self.speculation.keep(progress.step, self.weights)
+            return self.speculation.is_over(progress.step)
+        return not is_chosen and progress.evaluations_since_best >= self.settings.patience
+
+    def _keep_as_best(self) -> None:
+        self.best.update(copies(self.weights))
+        self.encoder.save_adapter(ADAPTER, self.scratch / BEST_FOLDER)
+
+    def _dev_ndcg(self, adapter: str = ADAPTER) -> float:
+        return float(np.mean([domain.dev_ndcg(self.encoder, adapter) for domain in self.domains]))
+
+    def _scaled_values(self) -> Values:
+        """nDCG@10 of shares of the adapter as it is now, on each held-out query: [S, Q]."""
+        weights, now = self.weights, copies(self.weights)
+        values = []
+        for scale in self.settings.scales:
+            with weights_set(weights, scale_weights(now, scale)):
+                values.append(self.domains[0].dev_values(self.encoder, ADAPTER))
+        return np.stack(values)
+
+    # State
+
+    def _save(self) -> Path:
+        state = {
+            "progress": vars(self.progress),
+            "copies": self.soup.state(),
+            "best": {name: weight.cpu() for name, weight in self.best.items()},
+        }
+        torch.save(state, self.scratch / _STATE_FILE)
+        return self.scratch
+
+    def _restore(self, saved: Path) -> None:
+        shutil.copytree(saved, self.scratch, dirs_exist_ok=True)
+        state = torch.load(self.scratch / _STATE_FILE, map_location=self.encoder.device, weights_only=True)
+        self.soup.restore(state["copies"])
+        self.best.update(state["best"])
+        self.progress = Progress(**state["progress"])
+        self.progress.resumed_at.append(self.progress.step)
 
 
 def _from_first_worker(flag: bool, workers: int, device: torch.device) -> bool:
@@ -294,31 +355,3 @@ def _from_first_worker(flag: bool, workers: int, device: torch.device) -> bool:
     shared = torch.tensor([int(flag)], device=device)
     torch.distributed.broadcast(shared, src=0)
     return bool(shared.item())
-
-
-def _trainable(encoder: QueryTower) -> dict[str, torch.nn.Parameter]:
-    return {name: weight for name, weight in encoder.tower.named_parameters() if weight.requires_grad}
-
-
-def _save(scratch: Path, soup: Soup, progress: Progress, best: dict[str, torch.Tensor]) -> Path:
-    state = {
-        "progress": vars(progress),
-        "copies": soup.state(),
-        "best": {name: weight.cpu() for name, weight in best.items()},
-    }
-    torch.save(state, scratch / _STATE_FILE)
-    return scratch
-
-
-def _resume(
-    saved: Path | None, scratch: Path, encoder: QueryTower, soup: Soup, best: dict[str, torch.Tensor]
-) -> Progress:
-    if saved is None:
-        return Progress()
-    shutil.copytree(saved, scratch, dirs_exist_ok=True)
-    state = torch.load(scratch / _STATE_FILE, map_location=encoder.device, weights_only=True)
-    soup.restore(state["copies"])
-    best.update(state["best"])
-    progress = Progress(**state["progress"])
-    progress.resumed_at.append(progress.step)
-    return progress
