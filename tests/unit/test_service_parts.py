@@ -9,15 +9,12 @@ import re
 import socket
 import subprocess
 import sys
-from collections import Counter
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from fastapi import Response
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -34,192 +31,30 @@ from routerretriever.client.schemas import (
     SearchResponse,
 )
 from routerretriever.config.recipe import Recipe
-from routerretriever.config.serving import ReplicaSettings, ServingSettings
+from routerretriever.config.serving import ServingSettings
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import (
     ArtifactMissing,
     BundleError,
-    Overloaded,
     RecipeError,
     Unavailable,
     UnknownName,
 )
 from routerretriever.index.live import Found
 from routerretriever.runtime.haproxy import loopback_environment
-from routerretriever.serving.batching import Batcher
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.releases import store_bundle
 from routerretriever.serving.deployments.run import require_free, why_not_started
-from routerretriever.serving.engine import Engine
-from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token, read_tokens
 from routerretriever.serving.ports import CollectionRef, Rejection, Release, ValidatedBundle
 from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
 from routerretriever.serving.shadow import Shadows
-from routerretriever.types import BASE, ROUTED_MODEL
+from support.metrics import Counted
 from support.service import StandIn, application, ask, caller
 
 JSON = {"content-type": "application/json"}
 SECRET = "a secret that nobody knows"
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    calls=st.lists(st.integers(1, 9), min_size=1, max_size=8),
-    max_batch=st.integers(1, 7),
-    passes=st.integers(1, 3),
-)
-def test_every_call_gets_its_own_results_in_order_and_no_pass_is_too_large(calls, max_batch, passes):
-    sizes = []
-
-    async def double(items):
-        sizes.append(len(items))
-        await asyncio.sleep(0 if len(sizes) % 2 else 0.001)
-        return [2 * item for item in items]
-
-    async def main():
-        batcher = Batcher(double, max_batch, max_waiting=1000, passes=passes)
-        items = [list(range(100 * number, 100 * number + size)) for number, size in enumerate(calls)]
-        results = await asyncio.gather(*(batcher.submit(own) for own in items))
-        assert results == [[2 * item for item in own] for own in items]
-        assert batcher.idle
-        assert batcher.waiting == 0
-
-    asyncio.run(main())
-    assert max(sizes) <= max_batch
-    assert sum(sizes) == sum(calls)
-
-
-def test_a_batcher_refuses_by_what_comes_first_and_forgets_who_left():
-    async def main():
-        started, go_on, ran = asyncio.Event(), asyncio.Event(), []
-
-        async def work(items):
-            started.set()
-            await go_on.wait()
-            ran.extend(items)
-            return items
-
-        batcher = Batcher(work, max_batch=2, max_waiting=3)
-        first = asyncio.create_task(batcher.submit(["a", "b"]))
-        await started.wait()
-        leaver = asyncio.create_task(batcher.submit(["c"] * 4))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="4 tokens come first; the bound is 3"):
-            await batcher.submit(["e"] * 5)
-        small = asyncio.create_task(batcher.submit(["f"] * 3))  # a fair share of theirs is within the bound
-        await asyncio.sleep(0)
-        assert (batcher.waiting, batcher.waiting_cost) == (7, 7)
-        for task in (leaver, small):
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        assert batcher.waiting == 0
-        last = asyncio.create_task(batcher.submit(["g"] * 5))  # its own size is no reason
-        go_on.set()
-        assert await first == ["a", "b"]
-        assert await last == ["g"] * 5
-        assert ran == ["a", "b", *["g"] * 5]
-        assert batcher.idle
-
-    asyncio.run(main())
-
-
-def passes_of(calls, max_batch=4, max_cost=100, max_waiting=1000):
-    """The passes in which (client, items, costs) are run that all arrive during a first pass."""
-    passes = []
-
-    async def main():
-        go_on = asyncio.Event()
-
-        async def work(items):
-            await go_on.wait()
-            passes.append(list(items))
-            return items
-
-        batcher = Batcher(work, max_batch, max_waiting, max_cost=max_cost)
-        first = asyncio.create_task(batcher.submit(["first"]))
-        await asyncio.sleep(0)
-        waiting = [
-            asyncio.create_task(batcher.submit(items, costs, client)) for client, items, costs in calls
-        ]
-        await asyncio.sleep(0)
-        go_on.set()
-        await asyncio.gather(first, *waiting)
-
-    asyncio.run(main())
-    return passes[1:]
-
-
-def test_nobody_is_refused_or_delayed_by_one_big_request():
-    """Whether the others come as other clients, or all are one behind a proxy."""
-    for client in ("big", "small"):
-        big = ("big", ["big"] * 2048, [20] * 2048)
-        made = passes_of([big, (client, ["small"], [20])], max_batch=32, max_cost=640, max_waiting=100)
-        assert "small" in made[0]
-
-
-def test_a_big_request_gets_in_beside_many_small_ones():
-    small = [(f"client {number}", ["small"], [10]) for number in range(40)]
-    made = passes_of([*small, ("big", ["big"] * 600, [10] * 600)], max_waiting=500)
-    assert sum(items.count("big") for items in made) == 600
-
-
-def test_passes_are_bounded_by_cost_and_clients_share_them_by_cost():
-    long, short = ("long", ["long"] * 8, [50] * 8), ("short", ["short"] * 40, [5] * 40)
-    made = passes_of([long, short], max_batch=40, max_cost=100)
-    assert all(items.count("long") * 50 + items.count("short") * 5 <= 100 for items in made)
-    assert (made[0].count("long"), made[0].count("short")) == (1, 10)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("abc"), st.lists(st.integers(1, 9), min_size=1, max_size=9)), max_size=9
-    )
-)
-def test_no_pass_costs_more_than_it_may_unless_it_is_one_item(calls):
-    made = passes_of([(client, costs, costs) for client, costs in calls], max_cost=6)
-    run = sorted(cost for items in made for cost in items)
-    assert run == sorted(cost for _, costs in calls for cost in costs)
-    assert all(sum(items) <= 6 or len(items) == 1 for items in made)
-
-
-def test_a_failing_pass_fails_its_callers_and_nobody_else():
-    async def main():
-        async def work(items):
-            if "bad" in items:
-                raise RuntimeError("broken")
-            return items
-
-        batcher = Batcher(work, max_batch=1, max_waiting=10)
-        results = await asyncio.gather(
-            *(batcher.submit(own) for own in (["one"], ["bad", "two"], ["three"])), return_exceptions=True
-        )
-        assert results[0] == ["one"]
-        assert str(results[1]) == "broken"
-        assert results[2] == ["three"]
-        assert batcher.waiting == 0
-        assert batcher.idle
-
-    asyncio.run(main())
-
-
-def test_a_short_call_does_not_wait_for_all_of_a_long_one():
-    async def main():
-        order = []
-
-        async def work(items):
-            order.append(list(items))
-            await asyncio.sleep(0)
-            return items
-
-        batcher = Batcher(work, max_batch=4, max_waiting=1000)
-        await asyncio.gather(batcher.submit(["long"] * 40), batcher.submit(["short"]))
-        assert "short" in [*order[0], *order[1]]
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
@@ -644,66 +479,6 @@ def test_langchain_gets_documents_by_the_base_and_queries_by_the_router():
     assert client.asked == [(1, "router"), (64, "documents"), (6, "documents")]
 
 
-class HalfBundle:
-    """Routes every query half to "a" and half to the base, without an encoder."""
-
-    router = SimpleNamespace(experts=["a", "b", BASE])
-    experts = ("a", "b")
-    fusion = None
-
-    class encoder:
-        dimension = 2
-
-        @staticmethod
-        def limit(documents):
-            return 12 if documents else 8
-
-        @staticmethod
-        def tokenize_queries(texts):
-            return [[1] * min(8, len(text)) for text in texts]
-
-        @staticmethod
-        def tokenize_documents(texts):
-            return [[2] * min(12, len(text)) for text in texts]
-
-        @classmethod
-        def are_cut(cls, texts, rows, documents):
-            return [len(text) > cls.limit(documents) for text in texts]
-
-        @staticmethod
-        def embed_tokens(rows):
-            return np.array([[len(row), 9] for row in rows], np.float32)
-
-    def route(self, rows):
-        return np.tile(np.array([0.5, 0, 0.5], np.float32), (len(rows), 1))
-
-    def embed(self, rows, weights, experts):
-        assert all(token == 1 for row in rows for token in row)  # documents never get here
-        return np.array([[len(row), 0] for row in rows], np.float32)
-
-
-def test_an_engine_tells_once_who_was_asked_by_the_router_and_by_name():
-    metrics = Metrics()  # Ray's own refuse what is no plain number
-    metrics.expert_weight, metrics.expert_queries = Counted(), Counted()
-    entropies = []
-    observe = metrics.routing_entropy.observe
-    metrics.routing_entropy.observe = lambda bits: (observe(bits), entropies.append(bits))
-    engine = Engine(HalfBundle(), SerialExecutor(), None, ReplicaSettings(), metrics)
-
-    async def ask():
-        await engine.embed(["one", "two"], ROUTED_MODEL)
-        return await engine.embed(["three"], "b")
-
-    (named,) = asyncio.run(ask())
-    assert named.weights == {"b": 1.0}
-    assert named.tokens == 5
-    assert engine.take_routed() == {"a": 1.0, "b": 0.0, BASE: 1.0}
-    assert engine.take_routed() == {"a": 0.0, "b": 0.0, BASE: 0.0}
-    assert metrics.expert_weight.by_tag == {"a": 1, BASE: 1}
-    assert metrics.expert_queries.by_tag == {"a": 2, BASE: 2, "b": 1}
-    assert entropies == [1.0, 1.0]
-
-
 def test_stages_are_spans_where_somebody_listens():
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
@@ -712,20 +487,6 @@ def test_stages_are_spans_where_somebody_listens():
     with Metrics().stage("search"):
         pass
     assert [span.name for span in exporter.get_finished_spans()] == ["search"]
-
-
-class Counted:
-    """Stands in for a metric: adds up by the value of its one tag."""
-
-    def __init__(self):
-        self.by_tag = Counter()
-
-    def inc(self, amount, tags):
-        (value,) = tags.values()
-        self.by_tag[value] += amount
-
-    def observe(self, amount, tags):
-        self.inc(1, tags)
 
 
 class Challenger:
@@ -810,46 +571,6 @@ def test_a_search_is_shadowed_once_its_answer_has_gone_out():
     }  # fmt: skip
     asyncio.run(application(Shadowed())(scope, receive, send))
     assert offered == [("fig", ["d1"])]
-
-
-def engine_of(metrics=None, cached_vectors=0):
-    return Engine(
-        HalfBundle(), SerialExecutor(), None, ReplicaSettings(), metrics or Metrics(), cached_vectors
-    )
-
-
-def test_queries_and_documents_share_a_pass_and_cut_texts_are_marked():
-    async def main():
-        engine = engine_of()
-        return await asyncio.gather(
-            engine.embed(["x"], ROUTED_MODEL),  # runs alone; the others wait for it together
-            engine.embed(["12345678", "123456789"], ROUTED_MODEL),
-            engine.embed_documents(["123456789012", "1234567890123"]),
-        )
-
-    _, queries, documents = asyncio.run(main())
-    assert [one.truncated for one in (*queries, *documents)] == [False, True, False, True]
-    assert [one.vector.tolist() for one in (*queries, *documents)] == [[8, 0], [8, 0], [12, 9], [12, 9]]
-    assert documents[0].weights == {BASE: 1.0}
-
-
-def test_the_cache_answers_what_was_asked_by_the_same_model_and_stays_small():
-    async def main():
-        metrics = Metrics()
-        metrics.cache_lookups = Counted()
-        engine = engine_of(metrics, cached_vectors=2)
-        first = await engine.embed(["one", "three", "one"], ROUTED_MODEL)
-        again = await engine.embed(["three", "one"], ROUTED_MODEL)
-        await engine.embed(["one"], "a")
-        await engine.embed_documents(["one", "two"])
-        await engine.embed_documents(["one"])
-        assert len(engine._cache) == 2
-        return first, again, metrics.cache_lookups.by_tag
-
-    first, again, lookups = asyncio.run(main())
-    assert [id(one) for one in again] == [id(first[1]), id(first[2])]
-    assert [one.vector.tolist() for one in first] == [[3, 0], [5, 0], [3, 0]]
-    assert lookups == {"hit": 2, "miss": 7}
 
 
 class FakeIndex:

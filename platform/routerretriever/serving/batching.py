@@ -4,6 +4,9 @@ What arrives while a pass runs goes into the next one; nobody waits for a timer.
 takes to run, such as its tokens. A big call is spread over several passes, and room in them goes to the
 client that has had least (start-time fair queueing, Goyal, Vin and Cheng 1996), within a client to its calls
 in turns. A single query beside any number of big calls so waits for the pass that runs, and no other.
+
+Callers share passes and nothing else: an item that fails fails its own call, and a caller that leaves takes
+no pass with it.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from routerretriever.errors import Overloaded
+from routerretriever.errors import Overloaded, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,7 +51,7 @@ class Batcher(Generic[T, R]):
 
     def __init__(
         self,
-        work: Callable[[list[T]], Awaitable[Sequence[R]]],
+        work: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]],
         max_batch: int,
         max_waiting: int,
         passes: int = 1,
@@ -56,7 +60,7 @@ class Batcher(Generic[T, R]):
         """Bounds of the batches.
 
         Args:
-            work: gives one result for every item, in order.
+            work: gives one result for every item, in order, or why there is none. What it raises fails all.
             max_batch: most items in a pass.
             max_waiting: most cost that may lie before a new call; more and the call is refused.
             passes: how many passes may run at the same time.
@@ -135,7 +139,9 @@ class Batcher(Generic[T, R]):
     def _start_passes(self) -> None:
         while self._free_passes and self.waiting:
             self._free_passes -= 1
-            task = asyncio.create_task(self._run(self._next_batch()))
+            # In a context of its own: Ray cancels what was called in that of a request when its client
+            # hangs up, and others are in the same pass.
+            task = asyncio.create_task(self._run(self._next_batch()), context=Context())
             self._passes.add(task)
             task.add_done_callback(self._passes.discard)
 
@@ -166,13 +172,24 @@ class Batcher(Generic[T, R]):
         try:
             results = await self._work([call.items[at] for call, at in batch])
             for (call, at), result in zip(batch, results, strict=True):
+                if isinstance(result, BaseException):
+                    _fail(call, result)
+                    continue
                 call.results[at] = result
                 if len(call.results) == len(call.items) and not call.done.done():
                     call.done.set_result([call.results[row] for row in range(len(call.items))])
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             for call, _ in batch:
-                if not call.done.done():
-                    call.done.set_exception(error)
+                _fail(call, error)
         finally:
             self._free_passes += 1
             self._start_passes()
+
+
+def _fail(call: _Call[T, R], error: BaseException) -> None:
+    if call.done.done():
+        return
+    if isinstance(error, asyncio.CancelledError):
+        # Nobody cancelled this caller, who would take it for that.
+        error = Unavailable("what was asked for was stopped half-way; ask again")
+    call.done.set_exception(error)

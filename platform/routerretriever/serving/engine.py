@@ -1,21 +1,23 @@
 """One loaded bundle at work: texts that arrive together are routed and embedded together.
 
 With shared placement a batch is one pass in this process. With dedicated placement this process routes, and
-every expert that is needed gets its rows of the batch in a single call.
+every expert has a queue of its own: one that does not answer keeps nobody waiting but those who need it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
 from routerretriever.config.serving import ReplicaSettings
-from routerretriever.errors import UnknownName
+from routerretriever.errors import Unavailable, UnknownName
 from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.protocol import Explanation
 from routerretriever.serving.batching import Batcher
@@ -27,6 +29,10 @@ _BYTES_PER_TOKEN = 4
 """About what English has. Only shares and bounds depend on it; usage is counted by the tokenizer."""
 
 _FUSION = FusionSettings()
+_NO_VECTOR = np.empty(0, dtype=np.float32)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,18 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class _Routed:
+    """One text, tokenised and routed."""
+
+    tokens: list[int]
+    weights: Vectors
+    """[T] over the engine's columns."""
+    truncated: bool
+    vector: Vectors
+    """[d], or [0] where experts run in processes of their own and are yet to be asked."""
+
+
+@dataclass(frozen=True)
 class _Plan:
     """A batch, tokenised and routed."""
 
@@ -50,6 +68,10 @@ class _Plan:
     routed: list[int]
     """Rows that the router was asked about."""
     documents: list[int]
+
+    def routed_texts(self, vectors: Sequence[Vectors]) -> list[_Routed]:
+        """Each text by itself."""
+        return [_Routed(*each) for each in zip(self.rows, self.weights, self.truncated, vectors, strict=True)]
 
 
 class VectorCache:
@@ -71,7 +93,8 @@ class VectorCache:
     def put(self, text: str, model: str, embedded: Embedded) -> None:
         """Keep a result; the one that was not asked for longest makes room."""
         if self._size:
-            self._entries[model, text] = embedded
+            # A view would keep the vectors of its whole pass.
+            self._entries[model, text] = replace(embedded, vector=embedded.vector.copy())
             if len(self._entries) > self._size:
                 self._entries.popitem(last=False)
 
@@ -88,6 +111,7 @@ class Engine:
         metrics: MetricsPort,
         cached_vectors: int = 0,
         fusion: FusionSettings = _FUSION,
+        seconds: float = 30.0,
     ) -> None:
         """Put a bundle to work.
 
@@ -99,20 +123,26 @@ class Engine:
             metrics: where batches are counted.
             cached_vectors: query vectors to keep.
             fusion: how words are weighed where the bundle does not say.
+            seconds: that an expert in a process of its own may take for a pass.
         """
         self.bundle = bundle
         self._thread = thread
-        self._experts = experts
         self._metrics = metrics
+        self._seconds = seconds
         self._columns = list(dict.fromkeys([*bundle.router.experts, BASE, *bundle.experts]))
-        # While experts embed one batch elsewhere, the next can be routed here.
-        self._batcher: Batcher[tuple[str, str], Embedded] = Batcher(
-            self._run,
-            sizes.max_batch_size,
-            sizes.max_queue_tokens,
-            passes=1 if experts is None else 4,
-            max_cost=sizes.max_batch_tokens,
-        )
+
+        def batcher(work: Callable[[list[T]], Awaitable[Sequence[R]]], passes: int = 1) -> Batcher[T, R]:
+            return Batcher(work, sizes.max_batch_size, sizes.max_queue_tokens, passes, sizes.max_batch_tokens)
+
+        self._dedicated = experts is not None
+        self._router = batcher(self._route if self._dedicated else self._route_and_embed)
+        self._explainer = batcher(self._explain)
+        # While an expert embeds one batch elsewhere, the next can be on its way.
+        self._experts = {
+            name: batcher(partial(self._ask, expert), passes=2) for name, expert in (experts or {}).items()
+        }
+        if self._dedicated:
+            self._experts[BASE] = batcher(self._embed_by_base)
         self._cache = VectorCache(cached_vectors)
         self.fusion = fusion if bundle.fusion is None else bundle.fusion.settings
         """How words are weighed where nothing else is known."""
@@ -138,10 +168,11 @@ class Engine:
         missing = [row for row, kept in enumerate(found) if kept is None]
         self._count_lookups(len(texts) - len(missing), len(missing))
         costs = [self._cost(texts[row], model) for row in missing]
-        made = await self._batcher.submit([(texts[row], model) for row in missing], costs, client)
+        routed = await self._router.submit([(texts[row], model) for row in missing], costs, client)
+        made = await self._embedded(routed, client)
         new = iter(made)
-        self._metrics.waiting.set(self._batcher.waiting)
-        self._metrics.waiting_tokens.set(self._batcher.waiting_cost)
+        self._metrics.waiting.set(self.waiting)
+        self._metrics.waiting_tokens.set(sum(batcher.waiting_cost for batcher in self._batchers()))
         if model != DOCUMENT_MODEL:
             for row, embedded in zip(missing, made, strict=True):
                 self._cache.put(texts[row], model, embedded)
@@ -150,7 +181,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Texts that wait for a pass."""
-        return self._batcher.waiting
+        return sum(batcher.waiting for batcher in self._batchers())
 
     def take_routed(self) -> dict[str, float]:
         """Sum of the weights of each expert over the queries routed since this was last asked.
@@ -173,12 +204,19 @@ class Engine:
 
     async def drained(self) -> None:
         """Return when the last query is answered; until then it needs its experts."""
-        while not self._batcher.idle:
+        while not all(batcher.idle for batcher in self._batchers()):
             await asyncio.sleep(0.1)
 
-    async def explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
-        """Weights of all experts for each query, and the reasons."""
-        return await self._thread.run(self._explain, texts)
+    async def explain(
+        self, texts: Sequence[str], client: str = ""
+    ) -> list[tuple[dict[str, float], Explanation]]:
+        """Weights of all experts for each query, and the reasons.
+
+        Raises:
+            Overloaded: too much is waiting.
+        """
+        costs = [self._cost(text, ROUTED_MODEL) for text in texts]
+        return await self._explainer.submit(texts, costs, client)
 
     def lexical_weight(self, weights: Mapping[str, float], collection: str | None = None) -> float:
         """The weight of the words in a hybrid search.
@@ -207,33 +245,38 @@ class Engine:
             if count:
                 self._metrics.cache_lookups.inc(count, {"outcome": outcome})
 
-    async def _run(self, batch: list[tuple[str, str]]) -> list[Embedded]:
-        self._metrics.batch_size.observe(len(batch))
-        if self._experts is None:
-            plan, vectors = await self._thread.run(self._embed_here, batch)
-        else:
-            plan = await self._thread.run(self._plan, batch)
-            with self._metrics.stage("experts"):
-                vectors = await self._embed_there(plan, self._experts)
+    def _batchers(self) -> list[Batcher[Any, Any]]:
+        return [self._router, self._explainer, *self._experts.values()]
+
+    async def _route(self, batch: list[tuple[str, str]]) -> list[_Routed]:
+        plan = await self._thread.run(self._plan, batch)
         self._count(plan)
-        self._metrics.batch_tokens.observe(sum(map(len, plan.rows)))
+        return plan.routed_texts([_NO_VECTOR] * len(batch))
+
+    async def _route_and_embed(self, batch: list[tuple[str, str]]) -> list[_Routed]:
+        plan, vectors = await self._thread.run(self._embed_here, batch)
+        self._count(plan)
+        return plan.routed_texts(vectors)
+
+    async def _embedded(self, routed: Sequence[_Routed], client: str) -> list[Embedded]:
+        vectors = [one.vector for one in routed]
+        if self._dedicated and routed:
+            vectors = await self._embed_there(routed, client)
         return [
             Embedded(
                 vector,
-                {self._columns[column]: float(own[column]) for column in np.flatnonzero(own)},
-                len(tokens),
-                truncated,
+                {self._columns[column]: float(one.weights[column]) for column in np.flatnonzero(one.weights)},
+                len(one.tokens),
+                one.truncated,
             )
-            for vector, own, tokens, truncated in zip(
-                vectors, plan.weights, plan.rows, plan.truncated, strict=True
-            )
+            for one, vector in zip(routed, vectors, strict=True)
         ]
 
-    def _embed_here(self, batch: list[tuple[str, str]]) -> tuple[_Plan, Vectors]:
+    def _embed_here(self, batch: list[tuple[str, str]]) -> tuple[_Plan, list[Vectors]]:
         plan = self._plan(batch)
         with self._metrics.stage("experts"):
             if not plan.documents:
-                return plan, self.bundle.embed(plan.rows, plan.weights, self._columns)
+                return plan, list(self.bundle.embed(plan.rows, plan.weights, self._columns))
             vectors = np.empty((len(plan.rows), self.bundle.encoder.dimension), dtype=np.float32)
             documents = [plan.rows[row] for row in plan.documents]
             vectors[plan.documents] = self.bundle.encoder.embed_tokens(documents)
@@ -241,23 +284,31 @@ class Engine:
             if queries:
                 rows = [plan.rows[row] for row in queries]
                 vectors[queries] = self.bundle.embed(rows, plan.weights[queries], self._columns)
-            return plan, vectors
+            return plan, list(vectors)
 
-    async def _embed_there(self, plan: _Plan, experts: Mapping[str, ExpertPort]) -> Vectors:
-        shares = Dispatch.of(plan.weights)
+    async def _embed_there(self, routed: Sequence[_Routed], client: str) -> list[Vectors]:
+        shares = Dispatch.of(np.stack([one.weights for one in routed]))
         vectors = np.empty((len(shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
 
         async def embed(column: int) -> None:
             own = shares.columns == column
-            rows = [plan.rows[row] for row in shares.rows[own]]
-            expert = self._columns[column]
-            if expert == BASE:
-                vectors[own] = await self._thread.run(self.bundle.encoder.embed_tokens, rows)
-            else:
-                vectors[own] = await experts[expert].embed(rows)
+            rows = [routed[row].tokens for row in shares.rows[own]]
+            costs = [len(row) for row in rows]
+            vectors[own] = await self._experts[self._columns[column]].submit(rows, costs, client)
 
         await asyncio.gather(*(embed(column) for column in np.unique(shares.columns).tolist()))
-        return shares.mix(vectors)
+        return list(shares.mix(vectors))
+
+    async def _ask(self, expert: ExpertPort, rows: list[list[int]]) -> list[Vectors]:
+        try:
+            with self._metrics.stage("experts"):
+                async with asyncio.timeout(self._seconds):
+                    return list(await expert.embed(rows))
+        except TimeoutError:
+            raise Unavailable(f"an expert did not answer within {self._seconds:g} seconds") from None
+
+    async def _embed_by_base(self, rows: list[list[int]]) -> list[Vectors]:
+        return list(await self._thread.run(self.bundle.encoder.embed_tokens, rows))
 
     def _plan(self, batch: list[tuple[str, str]]) -> _Plan:
         with self._metrics.stage("routing"):
@@ -291,6 +342,8 @@ class Engine:
         return rows, truncated
 
     def _count(self, plan: _Plan) -> None:
+        self._metrics.batch_size.observe(len(plan.rows))
+        self._metrics.batch_tokens.observe(sum(map(len, plan.rows)))
         names = self.bundle.router.experts
         weights_BT = plan.weights[plan.routed, : len(names)]
         queries_BT = np.delete(plan.weights, plan.documents, axis=0)
@@ -300,7 +353,10 @@ class Engine:
         if BASE in names and (left := int((weights_BT[:, names.index(BASE)] > 0.5).sum())):
             self._metrics.fallback_queries.inc(left)
 
-    def _explain(self, texts: Sequence[str]) -> list[tuple[dict[str, float], Explanation]]:
+    async def _explain(self, texts: list[str]) -> list[tuple[dict[str, float], Explanation]]:
+        return await self._thread.run(self._explain_here, texts)
+
+    def _explain_here(self, texts: list[str]) -> list[tuple[dict[str, float], Explanation]]:
         router = self.bundle.router
         features = self.bundle.features(self.bundle.tokenize(texts))
         return [

@@ -46,19 +46,19 @@ class Searches:
         (found,) = await self._batcher.submit([(collections, mode, wanted)], client=client)
         return found
 
-    async def _run(self, batch: list[tuple[Refs, Mode, Wanted]]) -> list[Ranked]:
-        found: list[Ranked] = [[] for _ in batch]
-
-        async def find(collections: Refs, mode: Mode, rows: list[int]) -> None:
-            answers = await self._index.find(collections, mode, [batch[row][2] for row in rows])
-            for row, answer in zip(rows, answers, strict=True):
-                found[row] = answer
-
+    async def _run(self, batch: list[tuple[Refs, Mode, Wanted]]) -> list[Ranked | BaseException]:
+        found: list[Ranked | BaseException] = [[] for _ in batch]
         rows_of: dict[tuple[Refs, Mode], list[int]] = {}
         for row, (collections, mode, _) in enumerate(batch):
             rows_of.setdefault((collections, mode), []).append(row)
         with self._metrics.stage("search"):
-            await asyncio.gather(*(find(*what, rows) for what, rows in rows_of.items()))
+            calls = (
+                self._index.find(*what, [batch[row][2] for row in rows]) for what, rows in rows_of.items()
+            )
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        for rows, answer in zip(rows_of.values(), answers, strict=True):
+            for place, row in enumerate(rows):
+                found[row] = answer if isinstance(answer, BaseException) else answer[place]
         return found
 
 

@@ -147,7 +147,7 @@ class Service:
                     if access.reads(neighbour.dataset)
                 ],
             )
-            for weights, why in await self._engine.explain(texts)
+            for weights, why in await self._engine.explain(texts, access.client)
         ]
 
     async def search(self, request: SearchRequest, access: Access) -> SearchResponse:

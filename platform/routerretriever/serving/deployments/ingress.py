@@ -148,6 +148,7 @@ class Ingress:
             self._metrics,
             settings.cached_vectors,
             self._recipe.corpus.fusion,
+            settings.limits.seconds,
         )
         await engine.explain(["warm up"])
         if shared:

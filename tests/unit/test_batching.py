@@ -1,0 +1,208 @@
+"""Batches that form by themselves: fair, bounded, and nobody pays for another."""
+
+import asyncio
+from contextvars import ContextVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from routerretriever.errors import Overloaded, Unavailable
+from routerretriever.serving.batching import Batcher
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    calls=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    max_batch=st.integers(1, 7),
+    passes=st.integers(1, 3),
+)
+def test_every_call_gets_its_own_results_in_order_and_no_pass_is_too_large(calls, max_batch, passes):
+    sizes = []
+
+    async def double(items):
+        sizes.append(len(items))
+        await asyncio.sleep(0 if len(sizes) % 2 else 0.001)
+        return [2 * item for item in items]
+
+    async def main():
+        batcher = Batcher(double, max_batch, max_waiting=1000, passes=passes)
+        items = [list(range(100 * number, 100 * number + size)) for number, size in enumerate(calls)]
+        results = await asyncio.gather(*(batcher.submit(own) for own in items))
+        assert results == [[2 * item for item in own] for own in items]
+        assert batcher.idle
+        assert batcher.waiting == 0
+
+    asyncio.run(main())
+    assert max(sizes) <= max_batch
+    assert sum(sizes) == sum(calls)
+
+
+def test_a_batcher_refuses_by_what_comes_first_and_forgets_who_left():
+    async def main():
+        started, go_on, ran = asyncio.Event(), asyncio.Event(), []
+
+        async def work(items):
+            started.set()
+            await go_on.wait()
+            ran.extend(items)
+            return items
+
+        batcher = Batcher(work, max_batch=2, max_waiting=3)
+        first = asyncio.create_task(batcher.submit(["a", "b"]))
+        await started.wait()
+        leaver = asyncio.create_task(batcher.submit(["c"] * 4))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="4 tokens come first; the bound is 3"):
+            await batcher.submit(["e"] * 5)
+        small = asyncio.create_task(batcher.submit(["f"] * 3))  # a fair share of theirs is within the bound
+        await asyncio.sleep(0)
+        assert (batcher.waiting, batcher.waiting_cost) == (7, 7)
+        for task in (leaver, small):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert batcher.waiting == 0
+        last = asyncio.create_task(batcher.submit(["g"] * 5))  # its own size is no reason
+        go_on.set()
+        assert await first == ["a", "b"]
+        assert await last == ["g"] * 5
+        assert ran == ["a", "b", *["g"] * 5]
+        assert batcher.idle
+
+    asyncio.run(main())
+
+
+def passes_of(calls, max_batch=4, max_cost=100, max_waiting=1000):
+    """The passes in which (client, items, costs) are run that all arrive during a first pass."""
+    passes = []
+
+    async def main():
+        go_on = asyncio.Event()
+
+        async def work(items):
+            await go_on.wait()
+            passes.append(list(items))
+            return items
+
+        batcher = Batcher(work, max_batch, max_waiting, max_cost=max_cost)
+        first = asyncio.create_task(batcher.submit(["first"]))
+        await asyncio.sleep(0)
+        waiting = [
+            asyncio.create_task(batcher.submit(items, costs, client)) for client, items, costs in calls
+        ]
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, *waiting)
+
+    asyncio.run(main())
+    return passes[1:]
+
+
+def test_nobody_is_refused_or_delayed_by_one_big_request():
+    """Whether the others come as other clients, or all are one behind a proxy."""
+    for client in ("big", "small"):
+        big = ("big", ["big"] * 2048, [20] * 2048)
+        made = passes_of([big, (client, ["small"], [20])], max_batch=32, max_cost=640, max_waiting=100)
+        assert "small" in made[0]
+
+
+def test_a_big_request_gets_in_beside_many_small_ones():
+    small = [(f"client {number}", ["small"], [10]) for number in range(40)]
+    made = passes_of([*small, ("big", ["big"] * 600, [10] * 600)], max_waiting=500)
+    assert sum(items.count("big") for items in made) == 600
+
+
+def test_passes_are_bounded_by_cost_and_clients_share_them_by_cost():
+    long, short = ("long", ["long"] * 8, [50] * 8), ("short", ["short"] * 40, [5] * 40)
+    made = passes_of([long, short], max_batch=40, max_cost=100)
+    assert all(items.count("long") * 50 + items.count("short") * 5 <= 100 for items in made)
+    assert (made[0].count("long"), made[0].count("short")) == (1, 10)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.lists(st.integers(1, 9), min_size=1, max_size=9)), max_size=9
+    )
+)
+def test_no_pass_costs_more_than_it_may_unless_it_is_one_item(calls):
+    made = passes_of([(client, costs, costs) for client, costs in calls], max_cost=6)
+    run = sorted(cost for items in made for cost in items)
+    assert run == sorted(cost for _, costs in calls for cost in costs)
+    assert all(sum(items) <= 6 or len(items) == 1 for items in made)
+
+
+def test_a_failing_pass_fails_its_callers_and_nobody_else():
+    async def main():
+        async def work(items):
+            if "bad" in items:
+                raise RuntimeError("broken")
+            return items
+
+        batcher = Batcher(work, max_batch=1, max_waiting=10)
+        results = await asyncio.gather(
+            *(batcher.submit(own) for own in (["one"], ["bad", "two"], ["three"])), return_exceptions=True
+        )
+        assert results[0] == ["one"]
+        assert str(results[1]) == "broken"
+        assert results[2] == ["three"]
+        assert batcher.waiting == 0
+        assert batcher.idle
+
+    asyncio.run(main())
+
+
+def test_a_short_call_does_not_wait_for_all_of_a_long_one():
+    async def main():
+        order = []
+
+        async def work(items):
+            order.append(list(items))
+            await asyncio.sleep(0)
+            return items
+
+        batcher = Batcher(work, max_batch=4, max_waiting=1000)
+        await asyncio.gather(batcher.submit(["long"] * 40), batcher.submit(["short"]))
+        assert "short" in [*order[0], *order[1]]
+
+    asyncio.run(main())
+
+
+def test_one_item_without_a_result_fails_its_own_call_alone():
+    async def main():
+        async def work(items):
+            return [RuntimeError(item) if item == "bad" else item for item in items]
+
+        batcher = Batcher(work, max_batch=8, max_waiting=10)
+        return await asyncio.gather(
+            *(batcher.submit(own) for own in (["one"], ["bad", "two"], ["three"])), return_exceptions=True
+        )
+
+    one, bad, three = asyncio.run(main())
+    assert (one, str(bad), three) == (["one"], "bad", ["three"])
+
+
+def test_who_leaves_takes_no_pass_with_them():
+    asked_by = ContextVar("asked_by", default=None)
+
+    async def main():
+        seen = []
+
+        async def work(items):
+            seen.append(asked_by.get())
+            if "stopped" in items:  # as Ray does with calls in the context of a client that hung up
+                raise asyncio.CancelledError
+            return items
+
+        async def ask(item):
+            asked_by.set(item)
+            return await batcher.submit([item])
+
+        batcher = Batcher(work, max_batch=2, max_waiting=10)
+        answers = await asyncio.gather(*map(ask, ["one", "stopped", "two", "three"]), return_exceptions=True)
+        assert batcher.idle
+        return seen, answers
+
+    seen, answers = asyncio.run(main())
+    assert seen == [None] * len(seen)
+    assert [type(answer) for answer in answers] == [list, Unavailable, Unavailable, list]
