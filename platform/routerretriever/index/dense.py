@@ -15,7 +15,7 @@ from routerretriever.artifacts.store import ArtifactStore, build_missing
 from routerretriever.corpus.artifact import Corpus, Vectors
 from routerretriever.datasets.passages import best_passages
 from routerretriever.hashing import content_hash
-from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores
+from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
 from routerretriever.index.settings import IndexSettings
 
 faiss: Any = faiss_module  # its stubs know less than it has
@@ -25,6 +25,10 @@ _PASSAGES_A_DOCUMENT = 8
 _TRAINING_POINTS_PER_LIST = 64
 _HIDDEN_SEARCHED = 256
 """Up to so many hidden vectors are searched, too, then left out: copying all others would take longer."""
+_COPIED_AT_ONCE = 8192
+"""Vectors that are copied to leave hidden ones out: as many as stay in the processor's caches."""
+_FEW_SHARE, _FEW_ROWS = 0.05, 2048
+"""Up to this share or number of visible vectors are all compared: IVF and HNSW find too few of them."""
 
 
 def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) -> SearchIndex:
@@ -104,9 +108,7 @@ def _nearest(
     """Scores and rows [B, k] of the nearest vectors that are visible; row -1 where one is not."""
     hidden = 0 if visible is None else len(vectors) - int(visible.sum())
     if visible is not None and hidden > _HIDDEN_SEARCHED:
-        kept = np.flatnonzero(visible)
-        scores, rows = _nearest(queries, vectors[kept], depth)
-        return scores, kept[rows]
+        return _nearest_of(queries, vectors, np.flatnonzero(visible), depth)
     wanted = min(depth + hidden, len(vectors))
     if not wanted:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -115,6 +117,19 @@ def _nearest(
         gone = ~visible[rows]
         scores[gone], rows[gone] = -np.inf, -1
     return scores, rows
+
+
+def _nearest_of(
+    queries: Vectors, vectors: Vectors, rows: Rows, depth: int
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Scores and rows [B, depth] of the nearest of some rows; row -1 where there are too few."""
+    best = faiss.ResultHeap(len(queries), depth, keep_max=True)
+    for start in range(0, len(rows), _COPIED_AT_ONCE):
+        some = rows[start : start + _COPIED_AT_ONCE]
+        scores, places = _nearest(queries, vectors[some], depth)
+        best.add_result(scores, some[places])
+    best.finalize()
+    return best.D, best.I
 
 
 class SearchIndex:
@@ -134,6 +149,11 @@ class SearchIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it compares every vector."""
+        return isinstance(self._index, _Exact)
 
     def search(
         self, queries: Vectors, depth: int, visible: NDArray[np.bool_] | None = None
@@ -155,7 +175,7 @@ class SearchIndex:
         return scores, rows
 
     def _only(self, visible: NDArray[np.bool_]) -> Any:
-        if isinstance(self._index, _Exact):
+        if self.is_exact:
             return visible
         allowed = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
         if isinstance(self._index, faiss.IndexIVF):
@@ -249,21 +269,42 @@ class DenseIndex:
 
     def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
         """The nearest documents of each query."""
+        found: dict[int, Hits] = {}
+        left, wanted = list(range(len(queries.vectors))), depth + 1
+        while left:
+            vectors = np.ascontiguousarray(queries.vectors[left])
+            hits = dict(zip(left, self._nearest(vectors, wanted, allowed), strict=True))
+            found |= {row: best_hits(*own, depth) for row, own in hits.items()}
+            # Who is among the best must not depend on how many are asked for: pages would overlap.
+            left = [row for row, own in hits.items() if _is_cut_in_a_tie(own, depth, wanted)]
+            wanted *= 4
+        return [found[row] for row in range(len(queries.vectors))]
+
+    def _nearest(self, queries: Vectors, depth: int, allowed: Mask | None) -> list[Hits]:
+        """The nearest documents of each query [B, d], in any order."""
         here = slice(self._first, self._first + len(self._corpus))
         visible = None if allowed is None or allowed[here].all() else allowed[here]
-        scores, rows = self._base.search(queries.vectors, depth, visible)
+        scores, rows = self._nearest_in_corpus(queries, depth, visible)
         rows = np.where(rows >= 0, rows + self._first, -1)
         if len(self._tail):
             shown = None if allowed is None else allowed[self._rows :]
-            more, places = _nearest(np.ascontiguousarray(queries.vectors), self._tail, depth, shown)
+            more, places = _nearest(queries, self._tail, depth, shown)
             scores = np.concatenate([scores, more], axis=1)
             rows = np.concatenate([rows, np.where(places >= 0, places + self._rows, -1)], axis=1)
-        found = []
-        for own_rows, own_scores in zip(rows, scores, strict=True):
-            kept = own_rows >= 0
-            order = np.argsort(-own_scores[kept], kind="stable")[:depth]
-            found.append(Hits(own_rows[kept][order], own_scores[kept][order]))
-        return found
+        return [
+            Hits(own_rows[own_rows >= 0], own_scores[own_rows >= 0])
+            for own_rows, own_scores in zip(rows, scores, strict=True)
+        ]
+
+    def _nearest_in_corpus(
+        self, queries: Vectors, depth: int, visible: Mask | None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        if visible is not None and not self._base.is_exact:
+            few = np.flatnonzero(visible)
+            if len(few) <= max(_FEW_ROWS, _FEW_SHARE * len(visible)):
+                scores, places = _nearest(queries, self._corpus.lookup(few), depth)
+                return scores, few[places]
+        return self._base.search(queries, depth, visible)
 
     def score(self, queries: Queries, rows: Sequence[Rows]) -> list[Scores]:
         """Inner products of each query with given documents; they must be searched here."""
@@ -276,3 +317,11 @@ class DenseIndex:
         found[old] = self._corpus.lookup(rows[old] - self._first)
         found[~old] = self._tail[rows[~old] - self._rows]
         return found
+
+
+def _is_cut_in_a_tie(hits: Hits, depth: int, wanted: int) -> bool:
+    """Whether more documents than were asked for may score as the last that is returned does."""
+    if len(hits.rows) < wanted:
+        return False
+    best = np.sort(hits.scores)[::-1]
+    return bool(best[depth - 1] == best[wanted - 1])
