@@ -88,7 +88,7 @@ class StandIn:
         found = [(0, Found(0.5, one, 0.5, 0.1)) for one in self.stored.values()]
         return plan.answer(embedded, plan.wanted(embedded, 0.1), found[: request.wanted])
 
-    async def shadow(self, asked, answer, seconds):
+    async def shadow(self, asked, access, answer, seconds):
         pass
 
     async def upsert(self, collection, documents, access, allow):

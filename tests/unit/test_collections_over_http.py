@@ -21,6 +21,7 @@ from routerretriever.serving.http.auth import Token
 from routerretriever.serving.ports import CollectionRef
 from support.corpora import PLAIN, make_corpus
 from support.service import caller
+from support.waiting import wait_until
 from support.whole_service import WholeService
 
 DOCUMENTS = [
@@ -226,8 +227,89 @@ def test_collections_that_were_never_filled_are_let_go_of(tmp_path, monkeypatch)
     monkeypatch.setattr("routerretriever.serving.deployments.index._SWEEP_SECONDS", 0.0)
     for ref in (fruit, *created):
         asyncio.run(shard.contents(ref))
-    asyncio.run(shard.contents(fruit))
-    assert set(shard._open) == {fruit, created[0]}
+
+    def left():
+        asyncio.run(shard.contents(fruit))
+        return set(shard._open)
+
+    wait_until(lambda: left() == {fruit, created[0]})
+    monkeypatch.setattr("routerretriever.serving.deployments.index._IDLE_SECONDS", 0.0)
+    assert not left() - {fruit}
+    assert asyncio.run(shard.contents(created[0])).change == 1
+
+
+def test_two_services_on_one_storage_number_their_changes_in_turns(tmp_path):
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
+    ref = CollectionRef("corpora/fruit", "changes/fruit", PLAIN)
+
+    async def main():
+        one, other = (Writer.func_or_class(store, 100, name) for name in ("one", "other"))
+        return [
+            await writer.delete(ref, [f"d{n}"]) for n, writer in enumerate([one, other, other, one, other])
+        ]
+
+    assert asyncio.run(main()) == [1, 2, 3, 4, 5]
+    assert len(LiveCollection(store, ref.corpus, ref.changes, IndexSettings())) == 12 - 5
+
+
+def test_what_was_created_is_told_while_changes_are_written(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
+    ref = CollectionRef("corpora/empty-4", "changes/notes-1", PLAIN, None, "abc")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*content):
+        begun.set()
+        assert go_on.wait(60)
+
+    async def main():
+        writer = Writer.func_or_class(store, 100, "tiny")
+        assert await writer.create("notes", ref, 4)
+        monkeypatch.setattr("routerretriever.serving.deployments.writer.write_deletion", slow)
+        change = asyncio.create_task(writer.delete(ref, ["d1"]))
+        await asyncio.to_thread(begun.wait)
+        told = await writer.created("abc")
+        go_on.set()
+        await change
+        return told
+
+    assert asyncio.run(main()) == {"notes": ref}
+
+
+def test_a_compaction_that_ends_after_its_collection_was_deleted_leaves_nothing(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path, key="corpora/fruit")
+    ref = CollectionRef("corpora/empty-4", "changes/notes-1", PLAIN, None, "abc")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def late(store_, key):
+        begun.set()
+        assert go_on.wait(60)
+        store_.put(key, "checkpoint-0000000001.parquet", lambda path: path.write_text("deleted texts"))
+
+    async def main():
+        writer = Writer.func_or_class(store, 1, "tiny")
+        assert await writer.create("notes", ref, 4)
+        monkeypatch.setattr("routerretriever.serving.deployments.writer.compact", late)
+        assert await writer.delete(ref, ["d1"]) == 1
+        await asyncio.to_thread(begun.wait)
+        await writer.drop("notes", ref)
+        go_on.set()
+        while writer._tasks:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert store.names(ref.changes) == []
+
+
+def test_a_bundle_that_takes_a_created_collections_name_is_said_to(tmp_path, caplog):
+    service = WholeService(tmp_path)
+    filled(service)
+    for replica in service.replicas:
+        replica.desired.current.collections["notes"] = replica.desired.current.collections["fruit"]
+    with caplog.at_level("WARNING"):
+        service.heartbeat()
+        service.heartbeat()
+    hidden = [record for record in caplog.records if "hides the one created over HTTP" in record.message]
+    assert len(hidden) == len({id(each.desired.current) for each in service.replicas})
 
 
 def test_two_ways_to_name_collections_exclude_each_other_and_unknown_ones_are_named(tmp_path):

@@ -8,7 +8,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import StorageError
 from routerretriever.index.changes import write_change
-from routerretriever.index.live import Wanted
+from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.ports import CollectionRef
@@ -69,3 +69,28 @@ def test_searches_go_on_while_storage_is_away_and_find_what_changed_when_it_is_b
     back.set()
     wait_until(lambda: found() != before)
     assert "new" in found()
+
+
+def test_a_collection_in_use_is_kept_up_to_date_beside_its_searches(tmp_path, monkeypatch):
+    store, held = make_corpus(tmp_path)
+    asked_in, has_news = [], LiveCollection.has_news
+
+    def noted(live):
+        asked_in.append(threading.current_thread().name)
+        return has_news(live)
+
+    monkeypatch.setattr(LiveCollection, "has_news", noted)
+    collection = CollectionRef(CORPUS, CHANGES)
+
+    async def main():
+        index = Index.func_or_class(IndexSettings(), store, 0.05, 0, 1)
+        await index.find(collection, "dense", [Wanted("", held["d3"][1], 3)])
+        write_change(store, CHANGES, 1, [Document("new", "", "a text")], held["d3"][1][None])
+        asked_in.clear()
+        async with asyncio.timeout(30):
+            # No search looks for it: what is asked here is what was kept up to date.
+            while index._open[collection].change == 0:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert [name for name in asked_in if name.startswith("asyncio")]  # not the thread that searches wait for

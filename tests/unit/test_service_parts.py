@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import httpx
@@ -42,6 +43,7 @@ from routerretriever.errors import (
 )
 from routerretriever.index.live import Found
 from routerretriever.runtime.haproxy import loopback_environment
+from routerretriever.serving.access import Access
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.deployments.releases import store_bundle
 from routerretriever.serving.deployments.run import require_free, why_not_started
@@ -278,9 +280,49 @@ def test_large_bodies_long_waits_and_crowds_are_refused():
         assert (crowded.status_code, crowded.headers["retry-after"]) == (503, "1")
         assert healthy.status_code == 200
         assert late.status_code == 504
-        assert app._in_progress == 0
+        assert not app._in_progress
 
     asyncio.run(main())
+
+
+def test_one_client_cannot_take_all_the_room():
+    def tokens(*names):
+        return {name: Token(sha256=hashlib.sha256(name.encode()).hexdigest()) for name in names}
+
+    async def main():
+        service = StandIn()
+        service.hold = asyncio.Event()
+        app = application(service, tokens("greedy", "modest", "late"), requests=4)
+
+        async def status(http, client):
+            headers = {"authorization": f"Bearer {client}"}
+            body = {"query": "x", "collection": "fruit"}
+            return (await http.post("/v1/search", json=body, headers=headers)).status_code
+
+        async with caller(app) as http:
+            asked = []
+            for client in ["greedy"] * 5 + ["modest"] * 3 + ["late"] * 2:
+                asked.append((client, asyncio.create_task(status(http, client))))
+                before = app._in_progress.total()
+                while app._in_progress.total() == before and not asked[-1][1].done():
+                    await asyncio.sleep(0)
+            service.hold.set()
+            return [(client, await answer) for client, answer in asked]
+
+    answers = asyncio.run(main())
+    let_in = Counter(client for client, status in answers if status == 200)
+    assert let_in == {"greedy": 4, "modest": 2, "late": 1}
+    assert all(status == 503 for _, status in answers if status != 200)
+
+
+def test_a_timeout_that_is_not_the_requests_own_is_our_mistake(logged):
+    class Slow(StandIn):
+        async def search(self, *_):
+            raise TimeoutError("storage: the read timed out")
+
+    response = ask(application(Slow()), "POST", "/v1/search", json={"query": "x", "collection": "fruit"})
+    assert response.status_code == 500
+    assert "the read timed out" in str(logged[0].exc_info[1])
 
 
 def test_tokens_open_the_door_and_say_how_far():
@@ -498,7 +540,8 @@ class Challenger:
         self.found = found_by(expert, *ids)
         self.go_on = asyncio.Event()
 
-    async def shadow_search(self, request):
+    async def shadow_search(self, request, access):
+        assert access.read == {"fruit"}
         await self.go_on.wait()
         if not self.found.results:
             raise UnknownName("collection", request.collection, ["metal"])
@@ -519,7 +562,7 @@ def shadowed(challengers, share=1.0, busy=False, seconds=5.0):
     async def main():
         shadows = Shadows(share, seconds, metrics)
         for challenger in challengers:
-            shadows.offer(challenger, busy, asked, answer, 0.1)
+            shadows.offer(challenger, busy, asked, Access(read=frozenset({"fruit"})), answer, 0.1)
         for challenger in challengers:
             challenger.go_on.set()
         while shadows._running:
@@ -554,7 +597,8 @@ def test_a_search_is_shadowed_once_its_answer_has_gone_out():
     sent, offered = [], []
 
     class Shadowed(StandIn):
-        async def shadow(self, asked, answer, seconds):
+        async def shadow(self, asked, access, answer, seconds):
+            assert access.client == "127.0.0.1"
             assert sent[-1]["type"] == "http.response.body"
             assert not sent[-1].get("more_body")
             offered.append((asked.query, [hit.id for hit in answer.results]))

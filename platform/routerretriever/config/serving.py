@@ -80,7 +80,8 @@ class LimitSettings(Settings):
     body_bytes: PositiveInt = 16_000_000
     """Bytes of a request's body."""
     requests: PositiveInt = 256
-    """Requests in progress in one router replica; more are answered with 503 and Retry-After."""
+    """Requests in progress in one router replica; more are answered with 503 and Retry-After, unless their
+    client has less than its share of them."""
     seconds: PositiveFloat = 30.0
     """A request times out after so long (504). Queued work of timed-out or disconnected requests is
     cancelled."""

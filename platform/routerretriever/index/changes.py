@@ -25,7 +25,7 @@ import pyarrow.parquet as parquet
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import read_document
 from routerretriever.datasets.collection import Document
-from routerretriever.errors import ArtifactDamaged
+from routerretriever.errors import ArtifactDamaged, Unavailable
 from routerretriever.index.base import Entry, Vectors
 
 _CHECKPOINT, _FOLDED = "checkpoint-", "folded-"
@@ -41,6 +41,10 @@ _SCHEMA = arrow.schema(
         ("passages", arrow.list_(arrow.struct([("text", arrow.string()), ("embedding", _VECTOR)]))),
     ]
 )
+
+
+class NumberTaken(Unavailable):
+    """A change of this number is there already, written by another service on the same storage."""
 
 
 class Change(NamedTuple):
@@ -71,7 +75,7 @@ def write_change(
     vectors: Vectors,
     passages: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Record documents as added or replaced. Only one writer may give out numbers.
+    """Record documents as added or replaced. Only one writer at a time may give out numbers.
 
     Args:
         store: where changes lie.
@@ -80,6 +84,9 @@ def write_change(
         documents: whole, each id once.
         vectors: of the documents, or of all passages in their order [n, d].
         passages: the texts that each document was cut into; None if documents are not cut.
+
+    Raises:
+        NumberTaken: there is a change of this number.
     """
     vector = iter(vectors.astype(np.float32))
     rows: list[dict[str, Any]] = []
@@ -102,12 +109,13 @@ def write_change(
 
 
 def write_deletion(store: ArtifactStore, key: str, number: int, ids: Sequence[str]) -> None:
-    """Record documents as deleted. Only one writer may give out numbers."""
+    """Record documents as deleted; see ``write_change``."""
     _write(store, key, number, [{"id": document_id} for document_id in ids])
 
 
 def _write(store: ArtifactStore, key: str, number: int, rows: list[dict[str, Any]]) -> None:
-    assert not store.has(key, _file(number))
+    if store.has(key, _file(number)):
+        raise NumberTaken(f"{store.location(key)}: change {number} is there already; ask again")
     table = arrow.Table.from_pylist(rows, schema=_SCHEMA)
     store.put(key, _file(number), partial(parquet.write_table, table))
 

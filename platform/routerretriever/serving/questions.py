@@ -27,18 +27,20 @@ class Questions:
         self._threads = ThreadPoolExecutor(_THREADS)
         self._open: dict[Hashable, Future[bool]] = {}
 
-    def ask(self, about: Hashable, question: Callable[[], bool]) -> bool:
+    def ask(self, about: Hashable, question: Callable[[], bool], patient: bool = True) -> bool:
         """The answer to a question; False while there is none, or if storage cannot be read.
 
         Args:
             about: tells questions apart; one that has no answer yet is not asked again.
             question: may take long.
+            patient: wait a moment for the answer, rather than take it when this is asked again.
         """
         earlier = self._open.pop(about, None)
         answer = earlier or self._threads.submit(question)
-        if not wait([answer], timeout=0 if earlier else self._patience).done:
+        patience = self._patience if patient and not earlier else 0
+        if not wait([answer], timeout=patience).done:
             self._open[about] = answer
-            if not earlier:
+            if patience:
                 log.warning("storage does not answer; searches go on with the documents that are here")
             return False
         try:

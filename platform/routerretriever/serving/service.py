@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,8 @@ from routerretriever.serving.search import Find, Plan, Ranked, Refs, Searches
 from routerretriever.serving.shadow import Shadows
 from routerretriever.types import ROUTED_MODEL, Mode, Vectors
 
+log = logging.getLogger("ray.serve")
+
 
 @dataclass
 class Replica:
@@ -70,12 +73,21 @@ class Replica:
     """By bundle version."""
     created: dict[str, CollectionRef] = field(default_factory=dict)
     """Collections that were created over HTTP, as far as this replica has heard."""
+    hidden: set[str] = field(default_factory=set)
+    """Those of them whose names the current release has taken."""
     random: Callable[[], float] = random.random
 
     async def refresh(self) -> None:
         """Learn which collections were created or deleted."""
         bundle = self.engines[self.desired.current.version].bundle
-        self.created = await self.writer.created(bundle.manifest["encoder_fingerprint"])
+        created = await self.writer.created(bundle.manifest["encoder_fingerprint"])
+        hidden = created.keys() & self.desired.current.collections.keys()
+        for name in sorted(hidden - self.hidden):
+            log.warning(
+                "the released bundle has a collection %s, which hides the one created over HTTP; release a "
+                "bundle without it, or with another name for it, to reach its documents", name,
+            )  # fmt: skip
+        self.created, self.hidden = created, hidden
 
     def service(self) -> Service:
         """The release that answers the next request: the current one, or by its share the challenger."""
@@ -160,20 +172,22 @@ class Service:
         """
         return await self._search(request, access, partial(self._replica.searches.find, client=access.client))
 
-    async def shadow(self, request: SearchRequest, response: SearchResponse, seconds: float) -> None:
+    async def shadow(
+        self, request: SearchRequest, access: Access, response: SearchResponse, seconds: float
+    ) -> None:
         """Perhaps have the challenger repeat a search that has been answered; returns at once."""
         challenger = self._replica.challenger()
         if challenger is not None and challenger.version != self.version:
-            self._replica.shadows.offer(challenger, self._replica.busy, request, response, seconds)
+            self._replica.shadows.offer(challenger, self._replica.busy, request, access, response, seconds)
 
-    async def shadow_search(self, request: SearchRequest) -> SearchResponse:
-        """The same search; past the queue that users' searches wait in."""
+    async def shadow_search(self, request: SearchRequest, access: Access) -> SearchResponse:
+        """The same search; past the queue that users' searches wait in, and at no client's expense."""
 
         async def find(refs: Refs, mode: Mode, wanted: Wanted) -> Ranked:
             (found,) = await self._replica.index.find(refs, mode, [wanted])
             return found
 
-        return await self._search(request, Access(), find)
+        return await self._search(request, replace(access, client=""), find)
 
     async def _search(self, request: SearchRequest, access: Access, find: Find) -> SearchResponse:
         plan = Plan(request, await self._meant(request, access))

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from routerretriever.client.schemas import SearchRequest, SearchResponse
 from routerretriever.errors import Overloaded
+from routerretriever.serving.access import Access
 from routerretriever.serving.ports import MetricsPort
 
 log = logging.getLogger("ray.serve")
@@ -29,7 +30,7 @@ class Challenger(Protocol):
         """The bundle's number in the registry."""
         ...
 
-    async def shadow_search(self, request: SearchRequest) -> SearchResponse:
+    async def shadow_search(self, request: SearchRequest, access: Access) -> SearchResponse:
         """The same search, by this release."""
         ...
 
@@ -55,6 +56,7 @@ class Shadows:
         challenger: Challenger,
         busy: bool,
         request: SearchRequest,
+        access: Access,
         response: SearchResponse,
         seconds: float,
     ) -> None:
@@ -64,6 +66,7 @@ class Shadows:
             challenger: what is tried.
             busy: whether users' queries wait.
             request: a search that has been answered.
+            access: what who asked may read.
             response: what went out.
             seconds: how long that took.
         """
@@ -72,17 +75,22 @@ class Shadows:
         if busy or len(self._running) >= _AT_ONCE:
             self._metrics.shadows.inc(1, {"outcome": "dropped"})
             return
-        task = asyncio.create_task(self._answer(challenger, request, response, seconds))
+        task = asyncio.create_task(self._answer(challenger, request, access, response, seconds))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
     async def _answer(
-        self, challenger: Challenger, request: SearchRequest, response: SearchResponse, seconds: float
+        self,
+        challenger: Challenger,
+        request: SearchRequest,
+        access: Access,
+        response: SearchResponse,
+        seconds: float,
     ) -> None:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self._seconds):
-                shadow = await challenger.shadow_search(request)
+                shadow = await challenger.shadow_search(request, access)
         except Overloaded:
             self._metrics.shadows.inc(1, {"outcome": "dropped"})
             return

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import Vectors
+from routerretriever.errors import RouterRetrieverError
 from routerretriever.index.changes import last_change
 from routerretriever.index.documents import StoredDocument
 from routerretriever.index.hybrid import Look, Tops
@@ -25,8 +27,18 @@ from routerretriever.serving.ports import CollectionRef, Contents
 from routerretriever.serving.questions import Questions
 from routerretriever.types import Mode
 
+log = logging.getLogger("ray.serve")
+
+R = TypeVar("R")
+
 _LOOKS_KEPT = 64
 _SWEEP_SECONDS = 60.0
+_IN_USE_SECONDS = 60.0
+"""A collection that was asked for within so long is kept up to date without being asked."""
+_IDLE_SECONDS = 6 * 3600.0
+"""A collection that nobody has asked for in so long is closed, as those of former releases."""
+_ASKED_AFTER = 0.8
+"""Share of the time after which changes must show when storage is asked for them."""
 
 
 @serve.deployment
@@ -56,6 +68,8 @@ class Index:
         self._part, self._parts = part, parts
         self._open: dict[CollectionRef, LiveCollection] = {}
         self._refreshed_at: dict[CollectionRef, float] = {}
+        self._used_at: dict[CollectionRef, float] = {}
+        self._follower: asyncio.Task[None] | None = None
         self._swept_at = time.monotonic()
         self._looks: OrderedDict[tuple[CollectionRef, str], tuple[int, list[Look]]] = OrderedDict()
         self._storage = Questions()
@@ -64,7 +78,7 @@ class Index:
 
     async def look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
         """The greatest scores of this shard for each query; ``find`` goes on from there by the token."""
-        return await self._thread.run(self._look, collection, wanted, token)
+        return await self._in_turn(self._look, collection, wanted, token)
 
     async def find(
         self,
@@ -75,19 +89,46 @@ class Index:
         token: str = "",
     ) -> list[list[Found]]:
         """The best documents of this shard for each query; see ``LiveCollection.find``."""
-        return await self._thread.run(self._find, collection, mode, wanted, tops, token)
+        return await self._in_turn(self._find, collection, mode, wanted, tops, token)
 
     async def document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
         """A document, if it lies in this shard."""
-        return await self._thread.run(self._document, collection, document_id)
+        return await self._in_turn(self._document, collection, document_id)
 
     async def contents(self, collection: CollectionRef) -> Contents:
         """How far this shard has come."""
-        return await self._thread.run(self._contents, collection)
+        return await self._in_turn(self._contents, collection)
 
     async def documents(self, collection: CollectionRef, offset: int, limit: int) -> list[StoredDocument]:
         """Documents of this shard by page."""
-        return await self._thread.run(self._documents, collection, offset, limit)
+        return await self._in_turn(self._documents, collection, offset, limit)
+
+    async def _in_turn(self, work: Callable[..., R], *args: Any) -> R:
+        """Do something on the thread of searches."""
+        if self._refresh_seconds and (self._follower is None or self._follower.done()):
+            self._follower = asyncio.create_task(self._follow())
+        return await self._thread.run(work, *args)
+
+    async def _follow(self) -> None:
+        """Keep collections in use up to date, so that searches need not wait for storage."""
+        while True:
+            await asyncio.sleep(self._refresh_seconds * _ASKED_AFTER)
+            now = time.monotonic()
+            in_use = [ref for ref, at in list(self._used_at.items()) if now - at < _IN_USE_SECONDS]
+            await asyncio.gather(*map(self._take_news, in_use))
+
+    async def _take_news(self, collection: CollectionRef) -> None:
+        live, asked_at = self._open.get(collection), time.monotonic()
+        if live is None:
+            return
+        try:
+            if await asyncio.to_thread(live.has_news):
+                await self._thread.run(live.refresh)
+        except (RouterRetrieverError, OSError) as error:
+            log.warning("%s", error)
+            return  # the next search asks, and fails if it must
+        if collection in self._open:
+            self._refreshed_at[collection] = asked_at
 
     def _look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
         live = self._collection(collection)
@@ -124,7 +165,8 @@ class Index:
         return self._collection(collection).documents(offset, limit)
 
     def _collection(self, collection: CollectionRef) -> LiveCollection:
-        self._close_dropped()
+        self._close_unused()
+        self._used_at[collection] = time.monotonic()
         if collection not in self._open:
             self._open[collection] = LiveCollection(
                 self._store,
@@ -144,19 +186,24 @@ class Index:
             self._refreshed_at[collection] = time.monotonic()
         return self._open[collection]
 
-    def _close_dropped(self) -> None:
-        """Let go of collections that were deleted, or never filled: they have no changes in storage."""
+    def _close_unused(self) -> None:
+        """Let go of collections that were deleted, were never filled, or are not asked for any more."""
         now = time.monotonic()
         if now - self._swept_at < _SWEEP_SECONDS:
             return
         self._swept_at = now
         for ref in list(self._open):
-            unused = now - self._refreshed_at[ref] >= _SWEEP_SECONDS
-            if ref.created_for and unused and self._storage.ask(("empty", ref), partial(self._is_empty, ref)):
-                del self._open[ref], self._refreshed_at[ref]
+            unused = now - self._used_at[ref]
+            if unused >= _IDLE_SECONDS or (unused >= _SWEEP_SECONDS and self._is_known_empty(ref)):
+                del self._open[ref], self._refreshed_at[ref], self._used_at[ref]
 
-    def _is_empty(self, ref: CollectionRef) -> bool:
-        return last_change(self._store, ref.changes) == 0
+    def _is_known_empty(self, ref: CollectionRef) -> bool:
+        """Whether a created collection has no changes in storage. Does not wait: the next sweep may know."""
+
+        def is_empty() -> bool:
+            return last_change(self._store, ref.changes) == 0
+
+        return bool(ref.created_for) and self._storage.ask(("empty", ref), is_empty, patient=False)
 
 
 class IndexShards:

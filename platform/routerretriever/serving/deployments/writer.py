@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
-from routerretriever.index.changes import compact, last_change, write_change, write_deletion
+from routerretriever.index.changes import NumberTaken, compact, last_change, write_change, write_deletion
 from routerretriever.serving.catalogue import Catalogue
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.ports import CollectionRef
@@ -87,8 +87,10 @@ class Writer:
 
     async def created(self, encoder_fingerprint: str) -> dict[str, CollectionRef]:
         """The created collections of a base encoder, by name."""
-        async with self._turn:
-            return (await self._catalogue(encoder_fingerprint)).collections
+        if encoder_fingerprint not in self._catalogues:
+            async with self._turn:
+                await self._catalogue(encoder_fingerprint)
+        return self._catalogues[encoder_fingerprint].collections
 
     async def create(self, name: str, ref: CollectionRef, dimension: int) -> bool:
         """Create a collection without documents; False if another has its name."""
@@ -155,20 +157,33 @@ class Writer:
         key = collection.changes
         if collection.created_for and not (await self._catalogue(collection.created_for)).holds(collection):
             return None  # dropped since it was looked up
-        # Not known while it is written: of a change that fails, the file may be there or not.
-        last = self._last.pop(key, None)
-        if last is None:
-            last = await asyncio.to_thread(last_change, self._store, key)
-        number = last + 1
-        await asyncio.to_thread(write, self._store, key, number, *content)
+        number = await self._next_number(key)
+        try:
+            await asyncio.to_thread(write, self._store, key, number, *content)
+        except NumberTaken:  # another service on this storage writes to the collection too
+            number = await self._next_number(key)
+            await asyncio.to_thread(write, self._store, key, number, *content)
         self._last[key] = number
         if number % self._fold_changes == 0:
             self._start(self._fold(collection))
         return number
 
+    async def _next_number(self, key: str) -> int:
+        # Not known while a change is written: of one that fails, the file may be there or not.
+        last = self._last.pop(key, None)
+        if last is None:
+            last = await asyncio.to_thread(last_change, self._store, key)
+        return last + 1
+
+    async def _remove_if_dropped(self, collection: CollectionRef) -> None:
+        """Compaction may have written a checkpoint after the collection was deleted."""
+        if collection.created_for and not (await self._catalogue(collection.created_for)).holds(collection):
+            await asyncio.to_thread(self._store.delete, collection.changes)
+
     async def _fold(self, collection: CollectionRef) -> None:
         """Beside further changes, which do not wait for it."""
         try:
             await asyncio.to_thread(compact, self._store, collection.changes)
+            await self._in_turn(self._remove_if_dropped, collection)
         except Exception:
             log.exception("the changes of %s were not folded; the next fold does it", collection.changes)

@@ -80,7 +80,7 @@ def build_api(
         response = await chosen.search(body, request.state.access)
         seconds = time.perf_counter() - start
         sent = _ready(response)
-        sent.background = BackgroundTask(chosen.shadow, body, response, seconds)
+        sent.background = BackgroundTask(chosen.shadow, body, request.state.access, response, seconds)
         return sent
 
     @api.post("/v1/embeddings")
@@ -151,7 +151,7 @@ def build_api(
 
     @api.get("/readyz")
     async def ready(request: Request) -> Status:
-        """Whether queries can be answered: a bundle is loaded and its collections are there."""
+        """Whether a bundle is loaded, which one, and of how many collections it knows."""
         chosen = pick(request)
         return Status(
             status="ok", details={"version": chosen.version, "collections": len(chosen.collections)}

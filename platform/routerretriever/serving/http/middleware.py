@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections import Counter
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,7 +53,7 @@ class Middleware:
         self._root_path = settings.root_path
         self._authenticator = authenticator
         self._metrics = metrics
-        self._in_progress = 0
+        self._in_progress: Counter[str] = Counter()
         self._too_large = f"body: more than {settings.limits.body_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,16 +113,23 @@ class Middleware:
         )
         if isinstance(access, Denied):
             response = problem(access.status, access.message, retry_after=access.retry_after)
-        elif self._in_progress >= self._limits.requests:
-            response = problem(503, f"{self._in_progress} requests are in progress", retry_after=1)
+        elif self._is_crowded(access.client):
+            response = problem(503, f"{self._in_progress.total()} requests are in progress", retry_after=1)
         else:
             scope["state"]["access"] = access
             await self._run(scope, headers, receive, send)
             return
         await response(scope, receive, send)
 
+    def _is_crowded(self, client: str) -> bool:
+        """Whether all room is taken, and a client has its share of it: one alone keeps nobody else out."""
+        clients = len(self._in_progress.keys() | {client})
+        most = self._limits.requests
+        return self._in_progress.total() >= most and self._in_progress[client] >= most // clients
+
     async def _run(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        self._in_progress += 1
+        client = scope["state"]["access"].client
+        self._in_progress[client] += 1
         try:
             encoding = headers.get(b"content-encoding", b"").decode("latin-1")
             if encoding not in ("", "identity"):
@@ -132,23 +140,32 @@ class Middleware:
             if length.isdigit() and int(length) > self._limits.body_bytes:
                 await problem(413, self._too_large)(scope, receive, send)
                 return
-            seconds = self._limits.seconds
-            started = asyncio.get_running_loop().time()
-            async with asyncio.timeout(seconds) as deadline:
+            await self._run_in_time(scope, receive, send)
+        finally:
+            self._in_progress[client] -= 1
+            if not self._in_progress[client]:
+                del self._in_progress[client]
 
-                def allow(texts: int) -> None:
-                    """Move the deadline by what a request of so many texts may take longer."""
-                    nonlocal seconds
-                    seconds = self._limits.seconds + self._limits.seconds_per_text * texts
-                    deadline.reschedule(started + seconds)
+    async def _run_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seconds = self._limits.seconds
+        started = asyncio.get_running_loop().time()
+        deadline = asyncio.timeout(seconds)
 
-                scope["state"]["allow"] = allow
+        def allow(texts: int) -> None:
+            """Move the deadline by what a request of so many texts may take longer."""
+            nonlocal seconds
+            seconds = self._limits.seconds + self._limits.seconds_per_text * texts
+            deadline.reschedule(started + seconds)
+
+        scope["state"]["allow"] = allow
+        try:
+            async with deadline:
                 await self._app(scope, self._bounded(receive), send)
         except TimeoutError:
+            if not deadline.expired():
+                raise  # somebody else's, as a socket's
             message = f"not done within {seconds:g} seconds"
             await problem(504, message)(scope, receive, send)
-        finally:
-            self._in_progress -= 1
 
     def _bounded(self, receive: Receive) -> Receive:
         read = 0
