@@ -140,7 +140,7 @@ def application(service, tokens=None, allow_anonymous=False, **limits):
 
 def caller(app, client=("127.0.0.1", 1), **options):
     transport = httpx.ASGITransport(app=app, client=client, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://service", **options)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", **options)
 
 
 def ask(app, method, path, **options):

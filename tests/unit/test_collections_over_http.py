@@ -521,7 +521,7 @@ class Asgi(httpx.BaseTransport):
 def test_the_client_does_all_of_it(tmp_path):
     service = WholeService(tmp_path)
     client = Client("http://service")
-    client._http = httpx.Client(transport=Asgi(service.app), base_url="http://service")
+    client._http = httpx.Client(transport=Asgi(service.app), base_url="http://localhost")
     assert client.create_collection("notes", {"language": "none"}).lexical.language == "none"
     client.upsert("notes", DOCUMENTS)
     assert [one.name for one in client.collections()] == ["notes", "fruit", "metal"]

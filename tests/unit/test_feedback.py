@@ -139,7 +139,7 @@ def test_the_client_reports_and_forgets(log):
     async def use():
         client = AsyncClient("http://service")
         client._http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app(log), client=("127.0.0.1", 1)), base_url="http://service"
+            transport=httpx.ASGITransport(app=app(log), client=("127.0.0.1", 1)), base_url="http://localhost"
         )
         async with client:
             await client.feedback("where is fig", "fruit", ["d1"], relevant=["d1"], user="bob")

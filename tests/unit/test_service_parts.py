@@ -358,6 +358,23 @@ def test_without_tokens_only_this_machine_is_answered():
     assert asyncio.run(status(application(StandIn(), allow_anonymous=True))) == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200),
+        ("page.example", 403), ("page.example:8000", 403), ("127.0.0.1.page.example", 403), ("", 403),
+    ],
+)  # fmt: skip
+def test_without_tokens_a_page_cannot_ask_by_a_name_of_its_own_that_leads_here(host, status):
+    response = ask(application(StandIn()), "GET", "/v1/models", headers={"host": host})
+    assert response.status_code == status
+    assert status == 200 or "Host" in response.json()["error"]["message"]
+    assert ask(application(StandIn()), "GET", "/healthz", headers={"host": host}).status_code == 200
+    assert ask(
+        application(StandIn(), allow_anonymous=True), "GET", "/v1/models", headers={"host": host}
+    ).is_success
+
+
 def test_tokens_are_needed_beyond_loopback_and_read_with_care(tmp_path):
     assert read_tokens(ServingSettings()) == {}
     assert read_tokens(ServingSettings(host="0.0.0.0", allow_anonymous=True)) == {}
@@ -874,6 +891,8 @@ def test_other_origins_are_let_in_by_a_setting():
     preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     response = ask(app, "OPTIONS", "/v1/search", headers=preflight)
     assert response.headers["access-control-allow-origin"] == "https://page.example"
+    answer = ask(app, "GET", "/v1/models", headers={"Origin": "https://page.example"})
+    assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
     plain = ask(application(StandIn()), "OPTIONS", "/v1/search", headers=preflight)
     assert "access-control-allow-origin" not in plain.headers
 

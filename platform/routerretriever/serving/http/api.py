@@ -166,7 +166,13 @@ def build_api(
     if not settings.cors_origins:
         return app
     # Outermost: a browser asks for leave without a token.
-    return CORSMiddleware(app, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    return CORSMiddleware(
+        app,
+        allow_origins=settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After", "X-Request-Id", "X-Bundle-Version"],
+    )
 
 
 def _model(body: EmbeddingsRequest) -> str:

@@ -113,19 +113,18 @@ class Authenticator:
         self._allow_anonymous = allow_anonymous
         self._limiter = RateLimiter()
 
-    def check(self, authorization: str | None, address: str | None, writes: bool) -> Access | Denied:
+    def check(self, authorization: str, host: str, address: str | None, writes: bool) -> Access | Denied:
         """What the client may do, or why the request is denied.
 
         Args:
             authorization: the header of that name.
+            host: the header of that name: what the client calls this service.
             address: of who asks; without tokens only this machine may. It is the client's name then.
             writes: whether a collection would be changed; which one is looked at later.
         """
         if not self._by_hash:
-            if self._allow_anonymous or address is None or is_loopback(address):
-                return Access(address or "")
-            return Denied(403, "this service has no tokens and answers its own machine only")
-        kind, _, secret = (authorization or "").partition(" ")
+            return self._anonymous(host, address)
+        kind, _, secret = authorization.partition(" ")
         known = self._by_hash.get(hashlib.sha256(secret.strip().encode()).hexdigest())
         if kind.lower() != "bearer" or known is None:
             return Denied(401, "Authorization: a known bearer token is needed")
@@ -137,3 +136,22 @@ class Authenticator:
         ):
             return Denied(429, f"more than {token.requests_per_minute} requests in a minute", 60)
         return token.access(name)
+
+    def _anonymous(self, host: str, address: str | None) -> Access | Denied:
+        if not self._allow_anonymous:
+            if not (address is None or is_loopback(address)):
+                return Denied(403, "this service has no tokens and answers its own machine only")
+            if not is_loopback(_without_port(host)):
+                # A page in a browser of this machine may ask by a name of its own that leads here.
+                return Denied(
+                    403,
+                    f"Host: found {host!r}; without tokens this service is called localhost or 127.0.0.1; "
+                    "set serving.tokens_file, or serving.allow_anonymous behind a proxy that checks who asks",
+                )
+        return Access(address or "")
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

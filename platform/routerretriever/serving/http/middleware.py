@@ -108,6 +108,7 @@ class Middleware:
             return
         access = self._authenticator.check(
             headers.get(b"authorization", b"").decode("latin-1"),
+            headers.get(b"host", b"localhost").decode("latin-1"),
             (scope.get("client") or [None])[0],
             writes=_changes_what_is_kept(scope),
         )
