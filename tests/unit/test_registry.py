@@ -209,7 +209,7 @@ def test_a_pyfunc_takes_texts_or_a_table_with_a_text_column():
 
 
 def test_runs_that_register_at_once_take_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr("routerretriever.registry.registry._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("routerretriever.registry.turns._POLL_SECONDS", 0.01)
     inside, most = [], []
 
     def register():

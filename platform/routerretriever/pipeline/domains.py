@@ -2,11 +2,15 @@
 
 Experts are found by the hash of what they were made from, so a change of domains leaves the others'
 weights and registered versions as they are. That is checked before anything is computed.
+
+Changes of one bundle's domains take turns. Each is made to the file as it is when its bundle is registered,
+so that what others edit meanwhile stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +18,41 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.shipped import recipe_file
 from routerretriever.errors import RecipeError
 from routerretriever.methods.known import DEFAULT
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
+from routerretriever.registry.turns import turn
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.training.expert import verdict_text
+
+Change = Callable[[Any], None]
+"""Edits the values of a recipe file in place."""
 
 
 def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) -> Registered:
     """Train one new expert, score what is missing, register a new bundle; then add it to the recipe file.
 
-    A domain that the recipe holds for evaluation only can be given an expert the same way.
+    A domain that the recipe holds for evaluation only can be given an expert the same way; its other settings
+    stay.
 
     Raises:
         RecipeError: the domain has an expert already, or other experts would have to be trained anew.
     """
-    known, yaml, values = _read(recipe_path)
-    if name in known:
-        raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
-    values["domains"][name] = {"path": path}
-    return _apply(recipe_path, yaml, values, new=(name,), release=release)
+
+    def add(values: Any) -> None:
+        domain = values["domains"].setdefault(name, {})
+        domain["path"] = path
+        if "expert" in domain:
+            domain["expert"] = True
+
+    with changing_domains(recipe_path) as recipe:
+        if name in recipe.expert_domains:
+            raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+        return _apply(recipe_path, add, new=(name,), release=release)
 
 
 def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registered:
@@ -45,11 +61,33 @@ def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registe
     Raises:
         RecipeError: the domain has no expert, or other experts would have to be trained anew.
     """
-    known, yaml, values = _read(recipe_path)
-    if name not in known:
-        raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
-    values["domains"][name]["expert"] = False
-    return _apply(recipe_path, yaml, values, new=(), release=release)
+
+    def remove(values: Any) -> None:
+        if name in values["domains"]:
+            values["domains"][name]["expert"] = False
+
+    with changing_domains(recipe_path) as recipe:
+        if name not in (known := recipe.expert_domains):
+            raise RecipeError(f"{recipe_path}: domains.{name}: no such expert; there are {', '.join(known)}")
+        return _apply(recipe_path, remove, new=(), release=release)
+
+
+@contextmanager
+def changing_domains(recipe_path: Path) -> Iterator[Recipe]:
+    """Let nobody else change the domains of the same bundle while a block runs; waits for who does.
+
+    Yields:
+        The recipe as it is then.
+
+    Raises:
+        RecipeError: the recipe comes with the package.
+    """
+    require_editable(recipe_path)
+    recipe = load_recipe(recipe_path)
+    files = ArtifactStore.open(recipe.storage).files
+    files.require_answer()
+    with turn(files, f"domains/{recipe.registry.name}"):
+        yield load_recipe(recipe_path)
 
 
 def register_with(recipe: Recipe, paths: Mapping[str, str]) -> Registered:
@@ -79,24 +117,33 @@ def set_collections(recipe_path: Path, paths: Mapping[str, str]) -> None:
     Raises:
         RecipeError: the recipe comes with the package.
     """
-    _, yaml, values = _read(recipe_path)
-    for name, path in paths.items():
-        values["domains"][name]["path"] = path
-    with _draft(recipe_path, yaml, values):
-        pass
+
+    def change(values: Any) -> None:
+        for name, path in paths.items():
+            values["domains"][name]["path"] = path
+
+    _edit(recipe_path, change)
 
 
 def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
     """Write routing settings into a recipe file; those that are the defaults are left out."""
-    _, yaml, values = _read(recipe_path)
-    values["routing"] = settings.changed()
-    with _draft(recipe_path, yaml, values):
-        pass
+
+    def change(values: Any) -> None:
+        values["routing"] = settings.changed()
+
+    _edit(recipe_path, change)
 
 
-def _apply(recipe_path: Path, yaml: YAML, values: Any, new: Sequence[str], release: bool) -> Registered:
-    with _draft(recipe_path, yaml, values) as draft:
-        return _register(load_recipe(draft, source=recipe_path), new, release)
+def _apply(recipe_path: Path, change: Change, new: Sequence[str], release: bool) -> Registered:
+    """Register what a change makes of the recipe, then write it into the file.
+
+    The file is read again for it, as registering can take hours in which others edit it.
+    """
+    with _changed(recipe_path, change) as draft:
+        recipe = load_recipe(draft, source=recipe_path)
+    registered = _register(recipe, new, release)
+    _edit(recipe_path, change)
+    return registered
 
 
 def _register(recipe: Recipe, new: Sequence[str], release: bool) -> Registered:
@@ -112,25 +159,28 @@ def _register(recipe: Recipe, new: Sequence[str], release: bool) -> Registered:
     return replace(registered, verdict="\n".join(text for text in told if text) or None)
 
 
+def _edit(recipe_path: Path, change: Change) -> None:
+    """Make a change to a recipe file, unless that would make it wrong."""
+    with _changed(recipe_path, change) as draft:
+        load_recipe(draft, source=recipe_path)
+        draft.replace(recipe_path)
+
+
 @contextmanager
-def _draft(recipe_path: Path, yaml: YAML, values: Any) -> Iterator[Path]:
-    """The new recipe in a file beside the old one, which it replaces unless the block fails."""
-    draft = recipe_path.with_name(f".{recipe_path.name}.new")
+def _changed(recipe_path: Path, change: Change) -> Iterator[Path]:
+    """The recipe as it is now with a change, in a file beside it for as long as a block runs."""
+    require_editable(recipe_path)
+    load_recipe(recipe_path)  # says in one line what is wrong with it
+    yaml = YAML()  # keeps comments and order
+    values = yaml.load(recipe_path.read_text(encoding="utf-8"))
+    change(values)
+    draft = recipe_path.with_name(f".{recipe_path.name}.{uuid.uuid4().hex}.new")
     try:
         with draft.open("w", encoding="utf-8") as file:
             yaml.dump(values, file)
         yield draft
-        draft.replace(recipe_path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _read(recipe_path: Path) -> tuple[list[str], YAML, Any]:
-    """The domains that have an expert, and the file in a form that can be edited and written back."""
-    require_editable(recipe_path)
-    known = load_recipe(recipe_path).expert_domains
-    yaml = YAML()  # keeps comments and order
-    return known, yaml, yaml.load(recipe_path.read_text(encoding="utf-8"))
 
 
 def is_shipped(recipe_path: Path) -> bool:

@@ -28,9 +28,9 @@ from routerretriever.datasets.texts import normal_text
 from routerretriever.datasets.variant import read_provenance, write_variant
 from routerretriever.hashing import content_hash
 from routerretriever.pipeline.domains import (
+    changing_domains,
     is_shipped,
     register_with,
-    require_editable,
     set_collections,
     with_collections,
 )
@@ -113,9 +113,12 @@ def learn(recipe_path: Path) -> tuple[list[Learned], Registered | None]:
     Raises:
         RecipeError: other experts would have to be trained anew, or the recipe comes with the package.
     """
-    require_editable(recipe_path)
-    follow_release(recipe_path)
-    recipe = load_recipe(recipe_path)
+    with changing_domains(recipe_path):
+        follow_release(recipe_path)
+        return _learn(load_recipe(recipe_path))
+
+
+def _learn(recipe: Recipe) -> tuple[list[Learned], Registered | None]:
     store = ArtifactStore.open(recipe.storage)
     registry = _registry(recipe, store)
     last = _Attempt.read(store, recipe)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,7 +16,6 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from rich.table import Table
 
-from routerretriever.artifacts.leases import Leases
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, write_bundle
 from routerretriever.bundle.manifest import read_manifest
@@ -43,9 +41,8 @@ from routerretriever.registry.recording import (
     record_bundle,
     record_expert,
 )
+from routerretriever.registry.turns import turn
 from routerretriever.training.expert import Expert
-
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -272,17 +269,9 @@ class Registry:
     def _writer(self) -> MlflowClient:
         return open_to_write(self.tracking_uri)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> AbstractContextManager[None]:
         """Keep other runs that share the storage from registering meanwhile."""
-        key = f"registry/{self._name}"
-        leases = Leases(self.store.files)
-        while True:
-            with leases.hold([key]) as mine:
-                if mine:
-                    yield
-                    return
-            time.sleep(_POLL_SECONDS)
+        return turn(self.store.files, f"registry/{self._name}")
 
     def _experiment(self) -> str:
         """The id of the experiment that runs are logged under."""

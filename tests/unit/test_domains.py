@@ -1,0 +1,132 @@
+"""What adding and removing a domain does to the recipe file; the training itself is an integration test."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+from routerretriever.config.loading import load_recipe
+from routerretriever.errors import RecipeError
+from routerretriever.pipeline import domains
+from routerretriever.pipeline.domains import add_domain, changing_domains, remove_domain, set_routing
+from routerretriever.pipeline.pipeline import Registered
+from routerretriever.registry import turns
+from routerretriever.routing.settings import RoutingSettings
+
+RECIPE = """
+name: tiny
+storage: {root}/storage
+domains:
+  fruit: {{path: fruit}}  # ours
+  legal:
+    path: legal
+    passages: {{tokens: 180}}
+    lexical: {{language: german}}
+    expert: false
+
+  # For evaluation only.
+  sport: {{path: sport, expert: false}}
+encoder: {{name: fake}}
+"""
+
+
+class Work:
+    """Pipelines that register at once; notes the experts of each bundle."""
+
+    def __init__(self):
+        self.bundles = []
+        self.meanwhile = lambda: None
+        """What others do before a bundle is registered."""
+
+    def pipeline(self, recipe):
+        def register(release):
+            self.meanwhile()
+            self.bundles.append(recipe.expert_domains)
+            return Registered("uri", len(self.bundles), {}, "here")
+
+        deployed = SimpleNamespace(deployment=lambda: SimpleNamespace(experts={}))
+        return SimpleNamespace(deployed=deployed, register=register, untrained=list)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    work = Work()
+    monkeypatch.setattr(domains, "Pipeline", work.pipeline)
+    monkeypatch.setattr(turns, "_POLL_SECONDS", 0.01)
+    return work
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(root=tmp_path))
+    return path
+
+
+def test_a_domain_that_gets_an_expert_keeps_its_other_settings(path, work):
+    before = load_recipe(path).domains["legal"]
+    add_domain(path, "legal", "more/legal")
+    after = load_recipe(path).domains["legal"]
+    assert after == before.model_copy(update={"path": "more/legal", "expert": True})
+    assert "# ours" in path.read_text()
+    assert "\n\n  # For evaluation only.\n  sport:" in path.read_text()
+    remove_domain(path, "legal")
+    add_domain(path, "legal", "more/legal")
+    assert load_recipe(path).domains["legal"] == after
+    assert work.bundles == [["fruit", "legal"], ["fruit"], ["fruit", "legal"]]
+
+
+def test_what_others_edit_while_an_expert_is_trained_stays(path, work):
+    work.meanwhile = lambda: path.write_text(path.read_text() + "serving: {port: 9000}\n")
+    add_domain(path, "new", "new")
+    recipe = load_recipe(path)
+    assert (recipe.serving.port, recipe.expert_domains) == (9000, ["fruit", "new"])
+
+
+def test_a_file_that_others_have_broken_meanwhile_is_one_line_and_stays(path, work):
+    work.meanwhile = lambda: path.write_text("name: [")
+    with pytest.raises(RecipeError, match=f"^{path}:1: not readable as YAML"):
+        add_domain(path, "new", "new")
+    assert path.read_text() == "name: ["
+    assert list(path.parent.glob(".*")) == []
+
+
+def test_a_domain_that_others_have_taken_out_meanwhile_is_not_put_back(path, work):
+    add_domain(path, "legal", "legal")
+    without = path.read_text().replace("  fruit: {path: fruit}  # ours\n", "")
+    work.meanwhile = lambda: path.write_text(without)
+    remove_domain(path, "fruit")
+    assert list(load_recipe(path).domains) == ["legal", "sport"]
+
+
+def test_two_that_are_added_at_once_are_both_in_recipe_and_bundle(path, work, caplog, monkeypatch):
+    monkeypatch.setattr(turns.log, "propagate", True)
+    caplog.set_level("INFO", turns.log.name)
+    second = threading.Thread(target=add_domain, args=(path, "second", "second"))
+
+    def wait_for_the_second():
+        if not second.ident:
+            second.start()
+            while second.is_alive() and "waiting for another run" not in caplog.text:
+                second.join(0.01)
+
+    work.meanwhile = wait_for_the_second
+    add_domain(path, "first", "first")
+    second.join()
+    assert work.bundles == [["fruit", "first"], ["fruit", "first", "second"]]
+    assert load_recipe(path).expert_domains == ["fruit", "first", "second"]
+
+
+def test_two_drafts_of_one_recipe_do_not_meet(path, work):
+    work.meanwhile = lambda: set_routing(path, RoutingSettings(temperature=0.5))
+    add_domain(path, "new", "new")
+    recipe = load_recipe(path)
+    assert (recipe.routing.temperature, recipe.expert_domains) == (0.5, ["fruit", "new"])
+
+
+def test_a_turn_ends_with_what_failed_in_it(path, work):
+    with pytest.raises(RecipeError, match="has an expert already"):
+        add_domain(path, "fruit", "fruit")
+    with changing_domains(path) as recipe:
+        assert recipe.expert_domains == ["fruit"]
