@@ -21,6 +21,7 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 
 if TYPE_CHECKING:
+    from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.evaluation.evaluation import Evaluation
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import BundleVersion, Registry
@@ -109,10 +110,11 @@ def rollback(recipe: AnyRecipe) -> int:
 
 
 def serve(recipe: AnyRecipe) -> None:
-    """Serve the released bundle over HTTP until interrupted."""
+    """Serve the released bundle over HTTP until interrupted; the collections' files are not needed."""
     from routerretriever.serving.deployments.run import serve_forever
 
-    serve_forever(_pipeline(recipe))
+    settings = _read(recipe)
+    serve_forever(settings, _open_store(settings))
 
 
 def _read(recipe: AnyRecipe) -> Recipe:
@@ -138,10 +140,15 @@ def open_registry(recipe: AnyRecipe) -> Registry:
     Raises:
         StorageError: remote storage does not answer.
     """
-    from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.registry.registry import Registry
 
     settings = _read(recipe)
-    store = ArtifactStore.open(settings.storage)
+    return Registry.of(settings, _open_store(settings))
+
+
+def _open_store(recipe: Recipe) -> ArtifactStore:
+    from routerretriever.artifacts.store import ArtifactStore
+
+    store = ArtifactStore.open(recipe.storage)
     store.files.require_answer()
-    return Registry.of(settings, store)
+    return store

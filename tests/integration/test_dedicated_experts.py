@@ -28,7 +28,7 @@ def test_experts_of_their_own_answer_the_same_and_come_and_go(run, serve_ends):
     pipeline = served(run, "embeddings", placement="dedicated", limits={"seconds": 2})
     registered = pipeline.register()
     model = RouterRetriever.load(registered.uri, registered.tracking_uri)
-    with Client(deploy(pipeline)) as client:
+    with Client(deploy(pipeline.recipe, pipeline.store)) as client:
         np.testing.assert_allclose(client.embed(QUERIES), model.encode_queries(QUERIES), atol=1e-5)
         for expert in ("fruit", "base"):
             all_of_it = np.ones((len(QUERIES), 1), dtype=np.float32)

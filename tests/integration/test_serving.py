@@ -52,7 +52,7 @@ QUERIES = [
 def deployed(run):
     """Shared placement, with every collection in two parts."""
     pipeline = served(run, index_shards=2)
-    yield pipeline, deploy(pipeline)
+    yield pipeline, deploy(pipeline.recipe, pipeline.store)
     serve.shutdown()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from routerretriever.cli.main import app, main
 from support.recipes import save_recipe, tiny_recipe
@@ -83,6 +85,11 @@ def test_a_recipe_of_the_package_is_not_tuned_for_hours_to_be_refused(fails):
 
 
 def test_serving_what_was_never_released_says_what_to_do(fails, recipe):
+    assert "nothing is released" in fails("serve", recipe, "--quiet").splitlines()[-1]
+
+
+def test_what_is_served_needs_no_files_of_the_collections(fails, recipe):
+    shutil.rmtree(recipe.parent / "data")
     assert "nothing is released" in fails("serve", recipe, "--quiet").splitlines()[-1]
 
 

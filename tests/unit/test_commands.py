@@ -67,7 +67,7 @@ def test_a_step_builds_its_stage(stage, tmp_path):
 def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
     monkeypatch.setattr(domains, "add_domain", lambda *given: ("added", *given))
     monkeypatch.setattr(domains, "remove_domain", lambda *given: ("removed", *given))
-    monkeypatch.setattr(deployments, "serve_forever", lambda given: Work.asked.append(given.recipe.name))
+    monkeypatch.setattr(deployments, "serve_forever", lambda recipe, _: Work.asked.append(recipe.name))
     assert routerretriever.add_expert(str(RECIPE), "law", "law", False) == (
         "added",
         RECIPE,

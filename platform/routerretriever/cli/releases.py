@@ -12,7 +12,6 @@ from routerretriever.cli.app import (
     Quiet,
     RecipeFile,
     app,
-    open_pipeline,
     open_registry,
     set_up_output,
 )
@@ -21,10 +20,11 @@ from routerretriever.cli.app import (
 @app.command()
 def serve(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Serve the released bundle over HTTP until interrupted."""
-    pipeline = open_pipeline(recipe, overrides, quiet)
-    from routerretriever.serving.deployments.run import serve_forever
+    from routerretriever import commands
+    from routerretriever.config.loading import load_recipe
 
-    serve_forever(pipeline)
+    set_up_output(quiet)
+    commands.serve(load_recipe(recipe, overrides))
 
 
 @app.command()

@@ -19,12 +19,14 @@ from routerretriever.runtime.machine import why_not_listening
 from routerretriever.runtime.progress import at_work, console, log, show
 
 if TYPE_CHECKING:
+    from routerretriever.artifacts.store import ArtifactStore
+    from routerretriever.config.recipe import Recipe
     from routerretriever.pipeline.pipeline import Pipeline
 
 APPLICATION = "routerretriever"
 
 
-def deploy(pipeline: Pipeline, port: int | None = None) -> str:
+def deploy(recipe: Recipe, store: ArtifactStore, port: int | None = None) -> str:
     """Start or update the service with the released bundle; returns its URL once it is ready.
 
     ``port`` replaces the recipe's; 0 takes a free one. Where Serve runs already, its own address stays.
@@ -36,10 +38,10 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
 
     from routerretriever.serving.deployments.app import build_application
 
-    settings = pipeline.recipe.serving
+    settings = recipe.serving
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     port = (settings.port if port is None else port) or free_port(settings.host)
-    application = build_application(pipeline.recipe, pipeline.store)
+    application = build_application(recipe, store)
     if _get_global_client(raise_if_no_controller_running=False) is None:
         require_free(settings.host, port)
     serve.start(http_options={"host": settings.host, "port": port})
@@ -56,12 +58,12 @@ def deploy(pipeline: Pipeline, port: int | None = None) -> str:
     return f"http://{there.host}:{there.port}"
 
 
-def serve_forever(pipeline: Pipeline) -> None:
+def serve_forever(recipe: Recipe, store: ArtifactStore) -> None:
     """Serve until interrupted, then shut down cleanly."""
     from routerretriever.registry.registry import Registry
 
-    Registry.of(pipeline.recipe, pipeline.store).require_released()  # before Ray starts, which takes a while
-    url = deploy(pipeline)
+    Registry.of(recipe, store).require_released()  # before Ray starts, which takes a while
+    url = deploy(recipe, store)
     log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
     stopping = False
 
@@ -82,7 +84,7 @@ def serve_forever(pipeline: Pipeline) -> None:
 def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
     """The service for as long as a block runs; gives its URL. A port of 0 takes a free one."""
     try:
-        yield deploy(pipeline, port)
+        yield deploy(pipeline.recipe, pipeline.store, port)
     finally:
         _shut_down()
 
