@@ -28,6 +28,7 @@ from routerretriever.routing.constant import ConstantRouter
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.training.expert import open_expert
 from routerretriever.training.settings import TrainingSettings
+from support.recipes import tiny_recipe
 
 ENCODER = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
 FACTS = ServiceFacts(
@@ -99,6 +100,32 @@ def test_an_altered_file_is_named(made, tmp_path):
     (folder / "validation.json").write_text("{}")
     with pytest.raises(BundleError, match=r"validation\.json: altered"):
         RouterRetriever.load(str(folder))
+
+
+@pytest.mark.component
+def test_a_setting_that_changes_nothing_in_a_bundle_makes_no_new_version(made, tmp_path):
+    made_store, parts = made
+    shutil.copytree(made_store.uri, tmp_path / "storage")
+    registry = Registry(RegistrySettings(name="tiny"), ArtifactStore.open(str(tmp_path / "storage")))
+
+    def version_with(**changes):
+        recipe = tiny_recipe(tmp_path, **changes).model_dump(mode="json")
+        changed = replace(parts, recipe=recipe, evaluation={"deployed": "x", "settings": recipe})
+        return registry.register_bundle(changed, RunRecord())[0]
+
+    assert version_with() == 1
+    assert version_with(routing={"temperature": 0.5}) == 2
+    for same in (
+        {"serving": {"port": 9000}},
+        {"storage": str(tmp_path / "elsewhere")},
+        {"question": "another?"},
+        {"corpus": {"shard_size": 10, "workers": 2, "gpus_per_worker": 0.5}},
+        {"registry": {"name": "tiny", "alias": "live"}},
+    ):
+        assert version_with(**same) == 1, same
+    assert registry.bundles()[0].version == 2
+    domains = {"labels": {"path": "fruit"}, "workers": {"path": "metal"}}
+    assert [version_with(domains=domains), version_with(domains={"labels": {"path": "fruit"}})] == [3, 4]
 
 
 @pytest.mark.component

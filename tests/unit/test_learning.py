@@ -224,7 +224,7 @@ def test_a_challenger_is_made_again_if_the_recipe_has_changed(project):
     project.ask(*FIRST)
     project.learn()
     before = project.path.read_text()
-    project.path.write_text(before + "question: another?\n")
+    project.path.write_text(before + "question: another?\nscoring: {workers: 7}\n")
     assert project.learn() == ({"fruit": "challenger"}, None)
     project.path.write_text(before.replace("  sport: {path: sport, expert: false}\n", ""))
     assert project.learn() == ({"fruit": "challenger"}, 3)

@@ -6,6 +6,7 @@ name of the field. Nothing heavy is imported here: ``routerretriever --help`` st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -23,9 +24,14 @@ from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.settings import DomainName, PlaceName, Settings
+from routerretriever.settings import DomainName, PlaceName, PoolSettings, Settings
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
+
+_NOT_IN_BUNDLES = frozenset(
+    {"storage", "data_root", "generation", "judging", "tuning", "registry", "serving", "question"}
+)
+_MACHINES = frozenset({*PoolSettings.model_fields, "at_once", "max_failures"})
 
 
 def _methods_model() -> type[Settings]:
@@ -217,3 +223,20 @@ class Recipe(Settings):
         if path.startswith("sample:"):
             return path
         return str(Path(self.data_root).expanduser() / Path(path).expanduser())
+
+
+def bundle_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a bundle is made by, out of a recipe as JSON.
+
+    Places, the registry, the service, and the number and kind of machines change nothing in it. Collections
+    are among them by the paths that ``domains`` names.
+    """
+    kept = {name: value for name, value in recipe.items() if name not in _NOT_IN_BUNDLES}
+    # Domains have names that may be those of settings.
+    return {name: value if name == "domains" else _without_machines(value) for name, value in kept.items()}
+
+
+def _without_machines(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without_machines(inner) for name, inner in value.items() if name not in _MACHINES}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
-from routerretriever.config.recipe import Recipe
+from routerretriever.config.recipe import Recipe, bundle_settings
 from routerretriever.config.serving import FeedbackSettings
 from routerretriever.datasets.collection import Collection, Qrels, open_collection
 from routerretriever.datasets.feedback import Feedback, FeedbackLog, Judged, judge
@@ -79,7 +79,7 @@ class _Attempt:
 
     version: int | None = None
     made_of: str = ""
-    """Hash of the recipe that it was made by."""
+    """Hash of the settings that it was made by."""
     collections: dict[str, str] = field(default_factory=dict)
     """Domain -> the collection that it learned from."""
     lost: dict[str, list[str]] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def _learn(recipe: Recipe) -> tuple[list[Learned], Registered | None]:
             log.warning("version %d is no challenger any more: the feedback that it learned from is gone",
                         challenger)  # fmt: skip
         return found, None
-    made_of = _hash(with_collections(recipe, paths))
+    made_of = content_hash(bundle_settings(with_collections(recipe, paths).model_dump(mode="json")))
     if is_waiting and made_of == last.made_of:
         return found, None
     registered = register_with(recipe, paths)
@@ -289,11 +289,6 @@ def _start(recipe: Recipe, path: str) -> str:
 
 def _is_learned(path: str) -> bool:
     return path.startswith(f"{_FOLDER}/")
-
-
-def _hash(recipe: Recipe) -> str:
-    """Of all settings that a bundle is made by."""
-    return content_hash(recipe.model_dump(mode="json", exclude={"serving", "question"}))
 
 
 def _note(recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from rich.table import Table
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import BundleParts, write_bundle
 from routerretriever.bundle.manifest import read_manifest
-from routerretriever.config.recipe import Recipe
+from routerretriever.config.recipe import Recipe, bundle_settings
 from routerretriever.config.registry import PREVIOUS, RegistrySettings
 from routerretriever.errors import BadInput, NotFound, Refused, without_secrets
 from routerretriever.hashing import content_hash
@@ -317,7 +317,7 @@ class Registry:
         self._ensure_model(
             self._name, f"Router and experts of recipe {recipe!r}; the alias says what is served."
         )
-        content = content_hash(manifest)
+        content = _content_of(manifest)
         if (known := self._version_with(self._name, content)) is not None:
             return known
         recorded = record_bundle(self._writer, experiment, folder, manifest, content, record)
@@ -387,6 +387,13 @@ def tracking_uri(settings: RegistrySettings, store: ArtifactStore) -> str:
             f"registry.tracking_uri: storage {store.uri} is no local folder; name an MLflow server"
         )
     return default_tracking_uri(store.uri)
+
+
+def _content_of(manifest: Mapping[str, Any]) -> str:
+    """Hash of what makes a bundle another one; that a recipe has another port or storage does not."""
+    evaluation = manifest.get("evaluation") or {}
+    figures = {name: value for name, value in evaluation.items() if name != "settings"}  # the recipe again
+    return content_hash({**manifest, "recipe": bundle_settings(manifest["recipe"]), "evaluation": figures})
 
 
 def _of_others(present: BundleVersion, new: BundleVersion) -> bool:
