@@ -103,6 +103,37 @@ def test_an_altered_file_is_named(made, tmp_path):
 
 
 @pytest.mark.component
+def test_the_experts_aliases_follow_the_release(made, tmp_path):
+    made_store, parts = made
+    shutil.copytree(made_store.uri, tmp_path / "storage")
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    registry = Registry(RegistrySettings(name="tiny"), store)
+    experts = tmp_path / "storage" / "experts"
+    shutil.copytree(experts / "fruit-1", experts / "fruit-2")
+    one, other = (open_expert(store, f"experts/fruit-{number}") for number in (1, 2))
+    metal = replace(one, domain="metal")
+
+    def register(release, **experts):
+        return registry.register_bundle(replace(parts, experts=experts), RunRecord(), release)[0]
+
+    def released():
+        models = mlflow.MlflowClient(registry.tracking_uri).search_registered_models()
+        return {model.name: dict(model.aliases).get("champion") for model in models}
+
+    register(True, fruit=one, metal=metal)
+    register(False, fruit=other)
+    assert released() == {"tiny": 1, "tiny-expert-fruit": 1, "tiny-expert-metal": 1}
+    registry.release(2)
+    assert released() == {"tiny": 2, "tiny-expert-fruit": 2, "tiny-expert-metal": None}
+    registry.roll_back()
+    assert released() == {"tiny": 1, "tiny-expert-fruit": 1, "tiny-expert-metal": 1}
+    # A bundle under a name that an expert could have is none.
+    Registry(RegistrySettings(name="tiny-expert-x"), store).register_bundle(parts, RunRecord())
+    registry.release(2)
+    assert released()["tiny-expert-x"] == 1
+
+
+@pytest.mark.component
 def test_a_setting_that_changes_nothing_in_a_bundle_makes_no_new_version(made, tmp_path):
     made_store, parts = made
     shutil.copytree(made_store.uri, tmp_path / "storage")

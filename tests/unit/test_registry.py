@@ -48,11 +48,14 @@ def _add_versions(empty_database, registry, *recipes):
     path = Path(registry.tracking_uri.removeprefix("sqlite:///"))
     path.parent.mkdir(exist_ok=True)
     shutil.copyfile(empty_database, path)
+    bundle = path.parent / "model" / "artifacts" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "bundle.json").write_text('{"experts": []}')
     client = open_to_write(registry.tracking_uri)
     registry._ensure_model(NAME, "a model")
     for recipe in recipes:
         tags = {"experts": "fruit", **({"recipe": recipe} if recipe else {})}
-        client.create_model_version(NAME, "/nowhere", tags=tags)
+        client.create_model_version(NAME, str(path.parent / "model"), tags=tags)
 
 
 def everything(folder):
@@ -106,6 +109,16 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     registry.challenge(2)
     registry.release(2)
     assert (registry.challenger(), registry.released()) == (None, 2)
+
+
+def test_a_version_whose_files_are_gone_is_not_released(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
+    add_versions(registry, "", "")
+    registry.release(1)
+    shutil.rmtree(tmp_path / "storage" / "model")
+    with pytest.raises(BadInput, match="restore it from a back-up"):
+        registry.release(2)
+    assert registry.released() == 1
 
 
 def test_versions_release_and_rollback_are_calls_too(tmp_path, add_versions):

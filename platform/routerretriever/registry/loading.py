@@ -53,8 +53,8 @@ def fetch_bundle(uri: str, into: Path, tracking_uri: str | None = None) -> Path:
     return _download(uri, "artifacts/bundle", into, tracking_uri or mlflow.get_tracking_uri())
 
 
-def read_recipe(uri: str, tracking_uri: str) -> dict[str, Any]:
-    """The recipe that a registered bundle was made by, without the rest of the bundle.
+def fetch_manifest(uri: str, tracking_uri: str) -> dict[str, Any]:
+    """What a registered bundle says of itself, without its other files.
 
     Args:
         uri: ``models:/<name>@<alias>`` or ``models:/<name>/<version>``.
@@ -62,11 +62,12 @@ def read_recipe(uri: str, tracking_uri: str) -> dict[str, Any]:
 
     Raises:
         NotFound: the registry has no such version.
+        BadInput: its files are not where the registry says.
     """
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-        manifest = _download(uri, f"artifacts/bundle/{MANIFEST_FILE}", Path(scratch), tracking_uri)
-        recipe: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
-    return recipe
+        file = _download(uri, f"artifacts/bundle/{MANIFEST_FILE}", Path(scratch), tracking_uri)
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return manifest
 
 
 def _download(uri: str, part: str, into: Path, tracking_uri: str) -> Path:

@@ -25,6 +25,7 @@ from routerretriever.training.expert import Expert, version_of
 
 VERSION_TAG = "content_version"
 RECIPE_TAG = "recipe"
+DOMAIN_TAG = "domain"
 _COMMIT_TAG = "git_commit"
 _MLFLOW_COMMIT = "mlflow.source.git.commit"
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
@@ -87,7 +88,7 @@ def record_expert(client: MlflowClient, experiment: str, expert: Expert, folder:
         tags = {
             VERSION_TAG: expert.version,
             "encoder_fingerprint": card["encoder_fingerprint"],
-            "domain": expert.domain,
+            DOMAIN_TAG: expert.domain,
             "train_data": card["train"],
             "corpus": card["corpus"],
             "dev_ndcg_at_10": f"{card['dev_ndcg_at_10']:.4f}",

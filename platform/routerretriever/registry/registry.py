@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from rich.table import Table
 
 from routerretriever.artifacts.store import ArtifactStore
@@ -32,8 +33,9 @@ from routerretriever.registry.connection import (
     reached,
     require_folder,
 )
-from routerretriever.registry.loading import find_version, read_recipe
+from routerretriever.registry.loading import fetch_manifest, find_version
 from routerretriever.registry.recording import (
+    DOMAIN_TAG,
     RECIPE_TAG,
     VERSION_TAG,
     Recorded,
@@ -43,6 +45,8 @@ from routerretriever.registry.recording import (
 )
 from routerretriever.registry.turns import turn
 from routerretriever.training.expert import Expert
+
+Entity = TypeVar("Entity")
 
 
 @dataclass(frozen=True)
@@ -154,20 +158,20 @@ class Registry:
     def release(self, version: int, take_over: bool = False) -> int | None:
         """Point the alias at a bundle version; running services follow. The one before is remembered.
 
-        A challenger that is released is no challenger any more.
+        The experts' aliases follow what the bundle pins. A challenger that is released is no challenger any
+        more.
 
         Returns:
             The version that was released before.
 
         Raises:
             NotFound: there is no such version.
+            BadInput: its files are gone.
             Refused: another recipe made the released version, and ``take_over`` was not asked for.
         """
         bundles = {bundle.version: bundle for bundle in self.bundles()}
         new = self._require(version, bundles)
         before = self.released()
-        if before == version:
-            return before
         present = bundles.get(before) if before is not None else None
         if present is not None and not take_over and _of_others(present, new):
             raise Refused(
@@ -175,10 +179,14 @@ class Registry:
                 f"{version} is registered and was made by recipe {new.recipe!r}. Give registry.name a name "
                 f"of its own, or release it with `routerretriever release --version {version} --take-over`"
             )
+        manifest = self._manifest_of(version)
         with reached(self.tracking_uri):
-            if before is not None:
-                self._writer.set_registered_model_alias(self._name, PREVIOUS, str(before))
-            self._writer.set_registered_model_alias(self._name, self._alias, str(version))
+            if before != version:
+                if before is not None:
+                    self._writer.set_registered_model_alias(self._name, PREVIOUS, str(before))
+                self._writer.set_registered_model_alias(self._name, self._alias, str(version))
+            pins = manifest["experts"]
+            self._release_experts({pin.get("folder", pin["name"]): pin["version"] for pin in pins})
         if self.challenger() == version:
             self.challenge(None)
         return before
@@ -255,7 +263,8 @@ class Registry:
         Raises:
             NotFound: there is no such version.
         """
-        return read_recipe(f"models:/{self._name}/{version}", self.tracking_uri)
+        recipe: dict[str, Any] = self._manifest_of(version)["recipe"]
+        return recipe
 
     def migrate(self) -> bool:
         """Bring the database to the schema of the installed MLflow; returns whether it was older.
@@ -297,9 +306,30 @@ class Registry:
         if (known := self._version_with(model, expert.version)) is not None:
             return known
         recorded = record_expert(self._writer, experiment, expert, expert.folder(self.store))
-        version = self._create_version(model, recorded)
-        self._writer.set_registered_model_alias(model, self._alias, str(version))
-        return version
+        return self._create_version(model, recorded)
+
+    def _release_experts(self, pinned: Mapping[str, str]) -> None:
+        """Point the experts' aliases at what a bundle pins; experts that are not in it lose theirs.
+
+        Args:
+            pinned: domain -> content of its expert. That of an imported bundle has no version here.
+        """
+        wanted = f"name LIKE '{self._name}%'"
+        models: list[RegisteredModel] = _search_all(self._writer.search_registered_models, wanted)
+        for model in models:
+            domain = model.name.removeprefix(self.expert_model(""))
+            if domain == model.name:
+                continue
+            number = self._version_with(model.name, pinned[domain]) if domain in pinned else None
+            if number is not None:
+                self._writer.set_registered_model_alias(model.name, self._alias, str(number))
+            elif self._is_expert_released(model.name, domain):
+                self._writer.delete_registered_model_alias(model.name, self._alias)
+
+    def _is_expert_released(self, model: str, domain: str) -> bool:
+        """Whether an expert's alias points anywhere; a bundle may be registered under such a name too."""
+        version = find_version(self._writer, f"models:/{model}@{self._alias}")
+        return version is not None and version.tags.get(DOMAIN_TAG) == domain
 
     def _register_bundle(
         self, parts: BundleParts, versions: Mapping[str, int], record: RunRecord, experiment: str
@@ -356,6 +386,9 @@ class Registry:
             raise NotFound(f"{self._name}: no version {version} in {without_secrets(self.tracking_uri)}")
         return bundles[version]
 
+    def _manifest_of(self, version: int) -> dict[str, Any]:
+        return fetch_manifest(f"models:/{self._name}/{version}", self.tracking_uri)
+
     def _version_of(self, alias: str) -> int | None:
         with reached(self.tracking_uri):
             client = open_to_read(self.tracking_uri)
@@ -402,10 +435,15 @@ def _of_others(present: BundleVersion, new: BundleVersion) -> bool:
 
 
 def _versions(client: MlflowClient, model: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
+    return _search_all(client.search_model_versions, f"name='{model}'")
+
+
+def _search_all(search: Callable[..., PagedList[Entity]], wanted: str) -> list[Entity]:
+    """All pages of what MLflow finds."""
+    found: list[Entity] = []
     page = None
     while True:
-        answer = client.search_model_versions(f"name='{model}'", page_token=page)
+        answer = search(wanted, page_token=page)
         found += answer
         page = answer.token
         if not page:
