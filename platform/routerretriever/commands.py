@@ -21,7 +21,6 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.evaluation.evaluation import Evaluation
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import BundleVersion, Registry
@@ -111,10 +110,11 @@ def rollback(recipe: AnyRecipe) -> int:
 
 def serve(recipe: AnyRecipe) -> None:
     """Serve the released bundle over HTTP until interrupted; the collections' files are not needed."""
+    from routerretriever.pipeline.places import open_storage
     from routerretriever.serving.deployments.run import serve_forever
 
     settings = _read(recipe)
-    serve_forever(settings, _open_store(settings))
+    serve_forever(settings, open_storage(settings))
 
 
 def _read(recipe: AnyRecipe) -> Recipe:
@@ -138,17 +138,11 @@ def open_registry(recipe: AnyRecipe) -> Registry:
     """The registry of a recipe; nothing is changed.
 
     Raises:
-        StorageError: remote storage does not answer.
+        RecipeError: storage is relative, in a submitted job.
+        StorageError: it cannot be opened, or does not answer.
     """
+    from routerretriever.pipeline.places import open_storage
     from routerretriever.registry.registry import Registry
 
     settings = _read(recipe)
-    return Registry.of(settings, _open_store(settings))
-
-
-def _open_store(recipe: Recipe) -> ArtifactStore:
-    from routerretriever.artifacts.store import ArtifactStore
-
-    store = ArtifactStore.open(recipe.storage)
-    store.files.require_answer()
-    return store
+    return Registry.of(settings, open_storage(settings))

@@ -1,9 +1,13 @@
 import pytest
+import routerretriever
 from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from routerretriever.cli.main import main
 from routerretriever.corpus.artifact import corpus_key
 from routerretriever.errors import RecipeError
 from routerretriever.methods.ddr import Ddr
+from routerretriever.pipeline.documents import add_from_documents, generated_folder
+from routerretriever.pipeline.domains import add_domain
+from routerretriever.pipeline.learning import learn
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.pipeline.plan import plan_run, plan_table
 from routerretriever.training.checkpoints import checkpoints_key
@@ -133,10 +137,48 @@ def test_a_dry_run_names_the_file_and_line_of_bad_data(tiny_data, monkeypatch, c
     assert "Traceback" not in told
 
 
-def test_a_submitted_job_refuses_a_storage_that_goes_with_it(tiny_data, monkeypatch):
+@pytest.fixture
+def rays_copy(tiny_data, monkeypatch):
+    """Ray's copy of a job's working directory, in which the job runs."""
     copy = tiny_data / "working_dir_files" / "_ray_pkg_0123"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    with pytest.raises(RecipeError, match=r"storage: runs/mine is relative.*--set storage=\$PWD/runs/mine"):
-        Pipeline(tiny_recipe(tiny_data, storage="runs/mine"))
+    return copy
+
+
+def test_a_submitted_job_refuses_a_storage_that_goes_with_it(tiny_data, rays_copy):
+    recipe = tiny_recipe(tiny_data, storage="runs/mine")
+    for opened in (Pipeline, routerretriever.serve, routerretriever.versions):
+        with pytest.raises(
+            RecipeError, match=r"storage: runs/mine is relative.*--set storage=\$PWD/runs/mine"
+        ):
+            opened(recipe)
     Pipeline(tiny_recipe(tiny_data))
+    assert list(rays_copy.iterdir()) == []
+
+
+def test_a_submitted_job_refuses_to_write_collections_that_go_with_it(tiny_data, rays_copy):
+    recipe = tiny_recipe(tiny_data, data_root="data")
+    path = save_recipe(recipe, tiny_data / "recipe.yaml")
+    notes = tiny_data / "notes.txt"
+    notes.write_text("words")
+    for write in (
+        lambda: learn(path),
+        lambda: add_from_documents(path, "new", notes),
+        lambda: generated_folder(recipe, "fruit"),
+    ):
+        with pytest.raises(RecipeError, match=r"data_root: data is relative.*full path into the recipe"):
+            write()
+    assert list(rays_copy.iterdir()) == []
+
+
+def test_a_submitted_job_refuses_to_change_a_recipe_that_goes_with_it(tiny_data, rays_copy):
+    path = save_recipe(tiny_recipe(tiny_data), rays_copy / "recipe.yaml").relative_to(rays_copy)
+    for change in (
+        lambda: learn(path),
+        lambda: add_domain(path, "sport", "sport"),
+        lambda: add_from_documents(path, "new", path),
+    ):
+        with pytest.raises(RecipeError, match=r"recipe: recipe\.yaml is relative.*\$PWD/recipe\.yaml"):
+            change()
+    assert [file.name for file in rays_copy.iterdir()] == ["recipe.yaml"]

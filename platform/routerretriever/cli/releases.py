@@ -118,12 +118,12 @@ def _follow(recipe: Path, overrides: list[str] | None) -> None:
 
 
 def _retry_refused(recipe: Path, overrides: list[str] | None, quiet: bool) -> None:
-    from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.config.loading import load_recipe
+    from routerretriever.pipeline.places import open_storage
     from routerretriever.runtime.progress import console
     from routerretriever.serving.releases import ask_for_retry
 
     set_up_output(quiet)
     settings = load_recipe(recipe, overrides)
-    ask_for_retry(ArtifactStore.open(settings.storage), settings)
+    ask_for_retry(open_storage(settings), settings)
     console.print("services on this storage will try the bundles again that they refused")

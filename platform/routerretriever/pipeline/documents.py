@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe, parse_recipe, parse_settings
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.archives import unpacked
@@ -25,8 +24,9 @@ from routerretriever.generation.folder import Generated
 from routerretriever.generation.generate import Estimate, Generation
 from routerretriever.generation.settings import Example
 from routerretriever.hashing import file_hash
-from routerretriever.pipeline.domains import add_domain
+from routerretriever.pipeline.domains import add_domain, require_editable
 from routerretriever.pipeline.pipeline import Registered
+from routerretriever.pipeline.places import open_storage, require_lasting_data
 from routerretriever.runtime.progress import log
 
 PASSAGE_TOKENS = 180
@@ -49,12 +49,17 @@ def generation(recipe: Recipe, name: str) -> Generation:
 
 def generation_for(recipe: Recipe, collection: Collection) -> Generation:
     """The same for a collection that need not be in the recipe."""
-    store = ArtifactStore.open(recipe.storage)
+    store = open_storage(recipe)
     return Generation(collection, store, recipe.encoder, recipe.searched(collection.name), recipe.generation)
 
 
 def generated_folder(recipe: Recipe, name: str) -> Path:
-    """Where a generated collection lies, if nothing else is said."""
+    """Where a generated collection is written, if nothing else is said.
+
+    Raises:
+        RecipeError: ``data_root`` is relative, in a submitted job.
+    """
+    require_lasting_data(recipe)
     return Path(recipe.data_root).expanduser() / _FOLDER / name
 
 
@@ -135,10 +140,12 @@ def add_from_documents(
     """Make an expert of documents; its held-out queries decide whether it is deployed.
 
     Raises:
-        RecipeError: the domain has an expert already, or other experts would have to be trained anew.
+        RecipeError: the domain has an expert already, other experts would have to be trained anew, or the
+            recipe is no file that can be changed.
         DatasetError: there is nothing to ask about, or a folder holds something else.
         WriterError: the writer cannot write.
     """
+    require_editable(recipe_path)
     recipe = with_examples(load_recipe(recipe_path), examples)
     if name in recipe.expert_domains:
         raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")

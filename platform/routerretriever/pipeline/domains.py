@@ -18,13 +18,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.shipped import recipe_file
 from routerretriever.errors import RecipeError
 from routerretriever.methods.known import DEFAULT
 from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
+from routerretriever.pipeline.places import open_storage, require_lasting_recipe
 from routerretriever.registry.turns import turn
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.training.expert import verdict_text
@@ -80,13 +80,11 @@ def changing_domains(recipe_path: Path) -> Iterator[Recipe]:
         The recipe as it is then.
 
     Raises:
-        RecipeError: the recipe comes with the package.
+        RecipeError: the recipe is no file that can be changed.
     """
     require_editable(recipe_path)
     recipe = load_recipe(recipe_path)
-    files = ArtifactStore.open(recipe.storage).files
-    files.require_answer()
-    with turn(files, f"domains/{recipe.registry.name}"):
+    with turn(open_storage(recipe).files, f"domains/{recipe.registry.name}"):
         yield load_recipe(recipe_path)
 
 
@@ -189,11 +187,12 @@ def is_shipped(recipe_path: Path) -> bool:
 
 
 def require_editable(recipe_path: Path) -> None:
-    """Refuse a recipe that is no file of the user's own.
+    """Refuse a recipe that is no file of the user's own, or one that goes with a submitted job.
 
     Raises:
-        RecipeError: it comes with the package.
+        RecipeError: it comes with the package, or lies in Ray's copy of the working directory.
     """
     if is_shipped(recipe_path):
         shipped = recipe_file(recipe_path)
         raise RecipeError(f"{recipe_path}: comes with the package, which is not edited; copy {shipped} first")
+    require_lasting_recipe(recipe_path)

@@ -35,6 +35,7 @@ from routerretriever.pipeline.domains import (
     with_collections,
 )
 from routerretriever.pipeline.pipeline import Registered
+from routerretriever.pipeline.places import open_storage, require_lasting_data
 from routerretriever.runtime.progress import log
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def learn(recipe_path: Path) -> tuple[list[Learned], Registered | None]:
         What was found for each domain, and what was registered; None if there is nothing new.
 
     Raises:
-        RecipeError: other experts would have to be trained anew, or the recipe comes with the package.
+        RecipeError: other experts would have to be trained anew, the recipe comes with the package, or a
+            submitted job would write into Ray's copy of the working directory.
     """
     with changing_domains(recipe_path):
         follow_release(recipe_path)
@@ -119,7 +121,8 @@ def learn(recipe_path: Path) -> tuple[list[Learned], Registered | None]:
 
 
 def _learn(recipe: Recipe) -> tuple[list[Learned], Registered | None]:
-    store = ArtifactStore.open(recipe.storage)
+    require_lasting_data(recipe)
+    store = open_storage(recipe)
     registry = _registry(recipe, store)
     last = _Attempt.read(store, recipe)
     challenger, released = registry.challenger(), registry.released()
@@ -160,7 +163,7 @@ def follow_release(recipe_path: Path, overrides: list[str] | None = None) -> dic
         Domain -> its collection, of those that changed.
     """
     recipe = load_recipe(recipe_path, overrides)
-    store = ArtifactStore.open(recipe.storage)
+    store = open_storage(recipe)
     if is_shipped(recipe_path) or store.read_pointer(_note(recipe)) is None:
         return {}
     registry = _registry(recipe, store)

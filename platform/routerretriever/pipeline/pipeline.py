@@ -18,7 +18,6 @@ import numpy as np
 
 from routerretriever.adapters.check import check_encoder
 from routerretriever.artifacts.step import Step, in_order
-from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
@@ -28,6 +27,7 @@ from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
+from routerretriever.pipeline.places import open_storage
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
 from routerretriever.runtime.metrics import figures
@@ -45,8 +45,6 @@ M = TypeVar("M", bound=Method)
 
 _SHARE_QUERIES = 200
 """Dev queries of each domain that say what healthy routing looks like."""
-_RAYS_COPIES = "working_dir_files"
-"""Folder in which Ray keeps its copies of submitted jobs' working directories."""
 _ROUNDS = 10
 """Steps can make others known this many times in a row."""
 
@@ -92,9 +90,7 @@ class Pipeline:
             RecipeError: a method's settings do not fit the domains.
         """
         self.recipe = recipe
-        _refuse_passing_storage(recipe.storage)
-        self.store = ArtifactStore.open(recipe.storage)
-        self.store.files.require_answer()
+        self.store = open_storage(recipe)
         self.collections = {
             name: open_collection(name, recipe.domain_path(name), settings)
             for name, settings in recipe.domains.items()
@@ -359,22 +355,6 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
     }
     means = {f"mean_ndcg_at_10/{system}": evaluation.mean(system) for system in by_set}
     return figures | {name: value for name, value in means.items() if value is not None}
-
-
-def _refuse_passing_storage(storage: str) -> None:
-    """Refuse a relative storage in a submitted job: nobody would find what it leaves.
-
-    Raises:
-        RecipeError: the job runs in Ray's copy of the working directory, and storage lies in it.
-    """
-    here = Path.cwd()
-    is_relative = "://" not in storage and not Path(storage).expanduser().is_absolute()
-    if is_relative and _RAYS_COPIES in here.parts:
-        raise RecipeError(
-            f"storage: {storage} is relative, and this job runs in {here}, a copy of the working directory "
-            "that Ray removes; name a folder by its full path, or s3:// or gs://: --set storage=$PWD/"
-            f"{storage}"
-        )
 
 
 def require_trained(pipeline: Pipeline, except_for: Sequence[str] = ()) -> None:
