@@ -106,6 +106,38 @@ def test_altered_documents_are_not_taken(bundle, there, tmp_path):
     assert not here.exists(KEY)
 
 
+@pytest.mark.parametrize("name", ["out.tar.gz", "out.tar"])
+def test_a_wrong_byte_is_one_line(bundle, there, tmp_path, name):
+    archive = pack(bundle, tmp_path / name, there)
+    sound = archive.read_bytes()
+    told = []
+    for place in range(20, len(sound), len(sound) // 40):
+        wrong = bytearray(sound)
+        wrong[place] ^= 0xD5
+        archive.write_bytes(wrong)
+        into = tmp_path / f"into-{place}"
+        into.mkdir()
+        try:
+            unpack(archive, into, ArtifactStore.open(str(into / "here")))
+        except (BadInput, BundleError) as error:
+            told.append(str(error))
+    assert told
+    assert not [line for line in told if "\n" in line]
+
+
+def test_a_damaged_manifest_is_one_line(bundle, tmp_path):
+    manifest = (bundle / "bundle.json").read_bytes()
+    without = manifest.replace(b'"files"', b'"filet"')
+    for number, wrong in enumerate((manifest[:-9], b"\xff" + manifest, without)):
+        (bundle / "bundle.json").write_bytes(wrong)
+        archive = tmp_path / f"{number}.tar"
+        with tarfile.open(archive, "w") as opened:
+            opened.add(bundle, "bundle")
+        (tmp_path / f"into-{number}").mkdir()
+        with pytest.raises(BadInput, match="damaged; copy it here again"):
+            unpack(archive, tmp_path / f"into-{number}", ArtifactStore.open(str(tmp_path / "here")))
+
+
 @pytest.mark.component
 def test_an_imported_bundle_is_registered_once_and_loads_the_same(bundle, there, tmp_path):
     archive = pack(bundle, tmp_path / "out.tar", there)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from routerretriever.artifacts.store import MANIFEST, ArtifactStore
 from routerretriever.bundle.manifest import read_manifest
-from routerretriever.errors import ArtifactDamaged, BadInput, BundleError, Refused
+from routerretriever.errors import NO_ROOM, ArtifactDamaged, BadInput, BundleError, Refused
 
 _BUNDLE = "bundle"
 _MODES = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz"}
+_DAMAGE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+    tarfile.TarError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What one wrong byte can raise in unpacking, and in reading what was unpacked."""
 _KEY = re.compile(r"corpora/[A-Za-z0-9._-]+")
 
 
@@ -60,13 +67,17 @@ def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
     """
     if not archive.is_file():
         raise BadInput(f"{archive}: no such file")
+    bundle = into / _BUNDLE
     try:
         with tarfile.open(archive) as opened:
             opened.extractall(into, filter="data")  # refuses what points outside
-    except (OSError, EOFError, tarfile.TarError):
-        raise BadInput(f"{archive}: no archive of a bundle, as `export` writes it") from None
-    bundle = into / _BUNDLE
-    keys = list(read_manifest(bundle)["corpora"].values())
+        keys = list(read_manifest(bundle)["corpora"].values())
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
+        raise BadInput(
+            f"{archive}: no archive of a bundle, as `export` writes it, or damaged; copy it here again"
+        ) from None
     _take_corpora(into, keys, store)
     return bundle
 
