@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.starter import write_recipe
-from routerretriever.errors import DatasetError, Refused, Unavailable
+from routerretriever.errors import DatasetError, RecipeError, Refused, Unavailable
 from routerretriever.pipeline import doctor
 from routerretriever.pipeline.doctor import Verdict, examine
 from routerretriever.pipeline.pipeline import Pipeline
@@ -47,6 +47,21 @@ def test_a_recipe_is_written_for_what_is_found(data):
     )
 
 
+@pytest.mark.parametrize("name", ["2024", "1e3", "2024-01-31", "null", "true"])
+def test_names_that_yaml_reads_as_something_else_are_quoted(data, name):
+    write_collection(data / name, WORDS["fruit"])
+    recipe = load_recipe(write_recipe([data / name], data / f"{name}.yaml"))
+    assert (recipe.name, recipe.storage, list(recipe.domains)) == (name, f"runs/{name}", [name])
+    assert load_recipe(write_recipe([data / name], data / "given.yaml", name=name)).name == name
+
+
+def test_a_name_that_no_recipe_can_have_is_refused(data):
+    for name in ("a: b", "[", "a #b"):
+        with pytest.raises(RecipeError, match=r"name: String should match"):
+            write_recipe([data / "data"], data / "mine.yaml", name=name)
+    assert not (data / "mine.yaml").exists()
+
+
 def test_nothing_is_overwritten_and_what_cannot_be_trained_is_said(data):
     with pytest.raises(DatasetError, match="no collection has a train split"):
         write_recipe([data / "sport"], data / "mine.yaml")
@@ -67,6 +82,18 @@ def test_a_sound_machine_fails_nothing_and_nothing_is_written(tiny_data, monkeyp
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     findings = examine(tiny_recipe(tiny_data))
     assert [one for one in findings if one.verdict is Verdict.FAIL] == []
+    assert not (tiny_data / "storage").exists()
+
+
+def test_storage_may_be_named_as_a_file_uri(tiny_data):
+    plain, uri = (
+        found(examine(tiny_recipe(tiny_data, storage=f"{scheme}{tiny_data}/storage")))
+        for scheme in ("", "file://")
+    )
+    assert "for storage" in uri["disk"].text
+    for check in ("storage", "MLflow"):
+        assert uri[check] == plain[check]
+    assert f"sqlite:///{tiny_data}/storage/mlflow.db: " in uri["MLflow"].text
     assert not (tiny_data / "storage").exists()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from routerretriever.config.loading import parse_recipe
 from routerretriever.datasets.collection import Collection, open_collection
@@ -61,7 +62,8 @@ class _Found:
     def line(self) -> str:
         """Its line of the recipe, with what was found as a comment."""
         expert = "" if self.has_train else ", expert: false"
-        return f"  {self.name}: {{path: {_quoted(self.path)}{expert}}}  # {'; '.join(self._remarks())}"
+        settings = f"{{path: {_quoted(self.path)}{expert}}}"
+        return f"  {_as_name(self.name)}: {settings}  # {'; '.join(self._remarks())}"
 
     def _remarks(self) -> list[str]:
         splits = self.collection.splits()
@@ -108,8 +110,8 @@ def write_recipe(
     run_name = name or _domain_name(to.stem)
     text = _TEMPLATE.format(
         file=to,
-        name=run_name,
-        storage=f"runs/{run_name}",
+        name=_as_name(run_name),
+        storage=_as_name(f"runs/{run_name}"),
         data_root=_quoted(root),
         domains="\n".join(one.line() for one in found),
         resources=_GPU if has_gpu else "",
@@ -162,6 +164,15 @@ def _domain_name(text: str) -> str:
 
 def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
+
+
+def _as_name(text: str) -> str:
+    """A name as YAML reads it back: in quotes if it would be a number, a date, or anything else without."""
+    try:
+        is_plain = YAML(typ="safe", pure=True).load(text) == text
+    except YAMLError:
+        is_plain = False
+    return text if is_plain else _quoted(text)
 
 
 def _quoted(text: str) -> str:

@@ -149,8 +149,8 @@ def check_gpu(recipe: Recipe | None) -> tuple[Verdict, str]:
 def check_disk(recipe: Recipe | None) -> tuple[Verdict, str]:
     """Room for results, for the copies of remote files, and for Ray."""
     places = {"cache": cache_folder(), "Ray's files": Path(os.environ.get("RAY_TMPDIR", "/tmp"))}
-    if recipe is not None and "://" not in recipe.storage:
-        places["storage"] = Path(recipe.storage).expanduser()
+    if recipe is not None and (folder := _local_folder(recipe.storage)) is not None:
+        places["storage"] = folder
     free = {name: machine.free_bytes(folder) for name, folder in places.items()}
     text = ", ".join(f"{size / 1e9:.0f} GB for {name}" for name, size in free.items())
     little = [name for name, size in free.items() if size < _ROOM]
@@ -193,11 +193,10 @@ def check_storage(uri: str) -> tuple[Verdict, str]:
     if package is not None and importlib.util.find_spec(package) is None:
         extra = "s3" if package == "s3fs" else "gcs"
         return Verdict.FAIL, f"{uri} needs {package}: pip install 'routerretriever[{extra}]'"
-    if "://" not in uri:
-        folder = Path(uri).expanduser()
+    if (folder := _local_folder(uri)) is not None:
         with tempfile.TemporaryFile(dir=machine.nearest_folder(folder)) as file:
             file.write(b"0")
-        return Verdict.OK, f"{folder.absolute()} can be written"
+        return Verdict.OK, f"{folder} can be written"
     files = FileSystem.open(uri)
     files.require_answer()
     files.write(_PROBE, b"0")
@@ -219,8 +218,8 @@ def check_mlflow(recipe: Recipe) -> tuple[Verdict, str]:
     from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.registry.registry import Registry
 
-    storage = recipe.storage if "://" in recipe.storage else str(Path(recipe.storage).expanduser().absolute())
-    registry = Registry.of(recipe, ArtifactStore(storage))
+    # Not opened, which would make the folder.
+    registry = Registry.of(recipe, ArtifactStore(str(_local_folder(recipe.storage) or recipe.storage)))
     released = registry.released()
     state = "nothing is released yet" if released is None else f"version {released} is released"
     return Verdict.OK, f"{without_secrets(registry.tracking_uri)}: {state}"
@@ -233,6 +232,12 @@ def check_port(host: str, port: int) -> tuple[Verdict, str]:
     if reason := machine.why_not_listening(host, port):
         return Verdict.NOTE, f"{host}:{port}: {reason}; if it is not this service: --set serving.port=PORT"
     return Verdict.OK, f"{host}:{port} is free"
+
+
+def _local_folder(storage: str) -> Path | None:
+    """The folder that a storage is; None if it is remote."""
+    path = storage.removeprefix("file://")
+    return None if "://" in path else Path(path).expanduser().absolute()
 
 
 def _made(name: str, check: Check) -> Finding:

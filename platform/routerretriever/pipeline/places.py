@@ -19,7 +19,7 @@ def open_storage(recipe: Recipe) -> ArtifactStore:
         RecipeError: it is relative, in a submitted job.
         StorageError: it cannot be opened, or does not answer.
     """
-    storage = recipe.storage
+    storage = recipe.storage.removeprefix("file://")
     if "://" not in storage:
         advice = f"name a folder by its full path, or s3:// or gs://: --set storage=$PWD/{storage}"
         _refuse_passing("storage", storage, advice)
