@@ -88,6 +88,17 @@ def test_serving_what_was_never_released_says_what_to_do(fails, recipe):
     assert "nothing is released" in fails("serve", recipe, "--quiet").splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "options", ["--version 1 --challenger --take-over", "--retry --challenger", "--take-over"]
+)
+def test_options_of_release_that_do_not_go_together_are_refused(recipe, monkeypatch, capsys, options):
+    monkeypatch.setattr("sys.argv", ["routerretriever", "release", str(recipe), *options.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "--take-over" in capsys.readouterr().err
+
+
 def test_what_is_served_needs_no_files_of_the_collections(fails, recipe):
     shutil.rmtree(recipe.parent / "data")
     assert "nothing is released" in fails("serve", recipe, "--quiet").splitlines()[-1]

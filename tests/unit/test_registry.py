@@ -111,6 +111,17 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     assert (registry.challenger(), registry.released()) == (None, 2)
 
 
+def test_there_is_no_way_back_to_what_is_released_already(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
+    add_versions(registry, "", "")
+    registry.release(1)
+    registry.release(2)
+    open_to_write(registry.tracking_uri).set_registered_model_alias(NAME, "champion", "1")  # by hand
+    with pytest.raises(Refused, match=r"is version 1 already.*--version N"):
+        registry.roll_back()
+    assert registry.released() == 1
+
+
 def test_a_version_whose_files_are_gone_is_not_released(tmp_path, add_versions):
     registry = open_registry(tmp_path)
     add_versions(registry, "", "")

@@ -64,6 +64,10 @@ def release(
     """Release a registered bundle: move the alias. Running services validate it and follow."""
     from routerretriever.runtime.progress import console
 
+    if take_over and challenger:
+        raise typer.BadParameter("--take-over is for a release; a challenger takes nothing over")
+    if version is None and (take_over or challenger):
+        raise typer.BadParameter("--challenger and --take-over go with --version")
     if retry:
         _retry_refused(recipe, overrides, quiet)
     if version is None:

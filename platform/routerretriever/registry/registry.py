@@ -196,11 +196,17 @@ class Registry:
 
         Raises:
             NotFound: nothing was released before.
+            Refused: the alias was moved by hand, and the version before is released already.
         """
         before = self._version_of(PREVIOUS)
         if before is None:
             raise NotFound(
                 f"{self._name}: nothing was released before in {without_secrets(self.tracking_uri)}"
+            )
+        if before == self.released():
+            raise Refused(
+                f"{self.bundle_uri}: is version {before} already, which the alias {PREVIOUS} names too; "
+                "release another with `routerretriever release --version N`"
             )
         self.release(before, take_over=True)
         return before
