@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,7 +155,79 @@ def test_an_interrupted_writer_goes_on_and_pays_for_nothing_twice(documents, tmp
         assert len(server.requests) == len(requests) == len(drafts)
         assert tokens == 100 * len(requests)
         more = write_step(documents, choose(documents, RealQueries(), settings(documents=25)), richer)
-        assert sum(map(len, more.missing(store).values())) == 5
+        assert len(more.missing(store)) == 5
+
+
+def test_answers_of_no_use_count_for_the_budget_in_all_later_runs(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        server.answer = lambda prompt: "<think>let me"
+        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m", "token_budget": 2000})
+        step = write_step(documents, choose(documents, RealQueries(), own), own)
+        for _ in range(4):
+            with pytest.raises(WriterError):
+                type(step).build_all([step], store)
+            assert step.spent(store) == 100 * len(server.requests) <= 2000
+        with pytest.raises(WriterError, match=r"token_budget: 2000 tokens, 1\d00 of them spent"):
+            type(step).build_all([step], store)
+        assert len(step.missing(store)) == len(step.requests)
+
+
+def test_more_documents_ask_and_pay_for_the_new_ones_alone(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        for number in (7, 16, 3):  # neither is a multiple of the shard's size
+            own = settings(documents=number, writer={"kind": "endpoint", "url": server.url, "model": "m"})
+            step = write_step(documents, choose(documents, RealQueries(), own), own)
+            type(step).build_all([step], store)
+            drafts, tokens = read_drafts(store, step)
+            assert all(one.query for one in drafts)
+            assert (len(drafts), tokens) == (number, 100 * number)
+    assert len(server.requests) == 16
+
+
+def test_a_last_document_that_is_refused_keeps_no_command_from_its_end(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        for number, status in ((5, 0), (6, 400)):
+            server.status = status
+            own = settings(documents=number, writer={"kind": "endpoint", "url": server.url, "model": "m"})
+            step = write_step(documents, choose(documents, RealQueries(), own), own)
+            type(step).build_all([step], store)
+    assert [one.problem for one in read_drafts(store, step)[0]] == [*[""] * 5, "refused (status 400)"]
+
+
+def test_drafts_of_an_earlier_version_are_read(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        own = settings(documents=7, writer={"kind": "endpoint", "url": server.url, "model": "m"})
+        step = write_step(documents, choose(documents, RealQueries(), own), own)
+        columns = ("number", "document", "type", "query", "tokens", "problem")
+        for name, start, stop in (("one.parquet", 0, 4), ("partial-two.parquet", 4, 6)):
+            rows = [
+                dict(zip(columns, (number, *one.id, f"old {number}", 70, ""), strict=True))
+                for number, one in enumerate(step.requests[start:stop])
+            ]
+            table = arrow.Table.from_pylist(rows)
+            store.put(step.drafts_key, name, partial(parquet.write_table, table))
+        type(step).build_all([step], store)
+        drafts, tokens = read_drafts(store, step)
+    assert [one.query for one in drafts[:6]] == ["old 0", "old 1", "old 2", "old 3", "old 0", "old 1"]
+    assert len(server.requests) == 1
+    assert tokens == 6 * 70 + 100
+
+
+def test_what_the_first_calls_gave_is_kept_and_counted(documents, tmp_path, inline):
+    recipe = tiny_recipe(tmp_path)
+    store = ArtifactStore.open(recipe.storage)
+    with endpoint() as server:
+        own = settings(
+            writer={"kind": "endpoint", "url": server.url, "model": "m"},
+            filters={"round_trip": "none", "similarity": 1.0},
+        )
+        made = Generation(documents, store, recipe.encoder, recipe.corpus, own).run(tmp_path / "new")
+        assert len(server.requests) == 20
+    assert made.facts["tokens"] == 2000
 
 
 def test_a_shard_without_any_query_ends_the_run_in_one_line(documents, tmp_path, inline):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,21 +13,17 @@ from routerretriever.corpus.artifact import corpus_key, open_corpus
 from routerretriever.corpus.build import corpus_step
 from routerretriever.datasets.collection import Collection
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import WriterError
 from routerretriever.generation.filters import apply_filters
 from routerretriever.generation.folder import Generated, read_generated, write_generated
-from routerretriever.generation.prompts import Request
-from routerretriever.generation.protocol import Written
 from routerretriever.generation.settings import GenerationSettings
 from routerretriever.generation.sources import RealQueries, choose, real_queries
-from routerretriever.generation.step import WriteQueries, read_drafts, write_step
+from routerretriever.generation.step import WriteQueries, read_drafts, require_answer, write_step
 from routerretriever.generation.writers import open_writer
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import CollectionSettings
 from routerretriever.runtime.progress import log
 
 TRIAL_CALLS = 4
-_FIRST_CALLS = 2
 
 
 @dataclass(frozen=True)
@@ -100,14 +95,13 @@ class Generation:
         """
         writer = open_writer(self.settings)
         writer.check()
-        missing = [request for own in self.step.missing(self.store).values() for request in own]
-        requests = self.step.requests
-        tried = list(missing or requests)[:TRIAL_CALLS]
+        missing, requests = self.step.missing(self.store), self.step.requests
+        tried = (missing or requests)[:TRIAL_CALLS]
         list(writer.write(tried[:1]))  # loads the model, which is not to be counted
         start = time.monotonic()
         answers = [written for _, written in sorted(writer.write(tried), key=lambda each: each[0])]
         seconds = time.monotonic() - start
-        _require_answer(answers)
+        require_answer(answers)
         share = len(missing) / len(tried)
         tokens = sum(written.tokens for written in answers)
         shown = tuple(
@@ -136,9 +130,6 @@ class Generation:
             log.info("%s: there already", folder)
             return there
         step = self.step
-        todo = [request for own in step.missing(self.store).values() for request in own]
-        if todo:
-            self._try_first(todo)
         corpus = corpus_step(self.collection, self.encoder, self.corpus)
         build_missing([step, corpus], self.store)
         drafts, tokens = read_drafts(self.store, step)
@@ -158,19 +149,3 @@ class Generation:
             "tokens": tokens,
         }
         return write_generated(self.collection, self.real, drafts, folder, self.settings.dev_fraction, facts)
-
-    def _try_first(self, requests: Sequence[Request]) -> None:
-        """A call or two before any worker starts, so that a wrong setting is one line, at once."""
-        writer = open_writer(self.settings, self.step.spent(self.store))
-        writer.check()
-        if self.settings.writer.kind == "endpoint":
-            _require_answer([written for _, written in writer.write(requests[:_FIRST_CALLS])])
-
-
-def _require_answer(answers: Sequence[Written]) -> None:
-    if answers and all(one.problem and one.tokens == 0 for one in answers):
-        problems = ", ".join(sorted({one.problem for one in answers}))
-        raise WriterError(
-            f"generation.writer: a trial call failed in all its attempts ({problems}); check url and model: "
-            "the url is the API's root and usually ends in /v1"
-        )

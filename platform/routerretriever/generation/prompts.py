@@ -87,6 +87,11 @@ class Request:
     text: str
     """What the writer reads of the document."""
 
+    @property
+    def id(self) -> tuple[str, str]:
+        """Document and type, by which its answer is found."""
+        return self.document, self.type
+
 
 def shorten(title: str, text: str, words: int) -> str:
     """The first words of a document, on one line."""

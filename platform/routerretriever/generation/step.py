@@ -1,13 +1,10 @@
-"""Writing queries on Ray Data: resumable by shard, and by row where a writer had to stop.
-
-What was written lies at a key of its own, one file a shard, named by the hash of its requests. So raising
-``documents``, or going on after a stop, writes only what is missing, and pays for nothing twice.
-"""
+"""Writing queries on Ray Data: whatever was answered is kept, and the next run asks for the rest alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +16,18 @@ import pyarrow.parquet as parquet
 from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
-from routerretriever.errors import RouterRetrieverError, WriterError
+from routerretriever.errors import WriterError
+from routerretriever.generation.drafts import Drafts, answer_table, writer_failed
 from routerretriever.generation.filters import Draft
 from routerretriever.generation.prompts import PROMPT_VERSION, Request
 from routerretriever.generation.protocol import Written
 from routerretriever.generation.settings import EndpointSettings, GenerationSettings
 from routerretriever.generation.writers import open_writer
 from routerretriever.hashing import content_hash
-from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
 
 _FILE = "queries.parquet"
-_PARTIAL = "partial-"
+_FIRST_CALLS = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,53 +37,43 @@ class WriteQueries(Step):
     stage: ClassVar[str] = "write queries"
 
     drafts_key: str
-    """Where the shards lie; never finished, so that another number of documents finds them too."""
+    """Where all answers of the writer lie, whatever the number of documents."""
     requests: tuple[Request, ...]
     settings: GenerationSettings
 
     def work(self) -> str:
         """Calls."""
-        return f"{len(self.requests)} calls in {len(self.shards)} shards"
+        return f"{len(self.requests)} calls in {len(self._shards(self.requests))} shards"
 
     def asks_for(self) -> str:
         """Workers."""
         return self.settings.describe()
 
     def is_started(self, store: ArtifactStore) -> bool:
-        """Whether a shard was written."""
+        """Whether anything was answered."""
         return bool(store.names(self.drafts_key))
 
-    @property
-    def shards(self) -> dict[str, list[Request]]:
-        """Requests by the name of their file."""
-        size = self.settings.shard_size
-        cut = [list(self.requests[start : start + size]) for start in range(0, len(self.requests), size)]
-        return {f"{content_hash([[one.document, one.type] for one in own])}.parquet": own for own in cut}
+    def missing(self, store: ArtifactStore) -> list[Request]:
+        """The requests that are still to be sent."""
+        settled = Drafts(store, self.drafts_key).read().settled
+        return [one for one in self.requests if one.id not in settled]
 
-    def missing(self, store: ArtifactStore) -> dict[str, list[Request]]:
-        """The shards that are not written yet."""
-        there = set(store.names(self.drafts_key))
-        return {name: own for name, own in self.shards.items() if name not in there}
+    def spent(self, store: ArtifactStore) -> int:
+        """Tokens that were spent on this collection so far."""
+        return Drafts(store, self.drafts_key).read().tokens
 
     @classmethod
     def build_all(cls, steps: Sequence[WriteQueries], store: ArtifactStore) -> None:
-        """Write what is missing, one collection after the other: a budget is a collection's."""
+        """Write what is missing, one collection after the other: a budget is a collection's.
+
+        Raises:
+            WriterError: the writer cannot write, or has left requests without an answer.
+            WorkerFailed: a worker's writer stopped. What was answered is kept in either case.
+        """
         for step in steps:
-            todo = step.missing(store)
-            endpoint = isinstance(step.settings.writer, EndpointSettings)
-            # One process asks an endpoint, with many threads: it knows what all of them spend.
-            pool = step.settings.model_copy(update={"workers": 1}) if endpoint else step.settings
-            rows = [
-                {"key": step.drafts_key, "part": name,
-                 "requests": json.dumps([dataclasses.astuple(one) for one in own])}
-                for name, own in todo.items()
-            ]  # fmt: skip
-            constructor = {"settings": step.settings, "store": store, "spent": step.spent(store)}
-            run_shards(rows, _ShardWriter, constructor, pool, "writing queries")
-            table = arrow.concat_tables(
-                parquet.read_table(store.local_file(step.drafts_key, name)) for name in step.shards
-            )
-            store.put(step.key, _FILE, partial(parquet.write_table, table))
+            if missing := step.missing(store):
+                step._write(missing, store)
+            store.put(step.key, _FILE, partial(parquet.write_table, step._table(store)))
             store.commit(
                 step.key,
                 {
@@ -97,10 +84,44 @@ class WriteQueries(Step):
                 },
             )
 
-    def spent(self, store: ArtifactStore) -> int:
-        """Tokens that earlier runs have spent on this collection."""
-        files = (store.local_file(self.drafts_key, name) for name in store.names(self.drafts_key))
-        return sum(sum(parquet.read_table(file, columns=["tokens"])["tokens"].to_pylist()) for file in files)
+    def _write(self, requests: Sequence[Request], store: ArtifactStore) -> None:
+        drafts, run, pool = Drafts(store, self.drafts_key), uuid.uuid4().hex, self.settings
+        writer = open_writer(self.settings, self.spent(store))
+        writer.check()
+        if isinstance(self.settings.writer, EndpointSettings):
+            # A call or two before any worker starts, so that a wrong setting is one line, at once.
+            first, requests = requests[:_FIRST_CALLS], requests[_FIRST_CALLS:]
+            answers = drafts.extend(writer, first, f"{run}-first.parquet")
+            if requests:
+                require_answer(answers)
+            # One process asks an endpoint, with many threads: it knows what all of them spend.
+            pool = pool.model_copy(update={"workers": 1})
+        rows = [
+            {"part": f"{run}-{number:05d}.parquet",
+             "requests": json.dumps([dataclasses.astuple(one) for one in own])}
+            for number, own in enumerate(self._shards(requests))
+        ]  # fmt: skip
+        constructor = {"settings": self.settings, "drafts": drafts, "spent": self.spent(store)}
+        run_shards(rows, _ShardWriter, constructor, pool, "writing queries")
+
+    def _table(self, store: ArtifactStore) -> arrow.Table:
+        """One row for each request, in their order.
+
+        Raises:
+            WriterError: some have to be sent again.
+        """
+        settled = Drafts(store, self.drafts_key).read().settled
+        missing = sum(one.id not in settled for one in self.requests)
+        if missing:
+            raise WriterError(
+                f"generation.writer: {missing} of {len(self.requests)} requests gave no query; mend the "
+                "writer and run the same command again: it sends only these"
+            )
+        return answer_table(self.requests, [settled[one.id] for one in self.requests])
+
+    def _shards(self, requests: Sequence[Request]) -> list[Sequence[Request]]:
+        size = self.settings.shard_size
+        return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 def write_step(
@@ -131,57 +152,42 @@ def read_drafts(store: ArtifactStore, step: WriteQueries) -> tuple[list[Draft], 
 
 
 class _ShardWriter(ShardWorker):
-    """A Ray Data actor: requests of a shard in, queries in storage."""
+    """A Ray Data actor: requests of a shard in, answers in storage."""
 
-    def __init__(self, settings: GenerationSettings, store: ArtifactStore, spent: int) -> None:
+    def __init__(self, settings: GenerationSettings, drafts: Drafts, spent: int) -> None:
         self._writer = open_writer(settings, spent)
-        self._store = store
+        self._drafts = drafts
 
     def work(self, row: dict[str, Any]) -> None:
-        """Write one shard. Where the writer stops, what it has written so far is kept."""
+        """Have one shard written.
+
+        Raises:
+            WriterError: the writer cannot write, or has written nothing of many requests.
+        """
+        if self._drafts.has(row["part"]):
+            return  # the worker before this one died when the shard was done
         requests = [Request(*each) for each in json.loads(row["requests"])]
-        key, name = row["key"], row["part"]
-        written = self._earlier(key, name, len(requests))
-        left = [number for number in range(len(requests)) if number not in written]
-        try:
-            for number, one in self._writer.write([requests[number] for number in left]):
-                written[left[number]] = one
-            self._require_some(requests, written)
-        except RouterRetrieverError:
-            good = {number: one for number, one in written.items() if one.query}
-            self._store.put(key, _PARTIAL + name, partial(parquet.write_table, _table(requests, good)))
-            raise
-        self._store.put(key, name, partial(parquet.write_table, _table(requests, written)))
-        self._store.remove_file(key, _PARTIAL + name)
-
-    def _earlier(self, key: str, name: str, requests: int) -> dict[int, Written]:
-        if not self._store.has(key, _PARTIAL + name):
-            return {}
-        rows = parquet.read_table(self._store.local_file(key, _PARTIAL + name)).to_pylist()
-        log.info("%s: goes on after %d of %d queries", name, len(rows), requests)
-        return {row["number"]: Written(row["query"], row["tokens"], row["problem"]) for row in rows}
-
-    @staticmethod
-    def _require_some(requests: Sequence[Request], written: dict[int, Written]) -> None:
-        """Refuse a shard without any query: it would never be retried when the writer works again."""
-        if not any(one.query for one in written.values()):
-            problems = sorted({one.problem for one in written.values()})
+        answers = self._drafts.extend(self._writer, requests, row["part"])
+        if writer_failed(answers):
             raise WriterError(
                 f"generation.writer: none of {len(requests)} requests in a row gave a query "
-                f"({', '.join(problems)}); mend the writer and run the same command again: what was written "
+                f"({_problems(answers)}); mend the writer and run the same command again: what was written "
                 "is kept"
             )
 
 
-def _table(requests: Sequence[Request], written: dict[int, Written]) -> arrow.Table:
-    numbers = sorted(written)
-    return arrow.table(
-        {
-            "number": arrow.array(numbers, arrow.int32()),
-            "document": arrow.array([requests[number].document for number in numbers], arrow.string()),
-            "type": arrow.array([requests[number].type for number in numbers], arrow.string()),
-            "query": arrow.array([written[number].query for number in numbers], arrow.string()),
-            "tokens": arrow.array([written[number].tokens for number in numbers], arrow.int64()),
-            "problem": arrow.array([written[number].problem for number in numbers], arrow.string()),
-        }
-    )
+def require_answer(answers: Sequence[Written]) -> None:
+    """Refuse a writer of whose first requests none was answered.
+
+    Raises:
+        WriterError: so it is.
+    """
+    if answers and all(one.problem and one.tokens == 0 for one in answers):
+        raise WriterError(
+            f"generation.writer: a trial call failed in all its attempts ({_problems(answers)}); check url "
+            "and model: the url is the API's root and usually ends in /v1"
+        )
+
+
+def _problems(answers: Sequence[Written]) -> str:
+    return ", ".join(sorted({one.problem for one in answers}))
