@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -11,9 +11,13 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PlainSerializer,
+    PositiveFloat,
     PositiveInt,
     StringConstraints,
 )
+
+from routerretriever.errors import without_secrets
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -32,7 +36,12 @@ def _refuse_variables(text: str) -> str:
     return text
 
 
-PlaceName = Annotated[str, AfterValidator(_refuse_variables)]
+SafeUri = Annotated[str, PlainSerializer(without_secrets, when_used="json")]
+"""What may hold a password. JSON goes into bundles, reports and figures, for everybody to read: there the
+password is left out."""
+
+
+PlaceName = Annotated[SafeUri, AfterValidator(_refuse_variables)]
 """A path, URI or model id. Recipes know no variables: ``$HOME`` would be the name of a folder."""
 
 
@@ -65,6 +74,23 @@ class PoolSettings(Settings):
         if self.workers is None:
             return f"as many workers as fit, each {each}"
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}, each {each}"
+
+
+class EndpointAccess(Settings):
+    """How somebody else's HTTP endpoint is asked."""
+
+    kind: Literal["endpoint"]
+    """``endpoint``."""
+    url: Annotated[SafeUri, Field(pattern=r"^https?://\S+$")]
+    """The API's root, usually ending in ``/v1``."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The environment variable that holds the key. The key itself stands in no file and in no log."""
+    concurrency: PositiveInt = 8
+    """Requests at a time."""
+    timeout_seconds: PositiveFloat = 60.0
+    """Seconds that an answer may take."""
+    attempts: PositiveInt = 5
+    """How often a request is sent before it counts as failed."""
 
 
 def amount(cpus: float, gpus: float) -> str:

@@ -18,12 +18,15 @@ from routerretriever.artifacts import filesystem
 from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.cli import main as cli
+from routerretriever.config.recipe import Recipe
 from routerretriever.config.registry import RegistrySettings
 from routerretriever.errors import RegistryError, StorageError, Unavailable, without_secrets
+from routerretriever.generation.settings import GenerationSettings, JudgingSettings
 from routerretriever.pipeline.doctor import examine, findings_table
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime import cluster, progress
 from routerretriever.runtime.haproxy import free_port
+from routerretriever.training.settings import TrainingSettings
 from support.object_stores import put_s3_at
 from support.recipes import tiny_recipe
 
@@ -143,6 +146,26 @@ def test_a_ray_that_is_gone_is_one_line(monkeypatch):
 )
 def test_passwords_are_taken_out_of_texts(text, shown):
     assert without_secrets(text) == shown
+
+
+def test_no_recorded_setting_has_the_password_of_any_address():
+    address = {"kind": "endpoint", "url": f"http://anna:{SECRET}@host/v1", "model": "m"}
+    settings = {
+        "generation": GenerationSettings(writer=address),
+        "judging": JudgingSettings(writer=address),
+        "training": TrainingSettings(teacher=address, distillation=1),
+        "registry": RegistrySettings(tracking_uri=f"http://anna:{SECRET}@host"),
+    }
+    recipe = Recipe(
+        name="all",
+        domains={"fruit": {"path": "fruit"}},
+        storage=f"s3://anna:{SECRET}@bucket",
+        data_root=f"s3://anna:{SECRET}@bucket",
+        **settings,
+    )
+    assert recipe.generation.writer.url == address["url"]
+    assert SECRET not in recipe.model_dump_json()
+    assert recipe.model_dump_json().count("***@") == 6
 
 
 def test_no_line_page_or_recorded_recipe_has_a_password(tiny_data, monkeypatch, capsys):

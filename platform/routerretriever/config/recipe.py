@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, field_serializer, model_validator
+from pydantic import Field, create_model, model_validator
 
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.config.registry import RegistrySettings
@@ -18,7 +18,6 @@ from routerretriever.config.serving import ServingSettings
 from routerretriever.config.tuning import TuningSettings
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import without_secrets
 from routerretriever.generation.settings import GenerationSettings, JudgingSettings
 from routerretriever.index.settings import CollectionSettings, LexicalSettings
 from routerretriever.methods.known import DEFAULT, METHODS
@@ -109,11 +108,6 @@ class Recipe(Settings):
     """The HTTP service."""
     question: str | None = None
     """What ``run`` asks the service at the end."""
-
-    @field_serializer("storage", "data_root", when_used="json")
-    def _without_secrets(self, uri: str) -> str:
-        # JSON goes into bundles, reports and figures, for everybody to read.
-        return without_secrets(uri)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints, field_serializer
+from pydantic import AfterValidator, StringConstraints
 
-from routerretriever.errors import without_secrets
 from routerretriever.settings import PlaceName, Settings
 
 PREVIOUS = "previous"
@@ -36,8 +35,3 @@ class RegistrySettings(Settings):
     """The registered model. A recipe that names none registers under its own name."""
     alias: AliasName = "champion"
     """MLflow alias of the released version. Services follow it."""
-
-    @field_serializer("tracking_uri", when_used="json")
-    def _without_secrets(self, uri: str | None) -> str | None:
-        # JSON goes into bundles, reports and figures, for everybody to read.
-        return None if uri is None else without_secrets(uri)

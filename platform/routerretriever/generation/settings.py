@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from routerretriever.settings import Fraction, PoolSettings, Settings
+from routerretriever.settings import EndpointAccess, Fraction, PoolSettings, Settings
 
 QueryType = Literal["question", "keywords", "claim", "title", "conversational", "examples"]
 """The form of a query; ``examples`` is the form of the user's own."""
@@ -24,23 +24,12 @@ class Example(Settings):
     """A text that answers it."""
 
 
-class EndpointSettings(Settings):
-    """A model behind an OpenAI-compatible endpoint: vLLM, Ollama, LiteLLM, a vendor."""
+class EndpointSettings(EndpointAccess):
+    """A model behind an OpenAI-compatible endpoint (vLLM, Ollama, LiteLLM, a vendor), which is asked at
+    ``/chat/completions``."""
 
-    kind: Literal["endpoint"]
-    """``endpoint``."""
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
-    """The API's root, usually ending in ``/v1``."""
     model: Annotated[str, Field(min_length=1)]
     """The name by which the endpoint knows the model."""
-    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """The environment variable that holds the key. The key itself stands in no file and in no log."""
-    concurrency: PositiveInt = 8
-    """Requests at a time."""
-    timeout_seconds: PositiveFloat = 60.0
-    """Seconds that an answer may take."""
-    attempts: PositiveInt = 5
-    """How often a request is sent before its row is dropped."""
     token_budget: PositiveInt | None = None
     """Tokens, read and written, that may be spent on a collection; unlimited by default."""
     temperature: NonNegativeFloat = 0.7

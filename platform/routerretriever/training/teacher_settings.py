@@ -6,11 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
+from pydantic import Field, PositiveInt
 
-from routerretriever.errors import without_secrets
 from routerretriever.hashing import content_hash, file_hash
-from routerretriever.settings import PoolSettings
+from routerretriever.settings import EndpointAccess, PoolSettings
 
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
 """Files that a cross-encoder is loaded from."""
@@ -60,27 +59,16 @@ class CrossEncoderTeacher(TeacherSettings):
         return own | {"files": _fingerprint(self.folder())}
 
 
-class EndpointTeacher(TeacherSettings):
-    """A reranker behind an HTTP endpoint: Text Embeddings Inference, vLLM, Cohere, Jina."""
+class EndpointTeacher(TeacherSettings, EndpointAccess):
+    """A reranker behind an HTTP endpoint (Text Embeddings Inference, vLLM, Cohere, Jina), which is asked at
+    ``/rerank``."""
 
-    kind: Literal["endpoint"]
-    """``endpoint``."""
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
-    """The API's root; ``/rerank`` is put behind it."""
     api: Literal["cohere", "tei"] = "cohere"
     """The form of request and answer: ``cohere`` is that of Cohere, Jina and vLLM, ``tei`` that of Text
     Embeddings Inference."""
     model: Annotated[str, Field(min_length=1)]
     """The name by which the endpoint knows the model. Text Embeddings Inference has one model and is not
     asked for it by name; but scores are kept under this name."""
-    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """The environment variable that holds the key. The key itself stands in no file and in no log."""
-    concurrency: PositiveInt = 8
-    """Requests at a time."""
-    timeout_seconds: PositiveFloat = 60.0
-    """Seconds that an answer may take."""
-    attempts: PositiveInt = 5
-    """How often a request is sent before scoring stops."""
 
     @property
     def pool(self) -> PoolSettings:
@@ -90,11 +78,6 @@ class EndpointTeacher(TeacherSettings):
     def identity(self) -> dict[str, Any]:
         """What the scores depend on; where the model runs is not part of it."""
         return self.model_dump(include={"kind", "depth", "api", "model"})
-
-    @field_serializer("url", when_used="json")
-    def _without_secrets(self, url: str) -> str:
-        # JSON goes into experts' cards and bundles, for everybody to read.
-        return without_secrets(url)
 
 
 AnyTeacherSettings = Annotated[CrossEncoderTeacher | EndpointTeacher, Field(discriminator="kind")]
