@@ -186,15 +186,75 @@ def test_more_documents_ask_and_pay_for_the_new_ones_alone(documents, tmp_path, 
     assert len(server.requests) == 16
 
 
-def test_a_last_document_that_is_refused_keeps_no_command_from_its_end(documents, tmp_path, inline):
+@pytest.fixture
+def flaky(documents, tmp_path, inline):
+    """A run over 20 documents by an endpoint that the test may break: 2 first calls, then shards of 5."""
     store = ArtifactStore.open(str(tmp_path / "storage"))
     with endpoint() as server:
-        for number, status in ((5, 0), (6, 400)):
-            server.status = status
+        own = {"kind": "endpoint", "url": server.url, "model": "m", "attempts": 1, "concurrency": 1}
+        generation = settings(writer=own)
+        step = write_step(documents, choose(documents, RealQueries(), generation), generation)
+        yield server, step, store
+
+
+def test_an_outage_ends_the_run_in_one_line_and_the_next_one_asks_only_what_failed(flaky):
+    server, step, store = flaky
+    server.fails = lambda number: number in {4, 5, 9}
+    with pytest.raises(
+        WriterError, match=r"3 of 20 requests gave no query \(status 500\); run the same"
+    ) as said:
+        type(step).build_all([step], store)
+    assert "\n" not in str(said.value)
+    assert not store.exists(step.key)
+    server.fails = lambda number: False
+    type(step).build_all([step], store)
+    drafts, tokens = read_drafts(store, step)
+    assert all(one.query for one in drafts)
+    # One that was answered before shows that the endpoint works now.
+    assert len(server.requests) == 20 + 1 + 3
+    assert tokens == 100 * 21
+
+
+def test_an_endpoint_that_stays_away_loses_no_query_however_often_it_is_tried(flaky):
+    server, step, store = flaky
+    server.fails = lambda number: number > 4
+    with pytest.raises(WriterError, match="none of 5 requests in a row"):
+        type(step).build_all([step], store)
+    asked = len(server.requests)
+    for again in range(4):
+        with pytest.raises(WriterError, match="a trial call failed"):
+            type(step).build_all([step], store)
+        assert len(server.requests) <= asked + 2 * (again + 1)
+    server.fails = lambda number: False
+    type(step).build_all([step], store)
+    assert all(one.query for one in read_drafts(store, step)[0])
+
+
+def test_documents_that_fail_a_third_time_while_others_are_answered_are_dropped(flaky):
+    server, step, store = flaky
+    poison = {one.text for one in step.requests[4::2]}
+    server.fails = lambda number: any(
+        text in server.requests[number]["messages"][-1]["content"] for text in poison
+    )
+    step.settings.writer.url  # noqa: B018
+    for _ in range(2):
+        with pytest.raises(WriterError, match=r"8 of 20 requests gave no query"):
+            type(step).build_all([step], store)
+    type(step).build_all([step], store)
+    problems = [one.problem for one in read_drafts(store, step)[0]]
+    assert problems == ["", "", "", "", *["status 500", ""] * 8]
+
+
+def test_a_last_document_without_an_answer_keeps_no_command_from_its_end(documents, tmp_path, inline):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        for number in (5, 6):
             own = settings(documents=number, writer={"kind": "endpoint", "url": server.url, "model": "m"})
             step = write_step(documents, choose(documents, RealQueries(), own), own)
+            last = step.requests[5].text if number == 6 else "none"
+            server.answer = lambda prompt, last=last: "" if last in prompt else "two words"
             type(step).build_all([step], store)
-    assert [one.problem for one in read_drafts(store, step)[0]] == [*[""] * 5, "refused (status 400)"]
+    assert [one.problem for one in read_drafts(store, step)[0]] == [*[""] * 5, "empty answer"]
 
 
 def test_drafts_of_an_earlier_version_are_read(documents, tmp_path, inline):
@@ -213,8 +273,9 @@ def test_drafts_of_an_earlier_version_are_read(documents, tmp_path, inline):
         type(step).build_all([step], store)
         drafts, tokens = read_drafts(store, step)
     assert [one.query for one in drafts[:6]] == ["old 0", "old 1", "old 2", "old 3", "old 0", "old 1"]
-    assert len(server.requests) == 1
-    assert tokens == 6 * 70 + 100
+    # One that was answered before shows that the endpoint works.
+    assert len(server.requests) == 1 + 1
+    assert tokens == 6 * 70 + 2 * 100
 
 
 def test_what_the_first_calls_gave_is_kept_and_counted(documents, tmp_path, inline):

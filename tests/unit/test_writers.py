@@ -75,7 +75,14 @@ def test_nobody_there_is_a_problem_of_the_row():
     assert written[0].problem.startswith("no connection")
 
 
-@pytest.mark.parametrize(("status", "told"), [(401, "refused a request without a key"), (404, "ends in /v1")])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (401, "refused a request without a key"),
+        (402, "wants to be paid first.*run the same command again"),
+        (404, "ends in /v1"),
+    ],
+)
 def test_what_no_request_can_mend_ends_the_writing(status, told):
     with endpoint() as server:
         server.status = status

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -21,6 +22,9 @@ from routerretriever.generation.protocol import Writer, Written
 MANY = 5
 """If so many requests in a row give no query, the writer is at fault and not the documents."""
 
+_TIMES = 3
+"""A request that fails so often while the writer answers others has failed for good."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -28,6 +32,8 @@ class Answered:
 
     settled: Mapping[tuple[str, str], Written]
     """By document and type: what is not asked for again, with the tokens of all its answers."""
+    failed: Mapping[tuple[str, str], Written]
+    """What has to be asked for again, as it was last answered."""
     tokens: int
     """Of all answers together."""
 
@@ -41,7 +47,7 @@ class Drafts:
     """Where the files lie; never finished, so that another number of documents finds them too."""
 
     def read(self) -> Answered:
-        """All that was answered so far."""
+        """All that was answered so far, files in the order of their names."""
         rows = [
             row
             for name in self.store.names(self.key)
@@ -49,25 +55,30 @@ class Drafts:
         ]
         answers = defaultdict[tuple[str, str], list[_Answer]](list)
         for row in rows:
-            written = Written(row["query"], row["tokens"], row["problem"])
-            # Files of before this column was kept were written where the writer worked.
-            answers[row["document"], row["type"]].append(_Answer(written, row.get("writer_worked", True)))
+            answers[row["document"], row["type"]].append(_answer(row))
         works = any(row["query"] for row in rows)
-        found = {asked: _settled(own, works) for asked, own in answers.items()}
-        settled = {asked: written for asked, written in found.items() if written is not None}
-        return Answered(settled, sum(row["tokens"] for row in rows))
+        settled, failed = dict[tuple[str, str], Written](), dict[tuple[str, str], Written]()
+        for asked, own in answers.items():
+            if (written := _settled(own, works)) is not None:
+                settled[asked] = written
+            else:
+                failed[asked] = own[-1].written
+        return Answered(settled, failed, sum(row["tokens"] for row in rows))
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
         return self.store.has(self.key, name)
 
-    def extend(self, writer: Writer, requests: Sequence[Request], name: str) -> list[Written]:
+    def extend(
+        self, writer: Writer, requests: Sequence[Request], name: str, trial: bool = False
+    ) -> list[Written]:
         """Have queries written. Every answer is kept in one new file, also where the writer stops.
 
         Args:
             writer: is asked.
             requests: to it; a few at a time, as what is answered meanwhile is lost if this process dies.
             name: of the file.
+            trial: whether they are to show that the writer works; what fails is then asked for again.
 
         Raises:
             WriterError: the writer cannot write.
@@ -77,14 +88,16 @@ class Drafts:
             for number, one in writer.write(requests):
                 written[number] = one
         finally:
-            self._add(name, [requests[number] for number in written], list(written.values()))
+            answers = list(written.values())
+            worked = not trial and not writer_failed(answers)
+            self._add(name, [requests[number] for number in written], answers, worked)
         return list(written.values())
 
-    def _add(self, name: str, asked: Sequence[Request], answers: Sequence[Written]) -> None:
+    def _add(self, name: str, asked: Sequence[Request], answers: Sequence[Written], worked: bool) -> None:
         if not answers:
             return
-        worked = arrow.array([not writer_failed(answers)] * len(answers), arrow.bool_())
-        table = answer_table(asked, answers).append_column("writer_worked", worked)
+        column = arrow.array([worked] * len(answers), arrow.bool_())
+        table = answer_table(asked, answers).append_column("writer_worked", column)
         self.store.put(self.key, name, partial(parquet.write_table, table))
 
 
@@ -97,6 +110,7 @@ def answer_table(asked: Sequence[Request], answers: Sequence[Written]) -> arrow.
             "query": arrow.array([one.query for one in answers], arrow.string()),
             "tokens": arrow.array([one.tokens for one in answers], arrow.int64()),
             "problem": arrow.array([one.problem for one in answers], arrow.string()),
+            "passing": arrow.array([one.passing for one in answers], arrow.bool_()),
         }
     )
 
@@ -110,18 +124,26 @@ def writer_failed(answers: Collection[Written]) -> bool:
 class _Answer:
     written: Written
     writer_worked: bool
-    """False if nothing came of the requests that were sent together with this one."""
+    """Whether it is known; else a failure tells nothing of the document."""
+
+
+def _answer(row: Mapping[str, Any]) -> _Answer:
+    # An earlier version had not the last two columns, and wrote only where the writer worked. What it was
+    # not billed for were failures that may pass, and refusals: these will be refused again.
+    passing = row.get("passing", not row["query"] and not row["tokens"])
+    written = Written(row["query"], row["tokens"], row["problem"], passing)
+    return _Answer(written, row.get("writer_worked", True))
 
 
 def _settled(answers: Sequence[_Answer], works: bool) -> Written | None:
     """What came of a request; None if it has to be asked again.
 
     Args:
-        answers: to this request, from all runs.
+        answers: to this request, from all runs, the first one first.
         works: whether the writer has written any query of the collection; else it is at fault.
     """
-    useful = [one.written for one in answers if one.written.query or (works and one.writer_worked)]
-    if not useful:
-        return None
-    last = max(useful, key=lambda one: bool(one.query))
-    return replace(last, tokens=sum(one.written.tokens for one in answers))
+    queries = [one.written for one in answers if one.written.query]
+    failures = [one.written for one in answers if works and one.writer_worked]
+    lasting = [one for one in failures if not one.passing]
+    final = queries or lasting or failures[_TIMES - 1 :]
+    return replace(final[0], tokens=sum(one.written.tokens for one in answers)) if final else None

@@ -1,7 +1,7 @@
 """A language model behind an OpenAI-compatible endpoint: bounded concurrency, retries, a budget of tokens.
 
-A request that fails for a reason that may pass is sent again; in the end its row has a problem and the
-others go on. What makes every request fail (a wrong key, a model that is not there, no budget left) ends
+A request that fails for a reason that may pass is sent again; in the end its answer says so and the others
+go on. What makes every request fail (a wrong key, a model that is not there, no budget or credit left) ends
 the work with one line. The key is read from the environment when it is needed and kept nowhere.
 """
 
@@ -21,7 +21,7 @@ from routerretriever.generation.settings import EndpointSettings
 from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
 from routerretriever.runtime.progress import log
 
-_NO_USE = {401, 403, 404, 405}
+_NO_USE = {401, 402, 403, 404, 405}
 """Answers that no other request will better."""
 
 
@@ -102,7 +102,7 @@ class EndpointModel:
         try:
             answer = attempts(self._send, http, body)
         except Passing as error:
-            answer = Answer("", 0, error.problem)
+            answer = Answer("", 0, error.problem, passing=True)
         finally:
             self._budget.settle(reserved, answer.tokens)
         return answer

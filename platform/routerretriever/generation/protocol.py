@@ -17,7 +17,9 @@ class Answer:
     tokens: int = 0
     """Read and written."""
     problem: str = ""
-    """Why there is no answer, in a few words; another time there may be one."""
+    """Why there is no answer, in a few words."""
+    passing: bool = False
+    """Whether another time there may be one: the endpoint was away, or too busy."""
 
 
 class LanguageModel(Protocol):
@@ -48,6 +50,8 @@ class Written:
     """Read and written."""
     problem: str = ""
     """Why there is no query, in a few words; rows are counted by it."""
+    passing: bool = False
+    """Whether another time there may be one."""
 
 
 class Writer(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.errors import WriterError
-from routerretriever.generation.drafts import Drafts, answer_table, writer_failed
+from routerretriever.generation.drafts import MANY, Answered, Drafts, answer_table, writer_failed
 from routerretriever.generation.filters import Draft
 from routerretriever.generation.prompts import PROMPT_VERSION, Request
-from routerretriever.generation.protocol import Written
+from routerretriever.generation.protocol import Writer, Written
 from routerretriever.generation.settings import EndpointSettings, GenerationSettings
 from routerretriever.generation.writers import open_writer
 from routerretriever.hashing import content_hash
@@ -43,7 +44,7 @@ class WriteQueries(Step):
 
     def work(self) -> str:
         """Calls."""
-        return f"{len(self.requests)} calls in {len(self._shards(self.requests))} shards"
+        return f"{len(self.requests)} calls in {len(_cut(self.requests, self.settings.shard_size))} shards"
 
     def asks_for(self) -> str:
         """Workers."""
@@ -85,24 +86,31 @@ class WriteQueries(Step):
             )
 
     def _write(self, requests: Sequence[Request], store: ArtifactStore) -> None:
-        drafts, run, pool = Drafts(store, self.drafts_key), uuid.uuid4().hex, self.settings
+        drafts, pool = Drafts(store, self.drafts_key), self.settings
+        # By time, and after the files of earlier versions: of two answers to a request the first one stands.
+        run = f"run-{time.time_ns()}-{uuid.uuid4().hex[:8]}"
         writer = open_writer(self.settings, self.spent(store))
         writer.check()
         if isinstance(self.settings.writer, EndpointSettings):
-            # A call or two before any worker starts, so that a wrong setting is one line, at once.
-            first, requests = requests[:_FIRST_CALLS], requests[_FIRST_CALLS:]
-            answers = drafts.extend(writer, first, f"{run}-first.parquet")
-            if requests:
-                require_answer(answers)
+            self._try_first(writer, requests, drafts, f"{run}-first.parquet")
             # One process asks an endpoint, with many threads: it knows what all of them spend.
             pool = pool.model_copy(update={"workers": 1})
         rows = [
             {"part": f"{run}-{number:05d}.parquet",
              "requests": json.dumps([dataclasses.astuple(one) for one in own])}
-            for number, own in enumerate(self._shards(requests))
+            for number, own in enumerate(self._shards(drafts.read()))
         ]  # fmt: skip
         constructor = {"settings": self.settings, "drafts": drafts, "spent": self.spent(store)}
         run_shards(rows, _ShardWriter, constructor, pool, "writing queries")
+
+    def _try_first(self, writer: Writer, requests: Sequence[Request], drafts: Drafts, name: str) -> None:
+        """Send a request or two before any worker starts, so that a wrong setting is one line, at once."""
+        before = drafts.read()
+        fresh = [one for one in requests if one.id not in before.failed]
+        # Where hardly any is new, one that was answered tells whether the writer still works.
+        known = [one for one in self.requests if one.id in before.settled and before.settled[one.id].query]
+        first = known[:1] if known and len(fresh) <= _FIRST_CALLS else (fresh or requests)[:_FIRST_CALLS]
+        require_answer(drafts.extend(writer, first, name, trial=True))
 
     def _table(self, store: ArtifactStore) -> arrow.Table:
         """One row for each request, in their order.
@@ -110,18 +118,24 @@ class WriteQueries(Step):
         Raises:
             WriterError: some have to be sent again.
         """
-        settled = Drafts(store, self.drafts_key).read().settled
-        missing = sum(one.id not in settled for one in self.requests)
+        answered = Drafts(store, self.drafts_key).read()
+        missing = [one for one in self.requests if one.id not in answered.settled]
         if missing:
+            problems = _problems([answered.failed[one.id] for one in missing])
             raise WriterError(
-                f"generation.writer: {missing} of {len(self.requests)} requests gave no query; mend the "
-                "writer and run the same command again: it sends only these"
+                f"generation.writer: {len(missing)} of {len(self.requests)} requests gave no query "
+                f"({problems}); run the same command again when the writer answers: it sends only these, and "
+                "drops what fails a third time"
             )
-        return answer_table(self.requests, [settled[one.id] for one in self.requests])
+        return answer_table(self.requests, [answered.settled[one.id] for one in self.requests])
 
-    def _shards(self, requests: Sequence[Request]) -> list[Sequence[Request]]:
-        size = self.settings.shard_size
-        return [requests[start : start + size] for start in range(0, len(requests), size)]
+    def _shards(self, answered: Answered) -> list[Sequence[Request]]:
+        """What is to be sent, in shards."""
+        missing = [one for one in self.requests if one.id not in answered.settled]
+        again = [one for one in missing if one.id in answered.failed and answered.failed[one.id].passing]
+        fresh = [one for one in missing if one not in again]
+        # What has failed before is sent a few at a time: many together would look like a writer that fails.
+        return [*_cut(fresh, self.settings.shard_size), *_cut(again, MANY - 1)]
 
 
 def write_step(
@@ -171,8 +185,8 @@ class _ShardWriter(ShardWorker):
         if writer_failed(answers):
             raise WriterError(
                 f"generation.writer: none of {len(requests)} requests in a row gave a query "
-                f"({_problems(answers)}); mend the writer and run the same command again: what was written "
-                "is kept"
+                f"({_problems(answers)}); mend the writer, or wait for it, and run the same command again: "
+                "what was written is kept"
             )
 
 
@@ -182,11 +196,15 @@ def require_answer(answers: Sequence[Written]) -> None:
     Raises:
         WriterError: so it is.
     """
-    if answers and all(one.problem and one.tokens == 0 for one in answers):
+    if all(one.problem and not one.tokens for one in answers):
         raise WriterError(
             f"generation.writer: a trial call failed in all its attempts ({_problems(answers)}); check url "
             "and model: the url is the API's root and usually ends in /v1"
         )
+
+
+def _cut(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
+    return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 def _problems(answers: Sequence[Written]) -> str:

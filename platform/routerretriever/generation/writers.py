@@ -72,7 +72,7 @@ class ModelWriter:
         for number, answer in self.model.answer(prompts):
             query = clean(answer.text)
             problem = answer.problem or ("" if query else "empty answer")
-            yield number, Written(query, answer.tokens, problem)
+            yield number, Written(query, answer.tokens, problem, answer.passing)
 
 
 class ExtractWriter:

@@ -5,7 +5,10 @@ Knows nothing of what is asked; ``generation.endpoint`` and ``training.rerankers
 
 from __future__ import annotations
 
+import math
 import os
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -16,18 +19,23 @@ from routerretriever.errors import RouterRetrieverError
 
 _LONGEST_PAUSE = 20.0
 _FIRST_PAUSE = 0.25
-_MAY_PASS = {408, 409, 425, 429}
+_FIRST_PAUSE_AT_LIMIT = 2.0
+"""Limits are counted by the second or the minute."""
+_NO_CREDIT, _LIMIT = 402, 429
+_MAY_PASS = {408, 409, 425, _LIMIT}
 
 
 class Passing(Exception):
     """An attempt failed, and another may not."""
 
-    def __init__(self, problem: str, pause: float | None = None) -> None:
+    def __init__(self, problem: str, pause: float | None = None, first_pause: float = _FIRST_PAUSE) -> None:
         super().__init__(problem)
         self.problem = problem
         """In a few words."""
         self.pause = pause
         """Seconds that the endpoint asks to wait."""
+        self.first_pause = first_pause
+        """Seconds, if it does not ask; they grow from attempt to attempt."""
 
 
 def retrying(attempts: int) -> Retrying:
@@ -50,8 +58,8 @@ def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
     except httpx.TransportError as error:
         raise Passing(f"no connection ({type(error).__name__})") from None
     if response.status_code >= 500 or response.status_code in _MAY_PASS:
-        told = response.headers.get("Retry-After", "")
-        raise Passing(f"status {response.status_code}", float(told) if told.isdecimal() else None)
+        first = _FIRST_PAUSE_AT_LIMIT if response.status_code == _LIMIT else _FIRST_PAUSE
+        raise Passing(f"status {response.status_code}", _asked_pause(response), first)
     return response
 
 
@@ -72,7 +80,12 @@ def key_header(variable: str | None, field: str, error: type[RouterRetrieverErro
 
 
 def key_refused(response: httpx.Response, url: str, variable: str | None, field: str) -> str | None:
-    """What to tell if an endpoint has refused the key, or that there is none; None if it has not."""
+    """What to tell if an endpoint refuses all requests with this key, or without one; None if it does not."""
+    if response.status_code == _NO_CREDIT:
+        return (
+            f"{field}: {url} wants to be paid first (status {_NO_CREDIT}); add credit there and run the same "
+            "command again: what was answered is kept"
+        )
     if response.status_code not in (401, 403):
         return None
     held = f"the key in {variable}" if variable else "a request without a key"
@@ -84,8 +97,22 @@ def media_type(response: httpx.Response) -> str:
     return response.headers.get("Content-Type", "").split(";")[0] or "something"
 
 
+def _asked_pause(response: httpx.Response) -> float | None:
+    """Seconds that an answer asks to wait, as a number or until a date; None if it does not say."""
+    told = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(told)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(told).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
 def _pause(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, Passing) and error.pause is not None:
         return min(error.pause, _LONGEST_PAUSE)
-    return wait_exponential_jitter(initial=_FIRST_PAUSE, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE)(state)
+    first = error.first_pause if isinstance(error, Passing) else _FIRST_PAUSE
+    return wait_exponential_jitter(initial=first, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE)(state)
