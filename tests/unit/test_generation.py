@@ -257,6 +257,19 @@ def test_a_last_document_without_an_answer_keeps_no_command_from_its_end(documen
     assert [one.problem for one in read_drafts(store, step)[0]] == [*[""] * 5, "empty answer"]
 
 
+def test_drafts_in_a_damaged_or_lost_file_are_asked_again_and_the_others_not(flaky):
+    server, step, store = flaky
+    type(step).build_all([step], store)
+    folder = Path(store.location(step.drafts_key))
+    for number, damage in enumerate((Path.unlink, lambda path: path.write_bytes(b"")), 1):
+        store.delete(step.key)
+        damage(sorted(folder.iterdir())[1])  # one of three shards of 5
+        type(step).build_all([step], store)
+        assert all(one.query for one in read_drafts(store, step)[0])
+        assert len(server.requests) == 20 + 5 * number
+    assert step.missing(store) == []
+
+
 def test_drafts_of_an_earlier_version_are_read(documents, tmp_path, inline):
     store = ArtifactStore.open(str(tmp_path / "storage"))
     with endpoint() as server:

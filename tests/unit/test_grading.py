@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given
@@ -72,6 +74,21 @@ def test_a_pair_is_asked_once_at_temperature_0_and_what_is_no_grade_is_counted(t
         # The same pair by the other prompt is another question, and another model another judge.
         assert own.estimate("fruit", [Pair(PAIRS[0].query, PAIRS[0].document, swapped=True)]).calls == 1
         assert judge(tmp_path, server.url, model="other").estimate("fruit", PAIRS).graded == 0
+
+
+@pytest.mark.parametrize("where", ["grades", "hashes/grades"])
+def test_grades_in_a_damaged_or_lost_file_are_asked_again_and_the_others_not(tmp_path, where):
+    with endpoint() as server:
+        server.answer = lambda prompt: "1"
+        grades = judge(tmp_path, server.url).grade("fruit", PAIRS)
+        assert len(server.requests) == 9
+        for damage in (Path.unlink, lambda path: path.write_bytes(b"")):
+            file = min((path for path in (tmp_path / where).rglob("*.parquet")), key=lambda path: path.name)
+            damage(file)
+            again = judge(tmp_path, server.url)
+            assert again.grade("fruit", PAIRS) == grades
+            assert again.grade("fruit", PAIRS) == grades
+    assert 9 < len(server.requests) < 9 + 2 * 9
 
 
 def test_requests_that_fail_are_counted_and_asked_again_by_the_next_run(tmp_path):

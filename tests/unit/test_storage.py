@@ -101,6 +101,21 @@ def test_an_altered_file_is_named_and_refused_and_only_it_is_made_again(store, t
     assert "made again" in told[0]
 
 
+def test_an_unfinished_file_that_is_damaged_or_lost_is_forgotten_and_the_others_stay(store, told):
+    for name in "abcd":
+        store.put(KEY, name, write(name))
+    overwrite(store, f"{KEY}/a", "other")
+    overwrite(store, f"hashes/{KEY}/b", "")
+    filesystem, root = store.files.resolve()
+    filesystem.rm(f"{root}/{KEY}/c")
+    assert [path.read_text() for path in store.sound_files(KEY)] == ["d"]
+    assert store.names(KEY) == ["d"]
+    assert len(told) == 3
+    assert "forgotten" in told[0]
+    store.put(KEY, "a", write("a"))
+    assert [path.read_text() for path in store.sound_files(KEY)] == ["a", "d"]
+
+
 def test_a_lost_file_is_named(store):
     make(store)
     filesystem, root = store.files.resolve()

@@ -193,7 +193,7 @@ class ArtifactStore:
         Raises:
             ArtifactDamaged: the file is not what was written.
         """
-        digest = self.files.read(f"hashes/{key}/{name}").decode()
+        digest = self.files.read(f"hashes/{key}/{name}").decode(errors="replace")
         if self.is_local:
             folder = Path(self.files.resolve()[1]) / key
             self._check(key, folder, {name: digest})
@@ -207,6 +207,22 @@ class ArtifactStore:
                 raise ArtifactDamaged(self.location(key), [name])
             fresh.replace(cached)
         return cached
+
+    def sound_files(self, key: str) -> list[Path]:
+        """The files of an unfinished artifact as local paths, in the order of their names.
+
+        One that is damaged or gone is forgotten, so that whoever adds files here makes its content again.
+        """
+        paths = []
+        for name in self.names(key):
+            try:
+                paths.append(self.local_file(key, name))
+            except FileNotFoundError:
+                continue  # another run has just forgotten it
+            except ArtifactDamaged as damage:
+                log.warning("%s; it is forgotten, and its content made again", damage)
+                self.remove_file(key, name)
+        return paths
 
     def write_pointer(self, name: str, content: dict[str, Any]) -> None:
         """Keep a small record that, unlike an artifact, may be written again."""

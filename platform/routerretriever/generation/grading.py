@@ -219,8 +219,7 @@ class Judge:
 
     def _read(self, collection: str) -> dict[str, tuple[int | None, int]]:
         """Grade and tokens by the pair's key."""
-        key = self._key(collection)
-        tables = (parquet.read_table(self.store.local_file(key, name)) for name in self.store.names(key))
+        tables = map(parquet.read_table, self.store.sound_files(self._key(collection)))
         return {
             row["pair"]: (parse_grade(row["answer"]), row["tokens"])
             for table in tables
