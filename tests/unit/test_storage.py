@@ -176,14 +176,37 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
     assert not store.has("a", "file")
 
 
+def test_a_file_that_a_full_disk_refuses_stays_what_it_was(tmp_path, monkeypatch):
+    files = ArtifactStore.open(str(tmp_path)).files
+    files.write("notes/one", b"before")
+    monkeypatch.setattr(file_system, "open", open_full, raising=False)
+    with pytest.raises(StorageError, match="no space left"):
+        files.write("notes/one", b"after")
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["one"]
+    assert files.read("notes/one") == b"before"
+    monkeypatch.undo()
+    files.write("notes/one", b"after")
+    assert files.read("notes/one") == b"after"
+
+
+def test_what_is_half_written_is_seen_by_nobody(tmp_path):
+    files = ArtifactStore.open(str(tmp_path)).files
+    seen = []
+
+    def look(path):
+        path.write_text("half")
+        seen.append((path.is_file(), files.list_files("a"), files.read_folder("a")))
+
+    files.put("a/one", look)
+    assert seen == [(True, [], {})]
+    assert files.list_files("a") == ["one"]
+
+
 def test_a_lease_that_a_full_disk_refuses_is_held_by_nobody(tmp_path, monkeypatch):
     files = ArtifactStore.open(str(tmp_path)).files
     files.write("leases/other", b"")  # the folder is there
 
-    def full(*given, **options):
-        return Full(open(*given, **options))
-
-    monkeypatch.setattr(file_system, "open", full, raising=False)
+    monkeypatch.setattr(file_system, "open", open_full, raising=False)
     with pytest.raises(StorageError, match="no space left"):
         files.create("leases/one", b"mine")
     assert files.list_files("leases") == ["other"]
@@ -206,6 +229,10 @@ class Full:
 
     def write(self, _):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def open_full(*given):
+    return Full(open(*given))
 
 
 def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):

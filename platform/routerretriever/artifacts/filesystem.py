@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -175,7 +176,7 @@ class FileSystem:
         """Sorted names of all files below a folder, relative to it; none if it is not there."""
         filesystem, root = self.resolve()
         prefix = f"{root}/{folder}/"
-        return sorted(path.split(prefix, 1)[1] for path in filesystem.find(prefix))
+        return sorted(path.split(prefix, 1)[1] for path in filesystem.find(prefix) if not _is_temporary(path))
 
     @with_retries
     def read(self, path: str) -> bytes:
@@ -192,7 +193,7 @@ class FileSystem:
         """The contents of all files below a folder, by name. One that vanishes meanwhile is left out."""
         filesystem, root = self.resolve()
         prefix = f"{root}/{folder}/"
-        found = filesystem.find(prefix)
+        found = [path for path in filesystem.find(prefix) if not _is_temporary(path)]
         contents = filesystem.cat(found, on_error="return") if found else {}
         read = {}
         for path, content in contents.items():
@@ -206,7 +207,11 @@ class FileSystem:
     def write(self, path: str, content: bytes) -> None:
         """Write a small file, over one that is there."""
         filesystem, root = self.resolve()
-        self._send(lambda target: filesystem.pipe_file(target, content), f"{root}/{path}")
+        if isinstance(filesystem, LocalFileSystem):
+            with _whole(Path(f"{root}/{path}")) as temporary, open(temporary, "xb") as file:
+                file.write(content)
+        else:
+            self._send(lambda target: filesystem.pipe_file(target, content), f"{root}/{path}")
 
     @with_retries
     def create(self, path: str, content: bytes) -> bool:
@@ -240,15 +245,9 @@ class FileSystem:
                 digest = file_hash(local)
                 self._send(partial(filesystem.put_file, str(local)), target)
             return digest
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(f"{target}.{uuid.uuid4().hex}.tmp")
-        try:
+        with _whole(Path(target)) as temporary:
             write(temporary)
-            digest = file_hash(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest
+            return file_hash(temporary)
 
     @with_retries
     def download(self, path: str, target: Path) -> None:
@@ -278,6 +277,23 @@ class FileSystem:
                 raise StorageError(f"storage: {self.uri}: {error}; make the bucket first") from None
             filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             send(target)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A path beside ``target``; what the block has written there takes its place, unless the block fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_temporary(path: str) -> bool:
+    """Whether this is such a path: one that is being written, or was when its process died."""
+    return re.search(r"\.[0-9a-f]{32}\.tmp$", path) is not None
 
 
 def _create_local(target: str, content: bytes) -> None:
