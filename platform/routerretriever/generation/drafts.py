@@ -21,7 +21,6 @@ from routerretriever.generation.protocol import Writer, Written
 
 MANY = 5
 """If so many requests in a row give no query, the writer is at fault and not the documents."""
-
 _TIMES = 3
 """A request that fails so often while the writer answers others has failed for good."""
 

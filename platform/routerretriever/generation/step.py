@@ -121,7 +121,7 @@ class WriteQueries(Step):
         answered = Drafts(store, self.drafts_key).read()
         missing = [one for one in self.requests if one.id not in answered.settled]
         if missing:
-            problems = _problems([answered.failed[one.id] for one in missing])
+            problems = _problems([answered.failed[one.id] for one in missing if one.id in answered.failed])
             raise WriterError(
                 f"generation.writer: {len(missing)} of {len(self.requests)} requests gave no query "
                 f"({problems}); run the same command again when the writer answers: it sends only these, and "
@@ -132,8 +132,9 @@ class WriteQueries(Step):
     def _shards(self, answered: Answered) -> list[Sequence[Request]]:
         """What is to be sent, in shards."""
         missing = [one for one in self.requests if one.id not in answered.settled]
-        again = [one for one in missing if one.id in answered.failed and answered.failed[one.id].passing]
-        fresh = [one for one in missing if one not in again]
+        passing = {asked for asked, last in answered.failed.items() if last.passing}
+        fresh = [one for one in missing if one.id not in passing]
+        again = [one for one in missing if one.id in passing]
         # What has failed before is sent a few at a time: many together would look like a writer that fails.
         return [*_cut(fresh, self.settings.shard_size), *_cut(again, MANY - 1)]
 
