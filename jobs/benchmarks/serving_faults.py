@@ -50,7 +50,9 @@ def main(
     pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
     registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
-    second = pipeline.register(release=False).version
+    routing = pipeline.recipe.routing
+    warmer = routing.model_copy(update={"temperature": 2 * routing.temperature})  # makes another bundle
+    second = Pipeline(pipeline.recipe.model_copy(update={"routing": warmer})).register(release=False).version
     collection = pipeline.recipe.expert_domains[0]
     bodies = [{"query": query, "collection": collection} for query in dev_queries(pipeline)]
     rows, figures = [], []

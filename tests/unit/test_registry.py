@@ -15,7 +15,14 @@ import routerretriever
 from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.registry import RegistrySettings
-from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, RouterRetrieverError
+from routerretriever.errors import (
+    BadInput,
+    BundleError,
+    NotFound,
+    Refused,
+    RegistryError,
+    RouterRetrieverError,
+)
 from routerretriever.registry.connection import open_to_read, open_to_write, present_location, reached
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
@@ -122,10 +129,13 @@ def test_there_is_no_way_back_to_what_is_released_already(tmp_path, add_versions
     assert registry.released() == 1
 
 
-def test_a_version_whose_files_are_gone_is_not_released(tmp_path, add_versions):
+def test_a_version_whose_files_are_gone_or_damaged_is_not_released(tmp_path, add_versions):
     registry = open_registry(tmp_path)
     add_versions(registry, "", "")
     registry.release(1)
+    (tmp_path / "storage" / "model" / "artifacts" / "bundle" / "bundle.json").write_text("{")
+    with pytest.raises(BundleError, match="damaged; register it again"):
+        registry.release(2)
     shutil.rmtree(tmp_path / "storage" / "model")
     with pytest.raises(BadInput, match="restore it from a back-up"):
         registry.release(2)

@@ -16,7 +16,7 @@ from mlflow.utils.uri import append_to_uri_path
 
 from routerretriever.bundle.manifest import MANIFEST_FILE
 from routerretriever.bundle.model import RouterRetriever
-from routerretriever.errors import BadInput, NotFound, without_secrets
+from routerretriever.errors import BadInput, BundleError, NotFound, without_secrets
 from routerretriever.registry.connection import open_to_read, present_location, reached
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -63,10 +63,14 @@ def fetch_manifest(uri: str, tracking_uri: str) -> dict[str, Any]:
     Raises:
         NotFound: the registry has no such version.
         BadInput: its files are not where the registry says.
+        BundleError: the file is damaged.
     """
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         file = _download(uri, f"artifacts/bundle/{MANIFEST_FILE}", Path(scratch), tracking_uri)
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise BundleError(f"{uri}: its {MANIFEST_FILE} is damaged; register it again") from None
     return manifest
 
 

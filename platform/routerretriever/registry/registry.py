@@ -167,6 +167,7 @@ class Registry:
         Raises:
             NotFound: there is no such version.
             BadInput: its files are gone.
+            BundleError: its manifest is damaged.
             Refused: another recipe made the released version, and ``take_over`` was not asked for.
         """
         bundles = {bundle.version: bundle for bundle in self.bundles()}
