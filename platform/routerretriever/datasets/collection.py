@@ -125,6 +125,19 @@ class Collection:
         """
         return {query: dict(judged) for query, judged in self._split(split).items()}
 
+    def document_qrels(self, split: str) -> Qrels:
+        """``qrels``, but with whole documents in every split.
+
+        Raises:
+            DatasetError: the collection is flawed, or cannot give this split.
+            BadInput: there is no such split name.
+        """
+        return {query: dict(judged) for query, judged in self._documents_of(split).items()}
+
+    def as_trained(self, grades: Qrels) -> Qrels:
+        """Judgements of documents as training takes them: of all their passages, where documents are cut."""
+        return _by_passage(grades, self.require(None)) if self.settings.passages else grades
+
     def own_kept(self, split: str) -> frozenset[str]:
         """The queries of a split whose results keep the document of the query's own id.
 
@@ -195,6 +208,10 @@ class Collection:
         return contents
 
     def _split(self, split: str) -> Qrels:
+        grades = self._documents_of(split)
+        return self.as_trained(grades) if split == "train" else grades
+
+    def _documents_of(self, split: str) -> Qrels:
         contents = self.require(split)
         if split == "test":
             grades = contents.files[split].grades
@@ -213,8 +230,6 @@ class Collection:
             grades = {
                 query: judged for query, judged in grades.items() if (query in held) == (split == "dev")
             }
-        if self.settings.passages and split == "train":
-            return _by_passage(grades, contents)
         return grades
 
     def _stamps(self) -> tuple[tuple[Path, int, int], ...]:

@@ -29,6 +29,29 @@ class Judgements:
     passages: bool = False
     """Whether the corpus holds passages of the documents that dev and test queries are judged for."""
 
+    @classmethod
+    def of(
+        cls, collection: Collection, split: str, limit: int | None = None, *, whole_documents: bool = False
+    ) -> Judgements:
+        """A split, or a sample of it.
+
+        Args:
+            collection: whose split.
+            split: its name.
+            limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
+            whole_documents: train queries are judged for documents, as dev and test are, not for passages.
+
+        Raises:
+            DatasetError: the collection is flawed, or cannot give this split.
+        """
+        whole = cls(
+            collection.queries(split),
+            collection.document_qrels(split) if whole_documents else collection.qrels(split),
+            collection.own_kept(split),
+            collection.settings.passages is not None,
+        )
+        return whole if limit is None else whole.subset(first_by_hash(whole.queries, limit, "sample"))
+
     def subset(self, query_ids: Iterable[str]) -> Judgements:
         """The same, of some queries only, in their order."""
         ids = list(query_ids)
@@ -77,15 +100,7 @@ class StoreJudgements(Step):
     def build_all(cls, steps: Sequence[StoreJudgements], store: ArtifactStore) -> None:
         """Write each split."""
         for step in steps:
-            whole = step.collection
-            chosen = Judgements(
-                whole.queries(step.split),
-                whole.qrels(step.split),
-                whole.own_kept(step.split),
-                whole.settings.passages is not None,
-            )
-            if step.limit is not None:
-                chosen = chosen.subset(first_by_hash(chosen.queries, step.limit, "sample"))
+            chosen = Judgements.of(step.collection, step.split, step.limit)
             facts = {"collection": step.collection.name, "split": step.split}
             write_judgements(store, step.key, chosen, facts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +13,6 @@ from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import Judgements, write_judgements
-from routerretriever.datasets.splitting import first_by_hash
 from routerretriever.training.job import HELD_OUT_FILE
 from routerretriever.training.selection import HeldOut, Selected, join_folds, select, split_folds
 
@@ -21,16 +20,14 @@ FOLDS = 3
 
 
 def labelled_queries(collection: Collection, train_limit: int | None) -> Judgements:
-    """The train and dev queries of a domain, or of a sample of its train queries."""
-    train, dev = (
-        Judgements(collection.queries(split), collection.qrels(split), collection.own_kept(split))
-        for split in ("train", "dev")
-    )
-    if train_limit is not None:
-        train = train.subset(first_by_hash(train.queries, train_limit, "sample"))
-    # As in training: dev judges documents where their passages are trained on.
+    """The train and dev queries of a domain, or of a sample of the former, judged for whole documents."""
+    train = Judgements.of(collection, "train", train_limit, whole_documents=True)
+    dev = Judgements.of(collection, "dev")
     return Judgements(
-        {**train.queries, **dev.queries}, {**train.qrels, **dev.qrels}, train.own_kept | dev.own_kept
+        {**train.queries, **dev.queries},
+        {**train.qrels, **dev.qrels},
+        train.own_kept | dev.own_kept,
+        dev.passages,
     )
 
 
@@ -52,8 +49,12 @@ class StoreFold(Step):
             labelled = labelled_queries(step.collection, step.train_limit)
             held = split_folds(list(labelled.qrels), FOLDS)[step.number - 1]
             left_out = set(held)
-            chosen = held if step.held_out else [i for i in labelled.qrels if i not in left_out]
-            write_judgements(store, step.key, labelled.subset(chosen), {"collection": step.collection.name})
+            chosen = labelled.subset(
+                held if step.held_out else [i for i in labelled.qrels if i not in left_out]
+            )
+            if not step.held_out:
+                chosen = replace(chosen, qrels=step.collection.as_trained(chosen.qrels))
+            write_judgements(store, step.key, chosen, {"collection": step.collection.name})
 
 
 def chosen_by_folds(store: ArtifactStore, keys: Sequence[str], confidence: float) -> Selected | None:
