@@ -100,6 +100,17 @@ def test_folds_share_out_every_query_once(ids, count):
     assert folds == split_folds(sorted(ids, reverse=True), count)
 
 
+@given(st.dictionaries(st.text(max_size=4), st.sampled_from("abcdef"), min_size=12, max_size=50))
+def test_a_group_is_in_one_fold_and_no_fold_is_empty(groups):
+    count = min(3, len(set(groups.values())))
+    folds = split_folds(list(groups), count, groups)
+    assert sorted(query for fold in folds for query in fold) == sorted(groups)
+    assert sum(len({groups[query] for query in fold}) for fold in folds) == len(set(groups.values()))
+    assert all(folds)
+    alone = {query: query for query in groups}
+    assert split_folds(list(groups), 3, alone) == split_folds(list(groups), 3)
+
+
 @given(st.floats(0, 1.25))
 def test_a_loras_update_is_scaled_exactly_as_its_b(scale):
     random = torch.Generator().manual_seed(0)

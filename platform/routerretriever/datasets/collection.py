@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,11 @@ from pathlib import Path
 from routerretriever.datasets.contents import SPLITS, Contents, QrelsFile, read_contents, split_files
 from routerretriever.datasets.files import file_hint, find_file, import_hint, read_blocks, require_file
 from routerretriever.datasets.issues import SAME_ID, Issue, Notes, raise_error, refuse
-from routerretriever.datasets.passages import cut, passage_ids
+from routerretriever.datasets.passages import cut, parent_of, passage_ids
 from routerretriever.datasets.reading import Record, read_records
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.datasets.splitting import hold_out
-from routerretriever.datasets.texts import equal_groups
+from routerretriever.datasets.texts import equal_groups, joined_groups, normal_text
 from routerretriever.errors import BadInput, DatasetError
 from routerretriever.hashing import content_hash
 
@@ -137,6 +137,27 @@ class Collection:
     def as_trained(self, grades: Qrels) -> Qrels:
         """Judgements of documents as training takes them: of all their passages, where documents are cut."""
         return _by_passage(grades, self.require(None)) if self.settings.passages else grades
+
+    def groups(self, *splits: str) -> dict[str, str]:
+        """Query -> the first id of its group; a group that is parted has queries held out that were seen.
+
+        Queries with equal texts are in one, and those written about one document: the one that ``source`` in
+        their metadata names, if they are judged for it.
+
+        Args:
+            splits: whose queries; at least one.
+
+        Raises:
+            DatasetError: the collection is flawed, or cannot give these splits.
+        """
+        contents = self.require(splits[0])
+        judged = {query: own for split in splits for query, own in self._documents_of(split).items()}
+        sources = {query: contents.sources[query] for query in judged if query in contents.sources}
+        about = {query: _judged_source(source, judged[query]) for query, source in sources.items()}
+        return joined_groups(
+            {query: normal_text(contents.queries[query]) for query in judged},
+            {query: document for query, document in about.items() if document is not None},
+        )
 
     def own_kept(self, split: str) -> frozenset[str]:
         """The queries of a split whose results keep the document of the query's own id.
@@ -312,6 +333,11 @@ def _with_copies(grades: Qrels, contents: Contents) -> Qrels:
                 alike[query][copy] = max(grade, alike[query].get(copy, 0))
                 alike[query][document] = max(alike[query][document], judged.get(copy, 0))
     return alike
+
+
+def _judged_source(source: str, judged: Mapping[str, int]) -> str | None:
+    """The judged document that a source is, or is a passage of."""
+    return next((document for document in (source, parent_of(source)) if document in judged), None)
 
 
 def _by_passage(grades: Qrels, contents: Contents) -> Qrels:

@@ -56,6 +56,8 @@ class Contents:
     files: dict[str, QrelsFile]
     """Split -> its judgements, for the splits that were asked for and have a file."""
     survey: Survey
+    sources: dict[str, str] = field(default_factory=dict)
+    """Judged query -> what ``source`` in its metadata names."""
     equal_queries: dict[tuple[str, str], int] = field(default_factory=dict)
     """(Split, other split) -> its queries whose text is a query of the other's too."""
 
@@ -92,8 +94,9 @@ def read_contents(
     files = {
         split: read_qrels(there[split], report) for split in SPLITS if split in wanted and split in there
     }
-    texts, query_lines = _read_queries(folder, files.values(), report)
-    contents = Contents(texts, query_lines, files, _survey(folder, settings, files, texts, report))
+    texts, query_lines, sources = _read_queries(folder, files.values(), report)
+    survey = _survey(folder, settings, files, texts, report)
+    contents = Contents(texts, query_lines, files, survey, sources)
     _look_up(folder, contents, report)
     _compare_splits(contents, settings, report)
     _compare_ids(contents, settings, report)
@@ -158,22 +161,26 @@ def _open(folder: Path, name: str, report: Report) -> Path | None:
 
 def _read_queries(
     folder: Path, files: Iterable[QrelsFile], report: Report
-) -> tuple[dict[str, str], dict[str, int]]:
+) -> tuple[dict[str, str], dict[str, int], dict[str, str]]:
     # Id -> the same id, so that every id is held as one string.
     judged = {query: query for file in files for query in file.grades}
     texts: dict[str, str] = {}
     lines: dict[str, int] = {}
+    sources: dict[str, str] = {}
     path = _open(folder, "queries.jsonl", report)
     if path is None:
-        return texts, lines
+        return texts, lines, sources
     for line, record in read_records(path, report, queries=True):
         query = judged.get(record.id)
         report_same_ids(path, lines, line, query or record.id, report)
         if query:
             texts.setdefault(query, record.text)
+            source = (record.metadata or {}).get("source")
+            if isinstance(source, str):
+                sources.setdefault(query, source)
     if not lines:
         report(Issue(issues.NO_LINE, path, None, "no usable line; write one JSON object a line"))
-    return texts, lines
+    return texts, lines, sources
 
 
 def _survey(

@@ -24,6 +24,20 @@ def equal_groups(texts: Mapping[str, str]) -> dict[str, str]:
     return {identifier: first[normal_text(text)] for identifier, text in texts.items()}
 
 
+def joined_groups(*labels: Mapping[str, str]) -> dict[str, str]:
+    """Id -> the first id (by order of ids) of its group: of all with a label in common, chains included.
+
+    Args:
+        labels: id -> label, once for each way to belong together; an id may lack any of them.
+    """
+    groups = _Groups(identifier for own in labels for identifier in own)
+    for own in labels:
+        first: dict[str, str] = {}
+        for identifier, label in own.items():
+            groups.join(identifier, first.setdefault(label, identifier))
+    return groups.names()
+
+
 def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str, str]:
     """Id -> one id of its group; texts that share most of their words are in one group, chains included.
 
@@ -39,25 +53,41 @@ def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str,
     lsh = RMinHashLSH(threshold=similarity, num_perm=128, num_bands=32)
     group = equal_groups(texts)
     ids = sorted(set(group.values()))
-    parent = dict(zip(ids, ids, strict=True))
-
-    def root(identifier: str) -> str:
-        while parent[identifier] != identifier:
-            parent[identifier] = parent[parent[identifier]]
-            identifier = parent[identifier]
-        return identifier
-
+    close = _Groups(ids)
     signatures: list[Any] = []
     for number, identifier in enumerate(ids):
         signature = RMinHash(num_perm=128, seed=42)
         signature.update(_shingles(texts[identifier]))
         for other in lsh.query(signature):
             if signature.jaccard(signatures[other]) >= similarity:
-                low, high = sorted((root(ids[other]), root(identifier)))
-                parent[high] = low
+                close.join(ids[other], identifier)
         lsh.insert(number, signature)
         signatures.append(signature)
-    return {identifier: root(first) for identifier, first in group.items()}
+    names = close.names()
+    return {identifier: names[first] for identifier, first in group.items()}
+
+
+class _Groups:
+    """Groups of ids that grow together; the first id of each is its name."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._parent = {identifier: identifier for identifier in ids}
+
+    def join(self, one: str, other: str) -> None:
+        """Make one group of two ids' groups."""
+        low, high = sorted((self._name(one), self._name(other)))
+        self._parent[high] = low
+
+    def names(self) -> dict[str, str]:
+        """Id -> the name of its group."""
+        return {identifier: self._name(identifier) for identifier in self._parent}
+
+    def _name(self, identifier: str) -> str:
+        parent = self._parent
+        while parent[identifier] != identifier:
+            parent[identifier] = parent[parent[identifier]]
+            identifier = parent[identifier]
+        return identifier
 
 
 def printable(text: str) -> str:

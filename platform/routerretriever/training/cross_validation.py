@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +13,7 @@ from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import Judgements, write_judgements
+from routerretriever.errors import DatasetError
 from routerretriever.training.job import HELD_OUT_FILE
 from routerretriever.training.selection import HeldOut, Selected, join_folds, select, split_folds
 
@@ -31,6 +32,48 @@ def labelled_queries(collection: Collection, train_limit: int | None) -> Judgeme
     )
 
 
+@dataclass(frozen=True)
+class Fold:
+    """The queries that one training of a cross-validation learns from, and those that it is measured on."""
+
+    trained_on: list[str]
+    held_out: list[str]
+
+
+def deal_folds(collection: Collection, labelled: Judgements) -> list[Fold]:
+    """Three folds of a domain's labelled queries, or two where they are two groups (``Collection.groups``).
+
+    Raises:
+        DatasetError: all queries are of one group.
+    """
+    groups = collection.groups("train", "dev")
+    count = min(FOLDS, len({groups[query] for query in labelled.qrels}))
+    if count < 2:
+        raise DatasetError(
+            f"{collection.folder}: the {len(labelled.qrels)} train and dev queries ask the same or were "
+            "written about one document, so none can be held out; add others, or set training.selection to "
+            "best_step"
+        )
+    return [
+        Fold(_others(labelled.qrels, held), held) for held in split_folds(list(labelled.qrels), count, groups)
+    ]
+
+
+def folds_identity(collection: Collection, labelled: Judgements) -> list[object]:
+    """What tells these folds from thirds of the queries by id, of whole documents; empty if nothing does."""
+    ids = list(labelled.qrels)
+    thirds = [Fold(_others(ids, held), held) for held in split_folds(ids, FOLDS)]
+    dealt = deal_folds(collection, labelled)
+    if dealt == thirds and not labelled.passages:
+        return []
+    return [[fold.trained_on, fold.held_out] for fold in dealt]
+
+
+def _others(query_ids: Iterable[str], held_out: Iterable[str]) -> list[str]:
+    left_out = set(held_out)
+    return [query for query in query_ids if query not in left_out]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoreFold(Step):
     """The queries that one fold trains on, or those that it holds out."""
@@ -47,11 +90,8 @@ class StoreFold(Step):
         """Write each fold."""
         for step in steps:
             labelled = labelled_queries(step.collection, step.train_limit)
-            held = split_folds(list(labelled.qrels), FOLDS)[step.number - 1]
-            left_out = set(held)
-            chosen = labelled.subset(
-                held if step.held_out else [i for i in labelled.qrels if i not in left_out]
-            )
+            fold = deal_folds(step.collection, labelled)[step.number - 1]
+            chosen = labelled.subset(fold.held_out if step.held_out else fold.trained_on)
             if not step.held_out:
                 chosen = replace(chosen, qrels=step.collection.as_trained(chosen.qrels))
             write_judgements(store, step.key, chosen, {"collection": step.collection.name})

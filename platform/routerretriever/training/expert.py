@@ -24,7 +24,14 @@ from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
 from routerretriever.training.candidates import ScoreCandidates, candidates_step
 from routerretriever.training.checkpoints import checkpoints_key
-from routerretriever.training.cross_validation import FOLDS, StoreFold, chosen_by_folds
+from routerretriever.training.cross_validation import (
+    FOLDS,
+    StoreFold,
+    chosen_by_folds,
+    deal_folds,
+    folds_identity,
+    labelled_queries,
+)
 from routerretriever.training.job import Selection, TrainingJob, TrainingPart
 from routerretriever.training.selection import advice
 from routerretriever.training.settings import TrainingSettings
@@ -74,8 +81,16 @@ def expert_key(
         collection.split_hash("dev"),
         training.identity(),
         *words,
+        *_folds_identity(collection, training),
     )
     return f"experts/{collection.name}-{digest}"
+
+
+def _folds_identity(collection: Collection, training: TrainingSettings) -> list[object]:
+    """What of its folds an expert's key holds; nothing where it has none, or thirds of the queries by id."""
+    if _selection(collection, None, training) != "cross_validation":
+        return []
+    return folds_identity(collection, labelled_queries(collection, None))
 
 
 def open_expert(store: ArtifactStore, key: str) -> Expert:
@@ -170,7 +185,9 @@ def train_step(
             f"encoder.documents: {name} adapts queries and documents alike, which needs one encoder for "
             "both; leave encoder.documents out, or this method"
         )
-    selection = _selection(sources[0], training) if selects else "best_step"
+    selection: Selection = "best_step"
+    if selects:
+        selection = _selection(sources[0].collection, sources[0].train_limit, training)
     if not selects:
         training = training.plain()
     inputs: list[Step] = []
@@ -204,7 +221,7 @@ def train_step(
     )
     folds: tuple[TrainAdapter, ...] = ()
     if selection == "cross_validation":
-        folds = tuple(_fold_step(job, sources[0], number) for number in range(1, FOLDS + 1))
+        folds = _fold_steps(job, sources[0])
         inputs += folds
     return TrainAdapter(
         name=name,
@@ -217,11 +234,9 @@ def train_step(
     )
 
 
-def _selection(source: Source, training: TrainingSettings) -> Selection:
-    collection = source.collection
+def _selection(collection: Collection, train_limit: int | None, training: TrainingSettings) -> Selection:
     train = len(collection.qrels("train"))
-    labelled = min(train, source.train_limit or train) + len(collection.qrels("dev"))
-    return training.selects_by(labelled)
+    return training.selects_by(min(train, train_limit or train) + len(collection.qrels("dev")))
 
 
 def _scored_by_teacher(
@@ -233,9 +248,20 @@ def _scored_by_teacher(
     return [candidates_step(source.corpus, split, training.teacher) for split in splits]
 
 
-def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
-    """The step that trains one fold of a cross-validation and measures every scale on what it holds out."""
-    digest = content_hash(job.key, FOLDS)
+def _fold_steps(job: TrainingJob, source: Source) -> tuple[TrainAdapter, ...]:
+    """The steps that train the folds of a cross-validation, and measure each scale on what is held out."""
+    labelled = labelled_queries(source.collection, source.train_limit)
+    folds = deal_folds(source.collection, labelled)
+    digest = content_hash(job.key, FOLDS, *folds_identity(source.collection, labelled))
+    return tuple(
+        _fold_step(job, source, digest, number, len(folds), len(fold.trained_on))
+        for number, fold in enumerate(folds, start=1)
+    )
+
+
+def _fold_step(
+    job: TrainingJob, source: Source, digest: str, number: int, folds: int, queries: int
+) -> TrainAdapter:
     rest, held = (
         StoreFold(
             name=f"{job.name} {kind} {number}",
@@ -250,13 +276,13 @@ def _fold_step(job: TrainingJob, source: Source, number: int) -> TrainAdapter:
     scored = _scored_by_teacher(source, job.training, ("train", "dev"))
     keys = tuple(one.key for one in scored)
     part = replace(job.parts[0], train_key=rest.key, dev_key=held.key, candidate_keys=keys)
-    name, key = f"{job.name} fold {number} of {FOLDS}", f"folds/{job.name}-{number}-{digest}"
+    name, key = f"{job.name} fold {number} of {folds}", f"folds/{job.name}-{number}-{digest}"
     # All held-out queries count, and none of the others is kept from training.
     training = job.training.model_copy(update={"dev_queries": _EVERY, "held_out_fraction": 0.0})
     own = replace(job, name=name, key=key, parts=(part,), training=training, selection="fold")
     return TrainAdapter(
         name=name, key=key, inputs=(source.corpus, rest, held, *scored), job=own, sources=(source,),
-        describe="two thirds of the labelled queries", folds=(),
+        describe=f"{queries} queries", folds=(),
     )  # fmt: skip
 
 

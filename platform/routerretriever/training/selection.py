@@ -10,7 +10,7 @@ Pure functions of arrays. Shapes: T steps, S scales, Q held-out queries. Values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -153,11 +153,26 @@ def join_folds(folds: Sequence[HeldOut]) -> HeldOut:
     )
 
 
-def split_folds(query_ids: Sequence[str], count: int) -> list[list[str]]:
-    """Disjoint folds of about one size, in a fixed random order that does not depend on the given one."""
+def split_folds(
+    query_ids: Sequence[str], count: int, groups: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Disjoint folds of about one size, in a fixed random order that does not depend on the given one.
+
+    Args:
+        query_ids: the queries.
+        count: folds.
+        groups: query -> its group, which is in one fold; at least so many groups as folds. Without groups of
+            two or more the folds are the same as without this argument.
+    """
     order = sorted(query_ids)
     np.random.default_rng(0).shuffle(order)
-    return [order[number::count] for number in range(count)]
+    members: dict[str, list[str]] = {}
+    for query in order:
+        members.setdefault(groups[query] if groups else query, []).append(query)
+    folds: list[list[str]] = [[] for _ in range(count)]
+    for queries in sorted(members.values(), key=len, reverse=True):  # the small ones even out the large
+        min(folds, key=len).extend(queries)
+    return folds
 
 
 def advice(held_out: int) -> str:
