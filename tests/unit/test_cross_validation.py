@@ -138,6 +138,18 @@ def test_folds_that_groups_move_have_other_keys_than_thirds_by_id(tmp_path):
     assert not keys["none"] & keys["alike"]
 
 
+@pytest.mark.parametrize(("train", "dev", "most"), [(8, 4, 8), (9, 3, 8), (6, 30, 6), (6, 4, 6)])
+def test_a_fold_learns_from_no_more_queries_than_the_expert(tmp_path, steps, train, dev, most):
+    write_short_documents(tmp_path, (range(train), range(train, train + dev)))
+    step, store = steps()
+    of_train = {f"q{number}" for number in range(train)}
+    for trained, held_out in trained_and_held_out(step, store):
+        assert len(trained.queries) == most
+        assert of_train <= trained.queries.keys() | held_out.queries.keys()
+        assert len(held_out.queries) in ((train + dev) // 3, (train + dev) // 3 + 1)
+    assert step.folds[0].describe == f"{most} queries"
+
+
 def test_two_labelled_queries_are_two_folds(tmp_path, steps):
     write_short_documents(tmp_path, ([0], [1]))
     step, store = steps()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +13,7 @@ from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import Judgements, write_judgements
+from routerretriever.datasets.splitting import first_by_hash
 from routerretriever.errors import DatasetError
 from routerretriever.training.job import HELD_OUT_FILE
 from routerretriever.training.selection import HeldOut, Selected, join_folds, select, split_folds
@@ -43,6 +44,9 @@ class Fold:
 def deal_folds(collection: Collection, labelled: Judgements) -> list[Fold]:
     """Three folds of a domain's labelled queries, or two where they are two groups (``Collection.groups``).
 
+    A fold learns from no more queries than the expert, which learns from train alone: of the queries that it
+    does not hold out, those of train, and those of dev that make up for what it holds out of train.
+
     Raises:
         DatasetError: all queries are of one group.
     """
@@ -54,9 +58,18 @@ def deal_folds(collection: Collection, labelled: Judgements) -> list[Fold]:
             "written about one document, so none can be held out; add others, or set training.selection to "
             "best_step"
         )
+    train = labelled.qrels.keys() & collection.queries("train").keys()
     return [
-        Fold(_others(labelled.qrels, held), held) for held in split_folds(list(labelled.qrels), count, groups)
+        Fold(_at_most(len(train), _others(labelled.qrels, held), train), held)
+        for held in split_folds(list(labelled.qrels), count, groups)
     ]
+
+
+def _at_most(count: int, query_ids: Sequence[str], train: Set[str]) -> list[str]:
+    """Train queries first, then others by the hash of their ids; in the given order."""
+    others = [query for query in query_ids if query not in train]
+    chosen = set(first_by_hash(others, count - (len(query_ids) - len(others)), "fold"))
+    return [query for query in query_ids if query in train or query in chosen]
 
 
 def folds_identity(collection: Collection, labelled: Judgements) -> list[object]:
@@ -66,7 +79,7 @@ def folds_identity(collection: Collection, labelled: Judgements) -> list[object]
     dealt = deal_folds(collection, labelled)
     if dealt == thirds and not labelled.passages:
         return []
-    return [[fold.trained_on, fold.held_out] for fold in dealt]
+    return [[sorted(fold.trained_on), sorted(fold.held_out)] for fold in dealt]
 
 
 def _others(query_ids: Iterable[str], held_out: Iterable[str]) -> list[str]:
