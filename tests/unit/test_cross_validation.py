@@ -46,22 +46,24 @@ def steps(tmp_path, monkeypatch):
     """Builds what the folds of the domain ``fruit`` need; gives its expert's step and the storage."""
     work_here(monkeypatch, "corpus.build")
 
-    def build(**domain):
-        training = {**TINY_TRAINING, "selection": "cross_validation"}
-        fruit = {"path": "fruit", **domain}
-        workspace = Pipeline(tiny_recipe(tmp_path, domains={"fruit": fruit}, training=training)).workspace
+    def build(domain=None, **training):
+        workspace = workspace_of(tmp_path, domain or {}, **training)
         step = expert_step(workspace.source("fruit"), workspace.encoder, workspace.training)
-        workspace.build(part for fold in step.folds for part in fold.inputs)
+        workspace.build(part for one in (step, *step.folds) for part in one.inputs if part not in step.folds)
         return step, workspace.store
 
     return build
 
 
+def workspace_of(root, domain, **training):
+    training = {**TINY_TRAINING, "selection": "cross_validation", **training}
+    domains = {"fruit": {"path": "fruit", **domain}}
+    return Pipeline(tiny_recipe(root, domains=domains, training=training)).workspace
+
+
 def step_of(root, **training):
     """The step of the domain's expert; nothing is built."""
-    training = {**TINY_TRAINING, "selection": "cross_validation", **training}
-    domains = {"fruit": {"path": "fruit"}}
-    workspace = Pipeline(tiny_recipe(root, domains=domains, training=training)).workspace
+    workspace = workspace_of(root, {}, **training)
     return expert_step(workspace.source("fruit"), workspace.encoder, workspace.training)
 
 
@@ -80,7 +82,7 @@ def test_folds_of_long_documents_train_on_passages_and_measure_documents(tmp_pat
     judged = {f"q{n}": f"d{n}" for n in range(len(words))}
     dev = {"q6": judged.pop("q6"), "q7": judged.pop("q7")}
     write_domain(tmp_path, documents, queries, {"train": judged, "dev": dev})
-    step, store = steps(passages=CUT)
+    step, store = steps({"passages": CUT})
     for trained, held_out in trained_and_held_out(step, store):
         assert all(
             document.startswith("d") and "#" in document for own in trained.qrels.values() for document in own
@@ -148,6 +150,21 @@ def test_a_fold_learns_from_no_more_queries_than_the_expert(tmp_path, steps, tra
         assert of_train <= trained.queries.keys() | held_out.queries.keys()
         assert len(held_out.queries) in ((train + dev) // 3, (train + dev) // 3 + 1)
     assert step.folds[0].describe == f"{most} queries"
+
+
+def test_queries_that_no_expert_trains_on_are_in_no_fold(tmp_path, steps):
+    judged = write_short_documents(tmp_path, ([*range(8)] * 2, range(8, 12)), sources=dict)
+    plain, (step, store) = step_of(tmp_path), steps(held_out_fraction=0.25)
+    assert step.key != plain.key
+    train_key = step.job.parts[0].train_key
+    assert train_key != plain.job.parts[0].train_key
+    train = load_judgements(store, train_key).queries.keys()
+    assert len(train) == 12
+    held_back = {query for query in judged if int(query[1:]) < 16} - train
+    assert not {judged[query] for query in train} & {judged[query] for query in held_back}
+    for trained, held_out in trained_and_held_out(step, store):
+        assert not held_back & (trained.queries.keys() | held_out.queries.keys())
+        assert len(trained.queries) <= 12
 
 
 def test_two_labelled_queries_are_two_folds(tmp_path, steps):

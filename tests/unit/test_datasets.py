@@ -271,6 +271,9 @@ def test_split_train_keeps_order_and_may_hold_out_nothing():
     assert sorted(kept + held) == sorted(ids)
     assert split_train(ids, 0) == (ids, [])
     assert split_train(["only"], 0) == (["only"], [])
+    groups = {query: str(int(query[1:]) // 2) for query in ids}
+    kept, held = split_train(ids, 0.25, groups)
+    assert not {groups[query] for query in kept} & {groups[query] for query in held}
 
 
 # --- hashes ----------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import ClassVar
 from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
-from routerretriever.datasets.splitting import first_by_hash
+from routerretriever.datasets.splitting import first_by_hash, split_train
+from routerretriever.hashing import content_hash
 
 _FILE = "judgements.json.gz"
 
@@ -31,7 +32,13 @@ class Judgements:
 
     @classmethod
     def of(
-        cls, collection: Collection, split: str, limit: int | None = None, *, whole_documents: bool = False
+        cls,
+        collection: Collection,
+        split: str,
+        limit: int | None = None,
+        held_out_fraction: float = 0.0,
+        *,
+        whole_documents: bool = False,
     ) -> Judgements:
         """A split, or a sample of it.
 
@@ -39,18 +46,25 @@ class Judgements:
             collection: whose split.
             split: its name.
             limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
+            held_out_fraction: share of them that is left out, groups together.
             whole_documents: train queries are judged for documents, as dev and test are, not for passages.
 
         Raises:
             DatasetError: the collection is flawed, or cannot give this split.
+            BadInput: a share is to be held out of one query, or one group.
         """
-        whole = cls(
+        judgements = cls(
             collection.queries(split),
             collection.document_qrels(split) if whole_documents else collection.qrels(split),
             collection.own_kept(split),
             collection.settings.passages is not None,
         )
-        return whole if limit is None else whole.subset(first_by_hash(whole.queries, limit, "sample"))
+        if limit is not None:
+            judgements = judgements.subset(first_by_hash(judgements.queries, limit, "sample"))
+        if held_out_fraction:
+            kept, _ = split_train(judgements.queries, held_out_fraction, collection.groups(split))
+            judgements = judgements.subset(kept)
+        return judgements
 
     def subset(self, query_ids: Iterable[str]) -> Judgements:
         """The same, of some queries only, in their order."""
@@ -69,20 +83,31 @@ def judgements_key(collection: Collection, split: str, limit: int | None = None)
     return f"judgements/{collection.name}-{split}-{collection.split_hash(split)}{sample}"
 
 
-def judgements_step(collection: Collection, split: str, limit: int | None = None) -> StoreJudgements:
+def judgements_step(
+    collection: Collection, split: str, limit: int | None = None, held_out_fraction: float = 0.0
+) -> StoreJudgements:
     """The step that puts a split, or a sample of it, into storage.
 
     Args:
         collection: whose split.
         split: its name.
         limit: at most so many queries, chosen by hash of their ids: a larger sample holds the smaller.
+        held_out_fraction: share of these that is left out.
+
+    Raises:
+        BadInput: a share is to be held out of one query, or one group.
     """
+    key = judgements_key(collection, split, limit)
+    if held_out_fraction:
+        kept = Judgements.of(collection, split, limit, held_out_fraction)
+        key = f"{key}-{content_hash(sorted(kept.queries))}"
     return StoreJudgements(
         name=collection.name,
-        key=judgements_key(collection, split, limit),
+        key=key,
         collection=collection,
         split=split,
         limit=limit,
+        held_out_fraction=held_out_fraction,
     )
 
 
@@ -95,12 +120,13 @@ class StoreJudgements(Step):
     collection: Collection
     split: str
     limit: int | None
+    held_out_fraction: float
 
     @classmethod
     def build_all(cls, steps: Sequence[StoreJudgements], store: ArtifactStore) -> None:
         """Write each split."""
         for step in steps:
-            chosen = Judgements.of(step.collection, step.split, step.limit)
+            chosen = Judgements.of(step.collection, step.split, step.limit, step.held_out_fraction)
             facts = {"collection": step.collection.name, "split": step.split}
             write_judgements(store, step.key, chosen, facts)
 

@@ -52,21 +52,24 @@ def first_by_hash(query_ids: Iterable[str], count: int, salt: str) -> list[str]:
     return sorted(query_ids, key=lambda query: (_hash(query, salt), query))[:count]
 
 
-def split_train(query_ids: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
+def split_train(
+    query_ids: Iterable[str], fraction: float, groups: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
     """Divide train queries into those that experts train on and those that none of them sees.
 
     Args:
         query_ids: train queries; both lists keep their order.
         fraction: share to hold out; 0 holds nothing out.
+        groups: query -> its group, which stays together; see ``hold_out``.
 
     Returns:
         The kept and the held-out queries.
 
     Raises:
-        BadInput: the fraction is not in [0, 1), or above 0 with fewer than two ids.
+        BadInput: the fraction is not in [0, 1), or above 0 with fewer than two ids, or groups.
     """
     ids = list(query_ids)
-    held = hold_out(ids, fraction, "held_out") if fraction else set()
+    held = hold_out(ids, fraction, "held_out", groups) if fraction else set()
     return [query for query in ids if query not in held], [query for query in ids if query in held]
 
 

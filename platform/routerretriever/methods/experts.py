@@ -147,7 +147,8 @@ class Experts(Method):
         table = workspace.scores(self._source_steps())
         if workspace.scoring.source == "held_out":
             for name, scores in table.items():
-                held = set(split_train(scores.query_ids, workspace.training.held_out_fraction)[1])
+                groups = workspace.collections[name].groups("train")
+                held = set(split_train(scores.query_ids, workspace.training.held_out_fraction, groups)[1])
                 table[name] = scores.subset([row for row, i in enumerate(scores.query_ids) if i in held])
         return table
 

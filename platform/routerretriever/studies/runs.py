@@ -16,7 +16,7 @@ from routerretriever.adapters.check import check_encoder
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.tuning import Values, describe
 from routerretriever.datasets.collection import Collection
-from routerretriever.datasets.splitting import split_train
+from routerretriever.datasets.judgements import Judgements
 from routerretriever.errors import BadInput, RecipeError, TrainingFailed, WriterError
 from routerretriever.generation.grading import Estimate, Judge
 from routerretriever.hashing import content_hash
@@ -116,8 +116,9 @@ def _trial_plan(
 ) -> TrialPlan:
     jobs, lengths = [], []
     for name in domains:
-        qrels = pipeline.collections[name].qrels("train")
-        queries, _ = split_train(list(qrels), training.held_out_fraction)
+        queries = Judgements.of(
+            pipeline.collections[name], "train", held_out_fraction=training.held_out_fraction
+        ).queries
         for number in range(seeds):
             jobs.append(_trial_step(pipeline, name, training, number).job)
             lengths.append(run_length(training, -(-len(queries) // training.batch_size)))

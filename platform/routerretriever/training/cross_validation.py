@@ -21,18 +21,6 @@ from routerretriever.training.selection import HeldOut, Selected, join_folds, se
 FOLDS = 3
 
 
-def labelled_queries(collection: Collection, train_limit: int | None) -> Judgements:
-    """The train and dev queries of a domain, or of a sample of the former, judged for whole documents."""
-    train = Judgements.of(collection, "train", train_limit, whole_documents=True)
-    dev = Judgements.of(collection, "dev")
-    return Judgements(
-        {**train.queries, **dev.queries},
-        {**train.qrels, **dev.qrels},
-        train.own_kept | dev.own_kept,
-        dev.passages,
-    )
-
-
 @dataclass(frozen=True)
 class Fold:
     """The queries that one training of a cross-validation learns from, and those that it is measured on."""
@@ -41,28 +29,64 @@ class Fold:
     held_out: list[str]
 
 
-def deal_folds(collection: Collection, labelled: Judgements) -> list[Fold]:
-    """Three folds of a domain's labelled queries, or two where they are two groups (``Collection.groups``).
+@dataclass(frozen=True)
+class LabelledQueries:
+    """The train and dev queries of a domain, and how a cross-validation deals them out."""
 
-    A fold learns from no more queries than the expert, which learns from train alone: of the queries that it
-    does not hold out, those of train, and those of dev that make up for what it holds out of train.
+    collection: Collection
+    train_limit: int | None
+    """At most so many of the train queries."""
+    held_out_fraction: float
+    """Share of these that no expert trains on, so no fold does."""
 
-    Raises:
-        DatasetError: all queries are of one group.
-    """
-    groups = collection.groups("train", "dev")
-    count = min(FOLDS, len({groups[query] for query in labelled.qrels}))
-    if count < 2:
-        raise DatasetError(
-            f"{collection.folder}: the {len(labelled.qrels)} train and dev queries ask the same or were "
-            "written about one document, so none can be held out; add others, or set training.selection to "
-            "best_step"
+    def judgements(self) -> Judgements:
+        """All of them, judged for whole documents."""
+        return self._judgements(self.held_out_fraction)
+
+    def folds(self) -> list[Fold]:
+        """Three folds, or two where the queries are two groups (``Collection.groups``).
+
+        A fold learns from no more queries than the expert, which learns from train alone: of the queries that
+        it does not hold out, those of train, and those of dev that make up for what it holds out of train.
+
+        Raises:
+            DatasetError: all queries are of one group.
+        """
+        ids = list(self.judgements().queries)
+        groups = self.collection.groups("train", "dev")
+        count = min(FOLDS, len({groups[query] for query in ids}))
+        if count < 2:
+            raise DatasetError(
+                f"{self.collection.folder}: the {len(ids)} train and dev queries ask the same or were "
+                "written about one document, so none can be held out; add others, or set training.selection "
+                "to best_step"
+            )
+        train = self.collection.queries("train").keys() & ids
+        return [
+            Fold(_at_most(len(train), _others(ids, held), train), held)
+            for held in split_folds(ids, count, groups)
+        ]
+
+    def identity(self) -> list[object]:
+        """What tells the folds from thirds of all queries by id, of whole documents; empty if none."""
+        every = self._judgements(0.0)
+        ids = list(every.queries)
+        thirds = [Fold(_others(ids, held), held) for held in split_folds(ids, FOLDS)]
+        folds = self.folds()
+        if folds == thirds and not every.passages:
+            return []
+        return [[sorted(fold.trained_on), sorted(fold.held_out)] for fold in folds]
+
+    def _judgements(self, held_out_fraction: float) -> Judgements:
+        limits = self.train_limit, held_out_fraction
+        train = Judgements.of(self.collection, "train", *limits, whole_documents=True)
+        dev = Judgements.of(self.collection, "dev")
+        return Judgements(
+            {**train.queries, **dev.queries},
+            {**train.qrels, **dev.qrels},
+            train.own_kept | dev.own_kept,
+            dev.passages,
         )
-    train = labelled.qrels.keys() & collection.queries("train").keys()
-    return [
-        Fold(_at_most(len(train), _others(labelled.qrels, held), train), held)
-        for held in split_folds(list(labelled.qrels), count, groups)
-    ]
 
 
 def _at_most(count: int, query_ids: Sequence[str], train: Set[str]) -> list[str]:
@@ -70,16 +94,6 @@ def _at_most(count: int, query_ids: Sequence[str], train: Set[str]) -> list[str]
     others = [query for query in query_ids if query not in train]
     chosen = set(first_by_hash(others, count - (len(query_ids) - len(others)), "fold"))
     return [query for query in query_ids if query in train or query in chosen]
-
-
-def folds_identity(collection: Collection, labelled: Judgements) -> list[object]:
-    """What tells these folds from thirds of the queries by id, of whole documents; empty if nothing does."""
-    ids = list(labelled.qrels)
-    thirds = [Fold(_others(ids, held), held) for held in split_folds(ids, FOLDS)]
-    dealt = deal_folds(collection, labelled)
-    if dealt == thirds and not labelled.passages:
-        return []
-    return [[sorted(fold.trained_on), sorted(fold.held_out)] for fold in dealt]
 
 
 def _others(query_ids: Iterable[str], held_out: Iterable[str]) -> list[str]:
@@ -93,8 +107,7 @@ class StoreFold(Step):
 
     stage: ClassVar[str] = "read"
 
-    collection: Collection
-    train_limit: int | None
+    labelled: LabelledQueries
     number: int
     held_out: bool
 
@@ -102,12 +115,11 @@ class StoreFold(Step):
     def build_all(cls, steps: Sequence[StoreFold], store: ArtifactStore) -> None:
         """Write each fold."""
         for step in steps:
-            labelled = labelled_queries(step.collection, step.train_limit)
-            fold = deal_folds(step.collection, labelled)[step.number - 1]
-            chosen = labelled.subset(fold.held_out if step.held_out else fold.trained_on)
+            collection, fold = step.labelled.collection, step.labelled.folds()[step.number - 1]
+            chosen = step.labelled.judgements().subset(fold.held_out if step.held_out else fold.trained_on)
             if not step.held_out:
-                chosen = replace(chosen, qrels=step.collection.as_trained(chosen.qrels))
-            write_judgements(store, step.key, chosen, {"collection": step.collection.name})
+                chosen = replace(chosen, qrels=collection.as_trained(chosen.qrels))
+            write_judgements(store, step.key, chosen, {"collection": collection.name})
 
 
 def chosen_by_folds(store: ArtifactStore, keys: Sequence[str], confidence: float) -> Selected | None:

@@ -11,7 +11,6 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.datasets.judgements import Judgements, load_judgements
 from routerretriever.datasets.passages import parent_of
-from routerretriever.datasets.splitting import split_train
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Values, measure
@@ -49,9 +48,7 @@ class TrainingDomain:
         settings = job.training
         self.corpus = open_corpus(store, part.corpus_key)
         objective = self.objective(settings)
-        train_set = load_judgements(store, part.train_key)
-        kept, _ = split_train(list(train_set.queries), settings.held_out_fraction)
-        train_set = _sample(train_set.subset(kept), job.queries_per_domain)
+        train_set = _sample(load_judgements(store, part.train_key), job.queries_per_domain)
         self.dev = _sample(load_judgements(store, part.dev_key), settings.dev_queries)
         self.examples = Examples(train_set, self.corpus, encoder, settings, objective)
         self._modules = part.modules

@@ -17,6 +17,7 @@ from routerretriever.corpus.artifact import corpus_key
 from routerretriever.corpus.build import EncodeCorpus
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.judgements import judgements_step
+from routerretriever.datasets.splitting import split_train
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import ArtifactMissing, RecipeError
 from routerretriever.hashing import content_hash
@@ -24,14 +25,7 @@ from routerretriever.index.settings import LexicalSettings
 from routerretriever.settings import amount
 from routerretriever.training.candidates import ScoreCandidates, candidates_step
 from routerretriever.training.checkpoints import checkpoints_key
-from routerretriever.training.cross_validation import (
-    FOLDS,
-    StoreFold,
-    chosen_by_folds,
-    deal_folds,
-    folds_identity,
-    labelled_queries,
-)
+from routerretriever.training.cross_validation import FOLDS, LabelledQueries, StoreFold, chosen_by_folds
 from routerretriever.training.job import Selection, TrainingJob, TrainingPart
 from routerretriever.training.selection import advice
 from routerretriever.training.settings import TrainingSettings
@@ -81,16 +75,21 @@ def expert_key(
         collection.split_hash("dev"),
         training.identity(),
         *words,
-        *_folds_identity(collection, training),
+        *_splits_identity(collection, training),
     )
     return f"experts/{collection.name}-{digest}"
 
 
-def _folds_identity(collection: Collection, training: TrainingSettings) -> list[object]:
-    """What of its folds an expert's key holds; nothing where it has none, or thirds of the queries by id."""
-    if _selection(collection, None, training) != "cross_validation":
-        return []
-    return folds_identity(collection, labelled_queries(collection, None))
+def _splits_identity(collection: Collection, training: TrainingSettings) -> list[object]:
+    """What an expert's key holds of how queries are held out; nothing where that is by their ids alone."""
+    found: list[object] = []
+    if training.held_out_fraction:
+        ids, fraction = list(collection.queries("train")), training.held_out_fraction
+        held = split_train(ids, fraction, collection.groups("train"))[1]
+        found += [] if held == split_train(ids, fraction)[1] else [sorted(held)]
+    if _selection(collection, None, training) == "cross_validation":
+        found += LabelledQueries(collection, None, training.held_out_fraction).identity()
+    return found
 
 
 def open_expert(store: ArtifactStore, key: str) -> Expert:
@@ -193,7 +192,7 @@ def train_step(
     inputs: list[Step] = []
     parts = []
     for source in sources:
-        train = judgements_step(source.collection, "train", source.train_limit)
+        train = judgements_step(source.collection, "train", source.train_limit, training.held_out_fraction)
         dev = judgements_step(source.collection, "dev")
         scored = _scored_by_teacher(source, training, ("train",))
         inputs += [source.corpus, train, dev, *scored]
@@ -221,7 +220,10 @@ def train_step(
     )
     folds: tuple[TrainAdapter, ...] = ()
     if selection == "cross_validation":
-        folds = _fold_steps(job, sources[0])
+        source = sources[0]
+        labelled = LabelledQueries(source.collection, source.train_limit, training.held_out_fraction)
+        numbers = range(1, len(labelled.folds()) + 1)
+        folds = tuple(_fold_step(job, source, labelled, number) for number in numbers)
         inputs += folds
     return TrainAdapter(
         name=name,
@@ -248,26 +250,15 @@ def _scored_by_teacher(
     return [candidates_step(source.corpus, split, training.teacher) for split in splits]
 
 
-def _fold_steps(job: TrainingJob, source: Source) -> tuple[TrainAdapter, ...]:
-    """The steps that train the folds of a cross-validation, and measure each scale on what is held out."""
-    labelled = labelled_queries(source.collection, source.train_limit)
-    folds = deal_folds(source.collection, labelled)
-    digest = content_hash(job.key, FOLDS, *folds_identity(source.collection, labelled))
-    return tuple(
-        _fold_step(job, source, digest, number, len(folds), len(fold.trained_on))
-        for number, fold in enumerate(folds, start=1)
-    )
-
-
-def _fold_step(
-    job: TrainingJob, source: Source, digest: str, number: int, folds: int, queries: int
-) -> TrainAdapter:
+def _fold_step(job: TrainingJob, source: Source, labelled: LabelledQueries, number: int) -> TrainAdapter:
+    """The step that trains one fold of a cross-validation and measures every scale on what it holds out."""
+    folds = labelled.folds()
+    digest = content_hash(job.key, FOLDS, *labelled.identity())
     rest, held = (
         StoreFold(
             name=f"{job.name} {kind} {number}",
             key=f"judgements/{job.name}-{digest}-{kind}-{number}",
-            collection=source.collection,
-            train_limit=source.train_limit,
+            labelled=labelled,
             number=number,
             held_out=kind == "held",
         )
@@ -276,13 +267,13 @@ def _fold_step(
     scored = _scored_by_teacher(source, job.training, ("train", "dev"))
     keys = tuple(one.key for one in scored)
     part = replace(job.parts[0], train_key=rest.key, dev_key=held.key, candidate_keys=keys)
-    name, key = f"{job.name} fold {number} of {folds}", f"folds/{job.name}-{number}-{digest}"
-    # All held-out queries count, and none of the others is kept from training.
-    training = job.training.model_copy(update={"dev_queries": _EVERY, "held_out_fraction": 0.0})
+    name, key = f"{job.name} fold {number} of {len(folds)}", f"folds/{job.name}-{number}-{digest}"
+    # All held-out queries count.
+    training = job.training.model_copy(update={"dev_queries": _EVERY})
     own = replace(job, name=name, key=key, parts=(part,), training=training, selection="fold")
     return TrainAdapter(
         name=name, key=key, inputs=(source.corpus, rest, held, *scored), job=own, sources=(source,),
-        describe=f"{queries} queries", folds=(),
+        describe=f"{len(folds[number - 1].trained_on)} queries", folds=(),
     )  # fmt: skip
 
 
