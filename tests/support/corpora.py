@@ -41,7 +41,7 @@ def write_corpus(folder, shards, key=CORPUS):
         store.put(key, documents_file(shard), lambda path, table=table: parquet.write_table(table, path))
         vectors = np.stack([vector for _, vector in rows])
         store.put(key, embeddings_file(shard), lambda path, vectors=vectors: save(path, vectors))
-    store.commit(key, {"shards": [len(rows) for rows in shards], "dimension": 4})
+    store.commit(key, {"shards": [len(rows) for rows in shards], "dimension": vectors.shape[1]})
     return store
 
 

@@ -62,6 +62,28 @@ def test_candidates_may_be_any_rows_of_the_corpus():
     )
 
 
+@pytest.mark.parametrize("settings", [{}, {"distillation": 0.7}, {"distillation": 0.7, "mask_above": 0.9}])
+def test_what_is_left_out_for_a_query_is_no_candidate_for_it_alone(settings):
+    generator = torch.Generator().manual_seed(0)
+    query, documents = torch.randn(2, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    query.requires_grad_()
+    teacher = torch.randn(2, 5, generator=generator)
+
+    def loss(asked, chosen, left_out=()):
+        targets, positives = rows(0, 4)[asked], [[rows(0, 3), rows(4)][each] for each in asked]
+        given = (query[asked], documents[chosen], chosen, targets, positives, 0.5, teacher[asked][:, chosen])
+        return candidate_loss(*given, **settings, left_out_rows=left_out)
+
+    every = rows(*range(5))
+    found = loss([0, 1], every, [rows(2), rows(0, 1)])
+    assert found.item() == pytest.approx(
+        (loss([0], rows(0, 1, 3, 4)) + loss([1], rows(2, 3, 4))).item() / 2, rel=1e-5
+    )
+    (gradient,) = torch.autograd.grad(found, query)
+    assert torch.isfinite(gradient).all()
+    assert loss([0, 1], every, [rows(), rows()]).item() == loss([0, 1], every).item()
+
+
 def test_targets_are_drawn_by_grade():
     random = np.random.default_rng(0)
     drawn = [draw_targets([rows(3, 8)], [rows(1, 3)], random)[0] for _ in range(400)]

@@ -170,6 +170,15 @@ class Collection:
         kept = survey.same_id_only if rule == "auto" else survey.same_id_only | survey.same_as_query
         return frozenset(kept & self._split(split).keys())
 
+    def own_left_out(self, *splits: str) -> frozenset[str]:
+        """The queries of some splits with a document of their own id that results leave out and none judged
+        relevant: it competes with none of the relevant ones."""
+        judged = {query: own for split in splits for query, own in self._documents_of(split).items()}
+        survey = self.require(splits[0]).survey
+        kept = frozenset[str]().union(*(self.own_kept(split) for split in splits))
+        same = (survey.same_as_query | survey.same_id_only) & judged.keys() - kept
+        return frozenset(query for query in same if not judged[query].get(query))
+
     def copies(self) -> list[list[str]]:
         """Groups of documents with equal content, the first of the corpus first."""
         return [[identifier for _, identifier in group] for group in self.require(None).survey.copies]

@@ -22,6 +22,7 @@ from routerretriever.hashing import content_hash
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.runtime.shards import ShardWorker, make_parts
+from routerretriever.training.examples import document_rows, own_rows
 from routerretriever.training.rerankers import TRIAL, Candidates, open_reranker
 from routerretriever.training.teacher_settings import AnyTeacherSettings, EndpointTeacher
 
@@ -150,11 +151,12 @@ class _CandidateScorer(ShardWorker):
         judgements, corpus, index = self._open(row["judgements"], row["corpus"])
         chunk = judgements.subset(list(judgements.queries)[int(row["start"]) : int(row["stop"])])
         vectors = self._base.encode_queries(list(chunk.queries.values()))
-        _, found = index.search(vectors, self._depth + 1)
+        owns = [own_rows(query_id, chunk, corpus) for query_id in chunk.queries]  # none of the results
+        _, found = index.search(vectors, self._depth + max(1, *map(len, owns)))
         listed: list[Rows] = []
         base: list[tuple[float, float]] = []
-        for query_id, vector, best in zip(chunk.queries, vectors, found, strict=True):
-            best = self._without_own(best[best >= 0], query_id, chunk, corpus)
+        for query_id, vector, best, own in zip(chunk.queries, vectors, found, owns, strict=True):
+            best = best[(best >= 0) & ~np.isin(best, own)][: self._depth]
             scores = corpus.lookup(best) @ vector
             base.append((float(scores.min()), float(scores.max())))
             listed.append(np.union1d(best, _positives(query_id, chunk, corpus)).astype(np.int64))
@@ -176,12 +178,6 @@ class _CandidateScorer(ShardWorker):
         )
         self._store.put(row["key"], row["part"], partial(parquet.write_table, table))
 
-    def _without_own(self, best: Rows, query_id: str, judgements: Judgements, corpus: Corpus) -> Rows:
-        """Where queries are documents, a query's own is none of its results; see ``SearchIndex.run``."""
-        if query_id not in judgements.own_kept:
-            best = best[best != corpus.rows.get(query_id, -1)]
-        return best[: self._depth]
-
     def _open_collection(
         self, judgements_key: str, corpus_key: str
     ) -> tuple[Judgements, Corpus, SearchIndex]:
@@ -194,5 +190,10 @@ class _CandidateScorer(ShardWorker):
 
 
 def _positives(query_id: str, judgements: Judgements, corpus: Corpus) -> list[int]:
-    judged = judgements.qrels[query_id].items()
-    return [corpus.rows[document] for document, grade in judged if grade > 0 and document in corpus.rows]
+    relevant = [document for document, grade in judgements.qrels[query_id].items() if grade > 0]
+    # Where documents are cut, train judges passages and dev judges documents.
+    rows = [
+        [corpus.rows[one]] if one in corpus.rows else document_rows(one, judgements.passages, corpus).tolist()
+        for one in relevant
+    ]
+    return [row for own in rows for row in own]

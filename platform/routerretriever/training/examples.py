@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.judgements import Judgements
+from routerretriever.datasets.passages import passage_ids
 from routerretriever.encoder.encoder import Encoder, Vectors
 from routerretriever.errors import DatasetError
 from routerretriever.index.dense import SearchIndex
@@ -30,6 +32,8 @@ class Batch:
     texts: list[str] = field(default_factory=list)
     """The queries' own words."""
     query_ids: list[str] = field(default_factory=list)
+    left_out_rows: list[Rows] = field(default_factory=list)
+    """What is no candidate for a query: the document of its own id, where results leave it out."""
 
 
 class Examples:
@@ -45,6 +49,7 @@ class Examples:
         self._texts = list(train.queries.values())
         self._tokens = encoder.tokenize_queries(list(train.queries.values()), settings.query_max_length)
         self._positives: list[Rows] = []
+        self._left_out: list[Rows] = []
         self._grades: list[NDArray[np.int64]] = []
         for query_id in self._ids:
             judged = {doc: grade for doc, grade in train.qrels[query_id].items() if grade > 0}
@@ -57,6 +62,7 @@ class Examples:
             rows = np.array([corpus.rows[doc] for doc in judged], dtype=np.int64)
             order = np.argsort(rows)
             self._positives.append(rows[order])
+            self._left_out.append(np.setdiff1d(own_rows(query_id, train, corpus), rows))
             self._grades.append(np.array(list(judged.values()), dtype=np.int64)[order])
         self._hard: list[Rows] = []
         self._base: Vectors | None = None
@@ -65,14 +71,16 @@ class Examples:
         return len(self._ids)
 
     def mine(self, index: SearchIndex, encoder: Encoder, train: Judgements) -> None:
-        """Find each query's hard negatives: what the bare base ranks high and nobody judged relevant."""
+        """Find each query's hard negatives: what the bare base ranks high and nobody judged relevant.
+
+        The document of the query's own id is none where results leave it out.
+        """
         wanted = self._settings.hard_negatives
         vectors = encoder.encode_queries(list(train.queries.values()))
-        most_positives = max(len(rows) for rows in self._positives)
-        _, found = index.search(vectors, wanted + most_positives)
+        others = [np.concatenate(rows) for rows in zip(self._positives, self._left_out, strict=True)]
+        _, found = index.search(vectors, wanted + max(map(len, others)))
         self._hard = [
-            row[(row >= 0) & ~np.isin(row, positives)][:wanted]
-            for row, positives in zip(found, self._positives, strict=True)
+            row[(row >= 0) & ~np.isin(row, own)][:wanted] for row, own in zip(found, others, strict=True)
         ]
 
     def embed_by_base(self, encoder: Encoder, train: Judgements) -> None:
@@ -115,4 +123,18 @@ class Examples:
         tokens = [self._tokens[member] for member in members]
         texts = [self._texts[member] for member in members]
         ids = [self._ids[member] for member in members]
-        return Batch(tokens, targets, positives, candidates, base, texts, ids)
+        left_out = [self._left_out[member] for member in members]
+        return Batch(tokens, targets, positives, candidates, base, texts, ids, left_out)
+
+
+def document_rows(document: str, passages: bool, corpus: Corpus) -> Rows:
+    """Rows of a document, or of its passages; none if the corpus lacks it."""
+    ids = passage_ids(document, len(corpus)) if passages else [document]
+    return np.array([corpus.rows[one] for one in takewhile(corpus.rows.__contains__, ids)], dtype=np.int64)
+
+
+def own_rows(query_id: str, judgements: Judgements, corpus: Corpus) -> Rows:
+    """Rows of the document of a query's own id, if its results leave that out; see ``SearchIndex.run``."""
+    if query_id in judgements.own_kept:
+        return np.array([], dtype=np.int64)
+    return document_rows(query_id, judgements.passages, corpus)

@@ -75,20 +75,23 @@ def expert_key(
         collection.split_hash("dev"),
         training.identity(),
         *words,
-        *_splits_identity(collection, training),
+        *_queries_identity(collection, training),
     )
     return f"experts/{collection.name}-{digest}"
 
 
-def _splits_identity(collection: Collection, training: TrainingSettings) -> list[object]:
-    """What an expert's key holds of how queries are held out; nothing where that is by their ids alone."""
+def _queries_identity(collection: Collection, training: TrainingSettings) -> list[object]:
+    """What an expert's key holds beside its data; nothing where queries are no documents and each differs."""
     found: list[object] = []
     if training.held_out_fraction:
         ids, fraction = list(collection.queries("train")), training.held_out_fraction
         held = split_train(ids, fraction, collection.groups("train"))[1]
         found += [] if held == split_train(ids, fraction)[1] else [sorted(held)]
-    if _selection(collection, None, training) == "cross_validation":
+    crossed = _selection(collection, None, training) == "cross_validation"
+    if crossed:
         found += LabelledQueries(collection, None, training.held_out_fraction).identity()
+    if left_out := collection.own_left_out("train", *(["dev"] if crossed else [])):
+        found.append(["own left out", *sorted(left_out)])
     return found
 
 

@@ -273,6 +273,7 @@ class _Run:
             domain.teacher_scores(batch, rows, candidates.float()),
             settings.distillation,
             settings.mask_above,
+            batch.left_out_rows,
         )
         if not torch.isfinite(loss):
             raise TrainingFailed(

@@ -17,6 +17,9 @@ from torch import Tensor
 
 Rows = NDArray[np.int64]
 
+_NEVER = -1e30
+"""A logit that gets no share of a softmax; of two infinite ones no divergence could be told."""
+
 
 def candidate_loss(
     query_Bd: Tensor,
@@ -28,6 +31,7 @@ def candidate_loss(
     teacher_BC: Tensor | None = None,
     distillation: float = 0.0,
     mask_above: float | None = None,
+    left_out_rows: Sequence[Rows] = (),
 ) -> Tensor:
     """Mean cross-entropy of each query's target document among the candidates.
 
@@ -46,29 +50,43 @@ def candidate_loss(
         teacher_BC: the teacher's scores of the candidates; needed for the next two.
         distillation: weight of the divergence.
         mask_above: share of the target's score; None masks nothing.
+        left_out_rows: for each query, none of its positives, and no candidates for it, neither in the
+            cross-entropy nor in the divergence.
     """
     logits_BC = query_Bd @ candidate_Cd.T / temperature
+    left_out_BC = _candidates_among(candidate_rows, left_out_rows, logits_BC)
+    if left_out_BC is not None:
+        logits_BC = logits_BC.masked_fill(left_out_BC, _NEVER)
+        teacher_BC = None if teacher_BC is None else teacher_BC.masked_fill(left_out_BC, temperature * _NEVER)
     divergence = _divergence(logits_BC, teacher_BC, temperature) if distillation else None
     targets_B = torch.as_tensor(np.searchsorted(candidate_rows, target_rows), device=logits_BC.device)
     if mask_above is not None:
         assert teacher_BC is not None, "a mask needs the teacher's scores"
         logits_BC = logits_BC.masked_fill(above_target(teacher_BC, targets_B, mask_above), float("-inf"))
-    mask_rows: list[int] = []
-    mask_columns: list[int] = []
-    for query, (positives, target) in enumerate(zip(positive_rows, target_rows, strict=True)):
-        others = positives[positives != target]
-        columns = np.searchsorted(candidate_rows, others)
-        within = columns < len(candidate_rows)
-        columns, others = columns[within], others[within]
-        columns = columns[candidate_rows[columns] == others]
-        mask_rows += [query] * len(columns)
-        mask_columns += columns.tolist()
-    if mask_rows:
-        mask_BC = torch.zeros_like(logits_BC, dtype=torch.bool)
-        mask_BC[mask_rows, mask_columns] = True
-        logits_BC = logits_BC.masked_fill(mask_BC, float("-inf"))
+    others = [rows[rows != target] for rows, target in zip(positive_rows, target_rows, strict=True)]
+    others_BC = _candidates_among(candidate_rows, others, logits_BC)
+    if others_BC is not None:
+        logits_BC = logits_BC.masked_fill(others_BC, float("-inf"))
     loss = F.cross_entropy(logits_BC, targets_B)
     return loss if divergence is None else loss + distillation * divergence
+
+
+def _candidates_among(candidate_rows: Rows, rows: Sequence[Rows], like_BC: Tensor) -> Tensor | None:
+    """Which candidates are among each query's rows, as a mask [B, C]; None if none is."""
+    mask_rows: list[int] = []
+    mask_columns: list[int] = []
+    for query, own in enumerate(rows):
+        columns = np.searchsorted(candidate_rows, own)
+        within = columns < len(candidate_rows)
+        columns, own = columns[within], own[within]
+        columns = columns[candidate_rows[columns] == own]
+        mask_rows += [query] * len(columns)
+        mask_columns += columns.tolist()
+    if not mask_rows:
+        return None
+    mask_BC = torch.zeros_like(like_BC, dtype=torch.bool)
+    mask_BC[mask_rows, mask_columns] = True
+    return mask_BC
 
 
 def above_target(scores_BC: Tensor, targets_B: Tensor, share: float) -> Tensor:
