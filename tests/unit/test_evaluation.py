@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.errors import RouterRetrieverError
 from routerretriever.evaluation.evaluation import assemble
-from routerretriever.evaluation.significance import compare, holm
+from routerretriever.evaluation.significance import compare, compare_all, holm
 from routerretriever.evaluation.system import Kind, Routing, System
 from routerretriever.index.dense import SearchIndex
 from routerretriever.measures import measure
@@ -184,6 +184,26 @@ def test_a_clear_difference_is_told_from_luck():
     lucky = compare(theirs + random.normal(0.0, 0.1, 200), theirs)
     assert lucky.low < 0 < lucky.high
     assert compare(theirs, theirs).p_value == 1
+
+
+def test_the_same_gain_on_every_query_is_no_luck():
+    gain = compare(np.ones(50), np.zeros(50))
+    assert gain.significant
+    assert gain.low == gain.mean == gain.high == 1
+    assert compare(np.ones(1), np.zeros(1)).p_value == 1  # of one query nothing can be told
+
+
+def test_differences_are_found_among_any_number_of_comparisons():
+    random = np.random.default_rng(0)
+    base = random.uniform(size=40)
+    clear, none = base + random.normal(0.3, 0.05, 40), base + random.normal(0, 0.05, 40)
+    few = compare_all(dict.fromkeys(range(3), (clear, base)))
+    many = compare_all({**dict.fromkeys(range(150), (clear, base)), "none": (none, base)})
+    assert all(many[number].significant for number in range(150))
+    assert (many[0].mean, many[0].low, many[0].high) == (few[0].mean, few[0].low, few[0].high)
+    assert few[0].p_value == compare(clear, base).p_value
+    assert many["none"].p_value == compare(none, base).p_value
+    assert not many["none"].significant
 
 
 def test_many_comparisons_are_corrected_for_their_number():

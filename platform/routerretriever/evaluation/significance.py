@@ -11,6 +11,10 @@ import numpy as np
 from routerretriever.measures import Values
 
 _RESAMPLES = 4999
+_LEAST = 2 / (_RESAMPLES + 1)
+"""The least p-value of so many resamples."""
+_RESAMPLES_A_COMPARISON = 80
+"""With so many the least p-value, times the number of comparisons, is half of the 5 % level."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -42,8 +46,18 @@ class Difference:
 
 
 def compare_all(pairs: Mapping[K, tuple[Values, Values]]) -> dict[K, Difference]:
-    """Compare many pairs of systems, and correct the p-values for their number (Holm 1979)."""
+    """Compare many pairs of systems, and correct the p-values for their number (Holm 1979).
+
+    Of many pairs, those with the least p-value are tested again with more resamples; else none of them could
+    be significant.
+    """
     found = {key: compare(ours, theirs) for key, (ours, theirs) in pairs.items()}
+    resamples = _RESAMPLES_A_COMPARISON * len(pairs)
+    if resamples > _RESAMPLES:
+        for key, difference in found.items():
+            if difference.p_value <= _LEAST:
+                ours, theirs = pairs[key]
+                found[key] = replace(difference, p_value=_p_value(ours - theirs, resamples))
     adjusted = holm([difference.p_value for difference in found.values()])
     return {
         key: replace(difference, adjusted_p_value=p_value)
@@ -88,7 +102,7 @@ def compare(ours: Values, theirs: Values, seed: int = 0) -> Difference:
 
     difference = ours - theirs
     mean = float(difference.mean())
-    if len(difference) < 2 or np.allclose(difference, difference[0]):
+    if len(difference) < 2 or not difference.any():
         return Difference(mean, mean, mean, 1.0, 1.0)
     random = np.random.default_rng(seed)
     interval = bootstrap(
@@ -112,3 +126,16 @@ def compare(ours: Values, theirs: Values, seed: int = 0) -> Difference:
     )
     p_value = float(tested.pvalue)
     return Difference(mean, float(interval.low), float(interval.high), p_value, p_value)
+
+
+def _p_value(difference: Values, resamples: int) -> float:
+    """Of the paired randomisation test, by signs drawn for all differences [Q] at once, which is quicker."""
+    from scipy.stats import monte_carlo_test
+
+    random = np.random.default_rng(0)
+
+    def flipped(size: tuple[int, ...]) -> Values:
+        return difference * (2.0 * random.integers(0, 2, size, dtype=np.int8) - 1)
+
+    tested = monte_carlo_test(difference, flipped, np.mean, vectorized=True, n_resamples=resamples, batch=500)
+    return float(tested.pvalue)
