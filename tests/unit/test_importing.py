@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from routerretriever.cli.main import app
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.importing import import_data
+from routerretriever.datasets.tables import read_rows
 from routerretriever.datasets.writing import FolderWriter
 from routerretriever.errors import DatasetError, RouterRetrieverError
 from typer.testing import CliRunner
@@ -376,6 +377,23 @@ EXAMPLES = {
         {"dev": {("how long", "Ten minutes."): 1}, "train": {("how hot", "Very hot."): 1}},
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "rows"),
+    [
+        (
+            'id\ttext\n1\t"Hello he said\n2\tfoo\n3\tbar"\n',
+            [("1", '"Hello he said'), ("2", "foo"), ("3", 'bar"')],
+        ),
+        ('id\ttext\n1\t"Hello\nhe said"\n2\tfoo\n', [("1", "Hello\nhe said"), ("2", "foo")]),
+        ('id\ttext\n1\t"say ""no"""\n2\t"one\ttab"\n', [("1", 'say "no"'), ("2", "one\ttab")]),
+        ('text\n"Hello\nhe said"\nfoo\n', [("Hello\nhe said",), ("foo",)]),
+    ],
+)
+def test_quotes_of_a_tsv_hold_lines_together_where_these_are_no_rows(tmp_path, written, rows):
+    path = write(tmp_path / "a", **{"a.tsv": written}) / "a.tsv"
+    assert [tuple(row.fields.values()) for row in read_rows(path)] == rows
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

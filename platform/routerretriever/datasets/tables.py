@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -31,6 +31,7 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
 _LISTS = ("data", "rows", "items", "records", "examples", "questions", "entries")
 """What an object calls its list of rows."""
 _SAMPLE = 1 << 20
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
 class Row(NamedTuple):
@@ -254,17 +255,32 @@ def _delimiter(header: str) -> str:
 def _is_quoted(path: Path) -> bool:
     """Whether quotes hold a TSV's fields together, as spreadsheets write them; else they are text."""
     with open_plain(path) as raw:
-        sample = raw.read(_SAMPLE).decode(errors="replace")
+        start = raw.read(_SAMPLE)
+    sample, is_cut = start.decode(errors="replace"), len(start) == _SAMPLE
     if not re.search(r'(?m)(^|\t)"', sample):
         return False
-    widths = []
+    rows: list[list[str]] = []
     try:
         for row in csv.reader(io.StringIO(sample, newline=""), delimiter="\t", strict=True):
-            widths.append(len(row))
+            rows.append(row)
     except csv.Error as error:
-        if len(sample) < _SAMPLE or "end of data" not in str(error):
+        if not is_cut or "end of data" not in str(error):
             return False
-    return len({width for width in widths[: -1 if len(sample) == _SAMPLE else None] if width}) == 1
+    whole = slice(-1 if is_cut else None)
+    rows, lines = rows[whole], [line.split("\t") for line in _LINE_BREAK.split(sample)[whole]]
+    if any(_LINE_BREAK.search(field) for row in rows for field in row) and _is_table(lines):
+        return False  # each line is a row: no quote that ends in a later line was meant to hold them together
+    return _one_width(rows)
+
+
+def _is_table(rows: list[list[str]]) -> bool:
+    """Whether all rows have as many fields, and more than one: any line is a row of one."""
+    return bool(rows) and len(rows[0]) > 1 and _one_width(rows)
+
+
+def _one_width(rows: Iterable[Sequence[str]]) -> bool:
+    """Whether all rows that are not empty have as many fields."""
+    return len({len(row) for row in rows if any(row)}) == 1
 
 
 def _refuse_encoding(path: Path) -> NoReturn:
