@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytrec_eval
-from numpy.typing import NDArray
+
+from routerretriever.types import Values
 
 Qrels = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Mapping[str, float]]
-Values = NDArray[np.float64]
 
 MEASURES = {
     "ndcg_at_10": "nDCG@10",

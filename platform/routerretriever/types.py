@@ -21,6 +21,15 @@ DOCUMENT_MODEL = "documents"
 Vectors = NDArray[np.float32]
 """Rows of float32 numbers, as vectors [B, d] or weights [B, T]."""
 
+Scores = NDArray[np.float32]
+"""How near documents are to queries, [C] or [B, C]."""
+
+Rows = NDArray[np.int64]
+"""Places of documents in their corpus."""
+
+Values = NDArray[np.float64]
+"""Measures and other figures, as nDCG@10 of each query [Q]."""
+
 Mode = Literal["hybrid", "dense", "lexical"]
 """What a search compares: words and vectors, vectors alone, words alone."""
 

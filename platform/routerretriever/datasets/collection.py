@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from routerretriever.datasets.contents import SPLITS, Contents, QrelsFile, read_contents, split_files
+from routerretriever.datasets.contents import SPLITS, Contents, read_contents, split_files
 from routerretriever.datasets.files import file_hint, find_file, import_hint, read_blocks, require_file
 from routerretriever.datasets.issues import SAME_ID, Issue, Notes, raise_error, refuse
 from routerretriever.datasets.passages import cut, parent_of, passage_ids
@@ -247,9 +247,9 @@ class Collection:
             grades = contents.files[split].grades
             return _with_copies(grades, contents) if self.settings.copies == "alike" else grades
         if split in contents.files and (split == "dev" or "dev" in contents.files):
-            grades = _trainable(contents.files[split], contents)
+            grades = _with_copies(contents.files[split].relevant(contents.survey.missing), contents)
         else:
-            grades = _trainable(contents.files["train"], contents)
+            grades = _with_copies(contents.files["train"].relevant(contents.survey.missing), contents)
             groups = equal_groups({query: contents.queries[query] for query in grades})
             if len(set(groups.values())) < 2:
                 raise DatasetError(
@@ -318,16 +318,6 @@ def sample_domains() -> list[str]:
 def _read(collection: Collection, _stamps: tuple[tuple[Path, int, int], ...]) -> tuple[Contents, Notes]:
     notes = Notes()
     return read_contents(collection.folder, collection.settings, SPLITS, notes), notes
-
-
-def _trainable(file: QrelsFile, contents: Contents) -> Qrels:
-    missing = contents.survey.missing
-    grades = {
-        query: {document: grade for document, grade in judged.items() if document not in missing}
-        for query, judged in file.grades.items()
-    }
-    relevant = {query: judged for query, judged in grades.items() if any(judged.values())}
-    return _with_copies(relevant, contents)
 
 
 def _with_copies(grades: Qrels, contents: Contents) -> Qrels:

@@ -7,7 +7,7 @@ ask for, and in what they do when they are told of an issue.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,10 +35,13 @@ class QrelsFile:
     lines: dict[tuple[str, str], int] = field(default_factory=dict)
     """Pair -> its first line."""
 
-    @property
-    def relevant(self) -> set[str]:
-        """Queries with a grade above 0."""
-        return {query for query, judged in self.grades.items() if any(judged.values())}
+    def relevant(self, missing: Set[str] = frozenset()) -> dict[str, dict[str, int]]:
+        """Query -> document -> grade, for queries with a grade above 0; missing documents are left out."""
+        grades = {
+            query: {document: grade for document, grade in judged.items() if document not in missing}
+            for query, judged in self.grades.items()
+        }
+        return {query: judged for query, judged in grades.items() if any(judged.values())}
 
     def line_of(self, query: str) -> int:
         """Where a query is judged first."""
@@ -101,12 +104,12 @@ def read_contents(
     _compare_splits(contents, settings, report)
     _compare_ids(contents, settings, report)
     for split, file in files.items():
-        if not any(any(judged.values()) for judged in file.grades.values()):
+        if not file.relevant():
             text = "no query with a relevant document; add lines with a score above 0"
             report(Issue(issues.EMPTY_SPLIT, file.path, None, text))
-        elif split == "train" and "dev" not in there and len(_usable(file, contents.survey)) < 2:
+        elif split == "train" and "dev" not in there and len(file.relevant(contents.survey.missing)) < 2:
             text = (
-                f"{len(file.relevant)} query with a relevant document, and no dev.tsv; dev is held out of "
+                f"{len(file.relevant())} query with a relevant document, and no dev.tsv; dev is held out of "
                 "train, which is too small for it and needs 2 or more: add queries or write qrels/dev.tsv"
             )
             report(Issue(issues.NO_DEV, file.path, None, text))
@@ -140,14 +143,6 @@ def read_qrels(path: Path, report: Report) -> QrelsFile:
             text = f"query {query!r} has no judgement above 0"
             report(Issue(issues.ONLY_ZERO, path, file.line_of(query), text))
     return file
-
-
-def _usable(file: QrelsFile, survey: Survey) -> list[str]:
-    return [
-        query
-        for query, judged in file.grades.items()
-        if any(grade > 0 and document not in survey.missing for document, grade in judged.items())
-    ]
 
 
 def _open(folder: Path, name: str, report: Report) -> Path | None:

@@ -128,7 +128,7 @@ def describe(folder: Path, tokens: Tokens | None = None) -> Statistics:
             split: sum(grade > 0 for judged in own.values() for grade in judged.values()) / max(1, len(own))
             for split, own in qrels.items()
         },
-        only_zero={split: len(file.grades) - len(file.relevant) for split, file in contents.files.items()},
+        only_zero={split: len(file.grades) - len(file.relevant()) for split, file in contents.files.items()},
         equal_queries={f"{one} in {other}": count for (one, other), count in contents.equal_queries.items()},
         copies=sum(len(group) - 1 for group in contents.survey.copies),
         scripts=scripts(text[:2000] for text in texts),

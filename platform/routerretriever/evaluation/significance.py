@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from routerretriever.measures import Values
+from routerretriever.types import Values
 
 _RESAMPLES = 4999
 _LEAST = 2 / (_RESAMPLES + 1)

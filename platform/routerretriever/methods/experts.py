@@ -20,7 +20,7 @@ from routerretriever.datasets.splitting import split_train
 from routerretriever.errors import BadInput
 from routerretriever.evaluation.system import Kind, Rank, Routing, System
 from routerretriever.hashing import content_hash
-from routerretriever.measures import Measured, Values, measure
+from routerretriever.measures import Measured, measure
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
@@ -37,7 +37,7 @@ from routerretriever.scoring.mixtures import EncodeMixtures, mixture_step
 from routerretriever.scoring.table import ScoredModel, ScoreSplit, ScoreTable
 from routerretriever.settings import Settings
 from routerretriever.training.expert import Expert, TrainAdapter, expert_step
-from routerretriever.types import BASE, Vectors
+from routerretriever.types import BASE, Values, Vectors
 
 ROUTED = "RouterRetriever"
 PAPER = "pilot library"

@@ -13,12 +13,12 @@ import numpy as np
 
 from routerretriever.evaluation.system import Kind, Rank, System
 from routerretriever.index.fusion_weights import GRID, FusionWeights
-from routerretriever.measures import Measured, Values
+from routerretriever.measures import Measured
 from routerretriever.methods.base import Calibration, Workspace
 from routerretriever.methods.ranking import hybrid_rank
 from routerretriever.scoring.fusion import FusedScores, FuseSplit, QueryVectors, fuse_step
 from routerretriever.scoring.table import ScoredModel
-from routerretriever.types import Vectors
+from routerretriever.types import Values, Vectors
 
 BM25, BASE_FIXED = "BM25", "base + BM25"
 ROUTED_FIXED, ROUTED_LEARNED, WEIGHT_ORACLE = "routed + BM25, fixed", "routed + BM25", "routed + BM25, oracle"

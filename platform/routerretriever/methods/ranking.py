@@ -13,9 +13,9 @@ from routerretriever.evaluation.system import Rank
 from routerretriever.index.base import Queries
 from routerretriever.index.dense import as_run, search_depth
 from routerretriever.index.hybrid import open_hybrid
-from routerretriever.measures import Run, Values
+from routerretriever.measures import Run
 from routerretriever.methods.base import Workspace
-from routerretriever.types import Vectors
+from routerretriever.types import Values, Vectors
 
 VectorsOf = Callable[[str], Vectors]
 """Given a test set: the vectors [Q, d] of its queries, in its order."""

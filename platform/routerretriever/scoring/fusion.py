@@ -29,11 +29,11 @@ from routerretriever.index.fusion_weights import GRID
 from routerretriever.index.hybrid import rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
-from routerretriever.measures import Measured, Values, measure
+from routerretriever.measures import Measured, measure
 from routerretriever.runtime.shards import ShardWorker, make_parts
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MEASURED_COLUMNS, embedding_of
-from routerretriever.types import Vectors
+from routerretriever.types import Values, Vectors
 
 _BLOCK = 64
 """Queries that are compared with all documents at once."""

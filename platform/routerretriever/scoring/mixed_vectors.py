@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.index.dense import SearchIndex
-from routerretriever.measures import Qrels, Values, measure
+from routerretriever.measures import Qrels, measure
 from routerretriever.scoring.table import ScoreTable, SplitScores
-from routerretriever.types import Vectors
+from routerretriever.types import Values, Vectors
 
 
 @dataclass(frozen=True, kw_only=True)

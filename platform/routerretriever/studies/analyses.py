@@ -18,7 +18,6 @@ import numpy as np
 from routerretriever.artifacts.step import Step, build_missing
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.hashing import content_hash
-from routerretriever.measures import Values
 from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPERS, ROUTED
 from routerretriever.reports.plots import Lines, Scatter, Section
 from routerretriever.reports.tables import percent
@@ -27,7 +26,7 @@ from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.cluster import connect
 from routerretriever.scoring.table import SplitScores
 from routerretriever.studies.offline import OfflineEvaluator
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Values
 
 _PROJECTED = 200
 """Queries of each test set that are projected at most: more would hide one another."""

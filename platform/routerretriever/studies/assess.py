@@ -17,12 +17,12 @@ from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import Difference, compare_all
 from routerretriever.index.base import Hits, Queries
 from routerretriever.index.hybrid import open_hybrid
-from routerretriever.measures import Run, Values, measure
+from routerretriever.measures import Run, measure
 from routerretriever.methods.base import Workspace
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline, require_trained
 from routerretriever.runtime.progress import figures_table
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Values
 
 BM25, HYBRID = "BM25", "base with BM25"
 _DEPTH = 100

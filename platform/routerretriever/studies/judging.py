@@ -23,7 +23,8 @@ from routerretriever.evaluation.significance import Interval, mean_interval
 from routerretriever.generation.grading import HIGHEST, Grades, Pair
 from routerretriever.generation.prompts import shorten
 from routerretriever.generation.settings import JudgingSettings
-from routerretriever.measures import Run, Values, measure
+from routerretriever.measures import Run, measure
+from routerretriever.types import Values
 
 _RELEVANT = 2
 """From this grade on a document answers the query, in the judge's scale."""

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from routerretriever.measures import Values
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit
 from routerretriever.routing.protocol import Router, Vectors
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.mixed_vectors import MixedVectors
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Values
 
 
 @dataclass(frozen=True, kw_only=True)

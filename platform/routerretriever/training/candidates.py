@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
-from numpy.typing import NDArray
 
 from routerretriever.artifacts.step import Step, alike
 from routerretriever.artifacts.store import ArtifactStore
@@ -25,8 +24,7 @@ from routerretriever.runtime.shards import ShardWorker, make_parts
 from routerretriever.training.examples import document_rows, own_rows
 from routerretriever.training.rerankers import TRIAL, Candidates, open_reranker
 from routerretriever.training.teacher_settings import AnyTeacherSettings, EndpointTeacher
-
-Rows = NDArray[np.int64]
+from routerretriever.types import Rows, Scores
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class ScoredCandidates:
     query_id: str
     rows: Rows
     """In the corpus, ascending: [D]."""
-    scores: NDArray[np.float32]
+    scores: Scores
     """The reranker's, on its own scale: [D]."""
     base_low: float
     """The base's least score of its own best documents."""

@@ -13,12 +13,12 @@ from routerretriever.datasets.judgements import Judgements, load_judgements
 from routerretriever.datasets.passages import parent_of
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
-from routerretriever.measures import Values, measure
+from routerretriever.measures import measure
 from routerretriever.training.examples import Batch, Examples
 from routerretriever.training.job import TrainingJob, TrainingPart
-from routerretriever.training.objective import Rows
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.training.teacher import Teacher, open_teacher
+from routerretriever.types import Rows, Values
 
 ADAPTER = "expert"
 """What the adapter in training is called within its trainer."""
@@ -116,7 +116,7 @@ class OnlineDocuments(TrainingDomain):
     ) -> None:
         super().__init__(part, job, encoder, store, rank)
         assert job.both_towers is not None
-        self._dev_rows = _some_rows(self.corpus, self.dev, job.both_towers)
+        self._dev_rows = _rows_to_search(self.corpus, self.dev, job.both_towers)
 
     def objective(self, settings: TrainingSettings) -> str:
         """Negatives from the base's own results: all documents would be too many to encode."""
@@ -136,7 +136,7 @@ class OnlineDocuments(TrainingDomain):
         )
 
 
-def _some_rows(corpus: Corpus, dev: Judgements, wanted: int) -> Rows:
+def _rows_to_search(corpus: Corpus, dev: Judgements, wanted: int) -> Rows:
     """Rows of the documents that are relevant for dev queries, filled up to a number with others."""
     judged = {doc for grades in dev.qrels.values() for doc, grade in grades.items() if grade > 0}
     relevant = {

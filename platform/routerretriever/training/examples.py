@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.judgements import Judgements
 from routerretriever.datasets.passages import passage_ids
-from routerretriever.encoder.encoder import Encoder, Vectors
+from routerretriever.encoder.encoder import Encoder
 from routerretriever.errors import DatasetError
 from routerretriever.index.dense import SearchIndex
-from routerretriever.training.objective import Rows, draw_targets
+from routerretriever.training.objective import draw_targets
 from routerretriever.training.settings import TrainingSettings
+from routerretriever.types import Rows, Vectors
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from routerretriever.adapters.kinds import kind_named
 from routerretriever.adapters.tower import load_tower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import TrainingFailed
-from routerretriever.measures import Values
 from routerretriever.training.domains import ADAPTER, open_domain
 from routerretriever.training.dropout import draw_in_words
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
@@ -33,7 +32,7 @@ from routerretriever.training.schedule import domain_schedule, learning_rate_fac
 from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.soup import Soup
 from routerretriever.training.speculation import Speculation
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Values
 
 _STATE_FILE = "state.pt"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

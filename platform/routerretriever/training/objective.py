@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rows = NDArray[np.int64]
+from routerretriever.types import Rows
 
 _NEVER = -1e30
 """A logit that gets no share of a softmax; of two infinite ones no divergence could be told."""

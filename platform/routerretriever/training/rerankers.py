@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 
 from routerretriever.errors import TeacherError
 from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
@@ -24,11 +23,10 @@ from routerretriever.training.teacher_settings import (
     CrossEncoderTeacher,
     EndpointTeacher,
 )
+from routerretriever.types import Scores
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-
-Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+from routerretriever.types import Values
 
 _RESAMPLES = 5000
 MIN_QUERIES = 10
@@ -83,11 +82,11 @@ def select(held_out: HeldOut, confidence: float) -> Selected:
     return Selected(choice, judge_choice(held_out, choice, confidence))
 
 
-def choose(held_out: HeldOut, standard_errors: float = 1.0) -> Choice:
-    """The smallest scale, and then the earliest step, within some standard errors of the best.
+def choose(held_out: HeldOut) -> Choice:
+    """The smallest scale, and of its steps the best, within one standard error of the best choice.
 
     The standard error is that of the paired difference to the best choice, so queries that are hard for all
-    do not count as doubt. Zero standard errors give the best itself.
+    do not count as doubt.
 
     Raises:
         AssertionError: there is no query, step or scale.
@@ -96,7 +95,7 @@ def choose(held_out: HeldOut, standard_errors: float = 1.0) -> Choice:
     mean_TS = held_out.ndcg_TSQ.mean(axis=2)
     best = np.unravel_index(np.argmax(mean_TS), mean_TS.shape)
     loss_TSQ = held_out.ndcg_TSQ[best] - held_out.ndcg_TSQ
-    allowed_TS = loss_TSQ.mean(axis=2) <= standard_errors * standard_error(loss_TSQ) + 1e-12
+    allowed_TS = loss_TSQ.mean(axis=2) <= standard_error(loss_TSQ) + 1e-12
     order = sorted(
         np.argwhere(allowed_TS).tolist(), key=lambda ts: (held_out.scales[ts[1]], held_out.steps[ts[0]])
     )

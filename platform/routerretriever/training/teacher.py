@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from routerretriever.artifacts.store import ArtifactStore
@@ -20,10 +19,8 @@ from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.training.candidates import ScoredCandidates, read_candidates
 from routerretriever.training.examples import Batch
 from routerretriever.training.job import TrainingPart
-from routerretriever.training.objective import Rows
 from routerretriever.training.settings import TrainingSettings
-
-Scores = NDArray[np.float32]
+from routerretriever.types import Rows, Scores
 
 
 class Teacher:
@@ -109,7 +106,7 @@ def on_base_scale(scored: ScoredCandidates) -> Scores:
     return (scored.base_low + share * (scored.base_high - scored.base_low)).astype(np.float32)
 
 
-def hybrid_scores(base_C: Scores, bm25_N: Scores, rows: NDArray[np.int64], weight: float) -> Scores:
+def hybrid_scores(base_C: Scores, bm25_N: Scores, rows: Rows, weight: float) -> Scores:
     """Base and BM25 fused as in hybrid search, on the base's scale: weight 0 gives the base's own scores.
 
     Args:
