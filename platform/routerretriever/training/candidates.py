@@ -21,7 +21,7 @@ from routerretriever.hashing import content_hash
 from routerretriever.index.dense import SearchIndex, open_index
 from routerretriever.index.settings import IndexSettings
 from routerretriever.runtime.shards import ShardWorker, make_parts
-from routerretriever.training.examples import document_rows, own_rows
+from routerretriever.training.own_documents import document_rows, own_rows
 from routerretriever.training.rerankers import TRIAL, Candidates, open_reranker
 from routerretriever.training.teacher_settings import AnyTeacherSettings, EndpointTeacher
 from routerretriever.types import Rows, Scores

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.judgements import Judgements
-from routerretriever.datasets.passages import passage_ids
 from routerretriever.encoder.encoder import Encoder
 from routerretriever.errors import DatasetError
 from routerretriever.index.dense import SearchIndex
 from routerretriever.training.objective import draw_targets
+from routerretriever.training.own_documents import own_rows
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import Rows, Vectors
 
@@ -126,16 +125,3 @@ class Examples:
         ids = [self._ids[member] for member in members]
         left_out = [self._left_out[member] for member in members]
         return Batch(tokens, targets, positives, candidates, base, texts, ids, left_out)
-
-
-def document_rows(document: str, passages: bool, corpus: Corpus) -> Rows:
-    """Rows of a document, or of its passages; none if the corpus lacks it."""
-    ids = passage_ids(document, len(corpus)) if passages else [document]
-    return np.array([corpus.rows[one] for one in takewhile(corpus.rows.__contains__, ids)], dtype=np.int64)
-
-
-def own_rows(query_id: str, judgements: Judgements, corpus: Corpus) -> Rows:
-    """Rows of the document of a query's own id, if its results leave that out; see ``SearchIndex.run``."""
-    if query_id in judgements.own_kept:
-        return np.array([], dtype=np.int64)
-    return document_rows(query_id, judgements.passages, corpus)
