@@ -15,6 +15,7 @@ from routerretriever.adapters.kinds import batch_adapters, merge_adapter
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder.card import read_card
+from routerretriever.encoder.export import save_sentence_transformer
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
 from support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
@@ -177,6 +178,42 @@ def test_a_prompt_is_no_part_of_routing_features_and_takes_no_room(bert):
     alike, unlike = plain.routing_features(["copper", "zinc"], 0), prompted.routing_features(["copper"], 0)
     np.testing.assert_allclose(unlike[0], one, atol=1e-6)
     assert abs(float(one @ other) - float(alike[0] @ alike[1])) < 0.2
+
+
+@pytest.mark.parametrize("file", ["sentence_bert_config.json", "sentence_roberta_config.json"])
+def test_texts_are_lowered_for_a_cased_tokenizer_where_the_files_say_so(bert, tmp_path, file):
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["The Quick brown FOX", "copper [SEP] Zinc"]
+    lowered = shutil.copytree(bert, tmp_path / "lowered")
+    (lowered / "sentence_bert_config.json").unlink()
+    (lowered / file).write_text('{"max_seq_length": 20, "do_lower_case": true}')
+    ours = load_tower(settings_of(lowered))
+    peer = SentenceTransformer(str(lowered), device="cpu")
+    np.testing.assert_allclose(ours.encode_queries(texts), peer.encode_query(texts), atol=1e-5)
+    np.testing.assert_allclose(ours.encode_documents(texts), peer.encode_document(texts), atol=1e-5)
+    cased = load_tower(settings_of(bert)).encode_queries(texts)
+    assert np.abs(cased - ours.encode_queries(texts)).max() > 0.1
+    assert ours.card.settings.document_max_length == 20
+    save_sentence_transformer(ours, tmp_path / "exported")
+    exported = SentenceTransformer(str(tmp_path / "exported"), device="cpu")
+    np.testing.assert_allclose(exported.encode_document(texts), ours.encode_documents(texts), atol=1e-5)
+
+
+def test_lowering_is_part_of_the_fingerprint_unless_the_tokenizer_does_it_itself(bert, tmp_path):
+    def fingerprints(folder):
+        plain = tower_fingerprint(settings_of(folder))
+        (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24, "do_lower_case": true}')
+        return plain, tower_fingerprint(settings_of(folder))
+
+    uncased = shutil.copytree(bert, tmp_path / "uncased")
+    tokenizer = json.loads((uncased / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+    (uncased / "tokenizer.json").write_text(json.dumps(tokenizer))
+    before, after = fingerprints(bert)
+    assert before != after
+    before, after = fingerprints(uncased)
+    assert before == after
 
 
 def test_positions_that_are_never_used_do_not_count(tmp_path):

@@ -16,10 +16,12 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import (
     FAKE,
     encoder_folder,
+    is_lowered,
     is_static,
     model_folder,
     modules_of,
     read_json,
+    transformer_options,
 )
 from routerretriever.errors import EncoderError
 
@@ -67,6 +69,8 @@ class EncoderCard:
     dense: tuple[Path, ...] = ()
     """Folders of the layers that follow pooling."""
     warnings: tuple[str, ...] = field(default=())
+    is_lowered: bool = False
+    """Whether texts are put into lower case for a tokenizer that does not do so itself."""
 
     def lines(self) -> list[str]:
         """One line a setting, for logs and reports."""
@@ -85,13 +89,14 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
     folder = encoder_folder(settings)
     try:
         stated, dense = _stated(folder)
+        lowered = is_lowered(model_folder(folder))
         EncoderSettings.model_validate({"name": settings.name, **stated})
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise EncoderError(
             f"encoder.name: {folder}: its JSON files do not say what sentence-transformers' do "
             f"({str(error).splitlines()[0]})"
         ) from None
-    card = resolve_card(settings, stated, _family(settings.name), dense)
+    card = replace(resolve_card(settings, stated, _family(settings.name), dense), is_lowered=lowered)
     return card if settings.documents is None else _with_documents(card, settings)
 
 
@@ -205,7 +210,7 @@ def _length(folder: Path) -> int | None:
     config = read_json(folder / "config.json") or {}
     config = {**config, **config.get("text_config", {})}
     positions = usable_positions(config)
-    stated = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    stated = transformer_options(folder).get("max_seq_length")
     if stated is None:
         limit = (read_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
         known = [int(length) for length in (limit, positions) if length is not None]

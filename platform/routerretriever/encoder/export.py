@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
 from routerretriever.encoder.encoder import Encoder
-from routerretriever.encoder.source import FAKE
+from routerretriever.encoder.source import FAKE, TRANSFORMER_FILES, transformer_options
 from routerretriever.errors import Refused
 
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json")
@@ -38,3 +39,7 @@ def save_sentence_transformer(encoder: Encoder, folder: Path) -> None:
             modules=modules, prompts=prompts, similarity_fn_name=settings.similarity, device="cpu"
         )
         model.save_pretrained(str(folder), create_model_card=False)
+    if encoder.card.is_lowered:
+        # sentence-transformers does not write it, and some tokenizers forget their normalizer when loaded.
+        options = transformer_options(folder) | {"do_lower_case": True}
+        (folder / TRANSFORMER_FILES[0]).write_text(json.dumps(options, indent=2), encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.encoder.source import is_static, model_folder, read_json
+from routerretriever.encoder.source import is_static, model_folder, read_json, transformer_options
 from routerretriever.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -91,11 +91,27 @@ def _read_tokenizer(folder: Path, settings: EncoderSettings) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+        if transformer_options(folder).get("do_lower_case"):
+            _lower_first(tokenizer)
     except Exception as error:  # what broken files raise is of many libraries' kinds
         raise EncoderError(_reason(folder, error)) from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise EncoderError(f"encoder.name: the tokenizer in {folder} knows no word; its files are missing")
     return tokenizer
+
+
+def _lower_first(tokenizer: Any) -> None:
+    """Put texts into lower case before all else, as sentence-transformers does.
+
+    In the tokenizer, so that special tokens in a text stay what they are, and exports hold it too.
+    """
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    inner = tokenizer.backend_tokenizer
+    inner.normalizer = Sequence([Lowercase(), *([inner.normalizer] if inner.normalizer else [])])
 
 
 def _encoder_of(model_type: str) -> Any:

@@ -39,6 +39,8 @@ def encoder_fingerprint(settings: EncoderSettings, **merged: str) -> str:
         configured = _configuration(folder, card.dense)
         if configured != _FIRST_RELEASE:
             identity["configuration"] = configured
+        if card.is_lowered:
+            identity["lower_case"] = True
     if settings.documents:
         identity["documents"] = encoder_fingerprint(card.settings.for_documents())
     # The same files under another name or in another place are the same encoder.

