@@ -233,6 +233,26 @@ def test_what_is_no_text_encoder_is_told_in_one_line(kind, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("Transformer Pooling Normalize Dense", "has Dense after Normalize"),
+        ("Transformer Pooling Normalize Dropout Dense Normalize", "has Dense after Normalize"),
+        ("Transformer Dense Pooling", "has Pooling after Dense"),
+        ("StaticEmbedding Normalize Dense", "has Dense after Normalize"),
+    ],
+)
+def test_modules_in_an_order_that_is_not_run_are_refused(listed, message, tmp_path):
+    folder = write_encoder("t5-dense", tmp_path)
+    written = json.loads((folder / "modules.json").read_text())
+    usual = {module["type"].rpartition(".")[2]: module for module in written}
+    modules = [usual.get(kind, {"type": f"models.{kind}", "path": ""}) for kind in listed.split()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(EncoderError, match=message) as caught:
+        read_card(settings_of(folder))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 # --- Files of any content
 
 keys = st.sampled_from(

@@ -49,6 +49,8 @@ _POOLING_KEYS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken",
 }  # fmt: skip
+_ORDER = {"Transformer": 0, "StaticEmbedding": 0, "Pooling": 1, "Dense": 2, "Normalize": 3}
+"""In which order sentence-transformers' modules are run."""
 _OFFSET_POSITIONS = {
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "xmod",
     "ibert", "roberta-prelayernorm",
@@ -151,6 +153,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
         stated["pooling"] = "mean"
         normalised = bool((read_json(folder / "config.json") or {}).get("normalize")) and not modules
         stated["similarity"] = "cosine" if normalised else "dot"
+    _require_order(folder, modules)
     for module in modules:
         kind = module["type"].rpartition(".")[2]
         own = folder / module["path"]
@@ -160,8 +163,6 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
             dense.append(own)
         elif kind == "Normalize":
             normalised = True
-        elif kind not in ("Transformer", "StaticEmbedding", "Dropout"):
-            raise EncoderError(f"encoder.name: {folder} has a {kind} module, which cannot be run here")
     about = read_json(folder / "config_sentence_transformers.json") or {}
     if modules:
         named = about.get("similarity_fn_name") or "cosine"
@@ -180,6 +181,26 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
     if length is not None:
         stated["query_max_length"] = stated["document_max_length"] = length
     return stated, tuple(dense)
+
+
+def _require_order(folder: Path, modules: list[dict[str, str]]) -> None:
+    """Modules are run in one order, whatever order they are listed in.
+
+    Raises:
+        EncoderError: there is another kind of module, or another order.
+    """
+    before = ""
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Dropout":
+            continue
+        if kind not in _ORDER:
+            raise EncoderError(f"encoder.name: {folder} has a {kind} module, which cannot be run here")
+        if before and _ORDER[kind] < _ORDER[before]:
+            raise EncoderError(
+                f"encoder.name: {folder}: modules.json has {kind} after {before}, which cannot be run here"
+            )
+        before = kind
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> str:
