@@ -230,6 +230,29 @@ def test_known_families_fill_in_what_files_leave_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "written", "named", "expected"),
+    [
+        ("msmarco-distilbert-base-tas-b", "distilbert", None, ("dot", "known family")),
+        ("multi-qa-mpnet-base-dot-v1", "bert-dot", None, ("dot", "known family")),
+        ("contriever", "bert-dot", None, ("dot", "known family")),
+        ("contriever", "bert-dot", "cosine", ("cosine", "files")),
+        ("contriever", "bert-mean", None, ("cosine", "files")),
+        ("contriever", "bert-mean", "dot", ("cosine", "files")),  # it normalises
+        ("another", "bert-dot", None, ("cosine", "default")),
+        ("another", "bert-dot", "euclidean", ("cosine", "default")),
+        ("another", "bert-dot", "dot", ("dot", "files")),
+    ],
+)
+def test_files_say_which_similarity_only_where_they_normalise_or_name_it(
+    tmp_path, name, written, named, expected
+):
+    folder = write_encoder(written, tmp_path).rename(tmp_path / name)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": named}))
+    card = read_card(settings_of(folder))
+    assert (card.settings.similarity, card.sources["similarity"]) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "files", "recipe", "expected"),
     [
         ("plain", {}, {}, (16,)),

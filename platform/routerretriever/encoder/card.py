@@ -31,6 +31,9 @@ _DEFAULTS = {
 }  # fmt: skip
 _FAMILIES: dict[str, dict[str, Any]] = {
     "contriever": {"pooling": "mean", "similarity": "dot"},
+    "tas-b": {"pooling": "cls", "similarity": "dot"},
+    "tas_b": {"pooling": "cls", "similarity": "dot"},
+    "-dot-v": {"similarity": "dot"},
     "bge-small-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
     "bge-base-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
     "bge-large-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
@@ -148,11 +151,14 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
     stated: dict[str, Any] = {}
     dense: list[Path] = []
     modules = modules_of(folder)
-    normalised = False
+    about = read_json(folder / "config_sentence_transformers.json") or {}
+    if about.get("similarity_fn_name") in ("cosine", "dot"):
+        stated["similarity"] = about["similarity_fn_name"]
     if is_static(folder):
         stated["pooling"] = "mean"
-        normalised = bool((read_json(folder / "config.json") or {}).get("normalize")) and not modules
-        stated["similarity"] = "cosine" if normalised else "dot"
+        if not modules:
+            normalised = (read_json(folder / "config.json") or {}).get("normalize")
+            stated["similarity"] = "cosine" if normalised else "dot"
     _require_order(folder, modules)
     for module in modules:
         kind = module["type"].rpartition(".")[2]
@@ -162,11 +168,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
         elif kind == "Dense":
             dense.append(own)
         elif kind == "Normalize":
-            normalised = True
-    about = read_json(folder / "config_sentence_transformers.json") or {}
-    if modules:
-        named = about.get("similarity_fn_name") or "cosine"
-        stated["similarity"] = "cosine" if normalised or named != "dot" else "dot"
+            stated["similarity"] = "cosine"
     prompts = about.get("prompts") or {}
     default = prompts.get(about.get("default_prompt_name"))
     for field_name, names in (("query_prompt", ("query",)),
