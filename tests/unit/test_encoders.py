@@ -230,6 +230,31 @@ def test_known_families_fill_in_what_files_leave_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "query", "document"),
+    [
+        ("nomic-embed-text-v1.5", "search_query: ", "search_document: "),
+        ("nomic-embed-text-v1", "search_query: ", "search_document: "),
+        ("modernbert-embed-base", "search_query: ", "search_document: "),
+        ("bge-large-zh-v1.5", "为这个句子生成表示以用于检索相关文章：", ""),
+        ("multilingual-e5-small", "query: ", "passage: "),
+        ("multilingual-e5-large-instruct", "", ""),
+        ("bge-m3", "", ""),
+    ],
+)
+def test_known_families_have_the_prompts_of_their_model_cards(tmp_path, name, query, document):
+    folder = write_transformer(TinyEncoder("bert"), tmp_path / name)
+    known = read_card(settings_of(folder)).settings
+    assert (known.query_prompt, known.document_prompt) == (query, document)
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "own: "}}')
+    assert read_card(settings_of(folder)).settings.query_prompt == "own: "
+
+
+def test_a_width_and_a_prompt_may_be_known_of_one_encoder(tmp_path):
+    folder = write_transformer(TinyEncoder("bert"), tmp_path / "nomic-embed-text-v1.5")
+    assert read_card(settings_of(folder)).settings.matryoshka_dimensions == (512, 256, 128, 64)
+
+
+@pytest.mark.parametrize(
     ("name", "written", "named", "expected"),
     [
         ("msmarco-distilbert-base-tas-b", "distilbert", None, ("dot", "known family")),

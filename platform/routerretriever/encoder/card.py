@@ -29,24 +29,36 @@ _DEFAULTS = {
     "pooling": "mean", "similarity": "cosine", "query_prompt": "", "document_prompt": "",
     "query_max_length": 256, "document_max_length": 256, "matryoshka_dimensions": (),
 }  # fmt: skip
+_INSTRUCTED = {"query_prompt": "Represent this sentence for searching relevant passages: "}
+_INSTRUCTED_ZH = {"query_prompt": "为这个句子生成表示以用于检索相关文章："}
+_E5 = {"query_prompt": "query: ", "document_prompt": "passage: "}
+_NOMIC = {"query_prompt": "search_query: ", "document_prompt": "search_document: "}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "contriever": {"pooling": "mean", "similarity": "dot"},
+    "dragon-plus": {"pooling": "cls", "similarity": "dot"},
+    "dragon-roberta": {"pooling": "cls", "similarity": "dot"},
     "tas-b": {"pooling": "cls", "similarity": "dot"},
     "tas_b": {"pooling": "cls", "similarity": "dot"},
     "-dot-v": {"similarity": "dot"},
-    "bge-small-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
-    "bge-base-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
-    "bge-large-en": {"query_prompt": "Represent this sentence for searching relevant passages: "},
-    "e5-small": {"query_prompt": "query: ", "document_prompt": "passage: "},
-    "e5-base": {"query_prompt": "query: ", "document_prompt": "passage: "},
-    "e5-large": {"query_prompt": "query: ", "document_prompt": "passage: "},
+    "bge-small-en": _INSTRUCTED,
+    "bge-base-en": _INSTRUCTED,
+    "bge-large-en": _INSTRUCTED,
+    "bge-small-zh": _INSTRUCTED_ZH,
+    "bge-base-zh": _INSTRUCTED_ZH,
+    "bge-large-zh": _INSTRUCTED_ZH,
+    "uae-large-v1": _INSTRUCTED,
+    "e5-small": _E5,
+    "e5-base": _E5,
+    "e5-large": _E5,
+    "nomic-embed-text-v1.5": _NOMIC | {"matryoshka_dimensions": (512, 256, 128, 64)},
+    "nomic-embed-text-v1": _NOMIC,
+    "modernbert-embed": _NOMIC,
     "embeddinggemma-300m": {"matryoshka_dimensions": (512, 256, 128)},
-    "nomic-embed-text-v1.5": {"matryoshka_dimensions": (512, 256, 128, 64)},
     "snowflake-arctic-embed-m-v1.5": {"matryoshka_dimensions": (256,)},
     "snowflake-arctic-embed-m-v2.0": {"matryoshka_dimensions": (256,)},
     "snowflake-arctic-embed-l-v2.0": {"matryoshka_dimensions": (256,)},
 }
-"""By a part of the name: what the authors' model cards say and their files do not."""
+"""By a part of the name, the first that fits: what the authors' model cards say and their files do not."""
 _POOLING_KEYS = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
