@@ -8,7 +8,7 @@ from routerretriever.errors import BadInput
 from routerretriever.index.base import Queries
 from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import Column, parse_filter
-from routerretriever.index.hybrid import Tops, reciprocal_rank_fusion
+from routerretriever.index.hybrid import Tops, rank_all, reciprocal_rank_fusion
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.index.snippets import snippet
@@ -22,6 +22,9 @@ from support.corpora import (
     expected_scores,
     make_corpus,
     make_document,
+    passes,
+    plain_bm25,
+    write_corpus,
 )
 
 CHANGE = st.tuples(
@@ -84,6 +87,77 @@ def test_hybrid_search_is_fusing_all_documents_that_pass(
         assert hit.score == pytest.approx(expected["", hit.document.id], abs=1e-5)
         assert hit.bm25 == pytest.approx(bm25["", hit.document.id], abs=1e-4)
         assert hit.cosine == pytest.approx(cosines["", hit.document.id], abs=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=3, max_size=3),
+    added=st.integers(0, 3),
+    shards=st.integers(1, 3),
+    offset=st.sampled_from([-200.0, -3.0, 0.0, 100.0]),
+    weight=st.floats(0, 0.95),
+    depth=st.integers(1, 20),
+    filtered=st.booleans(),
+    seed=st.integers(0, 50),
+)
+def test_dot_products_are_fused_between_the_least_and_the_greatest_of_all_documents_that_pass(
+    tmp_path_factory, sizes, added, shards, offset, weight, depth, filtered, seed
+):
+    random = np.random.default_rng(seed)
+    query = np.array([1, 0, 2, 0], np.float32)
+
+    def make(number):
+        vector = random.normal([offset, 0, 0, 0], 4)
+        return make_document(seed, number)[0], vector.astype(np.float32)
+
+    numbers = iter(range(100))
+    rows = [[make(next(numbers)) for _ in range(size)] for size in sizes]
+    store = write_corpus(tmp_path_factory.mktemp("store"), rows)
+    new = [make(next(numbers)) for _ in range(added)]
+    if new:
+        write_change(store, CHANGES, 1, [document for document, _ in new], np.stack([v for _, v in new]))
+    held = {document.id: (document, vector) for part in [*rows, new] for document, vector in part}
+    wanted = [Wanted("ant bee", query, depth, weight, parse_filter(FILTER) if filtered else None)]
+
+    opened = [
+        LiveCollection(store, CORPUS, CHANGES, IndexSettings(), i, shards, PLAIN) for i in range(shards)
+    ]
+    looks = [each.look(wanted) for each in opened]
+    tops = Tops.over([look.tops for (look,) in looks])
+    found = [
+        hit
+        for each, look in zip(opened, looks, strict=True)
+        for hit in each.find("hybrid", wanted, [tops], look)[0]
+    ]
+
+    dots = {key: float(vector @ query) for key, (document, vector) in held.items()
+            if not filtered or passes(document)}  # fmt: skip
+    bm25 = {key: score for key, score in plain_bm25(held, "ant bee").items() if key in dots}
+    least, most = min(dots.values(), default=0), max(dots.values(), default=0)
+    words = max(bm25.values(), default=0)
+    expected = {
+        key: weight * (bm25[key] / words if words else 0)
+        + (1 - weight) * ((dots[key] - least) / (most - least) if most > least else 1)
+        for key in dots
+    }
+    assert [hit.score for hit in sorted(found, key=lambda hit: -hit.score)[:depth]] == pytest.approx(
+        sorted(expected.values(), reverse=True)[:depth], abs=1e-4
+    )
+    for hit in found:
+        assert hit.score == pytest.approx(expected[hit.document.id], abs=1e-4)
+        assert hit.cosine == pytest.approx(dots[hit.document.id], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "weight", "expected"),
+    [
+        ([-9, -5, -3, -20], 0.0, [2, 1, 0, 3]),
+        ([104, 98, 96, 95], 0.1, [0, 1, 2, 3]),
+    ],
+)
+def test_where_all_scores_are_known_the_least_of_dot_products_is_the_minimum(scores, weight, expected):
+    scores, bm25 = np.array(scores, np.float32), np.array([0, 0, 0, 8], np.float32)
+    assert rank_all(scores, bm25, weight, 4, float(scores.min())).rows.tolist() == expected
 
 
 def words_found(live, text, vector=None):

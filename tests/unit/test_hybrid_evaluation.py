@@ -55,8 +55,10 @@ def opened(pipeline):
     return Hybrid(pipeline.workspace, base_twice(pipeline.workspace))
 
 
-def test_rows_agree_with_the_score_table_and_with_what_the_service_finds(pipeline):
-    run = pipeline(corpus={"shard_size": 10, "fusion": {"prior": 0.12}})
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_rows_agree_with_the_score_table_and_with_what_the_service_finds(pipeline, similarity):
+    encoder = {"name": "fake", "similarity": similarity}
+    run = pipeline(corpus={"shard_size": 10, "fusion": {"prior": 0.12}}, encoder=encoder)
     workspace, hybrid = run.workspace, opened(run)
     systems = {system.name: system for system in hybrid.systems()}
     assert tuple(systems) == SYSTEMS

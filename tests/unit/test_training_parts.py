@@ -172,6 +172,19 @@ def test_a_hybrid_teacher_is_the_base_at_weight_zero_and_keeps_its_scale(base, b
     assert made.min() >= -1 - 1e-5
 
 
+@given(
+    arrays(np.float32, 6, elements=st.floats(-200, 200, width=32)),
+    arrays(np.float32, 9, elements=st.floats(0, 30, width=32)),
+    st.floats(0, 0.99),
+)
+def test_a_hybrid_teacher_of_dot_products_keeps_between_the_least_and_the_greatest(base, bm25, weight):
+    candidates, least = rows(0, 2, 3, 5, 7, 8), float(base.min())
+    np.testing.assert_allclose(hybrid_scores(base, bm25, candidates, 0.0, least), base, atol=1e-3)
+    made = hybrid_scores(base, bm25, candidates, weight, least)
+    assert base.min() - 1e-3 <= made.min()
+    assert made.max() <= base.max() + 1e-3
+
+
 def test_a_teacher_that_reads_words_puts_a_document_with_the_query_s_words_first():
     settings = LexicalSettings()
     analyze = Analyzer(settings)
@@ -181,6 +194,8 @@ def test_a_teacher_that_reads_words_puts_a_document_with_the_query_s_words_first
     batch = Batch([[0]], rows(2), [rows(2)], None, texts=["where is zinc"])
     scores = WordsTeacher(words, 0.3).scores(same, batch, rows(0, 1, 2))
     assert scores.argmax().item() == 2
+    far = torch.tensor([[104.0, 98.0, 95.0]])  # dot products, which words at a tenth do not turn round
+    assert WordsTeacher(words, 0.1, are_cosines=False).scores(far, batch, rows(0, 1, 2)).argmax().item() == 0
     assert torch.equal(Teacher().scores(same, batch, rows(0, 1, 2)), same)
 
 

@@ -6,6 +6,9 @@ documents that it may find:
 
     fused = w * bm25 / max bm25 + (1 - w) * (cosine + 1) / (max cosine + 1)
 
+Dot products of vectors that are not of unit length have no such minimum. Their least over the same documents
+takes the place of -1; they are called cosines here, too.
+
 Both indexes give their best documents, and what only one of them found is scored by the other. A document
 that neither gave fuses to at most what both lists' last scores fuse to; while that could still enter the
 answer, the lists are made longer (the threshold algorithm of Fagin, Lotem and Naor, 2001).
@@ -13,6 +16,7 @@ answer, the lists are made longer (the threshold algorithm of Fagin, Lotem and N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -21,7 +25,7 @@ import numpy as np
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
-from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, best_hits
+from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, Vectors, best_hits
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
@@ -29,13 +33,29 @@ from routerretriever.index.settings import IndexSettings, LexicalSettings
 LOOK_DEPTH = 100
 """How long the two lists are at first; the model of weights sees as much."""
 RRF_CONSTANT = 60
+LEAST_COSINE = -1.0
+_UNIT_LENGTH = 0.01
+"""How far from 1 the length of a vector may be that was normalised in half precision."""
+_TELLING = 10
+"""Documents of each query that tell whether vectors are of unit length."""
 
 
 class Tops(NamedTuple):
-    """The greatest scores of any document that a query may find."""
+    """The greatest scores of any document that a query may find, and the least cosine."""
 
-    cosine: float = -1.0
+    cosine: float = -math.inf
     bm25: float = 0.0
+    least: float = LEAST_COSINE
+    """The least possible cosine; of dot products, the least that there is."""
+
+    @classmethod
+    def over(cls, parts: Sequence[Tops]) -> Tops:
+        """Those of several parts of what is searched together."""
+        return cls(
+            max(part.cosine for part in parts),
+            max(part.bm25 for part in parts),
+            min(part.least for part in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,16 +68,17 @@ class Look:
     """Cosines of the lexical hits."""
     lexical_of_dense: Scores
     """BM25 of the dense hits."""
+    least: float = LEAST_COSINE
+    """See ``Tops``."""
 
     @property
     def tops(self) -> Tops:
-        """The greatest scores; the least possible where nothing was found."""
-        return Tops(
-            *(
-                float(hits.scores[0]) if len(hits.scores) else least
-                for hits, least in zip((self.dense, self.lexical), Tops(), strict=True)
-            )
+        """The greatest scores; the least where nothing was found."""
+        cosine, bm25 = (
+            float(hits.scores[0]) if len(hits.scores) else least
+            for hits, least in zip((self.dense, self.lexical), Tops()[:2], strict=True)
         )
+        return Tops(cosine, bm25, self.least)
 
 
 @dataclass(frozen=True)
@@ -77,43 +98,75 @@ def fuse(cosines: Scores, bm25: Scores, weight: float, tops: Tops) -> Scores:
         cosines: of the documents [n].
         bm25: of the same documents [n].
         weight: of BM25, 0 to 1.
-        tops: the greatest of both of any document that the query may find.
+        tops: the greatest of both of any document that the query may find, and the least cosine.
     """
     words = bm25 / tops.bm25 if tops.bm25 > 0 else np.zeros_like(bm25)
-    meaning = (cosines + 1) / (tops.cosine + 1) if tops.cosine > -1 else np.ones_like(cosines)
+    least, span = tops.least, tops.cosine - tops.least
+    meaning = (cosines - least) / span if span > 0 else np.ones_like(cosines)
     fused: Scores = (weight * words + (1 - weight) * meaning).astype(np.float32)
     return fused
 
 
-def rank_all(cosines: Scores, bm25: Scores, weight: float, depth: int) -> Hits:
+def are_cosines(vectors: Vectors) -> bool:
+    """Whether inner products with documents' vectors [n, d] are cosines: each has unit length or none."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    return bool(((np.abs(lengths - 1) < _UNIT_LENGTH) | (lengths == 0)).all())
+
+
+def holds_cosines(corpus: Corpus) -> bool:
+    """Whether inner products with the documents of a corpus are cosines; see ``are_cosines``."""
+    return are_cosines(corpus.lookup(np.arange(min(len(corpus), LOOK_DEPTH))))
+
+
+def rank_all(cosines: Scores, bm25: Scores, weight: float, depth: int, least: float = LEAST_COSINE) -> Hits:
     """One query's best documents by convex combination, where both scores of all documents [N] are known.
 
     With all weight on BM25, only documents that share a word with the query are found.
+
+    Args:
+        cosines: of all documents [N].
+        bm25: of the same documents [N].
+        weight: of BM25, 0 to 1.
+        depth: how many documents are wanted.
+        least: the least cosine; see ``Tops``.
     """
     if weight == 1:
         rows = np.flatnonzero(bm25)
         return best_hits(rows, bm25[rows], depth)
-    scores = fuse(cosines, bm25, weight, Tops(float(cosines.max()), float(bm25.max())))
+    scores = fuse(cosines, bm25, weight, Tops(float(cosines.max()), float(bm25.max()), least))
     return best_hits(np.arange(len(scores)), scores, depth)
 
 
 class HybridIndex:
     """A dense and a lexical index over the same rows."""
 
-    def __init__(self, dense: Index, lexical: Index) -> None:
+    def __init__(self, dense: DenseIndex, lexical: Index) -> None:
         self.dense, self.lexical = dense, lexical
+        self._has_cosines = True
 
     def look(self, queries: Queries, allowed: Mask | None = None, depth: int = LOOK_DEPTH) -> list[Look]:
         """Both indexes' best rows, each scored by the other, too."""
         looks = []
         # One query after the other: an index of words keeps the scores of the last one.
-        for place, dense in enumerate(self.dense.search(queries, depth, allowed)):
+        found = self.dense.search(queries, depth, allowed)
+        least = self._least(queries, found, allowed)
+        for place, dense in enumerate(found):
             query = queries.only(place)
             (lexical,) = self.lexical.search(query, depth, allowed)
             (bm25,) = self.lexical.score(query, [dense.rows])
             (cosines,) = self.dense.score(query, [lexical.rows])
-            looks.append(Look(dense, lexical, cosines, bm25))
+            looks.append(Look(dense, lexical, cosines, bm25, least[place]))
         return looks
+
+    def _least(self, queries: Queries, found: Sequence[Hits], allowed: Mask | None) -> list[float]:
+        """The least cosine of each query; see ``Tops``. Infinite where nothing was found."""
+        if self._has_cosines:  # dot products stay what they are
+            rows = np.concatenate([hits.rows[:_TELLING] for hits in found])
+            self._has_cosines = are_cosines(self.dense.vectors(rows))
+        if self._has_cosines:
+            return [LEAST_COSINE if len(hits.rows) else math.inf for hits in found]
+        farthest = self.dense.search(Queries(queries.texts, -queries.vectors), 1, allowed)
+        return [-float(hits.scores[0]) if len(hits.scores) else math.inf for hits in farthest]
 
     def fuse(
         self,
@@ -131,8 +184,7 @@ class HybridIndex:
             queries: the queries [B].
             looks: what ``look`` gave for them.
             weights: the weight of BM25 for each.
-            tops: the greatest cosine and BM25 for each, over everything that is searched; None if these
-                indexes are all of it.
+            tops: of each, over everything that is searched; None if these indexes are all of it.
             depth: how many rows are wanted.
             allowed: which rows may be found; by default all.
             length: how long the lists of ``looks`` are.

@@ -186,8 +186,8 @@ class LiveCollection:
         Args:
             mode: compare vectors, words or both.
             wanted: the queries.
-            tops: with ``hybrid``, the greatest cosine and BM25 for each query over everything that is
-                searched; by default this shard is all there is.
+            tops: with ``hybrid``, those of each query over everything that is searched; by default this
+                shard is all there is.
             looks: with ``hybrid``, what ``look`` gave for the same queries, if that was asked.
         """
         if mode == "hybrid":

@@ -26,7 +26,7 @@ from routerretriever.datasets.judgements import Judgements, judgements_step, loa
 from routerretriever.hashing import content_hash
 from routerretriever.index.dense import as_run, search_depth
 from routerretriever.index.fusion_weights import GRID
-from routerretriever.index.hybrid import rank_all
+from routerretriever.index.hybrid import LEAST_COSINE, holds_cosines, rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.measures import Measured, measure
@@ -37,7 +37,7 @@ from routerretriever.types import Values, Vectors
 
 _BLOCK = 64
 """Queries that are compared with all documents at once."""
-_VERSION = 1  # raise it when the same settings give other figures
+_VERSION = 2  # raise it when the same settings give other figures
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,12 @@ class ChunkFuser(ShardWorker):
         ids = list(queries.queries)
         shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
         cosines_QN = np.concatenate([vectors[: len(ids)] @ shard.T for shard in shards], axis=1)
-        wanted = search_depth(self._depth, queries.passages)
+        wanted, bounded = search_depth(self._depth, queries.passages), holds_cosines(corpus)
         by_weight: list[list[list[tuple[str, float]]]] = [[] for _ in self._grid]
         for text, cosines in zip(queries.queries.values(), cosines_QN, strict=True):
-            bm25 = words.all_scores(text)
+            bm25, least = words.all_scores(text), LEAST_COSINE if bounded else float(cosines.min())
             for weight, found in zip(self._grid, by_weight, strict=True):
-                rows, scores = rank_all(cosines, bm25, weight, wanted)
+                rows, scores = rank_all(cosines, bm25, weight, wanted, least)
                 found.append(
                     [(corpus.ids[row], score) for row, score in zip(rows, scores.tolist(), strict=True)]
                 )

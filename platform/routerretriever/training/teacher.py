@@ -14,7 +14,7 @@ from torch import Tensor
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
-from routerretriever.index.hybrid import Tops, fuse
+from routerretriever.index.hybrid import LEAST_COSINE, Tops, fuse, holds_cosines
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.training.candidates import ScoredCandidates, read_candidates
 from routerretriever.training.examples import Batch
@@ -43,11 +43,19 @@ class WordsTeacher(Teacher):
 
     words: LexicalIndex
     weight: float
+    are_cosines: bool = True
+    """Whether the base's scores are; else they are dot products, and the least of a query's its minimum."""
 
     def scores(self, base_BC: Tensor, batch: Batch, rows: Rows) -> Tensor:
         """Base and BM25 fused; see ``hybrid_scores``."""
         fused = [
-            hybrid_scores(own_C, self.words.all_scores(text), rows, self.weight)
+            hybrid_scores(
+                own_C,
+                self.words.all_scores(text),
+                rows,
+                self.weight,
+                LEAST_COSINE if self.are_cosines else float(own_C.min()),
+            )
             for own_C, text in zip(base_BC.cpu().numpy(), batch.texts, strict=True)
         ]
         return torch.from_numpy(np.stack(fused)).to(base_BC.device)
@@ -91,7 +99,7 @@ def open_teacher(
         return Teacher()
     assert part.lexical is not None, "the recipe says how words are searched"
     words = LexicalIndex(open_postings(corpus, part.lexical, store), part.lexical)
-    return WordsTeacher(words, settings.teacher_bm25)
+    return WordsTeacher(words, settings.teacher_bm25, holds_cosines(corpus))
 
 
 def on_base_scale(scored: ScoredCandidates) -> Scores:
@@ -106,7 +114,9 @@ def on_base_scale(scored: ScoredCandidates) -> Scores:
     return (scored.base_low + share * (scored.base_high - scored.base_low)).astype(np.float32)
 
 
-def hybrid_scores(base_C: Scores, bm25_N: Scores, rows: Rows, weight: float) -> Scores:
+def hybrid_scores(
+    base_C: Scores, bm25_N: Scores, rows: Rows, weight: float, least: float = LEAST_COSINE
+) -> Scores:
     """Base and BM25 fused as in hybrid search, on the base's scale: weight 0 gives the base's own scores.
 
     Args:
@@ -114,7 +124,8 @@ def hybrid_scores(base_C: Scores, bm25_N: Scores, rows: Rows, weight: float) -> 
         bm25_N: BM25 of every document.
         rows: of the candidates among them.
         weight: of BM25.
+        least: the least score that the base can give.
     """
     top = float(base_C.max())
-    fused = fuse(base_C, bm25_N[rows], weight, Tops(top, float(bm25_N.max(initial=0.0))))
-    return (fused * (top + 1) - 1).astype(np.float32)
+    fused = fuse(base_C, bm25_N[rows], weight, Tops(top, float(bm25_N.max(initial=0.0)), least))
+    return (fused * (top - least) + least).astype(np.float32)

@@ -235,7 +235,7 @@ class IndexShards:
             looked = await asyncio.gather(
                 *(call_with_retry(shard.look, ref, wanted, token) for _, ref, shard in places)
             )
-            tops = [Tops(*map(max, zip(*each, strict=True))) for each in zip(*looked, strict=True)]
+            tops = [Tops.over(each) for each in zip(*looked, strict=True)]
         shards = await asyncio.gather(
             *(call_with_retry(shard.find, ref, mode, wanted, tops, token) for _, ref, shard in places)
         )
