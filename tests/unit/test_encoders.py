@@ -80,6 +80,24 @@ def test_a_lora_on_all_linear_layers_runs_in_all_ways_alike(encoder, tmp_path):
     np.testing.assert_allclose(merged.encode_queries(TEXTS), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "theirs"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_is_that_of_transformers(encoder, dtype, theirs):
+    """Which keeps in fp32 what must not be rounded, as the frequencies of rotary positions."""
+    from transformers import AutoModel, T5EncoderModel
+
+    name, folder = encoder
+    kind = T5EncoderModel if name.startswith("t5") else AutoModel
+    ours = load_tower(settings_of(folder, dtype=dtype))
+    peer = kind.from_pretrained(folder, dtype=theirs).eval()
+    ids, mask = ours.pad(ours.tokenize_documents(TEXTS))
+    with torch.inference_mode():
+        found, expected = (
+            model(input_ids=ids, attention_mask=mask).last_hidden_state for model in (ours.transformer, peer)
+        )
+    assert torch.equal(found[mask.bool()], expected[mask.bool()])
+    assert np.isfinite(ours.encode_queries(TEXTS)).all()
+
+
 @pytest.fixture
 def bert(tmp_path):
     return write_encoder("bert-cls-prompt", tmp_path)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from routerretriever.encoder.card import read_card, resolve_card, usable_positions
 from routerretriever.encoder.compiled import MAX_ROWS, CompiledTower, rounded_length
 from routerretriever.encoder.fake import HashingTokenizer, fake_model
-from routerretriever.encoder.files import read_dense, read_model
+from routerretriever.encoder.files import dtype_of, read_dense, read_model
 from routerretriever.encoder.linear import FrozenLinear, InputHook, OutputHook
 from routerretriever.encoder.pooling import mean_over_tokens
 from routerretriever.encoder.settings import EncoderSettings, EngineSettings
@@ -38,7 +38,6 @@ Vectors = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_PADDING = 64
 """Padding tokens in a batch above which another pass is cheaper, on a CPU: queries of 9 to 63 tokens, 32 at a
 time, took 407 ms in one batch and 246 in batches with at most so much padding (MiniLM, one AVX2 thread)."""
@@ -63,7 +62,7 @@ class Encoder:
         """
         card = read_card(settings)
         if settings.name == FAKE:
-            return cls(card.settings, HashingTokenizer(), fake_model())
+            return cls(card.settings, HashingTokenizer(), fake_model().to(dtype_of(settings)))
         tokenizer, model = read_model(encoder_folder(settings), settings)
         encoder = cls(card.settings, tokenizer, model, read_dense(card.dense))
         encoder.card = card
@@ -79,7 +78,7 @@ class Encoder:
         Args:
             settings: how it is run; what is left open is as if its files said nothing.
             tokenizer: a Hugging Face tokenizer, or what is called like one.
-            model: the transformer.
+            model: the transformer, in the precision in which it is to run.
             dense: sentence-transformers' Dense layers that follow pooling.
 
         Raises:
@@ -91,7 +90,7 @@ class Encoder:
         if getattr(model, "pooler", None) is not None:
             # The pooler is not part of the tower; with it, "dense" adapters would train unused weights.
             model.pooler = None
-        model = model.to(device=self.device, dtype=_DTYPES[settings.dtype]).eval().requires_grad_(False)
+        model = model.to(device=self.device).eval().requires_grad_(False)
         self.transformer = model
         self._documents: Encoder | None = None
         self._engine: EngineSettings | None = None

@@ -11,6 +11,7 @@ from routerretriever.encoder.source import is_static, model_folder, read_json, t
 from routerretriever.errors import EncoderError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 _UNUSED = ("pooler", "position_ids", "decoder", "lm_head")
@@ -18,8 +19,15 @@ _UNUSED = ("pooler", "position_ids", "decoder", "lm_head")
 _POINTER = b"version https://git-lfs"
 
 
+def dtype_of(settings: EncoderSettings) -> torch.dtype:
+    """PyTorch's name of an encoder's precision."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.dtype]
+
+
 def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
-    """The tokenizer and the transformer of a folder.
+    """The tokenizer and the transformer of a folder, in the precision of the settings.
 
     Raises:
         EncoderError: files are missing, broken, of another kind of model, or need code that is not trusted.
@@ -36,7 +44,8 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
     if static:
         from routerretriever.encoder.static import read_static
 
-        return read_static(folder)
+        tokenizer, table = read_static(folder)
+        return tokenizer, table.to(dtype_of(settings))
     trusted = settings.trust_remote_code
     if trusted:
         _require_own_code(folder)
@@ -44,7 +53,10 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         kind = _encoder_of(config.model_type)
         _require_text(folder, config, kind is not AutoModel)
-        options = {"trust_remote_code": trusted} if kind is AutoModel else {}
+        # A model that is cast afterwards rounds what transformers keeps in fp32, as the angles of positions.
+        options: dict[str, Any] = {"dtype": dtype_of(settings)}
+        if kind is AutoModel:
+            options["trust_remote_code"] = trusted
         model, loading = kind.from_pretrained(folder, output_loading_info=True, **options)
     except EncoderError:
         raise
