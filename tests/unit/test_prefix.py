@@ -19,6 +19,7 @@ from routerretriever.adapters.tower import QueryTower, load_tower
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
 from routerretriever.types import BASE
+from support.encoders import write_encoder
 from torch import nn
 
 FAKE = EncoderSettings(name="fake", query_max_length=64, document_max_length=64)
@@ -88,6 +89,27 @@ def test_padding_does_not_change_a_prefixed_vector(encoder):
         together = encoder.encode_queries(TEXTS, name)
         alone = np.concatenate([encoder.encode_queries([text], name) for text in TEXTS])
         np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_causal_encoder_stays_causal_with_a_prefix_whatever_is_in_the_batch(tmp_path):
+    encoder = load_tower(EncoderSettings(name=str(write_encoder("llama", tmp_path)), device="cpu"))
+    with_prefix(encoder, "one")
+
+    def states(*rows):
+        ids, mask = encoder.pad(rows)
+        with torch.no_grad():
+            return encoder.transformer(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+
+    (alone,), (other,) = states([2, 5, 6, 7, 8, 3]), states([2, 5, 6, 9, 10, 3])
+    np.testing.assert_allclose(alone[:3], other[:3], atol=1e-5)
+    beside = states([2, 5, 6, 7, 8, 3], [2, 5, 6, 7, 8, 3, 4, 4])[0]
+    np.testing.assert_allclose(beside[:6], alone, atol=1e-5)
+    folders = saved(encoder, tmp_path, "one")
+    packed, rows = batch_adapters(encoder, folders), encoder.tokenize_queries(["a", "the quick brown fox"])
+    together = packed.embed(rows, np.ones((2, 1), np.float32), ["one"])
+    for row, vector in zip(rows, together, strict=True):
+        (alone,) = packed.embed([row], np.ones((1, 1), np.float32), ["one"])
+        np.testing.assert_allclose(alone, vector, atol=1e-5)
 
 
 def test_a_prefix_is_attended_to_as_if_it_were_tokens_without_positions(encoder):

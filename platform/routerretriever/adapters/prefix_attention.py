@@ -252,16 +252,22 @@ def _attend(
         prefix_B2Pd = prefix_B2Pd.to(key.dtype)
         key = torch.cat([_split_heads(prefix_B2Pd[:, 0], heads), key], dim=2)
         value = torch.cat([_split_heads(prefix_B2Pd[:, 1], heads), value], dim=2)
-        if attention_mask is not None or present_B is not None:
-            attention_mask = _widened(attention_mask, present_B, query, prefix_B2Pd.shape[2])
+        is_causal = kwargs.get("is_causal")
+        if is_causal is None:
+            is_causal = getattr(module, "is_causal", True)  # as transformers has it
+        if attention_mask is not None or present_B is not None or is_causal:
+            attention_mask = _widened(attention_mask, present_B, query, prefix_B2Pd.shape[2], is_causal)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def _widened(mask: Tensor | None, present_B: Tensor | None, query: Tensor, length: int) -> Tensor:
-    """The mask [B, 1, L, P + L], True where a token may look."""
+def _widened(
+    mask: Tensor | None, present_B: Tensor | None, query: Tensor, length: int, is_causal: bool
+) -> Tensor:
+    """The mask [B, 1, L, P + L], True where a token may look: a causal one back, and at the whole prefix."""
     rows, _, tokens, _ = query.shape
     if mask is None:
         mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=query.device)
+        mask = mask.tril() if is_causal else mask
     if present_B is None:
         present_B = torch.ones(rows, dtype=torch.bool, device=query.device)
     prefix = present_B.view(-1, 1, 1, 1).expand(-1, 1, mask.shape[2], length)
