@@ -17,8 +17,11 @@ from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder.card import read_card
 from routerretriever.encoder.export import save_sentence_transformer
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.encoder.tokens import TextReader
 from routerretriever.errors import EncoderError
 from support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 TEXTS = ["the quick brown fox", "a", "copper and zinc over the lazy dog and a long long text for the query",
          "a b " * 30]  # fmt: skip
@@ -232,6 +235,29 @@ def test_lowering_is_part_of_the_fingerprint_unless_the_tokenizer_does_it_itself
     assert before != after
     before, after = fingerprints(uncased)
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("prompt", "query", "left"),
+    [
+        ("query: ", "what is copper", "▁what ▁is ▁copper </s>"),
+        ("a: ", "what is copper", "▁what ▁is ▁copper </s>"),
+        ("b: query: ", "a", "▁ a </s>"),
+    ],
+)
+def test_a_tokenizer_that_puts_a_space_before_a_text_leaves_out_the_prompt_and_no_more(prompt, query, left):
+    known = ["▁query", "▁what", "▁is", "▁copper", "▁", "a", "b", ":"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -len(piece)) for piece in known)]
+    unigram = Tokenizer(models.Unigram(pieces, unk_id=2))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, **special)
+    lengths = {"query_max_length": 64, "document_max_length": 64}
+    reader = TextReader(tokenizer, EncoderSettings(query_prompt=prompt, document_prompt="", **lengths), None)
+    (row,) = reader.queries([query])
+    del row[reader.prompt]
+    assert tokenizer.convert_ids_to_tokens(row) == left.split()
 
 
 def test_positions_that_are_never_used_do_not_count(tmp_path):

@@ -75,9 +75,10 @@ class TextReader:
     @cached_property
     def prompt(self) -> slice:
         """Where the prompt stands in a query's tokens: after the special ones that open a text."""
-        first, second = (self._read([text], 16)[0] for text in ("a", "b"))
-        both = enumerate(zip(first, second, strict=False))
-        opening = next((place for place, (one, other) in both if one != other), 0)
+        # What two texts have in common need not be special: T5's tokenizers may put a space before both.
+        nothing, text = self._read(["", "a"], 16)
+        both = enumerate(zip(nothing, text, strict=False))
+        opening = next((place for place, (one, other) in both if one != other), len(nothing))
         return slice(opening, opening + self.prompt_tokens)
 
     def _read(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
