@@ -135,7 +135,7 @@ class StandIn:
 
 def application(service, tokens=None, allow_anonymous=False, **limits):
     serving = ServingSettings(limits=LimitSettings(**limits))
-    return build_api(lambda: service, serving, Authenticator(tokens or {}, allow_anonymous), Metrics())
+    return build_api(lambda _: service, serving, Authenticator(tokens or {}, allow_anonymous), Metrics())
 
 
 def caller(app, client=("127.0.0.1", 1), **options):

@@ -132,9 +132,9 @@ class WholeService:
         self._turn = 0
         self.app = build_api(self._next, settings, Authenticator(tokens or {}), metrics)
 
-    def _next(self) -> Any:
+    def _next(self, collections: Any) -> Any:
         self._turn += 1  # as behind a proxy: never the same replica twice
-        return self.replicas[self._turn % 2].service()
+        return self.replicas[self._turn % 2].service(collections)
 
     def heartbeat(self) -> None:
         """What happens in every replica once a second."""

@@ -18,7 +18,7 @@ from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import Token
-from routerretriever.serving.ports import CollectionRef
+from routerretriever.serving.ports import CollectionRef, DesiredState, Release
 from support.corpora import PLAIN, make_corpus
 from support.service import caller
 from support.waiting import wait_until
@@ -550,3 +550,33 @@ def test_the_client_does_all_of_it(tmp_path):
         await later.delete_collection("notes")
 
     asyncio.run(main())
+
+
+def test_a_canary_answers_for_no_collection_that_its_bundle_lacks_and_alone_for_its_own(tmp_path):
+    service = WholeService(tmp_path)
+    for replica in service.replicas:
+        current = replica.desired.current
+        fruit, metal = current.collections["fruit"], current.collections["metal"]
+        challenger = Release(2, "", {"fruit": fruit, "ores": metal}, {})
+        replica.desired = DesiredState(current, challenger)
+        replica.engines[2] = replica.engines[1]
+        always = replica.settings.releases.model_copy(update={"challenger_share": 1.0})
+        replica.settings = replica.settings.model_copy(update={"releases": always})
+
+    def version(path, body=None):
+        async def once():
+            async with caller(service.app) as http:
+                return await (http.post(path, json=body) if body else http.get(path))
+
+        response = asyncio.run(once())
+        assert response.status_code == 200, response.text
+        return response.headers["x-bundle-version"]
+
+    for collection, expected in (("fruit", "2"), ("metal", "1"), ("ores", "2")):
+        assert version("/v1/search", {"query": "bee", "collection": collection}) == expected
+        assert version(f"/v1/collections/{collection}") == expected
+    assert version("/v1/search", {"query": "bee", "collections": ["fruit", "metal"]}) == "1"
+    listed = service.ask("GET", "/v1/collections")[1]
+    assert {each["name"] for each in listed} == {"fruit", "metal", "ores"}
+    assert service.ask("POST", "/v1/search", {"query": "bee", "collection": "no"})[0] == 404
+    assert service.ask("POST", "/v1/search", {"query": "bee", "collections": ["metal", "ores"]})[0] == 404

@@ -36,7 +36,7 @@ def log(tmp_path):
 
 def app(log, tokens=None, **limits):
     serving = ServingSettings(feedback=FeedbackSettings(**limits))
-    return build_api(StandIn, serving, Authenticator(tokens or {}, not tokens), Metrics(), log)
+    return build_api(lambda _: StandIn(), serving, Authenticator(tokens or {}, not tokens), Metrics(), log)
 
 
 def report(number=0, query="where is fig", **given) -> Feedback:

@@ -112,6 +112,19 @@ def test_bad_requests_get_a_4xx_that_names_the_field(path, body, status, param):
     assert error["type"] == "invalid_request_error"
 
 
+def test_every_place_of_what_is_wrong_in_a_document_is_named():
+    body = {"documents": [{"_id": "a", "text": "first"}]}
+    error = ask(application(StandIn()), "POST", "/v1/collections/fruit/documents", json=body).json()["error"]
+    assert error["param"] == "documents"
+    assert error["message"] == ("documents.0.id: Field required; documents.0._id: there is no such field")
+
+
+def test_where_feedback_is_off_it_is_said_what_turns_it_on():
+    response = ask(application(StandIn()), "POST", "/v1/feedback", json={})
+    assert response.status_code == 404
+    assert "serving.feedback" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"null", b'{"query": NaN}', b"[" * 20_000])
 def test_what_is_no_json_object_is_refused(content):
     response = ask(
@@ -878,7 +891,7 @@ def test_a_path_prefix_is_taken_from_the_proxy_or_a_setting():
         "servers"
     ]
     assert servers == [{"url": "/retrieval"}]
-    prefixed = build_api(lambda: StandIn(), ServingSettings(root_path="/a/b"), Authenticator({}), Metrics())
+    prefixed = build_api(lambda _: StandIn(), ServingSettings(root_path="/a/b"), Authenticator({}), Metrics())
     assert ask(prefixed, "GET", "/openapi.json").json()["servers"] == [{"url": "/a/b"}]
     assert ask(prefixed, "GET", "/v1/models/base").status_code == 200
     with pytest.raises(ValueError, match="root_path"):
@@ -887,7 +900,7 @@ def test_a_path_prefix_is_taken_from_the_proxy_or_a_setting():
 
 def test_other_origins_are_let_in_by_a_setting():
     serving = ServingSettings(cors_origins=("https://page.example",))
-    app = build_api(lambda: StandIn(), serving, Authenticator({}), Metrics())
+    app = build_api(lambda _: StandIn(), serving, Authenticator({}), Metrics())
     preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     response = ask(app, "OPTIONS", "/v1/search", headers=preflight)
     assert response.headers["access-control-allow-origin"] == "https://page.example"

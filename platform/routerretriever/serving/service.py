@@ -89,12 +89,24 @@ class Replica:
             )  # fmt: skip
         self.created, self.hidden = created, hidden
 
-    def service(self) -> Service:
-        """The release that answers the next request: the current one, or by its share the challenger."""
-        challenger = self.challenger()
-        if challenger is not None and self.random() < self.settings.releases.challenger_share:
-            return challenger
-        return Service(self, self.desired.current)
+    def service(self, collections: Sequence[str] | None = ()) -> Service:
+        """The release that answers the next request: the current one, or by its share the challenger.
+
+        Args:
+            collections: that it names; where one release alone has them all, that one answers. None if it
+                means the only one that there is.
+        """
+        current, challenger = Service(self, self.desired.current), self.challenger()
+        if challenger is None:
+            return current
+        if collections is None:
+            may_answer = current.collections.keys() == challenger.collections.keys()
+        else:
+            may_answer = challenger.has(collections)
+            if may_answer and not current.has(collections):
+                return challenger
+        drawn = self.random() < self.settings.releases.challenger_share
+        return challenger if may_answer and drawn else current
 
     def challenger(self) -> Service | None:
         """The release that is tried beside the current one."""
@@ -128,6 +140,10 @@ class Service:
     def collections(self) -> dict[str, CollectionRef]:
         """What can be searched: the bundle's collections, and those that were created."""
         return {**self._replica.created, **self._release.collections}
+
+    def has(self, collections: Sequence[str]) -> bool:
+        """Whether all of them can be searched."""
+        return set(collections) <= self.collections.keys()
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -202,10 +218,16 @@ class Service:
         return plan.answer(embedded, wanted, found)
 
     async def collection_states(self, access: Access) -> list[CollectionState]:
-        """The collections that a client may read."""
+        """The collections that a client may read, those of the challenger's bundle too."""
         await self._replica.refresh()
-        visible = self._visible(access).items()
+        challenger = self._replica.challenger()
+        found = {**(challenger.collections if challenger else {}), **self._current.collections}
+        visible = [(name, ref) for name, ref in found.items() if access.reads(name)]
         return await asyncio.gather(*(self._state(name, ref, access) for name, ref in visible))
+
+    @property
+    def _current(self) -> Service:
+        return Service(self._replica, self._replica.desired.current)
 
     async def collection_state(self, name: str, access: Access) -> CollectionState:
         """One of them."""

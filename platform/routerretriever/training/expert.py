@@ -22,6 +22,7 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import ArtifactMissing, RecipeError
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import LexicalSettings
+from routerretriever.runtime.progress import log
 from routerretriever.settings import amount
 from routerretriever.training.candidates import ScoreCandidates, candidates_step
 from routerretriever.training.checkpoints import checkpoints_key
@@ -331,6 +332,9 @@ class TrainAdapter(Step):
             run_jobs([*first, *beside], store)
         if later:
             run_jobs([step.ready_job(store) for step in later], store)
+        for step in steps:
+            if store.exists(step.key) and (told := verdict_text(open_expert(store, step.key))):
+                log.info("%s", told)
 
     def ready_job(self, store: ArtifactStore) -> TrainingJob:
         """The job, with what its folds have found, or which folds are to find it."""

@@ -95,13 +95,16 @@ class _Board:
             if now.failed and not before.failed:
                 log.error("expert %s: failed: %s", name, now.failed)
             if now.finished and not before.finished:
-                card = self._store.manifest(self._jobs[name].key)
-                log.info(
-                    "expert %s: dev nDCG@10 %.4f (base %.4f), best of %d steps at %d",
-                    name, card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"], card["steps"],
-                    card["best_step"],
-                )  # fmt: skip
+                log.info("expert %s: %s", name, self._outcome(self._jobs[name]))
         self.courses = courses
+
+    def _outcome(self, job: TrainingJob) -> str:
+        card = self._store.manifest(job.key)
+        if job.selection == "chosen":  # on all labelled queries: dev is a small part of them
+            return f"trained for {card['steps']} steps, as cross-validation chose"
+        dev, base = card["dev_ndcg_at_10"], card["base_dev_ndcg_at_10"]
+        best = f"best of {card['steps']} steps at {card['best_step']}"
+        return f"dev nDCG@10 {dev:.4f} (base {base:.4f}), {best}"
 
 
 def room_to_train(training: TrainingSettings, workers: int) -> int:

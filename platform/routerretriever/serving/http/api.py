@@ -34,7 +34,7 @@ from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.http.auth import Authenticator
 from routerretriever.serving.http.collections import add_collections
 from routerretriever.serving.http.errors import RESPONSES, answer, check_length, explain_errors
-from routerretriever.serving.http.feedback import add_feedback
+from routerretriever.serving.http.feedback import add_feedback, refuse_feedback
 from routerretriever.serving.http.middleware import Middleware
 from routerretriever.serving.http.pages import add_pages
 from routerretriever.serving.ports import MetricsPort
@@ -43,7 +43,7 @@ from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
 
 
 def build_api(
-    service: Callable[[], Service],
+    service: Callable[[Sequence[str] | None], Service],
     settings: ServingSettings,
     authenticator: Authenticator,
     metrics: MetricsPort,
@@ -52,7 +52,7 @@ def build_api(
     """The application.
 
     Args:
-        service: gives the release that answers a request.
+        service: gives the release that answers a request; see ``Replica.service``.
         settings: limits and the like.
         authenticator: says who is let in.
         metrics: where answers are counted.
@@ -67,8 +67,8 @@ def build_api(
         redoc_url=None,
     )
 
-    def pick(request: Request) -> Service:
-        chosen = service()
+    def pick(request: Request, collections: Sequence[str] | None = ()) -> Service:
+        chosen = service(collections)
         request.state.bundle = chosen.version
         return chosen
 
@@ -76,7 +76,8 @@ def build_api(
     async def search(body: SearchRequest, request: Request) -> SearchResponse:
         """Route a query, embed it by the chosen expert or mixture, and search by its vector and its words."""
         check_length("query", body.query, limits.text_length)
-        chosen, start = pick(request), time.perf_counter()
+        named = body.collections or (body.collection and [body.collection])
+        chosen, start = pick(request, named or None), time.perf_counter()
         response = await chosen.search(body, request.state.access)
         seconds = time.perf_counter() - start
         sent = _ready(response)
@@ -159,6 +160,8 @@ def build_api(
 
     if settings.feedback and feedback:
         add_feedback(api, pick, settings.feedback, feedback)
+    else:
+        refuse_feedback(api)
     add_collections(api, pick, limits)
     add_pages(api)
     explain_errors(api)

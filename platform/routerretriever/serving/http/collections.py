@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -30,18 +29,18 @@ from routerretriever.datasets.settings import PassageSettings
 from routerretriever.errors import WrongField
 from routerretriever.index.documents import StoredDocument
 from routerretriever.serving.http.errors import Contradiction, check_count, check_length
-from routerretriever.serving.service import Service
+from routerretriever.serving.http.pick import Pick
 
 _DEEPEST = 8
 """Levels of lists and objects in metadata."""
 
 
-def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: LimitSettings) -> None:
+def add_collections(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
     """Add the routes.
 
     Args:
         api: where to.
-        pick: gives the release that answers a request.
+        pick: gives the release that answers a request about some collections.
         limits: bounds on one request.
     """
 
@@ -57,17 +56,17 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
         With `passages`, documents are cut when they are added. That cannot be changed later.
         """
         check_passages(body.passages)
-        return await pick(request).create(body, request.state.access)
+        return await pick(request, [body.name]).create(body, request.state.access)
 
     @api.get("/v1/collections/{name}")
     async def collection(name: str, request: Request) -> CollectionState:
         """One collection."""
-        return await pick(request).collection_state(name, request.state.access)
+        return await pick(request, [name]).collection_state(name, request.state.access)
 
     @api.delete("/v1/collections/{name}")
     async def drop(name: str, request: Request) -> Status:
         """Delete a collection that was created here, with its documents."""
-        await pick(request).drop(name, request.state.access)
+        await pick(request, [name]).drop(name, request.state.access)
         return Status(status="deleted")
 
     @api.post("/v1/collections/{name}/calibrate")
@@ -78,7 +77,7 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
             check_length(f"queries.{row}.query", judged.query, limits.text_length)
             check_count(f"queries.{row}.relevant", judged.relevant, limits.documents)
         request.state.allow(len(body.queries))
-        return await pick(request).calibrate(name, body.queries, request.state.access)
+        return await pick(request, [name]).calibrate(name, body.queries, request.state.access)
 
     @api.get("/v1/collections/{name}/documents", response_model_exclude_unset=True)
     async def documents(
@@ -88,7 +87,7 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> DocumentsResponse:
         """Whole documents by page, however they are cut."""
-        held, page = await pick(request).documents(name, offset, limit, request.state.access)
+        held, page = await pick(request, [name]).documents(name, offset, limit, request.state.access)
         return DocumentsResponse.model_construct(total=held.documents, data=[_shown(each) for each in page])
 
     @api.post("/v1/collections/{name}/documents")
@@ -107,20 +106,20 @@ def add_collections(api: FastAPI, pick: Callable[[Request], Service], limits: Li
             documents[d.id] = Document(d.id, d.title, d.text, d.metadata or None)
         state = request.state
         state.allow(len(documents))
-        return await pick(request).upsert(name, list(documents.values()), state.access, state.allow)
+        return await pick(request, [name]).upsert(name, list(documents.values()), state.access, state.allow)
 
     @api.post("/v1/collections/{name}/documents/delete")
     async def delete(name: str, body: DeleteRequest, request: Request) -> ChangeResponse:
         """Delete documents by their ids, with all of their passages."""
         check_count("ids", body.ids, limits.documents)
-        return await pick(request).delete(name, body.ids, request.state.access)
+        return await pick(request, [name]).delete(name, body.ids, request.state.access)
 
     @api.get("/v1/collections/{name}/document", response_model_exclude_unset=True)
     async def document(
         name: str, request: Request, document_id: Annotated[str, Query(alias="id", min_length=1)]
     ) -> DocumentOut:
         """One document as it is now, whole."""
-        return _shown(await pick(request).document(name, document_id, request.state.access))
+        return _shown(await pick(request, [name]).document(name, document_id, request.state.access))
 
 
 def check_passages(options: PassageOptions | None) -> None:

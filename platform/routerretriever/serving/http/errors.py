@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -121,6 +121,12 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def _place(error: Mapping[str, Any]) -> str:
+    """Where in the request an error is, without the kinds of value that were tried."""
+    kind, *inside = (str(part) for part in error["loc"])
+    return ".".join(part for part in (inside or [kind]) if "[" not in part)
+
+
 def explain_errors(api: FastAPI) -> None:
     """Answer errors in OpenAI's form; our own mistakes go on to the middleware, which knows the request."""
 
@@ -140,9 +146,15 @@ def explain_errors(api: FastAPI) -> None:
         kind, *inside = (str(part) for part in first["loc"])
         where = inside or [kind]
         same_field = [wrong for wrong in errors if wrong["loc"][:2] == first["loc"][:2]]
-        problems = list(dict.fromkeys(map(_told, same_field)))
-        named = where[0] if len(problems) > 1 else ".".join(part for part in where if "[" not in part)
-        return problem(422, f"{named}: {'; '.join(problems)}", where[0])
+        problems: dict[str, list[str]] = {}
+        for wrong in same_field:
+            problems.setdefault(_told(wrong), []).append(_place(wrong))
+        tried = any("[" in str(part) for wrong in same_field for part in wrong["loc"])
+        if len(problems) == 1 or not tried:
+            told = [f"{places[0]}: {message}" for message, places in problems.items()]
+        else:  # each kind that the field may be of has its own problem
+            told = [f"{where[0]}: {'; '.join(problems)}"]
+        return problem(422, "; ".join(told), where[0])
 
     @api.exception_handler(RouterRetrieverError)
     async def known(_: Request, error: RouterRetrieverError) -> Response:
