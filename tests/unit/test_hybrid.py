@@ -1,5 +1,9 @@
 """Hybrid searches against scoring every document that is present, one by one."""
 
+import re
+import time
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -199,6 +203,18 @@ def test_reciprocal_rank_fusion_prefers_what_both_lists_hold(tmp_path):
         ("code", "def parseHttpHeader(raw_bytes)", "raw_bytes"),
         ("german", "Die Häuser", "Haus"),
         ("none", "naïve café", "CAFÉ"),
+        ("english", "an eﬃcient workﬂow", "efficient"),
+        ("english", "an effi\u00adcient workflow", "efficient"),
+        ("english", "ＡＢＣ１２３ and so on …", "abc123"),
+        ("english", "press 1\ufe0f\u20e3", "1"),
+        ("german", unicodedata.normalize("NFD", "Flüge nach Zürich"), "Zürich"),
+        ("none", unicodedata.normalize("NFD", "한국어"), "한국"),
+        ("none", "ｶﾞｽ", "ガス"),
+        ("none", "น้ำ", "น้ํา"),
+        ("hindi", "हिन्दी में समाचार", "हिन्दी"),
+        ("tamil", "தமிழ் செய்திகள்", "செய்திகள்"),
+        ("arabic", "كِتَاب", "كتاب"),
+        ("code", "parseहिन्दीNode(…)", "हिन्दी"),
     ],
 )
 def test_words_are_found_in_their_language(language, text, query):
@@ -206,6 +222,38 @@ def test_words_are_found_in_their_language(language, text, query):
     assert set(analyze(query)) & set(analyze(text))
     for _, start, stop in analyze.spans(text):
         assert text[start:stop]
+
+
+def test_marks_are_part_of_their_words():
+    assert Analyzer(LexicalSettings(language="none"))("हिन्दी में कि़") == ["हिन्दी", "में", "कि़"]
+    assert Analyzer(PLAIN)("ที่นี่") == ["ที่", "นี่", "ที่นี่"]
+
+
+SPELLED = st.sampled_from(
+    [*"aeO 1._éＡ京…ﬁ½㌔\u0323\u00ad", "e\u0301", "हिन्", "दी", "か\u3099", "ｶﾞ", "น้ำ", "كِ",
+     unicodedata.normalize("NFD", "각")]
+)  # fmt: skip
+
+
+@given(text=st.lists(SPELLED, max_size=30).map("".join), language=st.sampled_from(["none", "code"]))
+def test_every_words_place_in_the_text_is_spelled_as_the_word(text, language):
+    analyze = Analyzer(LexicalSettings(language=language))
+    spans = analyze.spans(text)
+    assert analyze(text) == [word for word, _, _ in spans]
+    seen = re.sub("[\u00ad\ufe0f]", "", text)
+    assert analyze(unicodedata.normalize("NFKC", seen)) == analyze(text)
+    for word, start, stop in spans:
+        spelled = unicodedata.normalize("NFKC", re.sub("[\u00ad\ufe0f]", "", text[start:stop])).lower()
+        assert word in spelled
+        # A character may stand for several words, as ½ for 1 and 2, or for parts of an identifier.
+        if language == "none" and not re.search("[½㌔ำ]", text[start:stop]):
+            assert word == spelled
+
+
+def test_a_character_with_thousands_of_marks_is_read_at_once():
+    started = time.process_time()
+    Analyzer(PLAIN).spans("x" + "\u0301\u0323" * 100_000)
+    assert time.process_time() - started < 20  # in order by insertion: minutes
 
 
 def test_stop_words_are_left_out_only_when_asked():

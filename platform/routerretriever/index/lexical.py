@@ -26,12 +26,11 @@ from routerretriever.corpus.artifact import Corpus, open_array
 from routerretriever.hashing import content_hash
 from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
 from routerretriever.index.settings import LexicalSettings
-from routerretriever.index.words import Analyzer
+from routerretriever.index.words import WORDS_VERSION, Analyzer
 
 _ARRAYS = ("starts", "rows", "counts", "lengths")
 _WORDS_FILE = "words.txt"
 _FILES = (*(f"{name}.npy" for name in _ARRAYS), _WORDS_FILE)
-_WORDS_VERSION = 1  # raise it when the analyzer cuts otherwise
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def open_postings(corpus: Corpus, settings: LexicalSettings, store: ArtifactStor
     """The postings of a corpus: an artifact, keyed by the corpus and by what cuts its words."""
     if not len(corpus):
         return Postings.build([])
-    digest = content_hash(settings.model_dump(include={"language", "stop_words"}), _WORDS_VERSION)
+    digest = content_hash(settings.model_dump(include={"language", "stop_words"}), WORDS_VERSION)
     key = f"indexes/{corpus.key.split('/')[-1]}-words-{digest}"
 
     def build(_: list[str]) -> None:

@@ -4,20 +4,61 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
+from operator import add
+from typing import Any, NamedTuple
+
+import regex
 
 from routerretriever.index.settings import LexicalSettings
 
+WORDS_VERSION = 2
+"""Part of the key of what is made of words; raise it when the analyzer cuts otherwise."""
+
 # Scripts that are written without spaces: kana, Han, Thai, Lao, Myanmar, Khmer. Hangul has spaces, but its
 # words carry their particles, so that parts of a word must be found, too.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-    "\uf900-\ufaff\U00020000-\U0003134f]+"
+_WITHOUT_SPACES = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+    "\uf900-\ufaff\U00020000-\U0003134f"
 )
-_WORD = re.compile(r"[^\W_]+")
-_IDENTIFIER_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
-_IDENTIFIER = re.compile(r"\w+")
+_UNSPACED = re.compile(f"[{_WITHOUT_SPACES}]")
+_STRETCH = regex.compile(
+    rf"(?P<unspaced>[{_WITHOUT_SPACES}][{_WITHOUT_SPACES}\p{{M}}]*)|[^{_WITHOUT_SPACES}]+"
+)
+_MARK = regex.compile(r"\p{M}")
+_CHARACTER = regex.compile(r"\P{M}\p{M}*", regex.DOTALL)
+
+# Soft hyphens, joiners and the choice of a glyph are no part of a word's spelling.
+_INVISIBLE = r"\u00ad\u200d\u2060\ufe00-\ufe0f\U000e0100-\U000e01ef"
+# What normalises together with the character before: marks (those of half-width kana too), and the vowels and
+# finals of Korean syllables.
+_JOINING = rf"\p{{M}}\u1160-\u11ff\u3131-\u318e\uff9e-\uffdc{_INVISIBLE}"
+_CLUSTER = regex.compile(
+    rf"(?V1)(?P<settled>[\p{{Decomposition_Type=None}}--[{_JOINING}]]+(?![{_JOINING}]))|.[{_JOINING}]*",
+    regex.DOTALL,
+)
+# Nobody writes 30 marks on a character, and to bring thousands into order takes minutes.
+_LEFT_OUT = regex.compile(rf"[{_INVISIBLE}]|(?<=[{_JOINING}]{{30}})[{_JOINING}]")
+_SEEN_INVISIBLE = regex.compile(rf"[{_INVISIBLE}]")
+
+
+class _Patterns(NamedTuple):
+    word: Any
+    identifier: Any
+    part: Any
+    """Of an identifier: ``parse``, ``HTTP`` and ``Header`` in ``parseHTTPHeader``."""
+
+
+_PART = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+"
+# Marks belong to words; keycaps and circles around characters do not. Without marks, re is quicker.
+_PLAIN = _Patterns(re.compile(r"[^\W_]+"), re.compile(r"\w+"), re.compile(rf"{_PART}|[^\W\d_A-Za-z]+"))
+_MARKED = _Patterns(
+    regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{Mn}\p{Mc}]*"),
+    regex.compile(r"[\p{L}\p{N}_][\p{L}\p{N}\p{Mn}\p{Mc}_]*"),
+    regex.compile(rf"(?V1)(?:{_PART})\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[A-Za-z\d]]+"),
+)
 _STOP_WORDS = {
     "dutch": "DUTCH",
     "english": "EN_PLUS",
@@ -36,8 +77,9 @@ _STOP_WORDS = {
 class Analyzer:
     """Cuts text into words, in one language.
 
-    Words are lower case and stemmed. Where a script has no spaces, every character and every pair of
-    neighbours is a word. For code nothing is stemmed, and identifiers count whole and in their parts.
+    Words are lower case and stemmed, and the same however a text encodes its characters (NFKC). Where a
+    script has no spaces, every character and every pair of neighbours is a word. For code nothing is stemmed,
+    and identifiers count whole and in their parts.
     """
 
     def __init__(self, settings: LexicalSettings) -> None:
@@ -47,53 +89,51 @@ class Analyzer:
 
     def __call__(self, text: str) -> list[str]:
         """The words of a text in their order, repeated ones repeated."""
-        return [word for word, _, _ in self.spans(text)]
+        return [word for word, _, _ in self._found(text if _is_normal(text) else _normalized(text))]
 
     def spans(self, text: str) -> list[tuple[str, int, int]]:
         """Words, each with where it starts and ends in the text."""
-        if not text.isascii():
-            normal = unicodedata.normalize("NFKC", text)
-            text = normal if len(normal) == len(text) else text  # places must stay what they are
-        found = self._identifiers(text) if self._code else self._words(text)
+        if _is_normal(text):
+            return self._found(text)
+        normal, starts, stops = _with_places(text)
+        return [(word, starts[first], stops[last - 1]) for word, first, last in self._found(normal)]
+
+    def _found(self, text: str) -> list[tuple[str, int, int]]:
+        patterns = _MARKED if not text.isascii() and _MARK.search(text) else _PLAIN
+        found = self._identifiers(text, patterns) if self._code else self._words(text, patterns)
         return [each for each in found if each[0] not in self._stop_words]
 
-    def _words(self, text: str) -> list[tuple[str, int, int]]:
+    def _words(self, text: str, patterns: _Patterns, place: int = 0) -> list[tuple[str, int, int]]:
+        """The words of a part of a text that starts at ``place``."""
         found = []
-        for match in _WORD.finditer(text):
-            word, start = match.group(), match.start()
-            if word.isascii():
-                found.append((self._stem(word.lower()), start, match.end()))
+        for match in patterns.word.finditer(text):
+            word, start = match.group(), place + match.start()
+            if word.isascii() or not _UNSPACED.search(word):
+                found.append((self._stem(word.lower()), start, place + match.end()))
                 continue
-            last = 0
-            for run in _UNSPACED.finditer(word):
-                if run.start() > last:
-                    found.append(
-                        (self._stem(word[last : run.start()].lower()), start + last, start + run.start())
-                    )
-                found += _grams(run.group(), start + run.start())
-                last = run.end()
-            if last < len(word):
-                found.append((self._stem(word[last:].lower()), start + last, match.end()))
+            for stretch in _STRETCH.finditer(word):
+                part, first = stretch.group(), start + stretch.start()
+                if stretch.lastgroup == "unspaced":
+                    found += _grams(part, first)
+                else:
+                    found.append((self._stem(part.lower()), first, first + len(part)))
         return found
 
-    def _identifiers(self, text: str) -> list[tuple[str, int, int]]:
+    def _identifiers(self, text: str, patterns: _Patterns) -> list[tuple[str, int, int]]:
         found = []
-        for match in _IDENTIFIER.finditer(text):
+        for match in patterns.identifier.finditer(text):
             word, start = match.group(), match.start()
             if _UNSPACED.search(word):
-                found += (
-                    self._words(word)
-                    if start == 0
-                    else [(gram, start + first, start + last) for gram, first, last in self._words(word)]
-                )
+                found += self._words(word, patterns, start)
                 continue
             found.append((word.lower(), start, match.end()))
-            parts = list(_IDENTIFIER_PART.finditer(word))
+            parts = list(patterns.part.finditer(word))
             if len(parts) > 1:
                 found += [(part.group().lower(), start + part.start(), start + part.end()) for part in parts]
         return found
 
 
+@cache
 def stop_words(language: str) -> frozenset[str]:
     """A language's words without content, as its documents have them; empty where none are known."""
     from bm25s import stopwords
@@ -102,10 +142,45 @@ def stop_words(language: str) -> frozenset[str]:
     return frozenset(_stemmer(language)(word) for word in known)
 
 
+def _is_normal(text: str) -> bool:
+    return text.isascii() or (unicodedata.is_normalized("NFKC", text) and not _SEEN_INVISIBLE.search(text))
+
+
+def _normalized(text: str) -> str:
+    """NFKC of what is seen of a text."""
+    return unicodedata.normalize("NFKC", _LEFT_OUT.sub("", text))
+
+
+_normalized_cluster = lru_cache(maxsize=10_000)(_normalized)
+
+
+def _with_places(text: str) -> tuple[str, list[int], list[int]]:
+    """A text as ``_normalized`` gives it, and where each character's origin starts and ends in the text."""
+    parts: list[str] = []
+    starts: list[int] = []
+    stops: list[int] = []
+    for cluster in _CLUSTER.finditer(text):
+        part, (start, stop) = cluster.group(), cluster.span()
+        if cluster.lastgroup == "settled":
+            starts += range(start, stop)
+            stops += range(start + 1, stop + 1)
+        else:
+            part = _normalized_cluster(part)
+            starts += [start] * len(part)
+            stops += [stop] * len(part)
+        parts.append(part)
+    return "".join(parts), starts, stops
+
+
 def _grams(run: str, start: int) -> list[tuple[str, int, int]]:
-    singles = [(char, start + place, start + place + 1) for place, char in enumerate(run)]
-    pairs = [(run[place : place + 2], start + place, start + place + 2) for place in range(len(run) - 1)]
-    return singles + pairs
+    """Every character with its marks, then every pair of neighbours."""
+    characters: Sequence[str] = _CHARACTER.findall(run) if _MARK.search(run) else run
+    places = [*accumulate(map(len, characters), initial=start)]
+    pairs = map(add, characters, characters[1:])
+    return [
+        *zip(characters, places, places[1:], strict=False),
+        *zip(pairs, places, places[2:], strict=False),
+    ]
 
 
 def _no_stem(word: str) -> str:

@@ -29,6 +29,7 @@ from routerretriever.index.fusion_weights import GRID
 from routerretriever.index.hybrid import LEAST_COSINE, holds_cosines, rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
+from routerretriever.index.words import WORDS_VERSION
 from routerretriever.measures import Measured, measure
 from routerretriever.runtime.shards import ShardWorker, make_parts
 from routerretriever.scoring.settings import ScoringSettings
@@ -82,6 +83,7 @@ def fuse_step(
         [step.key for step in vectors.steps],
         hashlib.sha256(mixed).hexdigest(),
         lexical.model_dump(),
+        WORDS_VERSION,
         grid,
         settings.depth,
         settings.chunk_size,
