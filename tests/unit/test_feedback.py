@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
+from dataclasses import replace
 
 import httpx
+import pyarrow.parquet as parquet
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -161,6 +164,118 @@ def test_a_report_that_came_twice_counts_once_and_compacting_changes_nothing(log
     assert [one.id for one in log.read("metal")] == ["r3"]
     assert log.forget("u2") == 1
     assert [one.id for one in log.read()] == ["r1", "r3"]
+
+
+def test_clients_that_number_their_reports_alike_keep_all_of_them(log):
+    for client in ("app", "page"):
+        for number in range(5):
+            log.append(report(number, client=client, user=""))
+    log.append(report(0, client="app", user="ann", time=9.0))  # sent twice
+    assert len(log.read()) == 10
+    log.compact()
+    assert len(log.read()) == 10
+    assert judge(log.read(), discount=0.5, least=2, passed_over=0.5) == []
+    marked = [replace(one, relevant=("d3",)) for one in log.read()]
+    (judged,) = judge(marked, discount=0.5, least=10, passed_over=0.5)
+    assert judged.grades == {"d3": 1}
+
+
+def test_forgetting_a_user_leaves_another_clients_report_with_the_same_id(log):
+    log.append(report(1, client="app", user="ann"))
+    log.append(report(1, client="page", user="bob"))
+    log.compact()
+    assert log.forget("ann") == 1
+    assert [one.user for one in log.read()] == ["bob"]
+
+
+def interrupted(folder, happen):
+    """A log that has something else happen before it writes a file for the first time."""
+    todo = [happen]
+
+    class Interrupted(FileSystem):
+        def put(self, path, write):
+            if todo:
+                todo.pop()()
+            return super().put(path, write)
+
+    return FeedbackLog(Interrupted(str(folder)))
+
+
+def stored_users(folder):
+    """Whose reports are on disk, listed as forgotten or not."""
+    tables = [parquet.read_table(path) for path in (folder / "feedback").rglob("*.parquet")]
+    return sorted({user for table in tables for user in table["user"].to_pylist()})
+
+
+def test_a_user_who_is_forgotten_while_reports_are_compacted_stays_forgotten(log, tmp_path):
+    for number in range(4):
+        log.append(report(number, user="ann" if number % 2 else "bob"))
+    seen = []
+
+    def forget():
+        assert log.forget("ann") == 2
+        log.append(report(9, user="cid"))
+        seen.append([one.user for one in log.read()])
+
+    interrupted(tmp_path, forget).compact()
+    assert seen == [["bob", "bob", "cid"]]
+    assert [one.user for one in log.read()] == ["bob", "bob", "cid"]
+    assert stored_users(tmp_path) == ["bob", "cid"]
+    log.append(report(1, user="ann", time=20.0))
+    assert [one.user for one in log.read()] == ["bob", "bob", "cid", "ann"]  # asked again since
+
+
+def test_compactions_at_once_lose_nothing_and_reads_meanwhile_see_all(log, tmp_path):
+    for number in range(4):
+        log.append(report(number))
+    before = log.read()
+    seen = []
+
+    def compact():
+        log.compact()
+        seen.append(log.read())
+
+    interrupted(tmp_path, compact).compact()
+    assert [*seen, log.read()] == [before, before]
+
+
+def test_a_read_sees_reports_that_are_compacted_between_listing_and_reading(log, tmp_path):
+    for number in range(4):
+        log.append(report(number))
+    before = log.read()
+
+    class Reading(FileSystem):
+        def read(self, path):
+            log.compact()
+            return super().read(path)
+
+    assert FeedbackLog(Reading(str(tmp_path))).read() == before
+
+
+def test_a_user_who_is_forgotten_after_a_compaction_has_read_them_twice_is_forgotten(log, tmp_path):
+    """Two compactions hold the user's reports when they are forgotten."""
+    for number in range(2):
+        log.append(report(number, user="ann"))
+        log.append(report(number + 2, user="bob"))
+
+    def others():
+        log.compact()
+        log.forget("ann")
+        log.compact()
+
+    interrupted(tmp_path, others).compact()
+    assert stored_users(tmp_path) == ["bob"]
+
+
+def test_lists_of_what_was_forgotten_go_once_no_compaction_can_hold_it(log, tmp_path, monkeypatch):
+    log.append(report(1, user="ann"))
+    log.forget("ann")
+    log.compact()
+    assert len(list((tmp_path / "feedback").rglob("*.json"))) == 1
+    later = time.time() + 2 * 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    log.compact()
+    assert list((tmp_path / "feedback").rglob("*.json")) == []
 
 
 def test_one_click_is_not_enough_and_several_users_are():

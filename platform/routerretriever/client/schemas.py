@@ -182,7 +182,7 @@ class FeedbackRequest(_Schema):
     user: Annotated[str, StringConstraints(max_length=128)] = ""
     """The sender's name for the user; `/v1/feedback/delete` deletes all reports under it."""
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
-    """Of two reports with the same id, one counts; by default each is new."""
+    """Of two reports of a client with the same id, one counts; by default each is new."""
 
 
 class FeedbackResponse(_Answer):

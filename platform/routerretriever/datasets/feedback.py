@@ -1,14 +1,19 @@
 """What users clicked and marked: Parquet files in storage, and the judgements that they amount to.
 
-Every report is a file of its own below ``feedback/``, on disk before it is answered. A report that was sent
-twice has the same id and counts once.
+Every report is a file of its own below ``feedback/``, on disk before it is answered. A report that a client
+sent twice has the same id and counts once.
+
+Reports may be read, forgotten and compacted at once, by several processes. What is forgotten is listed below
+``feedback/forgotten`` before it is removed: a compaction that has read it may write it once more.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from io import BytesIO
@@ -22,6 +27,9 @@ from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.datasets.texts import normal_text
 
 _FOLDER = "feedback"
+_FORGOTTEN = f"{_FOLDER}/forgotten"
+_LONGEST_COMPACTION = 86_400.0
+"""Seconds for which a list of forgotten reports is kept."""
 _LIST = arrow.list_(arrow.string())
 _SCHEMA = arrow.schema(
     [
@@ -58,6 +66,14 @@ class Feedback:
     not_relevant: tuple[str, ...] = ()
 
 
+class _Stamp(NamedTuple):
+    """What tells a report from all others, its own repetitions among them."""
+
+    client: str
+    id: str
+    time: float
+
+
 class FeedbackLog:
     """The reports in a storage."""
 
@@ -74,9 +90,8 @@ class FeedbackLog:
 
     def read(self, collection: str | None = None) -> list[Feedback]:
         """All reports, or those of a collection, the oldest first, each once."""
-        found = {one.id: one for _, reports in self._all() for one in reports}
-        chosen = [one for one in found.values() if collection is None or one.collection == collection]
-        return sorted(chosen, key=lambda one: (one.time, one.id))
+        reports = self._kept(self._read_all())
+        return [one for one in reports if collection is None or one.collection == collection]
 
     def forget(self, user: str, of: Callable[[str], bool] = lambda _: True) -> int:
         """Delete what a user has reported; returns how many reports that were.
@@ -85,40 +100,82 @@ class FeedbackLog:
             user: as the reports name them.
             of: which collections' reports; by default all.
         """
-        forgotten: set[str] = set()
-        for name, reports in self._all():
-            own = {one.id for one in reports if one.user == user and of(one.collection)}
-            if not own:
-                continue
-            rest = [one for one in reports if one.id not in own]
-            if rest:
-                self._write(rest)
-            self._files.remove(f"{_FOLDER}/{name}")
-            forgotten |= own
-        return len(forgotten)
+        reports = [one for reports in self._read_all().values() for one in reports]
+        own = {_stamp(one) for one in reports if one.user == user and of(one.collection)} - self._forgotten()
+        if own:
+            self._list_as_forgotten(own)
+            self._remove_forgotten()
+        return len({(one.client, one.id) for one in own})
 
     def compact(self) -> None:
         """Put all reports into one file; those that come meanwhile stay in theirs."""
-        before = self._all_names()
-        if len(before) < 2:
-            return
-        reports = {one.id: one for name in before for one in self._read(name)}
-        self._write(list(reports.values()))
-        for name in before:
+        before = self._read_all()
+        if len(before) > 1:
+            self._replace(before, self._kept(before))
+        self._remove_forgotten()
+        for name, content in self._forgotten_lists().items():
+            if content["time"] < time.time() - _LONGEST_COMPACTION:
+                self._files.remove(f"{_FORGOTTEN}/{name}")
+
+    def _kept(self, files: Mapping[str, list[Feedback]]) -> list[Feedback]:
+        """The reports of some files that nobody forgot, each once, the oldest first."""
+        forgotten = self._forgotten()
+        reports = [one for own in files.values() for one in own if _stamp(one) not in forgotten]
+        found: dict[tuple[str, str], Feedback] = {}
+        for one in sorted(reports, key=lambda one: (one.time, one.client, one.id)):
+            found.setdefault((one.client, one.id), one)
+        return list(found.values())
+
+    def _list_as_forgotten(self, stamps: set[_Stamp]) -> None:
+        content = json.dumps({"time": time.time(), "reports": sorted(stamps)})
+
+        def write(path: Path) -> None:
+            path.write_text(content, encoding="utf-8")
+
+        self._files.put(f"{_FORGOTTEN}/{uuid.uuid4().hex}.json", write)
+
+    def _remove_forgotten(self) -> None:
+        """Write the files anew that hold forgotten reports, until there are none."""
+        while True:
+            files, forgotten = self._read_all(), self._forgotten()
+            holding = [name for name, own in files.items() if any(_stamp(one) in forgotten for one in own)]
+            if not holding:
+                return
+            reports = [one for name in holding for one in files[name]]
+            self._replace(holding, [one for one in reports if _stamp(one) not in forgotten])
+
+    def _replace(self, names: Iterable[str], reports: list[Feedback]) -> None:
+        if reports:
+            self._write(reports)
+        for name in names:
             self._files.remove(f"{_FOLDER}/{name}")
+
+    def _forgotten(self) -> set[_Stamp]:
+        return {_Stamp(*one) for content in self._forgotten_lists().values() for one in content["reports"]}
+
+    def _forgotten_lists(self) -> dict[str, Any]:
+        files = self._files.read_folder(_FORGOTTEN)
+        return {name: json.loads(content) for name, content in files.items() if name.endswith(".json")}
 
     def _all_names(self) -> list[str]:
         return [name for name in self._files.list_files(_FOLDER) if name.endswith(".parquet")]
 
-    def _all(self) -> Iterator[tuple[str, list[Feedback]]]:
-        for name in self._all_names():
-            yield name, self._read(name)
+    def _read_all(self) -> dict[str, list[Feedback]]:
+        """The reports of every file, by its name.
+
+        Looks again until there is no file that is not read: what vanishes between listing and reading was put
+        into another one. Compacted meanwhile, a report may be given twice.
+        """
+        found: dict[str, list[Feedback]] = {}
+        while unread := [name for name in self._all_names() if name not in found]:
+            found |= {name: self._read(name) for name in unread}
+        return found
 
     def _read(self, name: str) -> list[Feedback]:
         try:
             content = self._files.read(f"{_FOLDER}/{name}")
         except FileNotFoundError:
-            return []  # compacted or forgotten meanwhile
+            return []
         return [_report(row) for row in parquet.read_table(BytesIO(content)).to_pylist()]
 
     def _write(self, reports: list[Feedback]) -> None:
@@ -134,6 +191,10 @@ class FeedbackLog:
         self._files.put(name, write)
         if self._files.is_local:
             _sync_folder(Path(self._files.resolve()[1]) / _FOLDER)
+
+
+def _stamp(one: Feedback) -> _Stamp:
+    return _Stamp(one.client, one.id, one.time)
 
 
 def _report(row: dict[str, Any]) -> Feedback:
@@ -168,14 +229,15 @@ def judge(reports: Iterable[Feedback], discount: float, least: float, passed_ove
     Returns:
         Queries with at least one relevant document, by their first asking; spelling by case and spaces aside.
     """
-    votes: dict[str, dict[str, dict[str, _Vote]]] = {}
+    votes: dict[str, dict[str, dict[tuple[str, ...], _Vote]]] = {}
     texts: dict[str, str] = {}
     for report in reports:
         key = normal_text(report.query)
         texts.setdefault(key, report.query)
         for document, vote in _votes(report, discount, passed_over).items():
             own = votes.setdefault(key, {}).setdefault(document, {})
-            user = report.user or report.id  # who does not say who they are is somebody each time
+            # Who does not say who they are is somebody each time.
+            user = (report.user,) if report.user else (report.client, report.id)
             if user not in own or vote.replaces(own[user]):
                 own[user] = vote
     judged = []
