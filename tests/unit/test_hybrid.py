@@ -301,6 +301,56 @@ def test_a_filter_keeps_values_apart_in_lists_too_and_needs_no_look_at_every_val
     assert passing(gte=2) == [[1.0, 2]]
 
 
+VALUE = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(2**53 - 2, 2**53 + 2), st.floats(-3, 3),
+    st.floats(), st.sampled_from(["", "n/a", "2", "2024-01-01", "é", "z"]),
+)  # fmt: skip
+ROWS = st.lists(st.one_of(VALUE, st.lists(VALUE, max_size=3)), max_size=20)
+OPERAND = st.one_of(
+    st.integers(-3, 3), st.integers(2**53 - 2, 2**53 + 2), st.floats(-3, 3), st.sampled_from(["", "2", "é"])
+)
+
+
+@given(rows=ROWS, later=ROWS, name=st.sampled_from(["gt", "gte", "lt", "lte"]), operand=OPERAND)
+def test_a_range_passes_what_it_passes_value_by_value(rows, later, name, operand):
+    condition = parse_filter({"field": "a", name: operand})
+    column = Column(rows)
+    condition.mask(lambda _: column, len(rows))  # brings the values in order
+    column.extend(later)
+    mask = condition.mask(lambda _: column, len(rows + later))
+    assert mask.tolist() == [condition.passes(value) for value in rows + later]
+
+
+@given(rows=ROWS, wanted=st.booleans())
+def test_a_field_exists_where_it_has_a_value(rows, wanted):
+    mask = parse_filter({"field": "a", "exists": wanted}).mask(lambda _: Column(rows), len(rows))
+    assert mask.tolist() == [(value is not None) == wanted for value in rows]
+
+
+def test_a_range_over_texts_or_mixed_values_compares_few_of_them():
+    compared = 0
+
+    class Text(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __lt__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__lt__(self, other)
+
+        __gt__ = __ge__ = __le__ = __lt__
+
+    column = Column([*(Text(f"{number:05}") for number in range(10_000)), 7, 8])
+    condition = parse_filter({"field": "a", "gte": Text("05000")})
+    condition.mask(lambda _: column, 10_002)  # brings the values in order
+    compared = 0
+    assert condition.mask(lambda _: column, 10_002).sum() == 5_000
+    numbers = parse_filter({"field": "a", "gte": 8})
+    assert numbers.mask(lambda _: column, 10_002).sum() == 1
+    assert compared < 100
+
+
 def test_a_filter_deeper_or_larger_than_allowed_is_refused():
     deep = {"field": "a", "equals": 1}
     for _ in range(10):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -36,6 +37,37 @@ _Number = (int, float)
 _LARGEST = 2**1023
 
 
+class _Ordered:
+    """The different numbers of a column, or its texts, in ascending order, each with its code."""
+
+    def __init__(self) -> None:
+        # Python's own: float64 holds no integers beyond 2**53.
+        self._values: list[Any] = []
+        self._codes: NDArray[np.int32] = np.empty(0, np.int32)
+        self._new: list[tuple[Any, int]] = []
+
+    def add(self, value: Any, code: int) -> None:
+        """Take in a value that is not there."""
+        self._new.append((value, code))
+
+    def codes(self, name: str, operand: Any) -> NDArray[np.int32]:
+        """Codes of the values that are ``gt``, ``gte``, ``lt`` or ``lte`` an operand of their kind."""
+        self._sort()
+        # What equals the operand is above the place for gte and lt, and below it for gt and lte.
+        find = bisect_left if name in ("gte", "lt") else bisect_right
+        place = find(self._values, operand)
+        return self._codes[place:] if name in ("gt", "gte") else self._codes[:place]
+
+    def _sort(self) -> None:
+        if self._new:
+            self._new.sort()
+            values, codes = zip(*self._new, strict=True)
+            places = [bisect_left(self._values, value) for value in values]
+            self._codes = np.insert(self._codes, places, codes)
+            self._values = sorted([*self._values, *values])  # quick: two ascending runs
+            self._new = []
+
+
 class Column:
     """One metadata field of all rows: a code a row, and the value that each code stands for."""
 
@@ -44,8 +76,7 @@ class Column:
         self.codes = np.empty(0, np.int32)
         self.values: list[Any] = []
         self._lists: list[int] = []
-        # Times and prices are mostly different from row to row; one comparison of arrays is quicker.
-        self.numbers: NDArray[np.float64] | None = np.empty(0)
+        self._numbers, self._texts = _Ordered(), _Ordered()
         self.extend(values)
 
     def extend(self, values: Sequence[Any]) -> None:
@@ -58,13 +89,12 @@ class Column:
             if kind == "list":
                 self._lists.append(code)
                 value = [each for inner, each in value if inner not in ("list", "object")]
+            elif _is_number(value):
+                self._numbers.add(value, code)
+            elif isinstance(value, str):
+                self._texts.add(value, code)
             new.append(value)
         self.values += new
-        if self.numbers is not None and all(each is None or _is_exact(each) for each in new):
-            numbers = np.array([np.nan if each is None else each for each in new], np.float64)
-            self.numbers = np.concatenate([self.numbers, numbers])
-        else:
-            self.numbers = None
 
     def having(self, keys: AbstractSet[Any]) -> NDArray[np.bool_]:
         """Which values have one of some keys, or are lists of which an element has [values]."""
@@ -73,6 +103,23 @@ class Column:
         passing[[code for code in found if code is not None]] = True
         for code in self._lists:
             passing[code] = any(_key(each) in keys for each in self.values[code])
+        return passing
+
+    def existing(self) -> NDArray[np.bool_]:
+        """Which values are there at all [values]."""
+        passing = np.ones(len(self.values), dtype=bool)
+        missing = self._code_of.get(_key(None))
+        if missing is not None:
+            passing[missing] = False
+        return passing
+
+    def within(self, condition: Filter) -> NDArray[np.bool_]:
+        """Which values are in a range, or are lists of which an element is [values]."""
+        passing = np.zeros(len(self.values), dtype=bool)
+        kind = self._texts if isinstance(condition.operand, str) else self._numbers
+        passing[kind.codes(condition.operator, condition.operand)] = True
+        for code in self._lists:
+            passing[code] = condition.passes(self.values[code])
         return passing
 
 
@@ -100,18 +147,16 @@ class Filter:
         if self.operator == "not":
             return ~parts[0]
         found = column(self.field)
-        if self.operator in _RANGES and found.numbers is not None and _is_number(self.operand):
-            passing = _RANGES[self.operator](found.numbers, self.operand)
-        elif self.operator == "in":
+        if self.operator == "in":
             passing = found.having(self.operand)
+        elif self.operator == "exists":
+            passing = found.existing() == self.operand
         else:
-            passing = np.array([self.passes(value) for value in found.values], dtype=bool)
+            passing = found.within(self)
         return passing[found.codes] if len(passing) else np.zeros(rows, dtype=bool)
 
     def passes(self, value: Any) -> bool:
-        """Whether one field's value exists or is in range; None stands for a field that is not there."""
-        if self.operator == "exists":
-            return (value is not None) == self.operand
+        """Whether a field's value, or any element of a list, is in the range."""
         return any(self._holds(each) for each in (value if isinstance(value, list) else [value]))
 
     def _holds(self, value: Any) -> bool:
@@ -196,11 +241,6 @@ def _size(filter: Filter) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, _Number) and not isinstance(value, bool) and _is_scalar(value)
-
-
-def _is_exact(value: Any) -> bool:
-    """Whether a value is a number that float64 holds."""
-    return _is_number(value) and -(2**53) < value < 2**53
 
 
 def _is_scalar(value: Any) -> bool:
