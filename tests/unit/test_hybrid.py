@@ -301,6 +301,29 @@ def test_a_filter_keeps_values_apart_in_lists_too_and_needs_no_look_at_every_val
     assert passing(gte=2) == [[1.0, 2]]
 
 
+def test_only_fields_that_rows_have_are_kept_ready_and_at_most_64(tmp_path):
+    store, _ = make_corpus(tmp_path)
+    live = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+
+    def passing(field):
+        return int(live.allowed(parse_filter({"field": field, "exists": True})).sum())
+
+    assert passing("year") > 0
+    assert {passing(f"nope{number}") for number in range(300)} == {0}
+    assert len(live._table._columns) == 2  # year, and what no row has
+    document, vector = make_document(1, 99)
+    many = document._replace(metadata={f"field{number}": number for number in range(100)})
+    write_change(store, CHANGES, 1, [many], vector[None])
+    live.refresh()
+    assert {passing(f"field{number}") for number in range(100)} == {1}
+    assert passing("nope0") == 0
+    assert passing("year") > 0
+    assert len(live._table._columns) == 64
+    write_change(store, CHANGES, 2, [many._replace(id="other")], vector[None])
+    live.refresh()
+    assert [passing(name) for name in ("field0", "field99", "nope0")] == [2, 2, 0]
+
+
 VALUE = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.integers(2**53 - 2, 2**53 + 2), st.floats(-3, 3),
     st.floats(), st.sampled_from(["", "n/a", "2", "2024-01-01", "é", "z"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from routerretriever.datasets.settings import PassageSettings
 from routerretriever.index.base import Mask, Rows
 from routerretriever.index.changes import Change
 from routerretriever.index.filters import Column, Filter
+
+_MAX_COLUMNS = 64
+"""Metadata fields that are kept ready for filters; each costs memory, and time when documents come."""
 
 
 class StoredDocument(NamedTuple):
@@ -52,7 +55,10 @@ class DocumentTable:
         """Rows that are a document's first: as many as there are documents."""
         if passages is not None:
             self.first = np.array([number_of(each) == 1 for each in corpus.ids], dtype=bool)
-        self._columns: dict[str, Column] = {}
+        self._fields: set[str] | None = None
+        """Names of metadata fields that rows have or had, once a filter has asked."""
+        self._columns: dict[str | None, Column] = {}
+        """By field, the one that was used longest ago first; None is any field that no row has."""
 
     def __len__(self) -> int:
         """Rows, those of deleted documents among them."""
@@ -110,8 +116,11 @@ class DocumentTable:
         first = np.array([entry.passage in (None, 1) for entry in entries], dtype=bool)
         self.first = np.concatenate([self.first, first])
         self.present = np.concatenate([self.present, np.ones(len(entries), dtype=bool)])
+        new = [entry.document.metadata or {} for entry in entries]
+        if self._fields is not None:
+            self._fields.update(*new)
         for field, column in self._columns.items():
-            column.extend([(entry.document.metadata or {}).get(field) for entry in entries])
+            column.extend([None if field is None else metadata.get(field) for metadata in new])
         return gone
 
     def delete(self, ids: Iterable[str]) -> Rows:
@@ -161,8 +170,18 @@ class DocumentTable:
             yield row
 
     def _column(self, field: str) -> Column:
-        if field not in self._columns:
-            values = [(metadata or {}).get(field) for metadata in self._corpus.metadata]
-            values += [(document.metadata or {}).get(field) for document in self._tail]
-            self._columns[field] = Column(values)
-        return self._columns[field]
+        if self._fields is None:
+            self._fields = set().union(*self._metadata())
+        name = field if field in self._fields else None
+        column = self._columns.pop(name, None)
+        if column is None:
+            column = Column([None if name is None else metadata.get(name) for metadata in self._metadata()])
+        self._columns[name] = column
+        if len(self._columns) > _MAX_COLUMNS:
+            del self._columns[next(iter(self._columns))]
+        return column
+
+    def _metadata(self) -> Iterator[dict[str, Any]]:
+        """Each row's; empty where there is none."""
+        yield from (metadata or {} for metadata in self._corpus.metadata)
+        yield from (document.metadata or {} for document in self._tail)
