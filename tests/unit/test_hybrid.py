@@ -12,7 +12,7 @@ from routerretriever.errors import BadInput
 from routerretriever.index.base import Queries
 from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import Column, parse_filter
-from routerretriever.index.hybrid import Tops, rank_all, reciprocal_rank_fusion
+from routerretriever.index.hybrid import Tops, rank_all
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.index.snippets import snippet
@@ -180,16 +180,6 @@ def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):
     assert len(live._table) < 30
     assert [hit.document.id for hit in words_found(live, "w40")] == ["d3"]
     assert words_found(live, "w39") == []
-
-
-def test_reciprocal_rank_fusion_prefers_what_both_lists_hold(tmp_path):
-    store, held = make_corpus(tmp_path)
-    live = LiveCollection(store, CORPUS, CHANGES, IndexSettings(), lexical=PLAIN)
-    look = live.look([Wanted("ant", held["d1"][1], 5)])[0]
-    fused = reciprocal_rank_fusion(look, 5)
-    ranks = [list(hits.rows) for hits in (look.dense, look.lexical)]
-    for row, score in zip(fused.rows, fused.scores, strict=True):
-        assert score == pytest.approx(sum(1 / (61 + r.index(row)) for r in ranks if row in r))
 
 
 @pytest.mark.parametrize(

@@ -317,9 +317,5 @@ def build_keys(store: ArtifactStore, keys: Sequence[str], build: Callable[[list[
     return found_missing
 
 
-build_missing = build_keys
-"""The name that callers use which have no steps yet."""
-
-
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ import faiss as faiss_module
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.corpus.artifact import Corpus, Vectors
 from routerretriever.datasets.passages import best_passages
 from routerretriever.hashing import content_hash
@@ -48,7 +48,7 @@ def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) ->
         store.put(key, _INDEX_FILE, lambda path: faiss.write_index(built, str(path)))
         store.commit(key, {"kind": "index", "corpus": corpus.key, "settings": settings.model_dump()})
 
-    build_missing(store, [key], build)
+    build_keys(store, [key], build)
     return SearchIndex(faiss.read_index(str(store.fetch(key) / _INDEX_FILE)), corpus.ids)
 
 

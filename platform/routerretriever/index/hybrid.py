@@ -32,7 +32,6 @@ from routerretriever.index.settings import IndexSettings, LexicalSettings
 
 LOOK_DEPTH = 100
 """How long the two lists are at first; the model of weights sees as much."""
-RRF_CONSTANT = 60
 LEAST_COSINE = -1.0
 _UNIT_LENGTH = 0.01
 """How far from 1 the length of a vector may be that was normalised in half precision."""
@@ -250,13 +249,3 @@ def _may_be_missing(look: Look, weight: float, top: Tops, fused: Fused, depth: i
     bm25 = look.lexical.scores[-1:] if len(look.lexical.rows) == length else np.zeros(1, np.float32)
     bound = float(fuse(cosine, bm25, weight, top)[0])
     return len(fused.rows) < depth or bound > float(fused.scores[-1])
-
-
-def reciprocal_rank_fusion(look: Look, depth: int, constant: int = RRF_CONSTANT) -> Fused:
-    """Reciprocal rank fusion (Cormack, Clarke and Buettcher, 2009) of the two lists as they are."""
-    rows, cosines, bm25 = _union(look)
-    scores = np.zeros(len(rows), dtype=np.float32)
-    for hits in (look.dense, look.lexical):
-        scores[np.searchsorted(rows, hits.rows)] += 1 / (constant + np.arange(1, len(hits.rows) + 1))
-    order = np.lexsort((rows, -scores))[:depth]
-    return Fused(rows[order], scores[order], cosines[order], bm25[order])

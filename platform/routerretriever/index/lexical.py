@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.artifacts.store import ArtifactStore, build_missing
+from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.corpus.artifact import Corpus, open_array
 from routerretriever.hashing import content_hash
 from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
@@ -191,16 +191,6 @@ class LexicalIndex:
         rows, counts = zip(*(found or [self._base.of(word)]), strict=True)
         return np.concatenate(rows), np.concatenate(counts)
 
-    def rarity(self, text: str) -> list[float]:
-        """The idf of each word of a query, as a share of the greatest possible: 1 where nobody has it."""
-        present = max(self._documents, 1)
-        top = np.log1p((present + 0.5) / 0.5)
-        shares = []
-        for word in dict.fromkeys(self._analyze(text)):
-            having = min(sum(len(part.of(word)[0]) for part in self._parts), present)
-            shares.append(float(np.log1p((present - having + 0.5) / (having + 0.5)) / top))
-        return shares
-
 
 def open_postings(corpus: Corpus, settings: LexicalSettings, store: ArtifactStore) -> Postings:
     """The postings of a corpus: an artifact, keyed by the corpus and by what cuts its words."""
@@ -216,5 +206,5 @@ def open_postings(corpus: Corpus, settings: LexicalSettings, store: ArtifactStor
             store.put(key, name, partial(built.save, name))
         store.commit(key, {"kind": "words", "corpus": corpus.key, "settings": settings.model_dump()})
 
-    build_missing(store, [key], build)
+    build_keys(store, [key], build)
     return Postings.load(store.fetch(key))
