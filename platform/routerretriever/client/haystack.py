@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from haystack import Document, component
 
 from routerretriever.client.synchronous.client import Client
-from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
+from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode
 
 _TEXTS_AT_ONCE = 64
 
@@ -51,23 +52,45 @@ class RoutedDocumentEmbedder:
 
 @component
 class RoutedRetriever:
-    """Searches a collection of a service."""
+    """Searches a collection of a service.
 
-    def __init__(self, client: Client, collection: str | None = None, top_k: int = 10) -> None:
+    A result has its document's metadata, and ``title`` and ``expert`` beside it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        collection: str | None = None,
+        top_k: int = 10,
+        filter: dict[str, Any] | None = None,
+        mode: Mode | None = None,
+    ) -> None:
+        """A retriever.
+
+        Args:
+            client: of the service.
+            collection: may be left out if only one is served.
+            top_k: how many documents are wanted.
+            filter: a condition on metadata, as ``{"field": "year", "gte": 2001}``.
+            mode: ``hybrid``, ``dense`` or ``lexical``; by default as the service chooses.
+        """
         self._client = client
         self._collection = collection
         self._top_k = top_k
+        self._filter = filter
+        self._mode: Mode | None = mode
 
     @component.output_types(documents=list[Document])
-    def run(self, query: str) -> dict[str, list[Document]]:
-        """Documents for a query, best first."""
-        found = self._client.search(query, self._collection, self._top_k)
+    def run(self, query: str, filter: dict[str, Any] | None = None) -> dict[str, list[Document]]:
+        """Documents for a query, best first; a filter stands instead of the retriever's own."""
+        wanted = self._filter if filter is None else filter
+        found = self._client.search(query, self._collection, self._top_k, filter=wanted, mode=self._mode)
         return {
             "documents": [
                 Document(
                     id=hit.id,
                     content=hit.text,
-                    meta={"title": hit.title, "expert": found.expert},
+                    meta={**(hit.metadata or {}), "title": hit.title, "expert": found.expert},
                     score=hit.score,
                 )
                 for hit in found.results

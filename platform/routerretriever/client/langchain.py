@@ -17,7 +17,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 
 from routerretriever.client.synchronous.client import Client
-from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
+from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode
 
 _TEXTS_AT_ONCE = 64
 
@@ -42,7 +42,10 @@ class RoutedEmbeddings(Embeddings):
 
 
 class RoutedRetriever(BaseRetriever):
-    """Searches a collection of a service."""
+    """Searches a collection of a service.
+
+    A result has its document's metadata, and ``id``, ``title``, ``score`` and ``expert`` beside it.
+    """
 
     client: Any
     """A ``Client``."""
@@ -50,16 +53,26 @@ class RoutedRetriever(BaseRetriever):
     """May be left out if only one collection is served."""
     top_k: int = 10
     """How many documents are wanted."""
+    filter: dict[str, Any] | None = None
+    """A condition on metadata, as ``{"field": "year", "gte": 2001}``."""
+    mode: Mode | None = None
+    """``hybrid``, ``dense`` or ``lexical``; by default as the service chooses."""
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun
     ) -> list[Document]:
-        found = self.client.search(query, self.collection, self.top_k)
+        found = self.client.search(query, self.collection, self.top_k, filter=self.filter, mode=self.mode)
         return [
             Document(
                 hit.text,
                 id=hit.id,
-                metadata={"id": hit.id, "title": hit.title, "score": hit.score, "expert": found.expert},
+                metadata={
+                    **(hit.metadata or {}),
+                    "id": hit.id,
+                    "title": hit.title,
+                    "score": hit.score,
+                    "expert": found.expert,
+                },
             )
             for hit in found.results
         ]

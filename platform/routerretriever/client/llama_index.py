@@ -6,6 +6,7 @@ collection of the service itself.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -13,7 +14,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from routerretriever.client.synchronous.client import Client
-from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
+from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode
 
 
 class RoutedEmbedding(BaseEmbedding):
@@ -29,7 +30,7 @@ class RoutedEmbedding(BaseEmbedding):
         return vector
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
+        return await asyncio.to_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
@@ -38,24 +39,58 @@ class RoutedEmbedding(BaseEmbedding):
         vectors: list[list[float]] = self.client.embed(texts, DOCUMENT_MODEL).tolist()
         return vectors
 
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
 
 class RoutedRetriever(BaseRetriever):
-    """Searches a collection of a service."""
+    """Searches a collection of a service.
 
-    def __init__(self, client: Client, collection: str | None = None, top_k: int = 10) -> None:
+    A result has its document's metadata, and ``title`` and ``expert`` beside it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        collection: str | None = None,
+        top_k: int = 10,
+        filter: dict[str, Any] | None = None,
+        mode: Mode | None = None,
+    ) -> None:
+        """A retriever.
+
+        Args:
+            client: of the service.
+            collection: may be left out if only one is served.
+            top_k: how many documents are wanted.
+            filter: a condition on metadata, as ``{"field": "year", "gte": 2001}``.
+            mode: ``hybrid``, ``dense`` or ``lexical``; by default as the service chooses.
+        """
         super().__init__()
         self._client = client
         self._collection = collection
         self._top_k = top_k
+        self._filter = filter
+        self._mode: Mode | None = mode
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        found = self._client.search(query_bundle.query_str, self._collection, self._top_k)
+        found = self._client.search(
+            query_bundle.query_str, self._collection, self._top_k, filter=self._filter, mode=self._mode
+        )
         return [
             NodeWithScore(
                 node=TextNode(
-                    id_=hit.id, text=hit.text, metadata={"title": hit.title, "expert": found.expert}
+                    id_=hit.id,
+                    text=hit.text,
+                    metadata={**(hit.metadata or {}), "title": hit.title, "expert": found.expert},
                 ),
                 score=hit.score,
             )
             for hit in found.results
         ]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

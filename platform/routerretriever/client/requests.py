@@ -71,9 +71,9 @@ class SearchOptions(TypedDict, total=False):
     """What a search may say besides; see ``SearchRequest``."""
 
     collections: list[str]
-    mode: Mode
+    mode: Mode | None
     weight: float
-    filter: dict[str, Any]
+    filter: dict[str, Any] | None
     offset: int
     min_score: float
     fields: list[str]
