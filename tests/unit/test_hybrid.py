@@ -418,6 +418,24 @@ def test_a_snippet_of_a_text_of_nothing_but_the_query_is_made_word_by_word():
     assert looked < 1000 * 10
 
 
+def test_a_snippet_of_a_long_text_looks_at_its_first_20_000_characters_only():
+    looked = []
+
+    class Words(Analyzer):
+        def spans(self, text):
+            looked.append(len(text))
+            return super().spans(text)
+
+    words = Words(PLAIN)
+    there = "x " * 9_900 + "fox " + "x " * 200_000
+    found = snippet(there, "fox", words)
+    assert [found.text[start:stop] for start, stop in found.highlights] == ["fox"]
+    beyond = "x" * 19_990 + " " + "foxes" * 100_000  # cut, it must not count as another word
+    found = snippet(beyond, "foxesfoxe foxes", words)
+    assert (found.text, found.highlights) == (beyond[:240], ())
+    assert looked == [20_000, 20_000]
+
+
 def test_a_snippet_passes_over_a_word_longer_than_itself():
     found = snippet("fox" * 20 + " fox " + "fox" * 20, "fox " + "fox" * 20, Analyzer(PLAIN), 10)
     assert [found.text[start:stop] for start, stop in found.highlights] == ["fox"]

@@ -115,7 +115,8 @@ class SearchRequest(_Schema):
     ``true`` also takes the documents ``a#1`` and ``a#2`` of collections without ``passages`` for passages of
     one document."""
     highlight: bool = False
-    """Whether each document comes with the part that has most words of the query."""
+    """Whether each document comes with the part that has most words of the query, out of its first 20,000
+    characters."""
 
     @property
     def wanted(self) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from typing import NamedTuple
 
 from routerretriever.index.words import Analyzer
+
+_REACH = 20_000
+"""Characters of a text that are looked at, so that a thousand long results do not take minutes."""
 
 
 class Snippet(NamedTuple):
@@ -19,10 +23,10 @@ class Snippet(NamedTuple):
 def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snippet:
     """The stretch of at most ``length`` characters with most different words of the query.
 
-    It begins at a word. Without any of the words it is the beginning of the text.
+    It begins at a word. Without any of the words in the first 20,000 characters, it is the beginning of the
+    text.
     """
-    wanted = set(analyze(query))
-    places = [(start, stop, word) for word, start, stop in analyze.spans(text) if word in wanted]
+    places = _places(text, set(analyze(query)), analyze)
     best, most = 0, 0
     last, within = 0, Counter[str]()  # the words from the first place to the last
     for first, (start, _, word) in enumerate(places):
@@ -44,3 +48,12 @@ def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snip
     stop = best + length
     marks = sorted({(start - best, end - best) for start, end, _ in places if best <= start and end <= stop})
     return Snippet(text[best:stop], tuple(marks))
+
+
+def _places(text: str, wanted: Set[str], analyze: Analyzer) -> list[tuple[int, int, str]]:
+    """Where the wanted words start and end in the part of a text that is looked at."""
+    seen = text[:_REACH]
+    end = len(seen) if seen == text else len(seen) - 1  # the last word may be cut
+    return [
+        (start, stop, word) for word, start, stop in analyze.spans(seen) if word in wanted and stop <= end
+    ]
