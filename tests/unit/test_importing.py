@@ -702,6 +702,31 @@ def test_splits_go_by_their_common_names_and_are_names_of_files(tmp_path):
         import_data(source, tmp_path / "c", "../x")
 
 
+SPLIT_COLUMNS = {
+    "a.csv": "question,answer,split\nhow,so,{}\nwhy,for,{}\nwho,he,{}\n",
+    "qrels.tsv": "query-id\tcorpus-id\tsplit\nq0\td0\t{}\nq1\td1\t{}\nq2\td2\t{}\n",
+    "queries.csv": "query,gold_ids,split\nhow,d0,{}\nwhy,d1,{}\nwho,d2,{}\n",
+}
+
+
+@pytest.mark.parametrize(("name", "rows"), SPLIT_COLUMNS.items())
+def test_a_split_that_a_row_names_is_never_taken_for_another(tmp_path, name, rows):
+    known = write(tmp_path / "a", **{name: rows.format("Test set", "hold-out", "validation")})
+    assert import_data(known, tmp_path / "b").judgements == {"test": 2, "dev": 1}
+    unknown = write(tmp_path / "c", **{name: rows.format("", "unseen", "later")})
+    with pytest.raises(DatasetError) as caught:
+        import_data(unknown, tmp_path / "d")
+    assert f"{name}:3: \"split\" names no split that is known: 'unseen', 'later'" in str(caught.value)
+    assert "write one of train, training, dev" in str(caught.value)
+    assert not (tmp_path / "d").exists()
+
+
+def test_nested_questions_keep_their_splits(tmp_path):
+    article = {"paragraphs": [{"context": "Ten minutes.", "qas": [{"question": "how long"}]}]}
+    source = write(tmp_path / "a", **{"a.json": {"train": [article], "test": [article]}})
+    assert import_data(source, tmp_path / "b").judgements == {"train": 1, "test": 1}
+
+
 def test_the_command_says_what_it_understood_and_checks(tmp_path):
     files, _ = EXAMPLES["csv triplets"]
     source = write(tmp_path / "a", **files)

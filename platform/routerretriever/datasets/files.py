@@ -29,9 +29,9 @@ SPLIT_WORDS = {
     **dict.fromkeys(
         ("dev", "devel", "development", "validation", "valid", "val", "eval", "evaluation"), "dev"
     ),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
 }
-"""What splits are called in names of files that are imported, and what each is called here."""
+"""What splits are called in names and columns of imported files, and what each is called here."""
 
 
 def find_files(folder: Path, name: str) -> list[Path]:

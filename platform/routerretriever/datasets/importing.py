@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import is_zipfile
 
 from routerretriever.datasets import sources, trec
@@ -200,11 +200,13 @@ def _copy_queries(source: Source, writer: FolderWriter, options: _Options) -> No
     identifier, relevant = source.column(sources.IDS), source.column(sources.RELEVANT_IDS)
     text = source.column(("text", *sources.QUERIES, *sources.TEXTS, "title"))
     assert text
+    split = source.column(("split",)) if relevant else None
+    used = {identifier, text, relevant, split}
     for row in read_rows(source.path):
         own = _named(id_of(row, identifier), row.place) if identifier else None
-        query = writer.query(text_of(row, text), own, _metadata(row, {identifier, text, relevant}), row.place)
+        query = writer.query(text_of(row, text), own, _metadata(row, used), row.place)
         for document in _ids(row, relevant):
-            writer.judge(source.split or options.split, query, document, 1, row.place)
+            writer.judge(_split_of(row, split, source, options), query, document, 1, row.place)
 
 
 def _copy_judgements(source: Source, writer: FolderWriter, options: _Options) -> None:
@@ -241,8 +243,9 @@ def _copy_pairs(source: Source, writer: FolderWriter, options: _Options) -> str:
 
 
 def _copy_questions(source: Source, writer: FolderWriter, options: _Options) -> None:
-    split = source.split or options.split
+    column = source.column(("split",))
     for row in read_rows(source.path):
+        split = _split_of(row, column, source, options)
         paragraphs = row.fields.get("paragraphs")
         for paragraph in paragraphs if isinstance(paragraphs, list) else []:
             context = Row(row.place, paragraph if isinstance(paragraph, dict) else {})
@@ -369,9 +372,30 @@ def _ids(row: Row, column: str | None) -> list[str]:
 
 
 def _split_of(row: Row, column: str | None, source: Source, options: _Options) -> str:
-    """The split that a row names, or its file, or the caller."""
-    named = SPLIT_WORDS.get(text_of(row, column).strip().lower()) if column else None
-    return named or source.split or options.split
+    """The split that a row names, or its file, or the caller.
+
+    Raises:
+        DatasetError: the row names something else, which may be held out; names the first of such rows.
+    """
+    value = text_of(row, column).strip() if column else ""
+    if not column or not value:
+        return source.split or options.split
+    return _known_split(value) or _refuse_splits(row, column, source)
+
+
+def _known_split(value: str) -> str | None:
+    """What a split is called here; None where nothing is known by the value."""
+    return SPLIT_WORDS.get(re.sub(r"[\W_]+", "", value.lower()).removesuffix("set"))
+
+
+def _refuse_splits(row: Row, column: str, source: Source) -> NoReturn:
+    """Name all values of a column that are no splits, from the first row that has one."""
+    values = (text_of(each, column).strip() for each in read_rows(source.path))
+    unknown = dict.fromkeys(repr(value[:40]) for value in values if value and not _known_split(value))
+    raise DatasetError(
+        f'{row.place}: "{column}" names no split that is known: {_first(list(unknown))}; write one of '
+        f"{', '.join(SPLIT_WORDS)}, leave it empty, or rename the column"
+    )
 
 
 def _split_name(split: str) -> str:
