@@ -632,6 +632,32 @@ def test_equal_records_are_merged_and_other_columns_are_kept(tmp_path):
     assert [one.metadata for one in found] == [{"year": 1, "source": "a"}, {"source": "\ufffd"}]
 
 
+@pytest.mark.parametrize(("name", "separator"), [("corpus.csv", ","), ("corpus.tsv", "\t"), ("faq.csv", ";")])
+def test_columns_of_plain_numbers_are_numbers_in_metadata(tmp_path, name, separator):
+    asked = ["question", "answer"] if name == "faq.csv" else ["_id", "text"]
+    header = [*asked, "Views", "Price", "Team", "Zip", "Part", "Order", "customerId", "Mixed"]
+    rows = [
+        ["one", "two", "140", "12.50", "a", "10115", "007", "1" * 16, "7", "5"],
+        ["three", "four", " -3 ", "", "b", "20095", "7", "2", "8", "n/a"],
+    ]
+    content = "".join(separator.join(row) + "\n" for row in (header, *rows))
+    imported = import_data(write(tmp_path / "a", **{name: content}), tmp_path / "b")
+    one, other = [document.metadata for document in Collection("b", imported.folder).documents()]
+    texts = {"Team": "a", "Zip": "10115", "Part": "007", "Order": "1" * 16, "customerId": "7", "Mixed": "5"}
+    assert one == {"Views": 140, "Price": 12.5, **texts}
+    assert (other["Views"], "Price" in other, other["Mixed"]) == (-3, False, "n/a")
+    assert "metadata: Views (number), Price (number), Team (text), Zip (text)" in imported.told()
+
+
+def test_kinds_of_metadata_are_told_as_the_file_has_them(tmp_path):
+    rows = [
+        {"_id": "1", "text": "one", "year": 2024, "tags": ["a"], "open": True},
+        {"_id": "2", "text": "two", "year": "2024", "open": None},
+    ]
+    told = import_data(write(tmp_path / "a", **{"corpus.jsonl": jsonl(rows)}), tmp_path / "b").told()
+    assert "metadata: year (number or text), tags (list), open (true or false)" in told
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

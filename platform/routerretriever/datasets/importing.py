@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,17 @@ from routerretriever.datasets.passages import cut
 from routerretriever.datasets.reading import HIGHEST_GRADE, Record, mend
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.datasets.sources import Found, Source, find_sources
-from routerretriever.datasets.tables import Row, id_of, is_absent, read_rows, read_text, suffix, text_of
+from routerretriever.datasets.tables import (
+    Row,
+    id_of,
+    is_absent,
+    number_columns,
+    number_of,
+    read_rows,
+    read_text,
+    suffix,
+    text_of,
+)
 from routerretriever.datasets.writing import FolderWriter
 from routerretriever.errors import DatasetError
 from routerretriever.hashing import file_hash
@@ -42,6 +53,8 @@ class Imported:
     """File and what it was taken for."""
     counts: dict[str, int]
     judgements: dict[str, int]
+    metadata: dict[str, list[str]]
+    """Field of the documents' metadata -> the kinds of its values."""
     skipped: list[str]
     """Tables whose columns mean nothing here."""
     beside: list[str]
@@ -61,6 +74,9 @@ class Imported:
             f"wrote {self.folder}: {self.counts['documents']} documents, {self.counts['queries']} queries, "
             f"{self.counts['merged']} equal records merged"
         )
+        if self.metadata:
+            fields = [f"{name} ({' or '.join(kinds)})" for name, kinds in self.metadata.items()]
+            lines.append(f"metadata: {_first(fields)}")
         if empty := self.counts["without_text"]:
             lines.append(f"{empty} files without text: are they scanned pages?")
         if not self.judgements:
@@ -146,7 +162,8 @@ def _write(found: Found, source: Path, folder: Path, options: _Options) -> Impor
         text = json.dumps(provenance, indent=2, ensure_ascii=False)
         (writer.folder / "provenance.json").write_text(text + "\n", encoding="utf-8")
         writer.folder.rename(folder)
-    return Imported(folder, files, writer.counts, writer.judgements, skipped, beside)
+    metadata = {name: sorted(kinds) for name, kinds in writer.metadata.items()}
+    return Imported(folder, files, writer.counts, writer.judgements, metadata, skipped, beside)
 
 
 def _copy(source: Source, writer: FolderWriter, options: _Options) -> str:
@@ -188,11 +205,11 @@ def _copy(source: Source, writer: FolderWriter, options: _Options) -> str:
 def _copy_corpus(source: Source, writer: FolderWriter) -> None:
     names = sources.IDS, sources.TEXTS, ("title",)
     identifier, text, title = (source.column(each) for each in names)
-    used = {identifier, text, title}
+    used, numbers = {identifier, text, title}, number_columns(source.path)
     for row in read_rows(source.path):
         own = _named(id_of(row, identifier), row.place) if identifier else None
         heading = text_of(row, title) if title else ""
-        writer.document(text_of(row, text or "text"), heading, own, _metadata(row, used), row.place)
+        writer.document(text_of(row, text or "text"), heading, own, _metadata(row, used, numbers), row.place)
 
 
 def _copy_queries(source: Source, writer: FolderWriter, options: _Options) -> None:
@@ -201,10 +218,10 @@ def _copy_queries(source: Source, writer: FolderWriter, options: _Options) -> No
     text = source.column(("text", *sources.QUERIES, *sources.TEXTS, "title"))
     assert text
     split = source.column(("split",)) if relevant else None
-    used = {identifier, text, relevant, split}
+    used, numbers = {identifier, text, relevant, split}, number_columns(source.path)
     for row in read_rows(source.path):
         own = _named(id_of(row, identifier), row.place) if identifier else None
-        query = writer.query(text_of(row, text), own, _metadata(row, used), row.place)
+        query = writer.query(text_of(row, text), own, _metadata(row, used, numbers), row.place)
         for document in _ids(row, relevant):
             writer.judge(_split_of(row, split, source, options), query, document, 1, row.place)
 
@@ -222,13 +239,13 @@ def _copy_judgements(source: Source, writer: FolderWriter, options: _Options) ->
 
 
 def _copy_pairs(source: Source, writer: FolderWriter, options: _Options) -> str:
-    columns = PairColumns(source)
+    columns, numbers = PairColumns(source), number_columns(source.path)
     met: dict[str, None] = {}
     for row in read_rows(source.path):
         pair = columns.read(row)
         met[pair.column] = None
         split = _split_of(row, columns.split, source, options)
-        metadata = _metadata(row, columns.used(pair))
+        metadata = _metadata(row, columns.used(pair), numbers)
         query = writer.query(pair.query, pair.query_id, None, row.place)
         value = _grade(row.fields.get(columns.grade), row.place, options) if columns.grade else 1
         for one in pair.answers:
@@ -329,12 +346,21 @@ def _markdown(path: Path) -> str:
     return str(MarkItDown(enable_plugins=False).convert_local(str(path)).text_content)
 
 
-def _metadata(row: Row, used: set[str | None]) -> dict[str, Any]:
-    """The fields that are not used, and those of an object, or its JSON, that is called metadata."""
+def _metadata(row: Row, used: set[str | None], numbers: Set[str]) -> dict[str, Any]:
+    """The fields that are not used, and those of an object, or its JSON, that is called metadata.
+
+    Args:
+        row: a row of a table.
+        used: columns that are something else.
+        numbers: columns whose texts are numbers, or empty.
+    """
     rest = {
-        key: value
+        key: number_of(value) if key in numbers else value
         for key, value in row.fields.items()
-        if key not in used and not is_absent(value) and not _NAMELESS.fullmatch(key)
+        if key not in used
+        and not is_absent(value)
+        and not _NAMELESS.fullmatch(key)
+        and not (key in numbers and not value.strip())
     }
     if not rest:
         return rest

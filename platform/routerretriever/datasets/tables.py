@@ -32,6 +32,15 @@ _LISTS = ("data", "rows", "items", "records", "examples", "questions", "entries"
 """What an object calls its list of rows."""
 _SAMPLE = 1 << 20
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_DIGITS = 15
+"""More digits than these are no quantity, and a float would round them."""
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_CODES = {
+    "id", "ids", "code", "codes", "zip", "plz", "postcode", "postal", "phone", "telephone", "tel", "mobile",
+    "fax", "isbn", "issn", "ean", "gtin", "sku", "iban", "serial", "version",
+}  # fmt: skip
+"""Words in names of columns whose values are names, though they look like numbers."""
 
 
 class Row(NamedTuple):
@@ -59,6 +68,41 @@ def read_rows(path: Path) -> Iterator[Row]:
 def columns_of(path: Path) -> list[str]:
     """The names of a table's first rows, in order of appearance."""
     return list(dict.fromkeys(name for row in islice(read_rows(path), 100) for name in row.fields))
+
+
+def number_columns(path: Path) -> frozenset[str]:
+    """The columns of a CSV or TSV that hold numbers alone; none of other tables, whose values have types.
+
+    Reads rows until no column is left. An empty field says nothing; codes and ids are no numbers.
+
+    Raises:
+        DatasetError: the file is not what its name says.
+    """
+    if suffix(path) not in (".csv", ".tsv"):
+        return frozenset()
+    rows = read_rows(path)
+    first = next(rows, None)
+    possible = {name for name in first.fields if not _names_codes(name)} if first else set()
+    filled: set[str] = set()
+    for row in chain([first] if first else [], rows):
+        values = {name: row.fields[name] for name in possible if row.fields[name].strip()}
+        filled |= values.keys()
+        possible -= {name for name, value in values.items() if number_of(value) is None}
+        if not possible:
+            break
+    return frozenset(possible & filled)
+
+
+def number_of(text: str) -> int | float | None:
+    """The number that a text is, as people write quantities: 007, 1e5 and 16 digits are none."""
+    text = text.strip()
+    if not _NUMBER.fullmatch(text) or sum(map(str.isdigit, text)) > _DIGITS:
+        return None
+    return float(text) if "." in text else int(text)
+
+
+def _names_codes(column: str) -> bool:
+    return any(word.lower() in _CODES for word in _WORD.findall(column))
 
 
 def is_absent(value: Any) -> bool:

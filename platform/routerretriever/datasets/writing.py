@@ -13,6 +13,8 @@ from routerretriever.errors import DatasetError
 
 _SEPARATOR = re.compile(r"[\t\r\n]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
+_KINDS = {bool: "true or false", int: "number", float: "number", list: "list", dict: "object"}
+"""What values of metadata are called; all others are written as text."""
 
 
 class FolderWriter:
@@ -23,6 +25,8 @@ class FolderWriter:
         self.folder = folder
         self.counts = {"documents": 0, "queries": 0, "merged": 0, "without_text": 0}
         self.judgements: dict[str, int] = {}
+        self.metadata: dict[str, set[str]] = {}
+        """Field of the documents' metadata -> the kinds of its values."""
         self._corpus = (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n")
         self._queries = (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n")
         self._qrels: dict[str, IO[str]] = {}
@@ -48,6 +52,9 @@ class FolderWriter:
         record: dict[str, Any] = {"title": title, "text": text}
         if metadata:
             record["metadata"] = metadata
+            for name, value in metadata.items():
+                if value is not None:
+                    self.metadata.setdefault(name, set()).add(_KINDS.get(type(value), "text"))
         return self._record(self._corpus, "documents", "d", record, identifier, f"{title}\0{text}", place)
 
     def query(
