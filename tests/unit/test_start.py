@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.starter import write_recipe
+from routerretriever.datasets.preflight import preflight
 from routerretriever.errors import DatasetError, RecipeError, Refused, Unavailable
 from routerretriever.pipeline import doctor
 from routerretriever.pipeline.doctor import Verdict, examine
@@ -45,6 +46,19 @@ def test_a_recipe_is_written_for_what_is_found(data):
     assert (
         load_recipe(write_recipe([data / "data"], data / "g.yaml", has_gpu=True)).scoring.gpus_per_worker == 1
     )
+
+
+def test_documents_without_queries_are_a_domain_without_an_expert(data):
+    documents = write_collection(data / "data" / "notes", WORDS["sport"], ())
+    (documents / "queries.jsonl").write_text("")
+    recipe = load_recipe(write_recipe([data / "data"], data / "mine.yaml"))
+    assert (list(recipe.domains)[1], recipe.domains["notes"].expert) == ("notes", False)
+    assert "queries: none; no train split, so no expert" in (data / "mine.yaml").read_text()
+    report = preflight(Pipeline(recipe).collections.values(), {"notes": ()})
+    assert report.checks["notes"].documents == 28
+    (documents / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    with pytest.raises(DatasetError, match=r"queries\.jsonl: no usable line"):
+        preflight(Pipeline(recipe).collections.values(), {"notes": ("test",)})
 
 
 @pytest.mark.parametrize("name", ["2024", "1e3", "2024-01-31", "null", "true"])

@@ -74,7 +74,7 @@ class _Found:
             for split, count in counts.items()
         )
         documents = self.collection.require(None).survey.documents
-        remarks = [f"{documents} documents; queries: {queries}"]
+        remarks = [f"{documents} documents; queries: {queries or 'none'}"]
         if not self.has_train:
             remarks.append("no train split, so no expert")
         elif counts["train"] < _FEW:

@@ -173,7 +173,7 @@ def _read_queries(
             source = (record.metadata or {}).get("source")
             if isinstance(source, str):
                 sources.setdefault(query, source)
-    if not lines:
+    if judged and not lines:  # documents alone can be searched
         report(Issue(issues.NO_LINE, path, None, "no usable line; write one JSON object a line"))
     return texts, lines, sources
 

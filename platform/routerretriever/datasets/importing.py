@@ -80,7 +80,10 @@ class Imported:
         if empty := self.counts["without_text"]:
             lines.append(f"{empty} files without text: are they scanned pages?")
         if not self.judgements:
-            lines.append("no judgements in it: add queries and qrels before training or evaluating")
+            lines.append(
+                "no judgements in it: a domain with expert: false makes it searchable; add queries and qrels "
+                "before training or evaluating"
+            )
         return "\n".join(lines)
 
 
