@@ -269,8 +269,9 @@ def _csv(path: Path) -> Iterator[Row]:
             header, name = [column.strip() for column in next(reader, [])], str(path)
             if twice := next((column for column in header if column and header.count(column) > 1), None):
                 raise DatasetError(f"{path}:1: two columns are named {twice!r}; name them apart")
+            number = reader.line_num + 1
             for row in reader:
-                number = reader.line_num
+                start, number = number, reader.line_num + 1
                 if not any(row):
                     continue
                 if len(row) != len(header):
@@ -280,9 +281,9 @@ def _csv(path: Path) -> Iterator[Row]:
                         else "quote what holds the separator"
                     )
                     raise DatasetError(
-                        f"{path}:{number}: {len(row)} columns, the header has {len(header)}; {advice}"
+                        f"{path}:{start}: {len(row)} columns, the header has {len(header)}; {advice}"
                     )
-                yield Row(f"{name}:{number}", dict(zip(header, row, strict=True)))
+                yield Row(f"{name}:{start}", dict(zip(header, row, strict=True)))
     except UnicodeDecodeError:
         _refuse_encoding(path)
     except csv.Error as error:
