@@ -713,6 +713,22 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path, name, content, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("end", ["txt", "md", "json"])
+def test_files_that_cannot_be_read_are_named_together(tmp_path, end):
+    files = {f"{number}.{end}": b"caf\xe9" for number in range(7)}
+    source = write(tmp_path / "a", **files, **{"b.md": "read"})
+    if end == "json":
+        (source / "a.csv").write_text("query,positive\nhow,so\n")
+    with pytest.raises(DatasetError) as caught:
+        import_data(source, tmp_path / "b")
+    message = str(caught.value)
+    assert message.count(": not UTF-8 at byte 4; save it as UTF-8") == 5
+    assert f"4.{end}: not UTF-8" in message
+    assert message.endswith("; and 2 more files")
+    assert len(message.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz"])
 @pytest.mark.parametrize(
     "data", [b"", b"x" * 2000, b"PK\x03\x04" + b"x" * 2000, b"\x1f\x8b\x08" + b"x" * 200]

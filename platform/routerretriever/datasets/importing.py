@@ -138,11 +138,8 @@ def _write(found: Found, source: Path, folder: Path, options: _Options) -> Impor
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         writer = FolderWriter(Path(scratch) / folder.name)
-        read_as = []
         try:
-            for each in found.sources:
-                columns = _copy(each, writer, options)
-                read_as.append(f"{each.role} ({columns})" if columns else str(each.role))
+            read_as = _copy_all(found.sources, writer, options)
         finally:
             writer.close()
         files = [
@@ -167,6 +164,27 @@ def _write(found: Found, source: Path, folder: Path, options: _Options) -> Impor
         writer.folder.rename(folder)
     metadata = {name: sorted(kinds) for name, kinds in writer.metadata.items()}
     return Imported(folder, files, writer.counts, writer.judgements, metadata, skipped, beside)
+
+
+def _copy_all(found: list[Source], writer: FolderWriter, options: _Options) -> list[str]:
+    """Write all sources; returns what each was read as.
+
+    Raises:
+        DatasetError: a table is flawed, or files of text cannot be read; of these all are named.
+    """
+    read_as, unreadable = [], []
+    for source in found:
+        try:
+            columns = _copy(source, writer, options)
+        except DatasetError as error:
+            if source.role != "text":  # what follows in other tables may rest on this one
+                raise
+            unreadable.append(error)
+        else:
+            read_as.append(f"{source.role} ({columns})" if columns else str(source.role))
+    if unreadable:
+        raise sources.all_of(unreadable)
+    return read_as
 
 
 def _copy(source: Source, writer: FolderWriter, options: _Options) -> str:

@@ -178,13 +178,19 @@ def find_sources(place: Path) -> Found:
     tables = [source for source in sources if source.role != "text"]
     broken = [error for error in refused.values() if not isinstance(error, UnknownColumns)]
     if broken and (tables or not sources):
-        raise broken[0]
+        raise all_of(broken)
     if tables:  # what lies beside the data: a README
         beside += [source.path for source in sources if source.role == "text"]
         return Found(tables, list(refused), sorted(beside))
     if sources:
         return Found(sources, list(refused), beside)
     raise next(iter(refused.values()), _nothing(place, beside))
+
+
+def all_of(errors: list[DatasetError]) -> DatasetError:
+    """The errors of several files as one: the first five, and how many more there are."""
+    shown = "; ".join(map(str, errors[:5]))
+    return DatasetError(shown + (f"; and {len(errors) - 5} more files" if len(errors) > 5 else ""))
 
 
 def recognise(path: Path, root: Path) -> Source | None:
