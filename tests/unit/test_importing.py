@@ -613,6 +613,40 @@ def test_an_import_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
+FLAWED = "question,answer,split\nhow,so,train\nhow,so,test\n"
+
+
+def test_a_corrected_import_replaces_one_that_failed_its_check(tmp_path):
+    write(tmp_path, **{"a.csv": FLAWED})
+    command = ["datasets", "import", str(tmp_path / "a.csv"), "--to", str(tmp_path / "b")]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    write(tmp_path, **{"a.csv": FLAWED.replace("how,so,test", "why,for,test\nwho,he,train")})
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert read(tmp_path / "b")[1] == ["how", "why", "who"]
+    with pytest.raises(DatasetError, match="there already"):
+        import_data(tmp_path / "a.csv", tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b"]
+
+
+@pytest.mark.parametrize("name", ["qrels/test.tsv", "qrels/dev.tsv", "notes.txt"])
+def test_an_import_that_somebody_works_on_is_never_replaced(tmp_path, name):
+    source = write(tmp_path, **{"a.csv": FLAWED}) / "a.csv"
+    folder = import_data(source, tmp_path / "b").folder
+    stamp = (folder / "provenance.json").stat().st_mtime_ns
+    path = write(folder, **{name: "mine"}) / name
+    os.utime(path, ns=(stamp + 1, stamp + 1))
+    with pytest.raises(DatasetError, match="there already"):
+        import_data(source, folder)
+    assert path.read_text() == "mine"
+
+
+def test_documents_without_judgements_are_never_replaced(tmp_path):
+    source = write(tmp_path / "a", **{"a.md": "text"})
+    import_data(source, tmp_path / "b")
+    with pytest.raises(DatasetError, match="there already"):
+        import_data(source, tmp_path / "b")
+
+
 def test_files_whose_names_differ_a_little_get_ids_of_their_own(tmp_path):
     source = write(tmp_path / "a", **{"a b.txt": "one", "a_b.txt": "two", "a%20b.txt": "three"})
     (tmp_path / "a" / os.fsdecode(b"\xe9.txt")).write_text("no name in UTF-8")

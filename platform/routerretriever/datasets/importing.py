@@ -19,6 +19,7 @@ from zipfile import is_zipfile
 
 from routerretriever.datasets import sources, trec
 from routerretriever.datasets.archives import unpacked
+from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.files import SPLIT_WORDS
 from routerretriever.datasets.pairs import PairColumns
 from routerretriever.datasets.passages import cut
@@ -42,6 +43,7 @@ from routerretriever.hashing import file_hash
 
 _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """Columns of row numbers, as pandas writes them."""
+_COMMAND = "routerretriever datasets import"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def import_data(
 
     Args:
         source: a file, a folder, or a zip or tar archive of one.
-        folder: the new folder.
+        folder: the new folder. An earlier import that fails its check, and is as it was written, is replaced.
         split: of judgements in files that name none.
         passage_tokens: cut the files of a folder of texts into passages of at most so many words.
         relevant_from: make grades of scores: 1 from this score on, 0 below; by default scores are grades.
@@ -118,7 +120,7 @@ def import_data(
         DatasetError: the folder exists or cannot be written, the split cannot be a file's name, or something
             cannot be read; names file and line.
     """
-    if folder.exists():
+    if folder.exists() and not _is_failed(folder):
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
     split = _split_name(split)
     try:
@@ -150,7 +152,7 @@ def _write(found: Found, source: Path, folder: Path, options: _Options) -> Impor
         beside = [_relative(path, options.root) for path in found.beside]
         provenance = {
             "source": mend(str(source)),
-            "imported_by": "routerretriever datasets import",
+            "imported_by": _COMMAND,
             "files": {
                 name: {"read_as": role, "sha256": file_hash(each.path)}
                 for (name, role), each in zip(files, found.sources, strict=True)
@@ -161,9 +163,31 @@ def _write(found: Found, source: Path, folder: Path, options: _Options) -> Impor
         }
         text = json.dumps(provenance, indent=2, ensure_ascii=False)
         (writer.folder / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(Path(scratch) / "replaced")
         writer.folder.rename(folder)
     metadata = {name: sorted(kinds) for name, kinds in writer.metadata.items()}
     return Imported(folder, files, writer.counts, writer.judgements, metadata, skipped, beside)
+
+
+def _is_failed(folder: Path) -> bool:
+    """Whether a folder is an import with judgements that fails its check, and nobody changed it since."""
+    try:
+        provenance = json.loads(read_text(folder / "provenance.json"))
+    except (DatasetError, ValueError):
+        return False
+    if not isinstance(provenance, dict) or provenance.get("imported_by") != _COMMAND:
+        return False
+    splits = provenance.get("judgements") or {}
+    written = {"corpus.jsonl", "queries.jsonl", "provenance.json", *(f"qrels/{one}.tsv" for one in splits)}
+    changed = {
+        path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    if changed.keys() != written or max(changed.values()) > changed["provenance.json"]:
+        return False
+    return bool(splits) and not check_collection(folder, 1).ok
 
 
 def _copy_all(found: list[Source], writer: FolderWriter, options: _Options) -> list[str]:
