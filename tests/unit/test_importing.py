@@ -800,6 +800,23 @@ def test_a_split_that_a_row_names_is_never_taken_for_another(tmp_path, name, row
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("name", ["data_hold-out.tsv", "held_out.tsv", "testset.tsv", "my holdout/a.tsv"])
+def test_names_of_files_tell_held_out_data(tmp_path, name):
+    source = write(tmp_path / "a", **{name: "query\tpositive\nhow\tso\n"})
+    assert import_data(source, tmp_path / "b").judgements == {"test": 1}
+
+
+def test_lists_by_split_may_be_called_in_words(tmp_path):
+    rows = {
+        "Train set": [{"query": "how", "positive": "so"}],
+        "hold-out": [{"query": "why", "positive": "x"}],
+    }
+    source = write(tmp_path / "a", **{"a.json": rows})
+    assert import_data(source, tmp_path / "b").judgements == {"train": 1, "test": 1}
+    named = write(tmp_path / "c", **{"a.tsv": "query\tpositive\nhow\tso\n"})
+    assert import_data(named, tmp_path / "d", "hold-out").judgements == {"test": 1}
+
+
 def test_nested_questions_keep_their_splits(tmp_path):
     article = {"paragraphs": [{"context": "Ten minutes.", "qas": [{"question": "how long"}]}]}
     source = write(tmp_path / "a", **{"a.json": {"train": [article], "test": [article]}})

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import hashlib
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import chain
@@ -32,6 +33,11 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
 }
 """What splits are called in names and columns of imported files, and what each is called here."""
+
+
+def known_split(word: str) -> str | None:
+    """What a split is called here, as test for "Test set" and "hold-out"; None where the word names none."""
+    return SPLIT_WORDS.get(re.sub(r"[\W_]+", "", word.lower()).removesuffix("set"))
 
 
 def find_files(folder: Path, name: str) -> list[Path]:

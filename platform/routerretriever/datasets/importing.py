@@ -20,7 +20,7 @@ from zipfile import is_zipfile
 from routerretriever.datasets import sources, trec
 from routerretriever.datasets.archives import unpacked
 from routerretriever.datasets.checking import check_collection
-from routerretriever.datasets.files import SPLIT_WORDS
+from routerretriever.datasets.files import SPLIT_WORDS, known_split
 from routerretriever.datasets.pairs import PairColumns
 from routerretriever.datasets.passages import cut
 from routerretriever.datasets.reading import HIGHEST_GRADE, Record, mend
@@ -451,18 +451,13 @@ def _split_of(row: Row, column: str | None, source: Source, options: _Options) -
     value = text_of(row, column).strip() if column else ""
     if not column or not value:
         return source.split or options.split
-    return _known_split(value) or _refuse_splits(row, column, source)
-
-
-def _known_split(value: str) -> str | None:
-    """What a split is called here; None where nothing is known by the value."""
-    return SPLIT_WORDS.get(re.sub(r"[\W_]+", "", value.lower()).removesuffix("set"))
+    return known_split(value) or _refuse_splits(row, column, source)
 
 
 def _refuse_splits(row: Row, column: str, source: Source) -> NoReturn:
     """Name all values of a column that are no splits, from the first row that has one."""
     values = (text_of(each, column).strip() for each in read_rows(source.path))
-    unknown = dict.fromkeys(repr(value[:40]) for value in values if value and not _known_split(value))
+    unknown = dict.fromkeys(repr(value[:40]) for value in values if value and not known_split(value))
     raise DatasetError(
         f'{row.place}: "{column}" names no split that is known: {_first(list(unknown))}; write one of '
         f"{', '.join(SPLIT_WORDS)}, leave it empty, or rename the column"
@@ -474,7 +469,7 @@ def _split_name(split: str) -> str:
         raise DatasetError(
             f"split: {split!r} cannot be a file's name; write train, dev, test or another word"
         )
-    return SPLIT_WORDS.get(split, split)
+    return known_split(split) or split
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from routerretriever.datasets import trec
-from routerretriever.datasets.files import SPLIT_WORDS, read_lines
+from routerretriever.datasets.files import known_split, read_lines
 from routerretriever.datasets.issues import raise_error
 from routerretriever.datasets.tables import TABLES, columns_of, suffix
 from routerretriever.errors import DatasetError
@@ -306,8 +306,8 @@ def described(path: Path) -> str:
 
 
 def _split_in(named: str) -> str | None:
-    words = re.split(r"[^a-z]+", named)
-    return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
+    words = re.split(r"[^a-z]+", re.sub(r"(hold|held)[-_ ]out", r"\1out", named))
+    return next((split for word in reversed(words) if (split := known_split(word))), None)
 
 
 def _first_lines(path: Path) -> list[str]:

@@ -16,8 +16,8 @@ import pyarrow.parquet as parquet
 
 from routerretriever.datasets.files import (
     DAMAGE,
-    SPLIT_WORDS,
     damage,
+    known_split,
     not_utf8,
     open_plain,
     read_blocks,
@@ -80,11 +80,9 @@ def number_columns(path: Path) -> frozenset[str]:
     """
     if suffix(path) not in (".csv", ".tsv"):
         return frozenset()
-    rows = read_rows(path)
-    first = next(rows, None)
-    possible = {name for name in first.fields if not _names_codes(name)} if first else set()
+    possible = {name for name in columns_of(path) if not _names_codes(name)}
     filled: set[str] = set()
-    for row in chain([first] if first else [], rows):
+    for row in read_rows(path):
         values = {name: row.fields[name] for name in possible if row.fields[name].strip()}
         filled |= values.keys()
         possible -= {name for name, value in values.items() if number_of(value) is None}
@@ -237,7 +235,7 @@ def _rows_of(value: dict[str, Any]) -> Iterator[Any]:
     name = next((name for name in _LISTS if isinstance(value.get(name), list)), None)
     if name is not None:
         yield from value[name]
-    elif value and all(name in SPLIT_WORDS and isinstance(value[name], list) for name in value):
+    elif value and all(known_split(name) and isinstance(value[name], list) for name in value):
         for name, rows in value.items():
             yield from ({"split": name, **row} if isinstance(row, dict) else row for row in rows)
     elif len(value) > 1 and all(isinstance(one, list) and len(one) == len(fields[0]) for one in fields):
