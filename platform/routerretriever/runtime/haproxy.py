@@ -1,7 +1,8 @@
 """HAProxy, which Ray Serve starts, kept to this machine.
 
 Ray has it offer its statistics and metrics to all machines, on fixed ports. A local Ray gets free ports
-instead, so that two services fit on one machine, and a wrapper that binds them to loopback.
+instead, so that two services fit on one machine, and a wrapper that binds them to loopback. HAProxy ends
+with the process of Ray's that started it: one left behind would hold the port and answer nothing but errors.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import tempfile
 from pathlib import Path
 
 _WRAPPER = """#!{python}
-import os, re, sys
+import ctypes, os, re, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 for config in (sys.argv[at + 1] for at, option in enumerate(sys.argv[:-1]) if option == "-f"):
     text = open(config).read()
     kept = re.sub(r"(?m)^(\\s*bind )[*]?:", r"\\g<1>127.0.0.1:", text)

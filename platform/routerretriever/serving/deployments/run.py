@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -17,6 +18,7 @@ from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.haproxy import free_port
 from routerretriever.runtime.machine import why_not_listening
 from routerretriever.runtime.progress import at_work, console, log, show
+from routerretriever.runtime.ray_metrics import running_ray
 
 if TYPE_CHECKING:
     from routerretriever.artifacts.store import ArtifactStore
@@ -31,16 +33,16 @@ def deploy(recipe: Recipe, store: ArtifactStore, port: int | None = None) -> str
 
     ``port`` replaces the recipe's; 0 takes a free one. Where Serve runs already, its own address stays.
     """
-    connect()  # before Ray is imported: some of its settings are read then
+    settings = recipe.serving
+    port = (settings.port if port is None else port) or free_port(settings.host)
+    _connect(settings.host, port)  # before Serve is imported: some of its settings are read then
 
     from ray import serve
     from ray.serve.context import _get_global_client
 
     from routerretriever.serving.deployments.app import build_application
 
-    settings = recipe.serving
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    port = (settings.port if port is None else port) or free_port(settings.host)
     application = build_application(recipe, store)
     if _get_global_client(raise_if_no_controller_running=False) is None:
         require_free(settings.host, port)
@@ -59,25 +61,66 @@ def deploy(recipe: Recipe, store: ArtifactStore, port: int | None = None) -> str
 
 
 def serve_forever(recipe: Recipe, store: ArtifactStore) -> None:
-    """Serve until interrupted, then shut down cleanly."""
+    """Serve until interrupted, terminated or hung up, then shut down cleanly; a start can be stopped too."""
     from routerretriever.registry.registry import Registry
 
-    Registry.of(recipe, store).require_released()  # before Ray starts, which takes a while
-    url = deploy(recipe, store)
-    log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
-    stopping = False
+    stop = _Stop()
+    stop.listen()
+    try:
+        Registry.of(recipe, store).require_released()  # before Ray starts, which takes a while
+        with _hang_up_held():
+            _connect(recipe.serving.host, recipe.serving.port)
+            stop.listen()  # Ray has put handlers of its own in place
+        url = deploy(recipe, store)
+        log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
+        stop.wait()
+        log.info("shutting down")
+    except KeyboardInterrupt:
+        log.info("stopped before the service was ready")
+    finally:
+        # Also where writing to a terminal that was closed has failed. A start that failed by itself stays
+        # out of the way of a service that runs on the cluster already.
+        if stop.asked:
+            _shut_down()
 
-    def stop(*_: object) -> None:
+
+class _Stop:
+    """What ends a service: the first Ctrl-C, SIGTERM or SIGHUP; later ones change nothing."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self) -> None:
+        """Have the signals raise ``KeyboardInterrupt``, except for a SIGHUP that ``nohup`` ignores."""
+        signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._ask)
+
+    def wait(self) -> None:
+        """Return once a signal has come, also if that was earlier and somebody swallowed its exception."""
+        with suppress(KeyboardInterrupt):
+            while not self.asked:
+                time.sleep(0.2)
+
+    def _ask(self, *_: object) -> None:
         # No lock in here, as an Event has: a second signal would find it held by the first, for ever.
-        nonlocal stopping
-        stopping = True
+        if not self.asked:
+            self.asked = True
+            raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    while not stopping:
-        time.sleep(0.2)
-    log.info("shutting down")
-    _shut_down()
+
+@contextmanager
+def _hang_up_held() -> Iterator[None]:
+    """Hold SIGHUP back for a block, and for good from the processes that are started in it.
+
+    A terminal that is closed sends it to all of them: Ray would be gone before Serve could be shut down.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -89,7 +132,20 @@ def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
         _shut_down()
 
 
+def _connect(host: str, port: int) -> None:
+    """Connect to Ray. An address that a Ray of our own could not use is told before it starts.
+
+    Raises:
+        Unavailable: nothing answers at ``RAY_ADDRESS``, or the address cannot be listened on.
+    """
+    if running_ray() is None and not os.environ.get("RAY_ADDRESS"):
+        require_free(host, port)
+    connect()
+
+
 def _shut_down() -> None:
+    if running_ray() is None:  # Serve would start one to look for what there is to shut down
+        return
     from ray import serve
 
     serve.shutdown()
