@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import routerretriever
@@ -94,6 +95,24 @@ def test_a_run_ends_with_what_to_type_next(monkeypatch, capsys):
     steps.run(RECIPE, ["storage=a b"], ask=False)
     said = capsys.readouterr().out.rstrip()
     assert said.endswith(f"next: routerretriever serve {RECIPE} --set 'storage=a b'")
+
+
+@pytest.mark.parametrize("command", ["add_expert", "remove_expert", "register"])
+def test_what_is_not_released_is_told_with_the_command_that_releases_it(command, monkeypatch, capsys):
+    left = pipeline.Registered("models:/shop/7", 7, {"law": 1}, "sqlite:///mlflow.db", released=False)
+    monkeypatch.setattr(domains, "add_domain", lambda *_: left)
+    monkeypatch.setattr(domains, "remove_domain", lambda *_: left)
+    monkeypatch.setattr(steps, "open_pipeline", lambda *_: SimpleNamespace(register=lambda release: left))
+    options = {
+        "add_expert": {"name": "law", "path": "law"},
+        "remove_expert": {"name": "law"},
+        "register": {"overrides": ["storage=a b"]},
+    }[command]
+    getattr(steps, command)(RECIPE, release=False, **options)
+    said = capsys.readouterr().out
+    assert "bundle models:/shop/7 (version 7, not released; experts: law v1)" in said
+    again = " --set 'storage=a b'" if command == "register" else ""
+    assert said.rstrip().endswith(f"next: routerretriever release {RECIPE} --version 7{again}")
 
 
 class Ended:

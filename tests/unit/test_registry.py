@@ -94,6 +94,7 @@ def test_what_a_run_would_end_on_is_known_before_it_begins(tmp_path):
 def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     registry = open_registry(tmp_path)
     assert registry.released() is None
+    assert (registry.bundle_uri, registry.version_uri(2)) == (f"models:/{NAME}@champion", f"models:/{NAME}/2")
     with pytest.raises(RouterRetrieverError, match="nothing was released before"):
         registry.roll_back()
     add_versions(registry, "", "", "")

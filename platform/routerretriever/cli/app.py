@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,18 +92,26 @@ def set_up_output(quiet: bool) -> None:
     set_up(quiet)
 
 
-def tell_registered(registered: Registered) -> None:
-    """What was registered, and what is to be known of an expert that was added."""
+def repeated(overrides: list[str] | None) -> str:
+    """The options that replace settings, as a person types them again."""
+    return "".join(f" --set {shlex.quote(each)}" for each in overrides or [])
+
+
+def tell_registered(registered: Registered, recipe: Path, overrides: list[str] | None = None) -> None:
+    """What was registered, what is to be known of an expert that was added, and how to release it."""
     from routerretriever.runtime.progress import console
 
     versions = ", ".join(f"{name} v{version}" for name, version in registered.expert_versions.items())
+    version = f"version {registered.version}{'' if registered.released else ', not released'}"
     console.print(
-        f"bundle {registered.uri} (version {registered.version}; experts: {versions})\n"
-        f"registry {registered.tracking_uri}",
+        f"bundle {registered.uri} ({version}; experts: {versions})\nregistry {registered.tracking_uri}",
         soft_wrap=True,
     )
     if registered.verdict is not None:
         console.print(registered.verdict, soft_wrap=True)
+    if not registered.released:
+        command = f"routerretriever release {shlex.quote(str(recipe))} --version {registered.version}"
+        console.print(f"next: {command}{repeated(overrides)}", soft_wrap=True)
 
 
 def tell_generated(generated: Generated) -> None:

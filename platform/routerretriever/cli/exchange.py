@@ -77,7 +77,7 @@ def import_bundle(
     with tempfile.TemporaryDirectory() as scratch:
         bundle = unpack(archive, Path(scratch), registry.store)
         version = registry.register_folder(bundle, release, take_over)
-    console.print(f"{_uri(registry, version)} is {archive}", soft_wrap=True)
+    console.print(f"{registry.version_uri(version)} is {archive}", soft_wrap=True)
 
 
 @contextmanager
@@ -85,10 +85,6 @@ def _bundle(registry: Registry, version: int | None) -> Iterator[Path]:
     """The files of a version, or of the released one, while a block uses them."""
     from routerretriever.registry.loading import fetch_bundle
 
-    uri = registry.bundle_uri if version is None else _uri(registry, version)
+    uri = registry.bundle_uri if version is None else registry.version_uri(version)
     with tempfile.TemporaryDirectory() as scratch:
         yield fetch_bundle(uri, Path(scratch), registry.tracking_uri)
-
-
-def _uri(registry: Registry, version: int) -> str:
-    return f"{registry.bundle_uri.partition('@')[0]}/{version}"

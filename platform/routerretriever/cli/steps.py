@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from routerretriever.cli.app import (
     Release,
     app,
     open_pipeline,
+    repeated,
     set_up_output,
     tell_generated,
     tell_registered,
@@ -49,10 +49,9 @@ def run(
         from routerretriever.serving.deployments.run import ask_once
 
         ask_once(pipeline)
-    tell_registered(registered)
+    tell_registered(registered, recipe, overrides)
     log.info("figures and tables: %s", pipeline.report_folder)
-    again = "".join(f" --set {shlex.quote(each)}" for each in overrides or [])
-    console.print(f"next: routerretriever serve {recipe}{again}", soft_wrap=True)
+    console.print(f"next: routerretriever serve {recipe}{repeated(overrides)}", soft_wrap=True)
 
 
 @app.command()
@@ -126,7 +125,7 @@ def register(
     recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False, release: Release = True
 ) -> None:
     """Register the experts and the router bundle in MLflow."""
-    tell_registered(open_pipeline(recipe, overrides, quiet).register(release))
+    tell_registered(open_pipeline(recipe, overrides, quiet).register(release), recipe, overrides)
 
 
 @app.command()
@@ -183,7 +182,7 @@ def add_expert(
     set_up_output(quiet)
     if documents is None:
         assert path is not None
-        tell_registered(add_domain(recipe, name, path, release))
+        tell_registered(add_domain(recipe, name, path, release), recipe)
         return
     if dry_run:
         from routerretriever.runtime.progress import console
@@ -192,7 +191,7 @@ def add_expert(
         return
     generated, registered = add_from_documents(recipe, name, documents, examples, release)
     tell_generated(generated)
-    tell_registered(registered)
+    tell_registered(registered, recipe)
 
 
 @app.command()
@@ -212,10 +211,10 @@ def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
     if registered is None:
         console.print("nothing to learn: no new judgements that users agree on")
         return
-    tell_registered(registered)
+    tell_registered(registered, recipe)
     console.print(
         f"version {registered.version} is the challenger; serving.releases says what it gets. {recipe} stays "
-        f"as it is until that is released: routerretriever release {recipe} --version {registered.version}",
+        "as it is until that is released",
         soft_wrap=True,
     )
 
@@ -231,4 +230,4 @@ def remove_expert(
     from routerretriever.pipeline.domains import remove_domain
 
     set_up_output(quiet)
-    tell_registered(remove_domain(recipe, name, release))
+    tell_registered(remove_domain(recipe, name, release), recipe)

@@ -54,11 +54,13 @@ class Registered:
     """What ``register`` left in the registry."""
 
     uri: str
+    """Of the released bundle if that is this version, else of the version."""
     version: int
     expert_versions: dict[str, int]
     tracking_uri: str
     verdict: str | None = None
     """What held-out queries say of an expert that was added, and what would help one that is not deployed."""
+    released: bool = True
 
 
 class _PublishingClock(StepClock):
@@ -300,7 +302,9 @@ class Pipeline:
                 version, versions = registry.register_bundle(parts, record, release)
         place = without_secrets(registry.tracking_uri)
         log.info("registered %s version %d in %s", self.recipe.registry.name, version, place)
-        return Registered(registry.bundle_uri, version, versions, place)
+        released = version == registry.released()  # the same content may have been released before
+        uri = registry.bundle_uri if released else registry.version_uri(version)
+        return Registered(uri, version, versions, place, released=released)
 
     def _service_facts(self, deployment: Deployment) -> ServiceFacts:
         from routerretriever.adapters.tower import load_tower

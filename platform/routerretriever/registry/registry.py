@@ -103,6 +103,10 @@ class Registry:
         """What serving loads."""
         return f"models:/{self._name}@{self._alias}"
 
+    def version_uri(self, version: int) -> str:
+        """A bundle version, released or not."""
+        return f"models:/{self._name}/{version}"
+
     def expert_model(self, domain: str) -> str:
         """Name of a domain's registered model."""
         return f"{self._name}-expert-{domain}"
@@ -394,7 +398,7 @@ class Registry:
         return bundles[version]
 
     def _manifest_of(self, version: int) -> dict[str, Any]:
-        return fetch_manifest(f"models:/{self._name}/{version}", self.tracking_uri)
+        return fetch_manifest(self.version_uri(version), self.tracking_uri)
 
     def _version_of(self, alias: str) -> int | None:
         with reached(self.tracking_uri):
