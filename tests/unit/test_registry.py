@@ -111,8 +111,8 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
         registry.challenge(4)
     registry.challenge(2)
     assert registry.challenger() == 2
-    registry.challenge(None)
-    registry.challenge(None)
+    assert registry.challenge(None) == 2
+    assert registry.challenge(None) is None
     assert (registry.challenger(), registry.released()) == (None, 3)
     registry.challenge(2)
     registry.release(2)

@@ -114,6 +114,20 @@ def tell_registered(registered: Registered, recipe: Path, overrides: list[str] |
         console.print(f"next: {command}{repeated(overrides)}", soft_wrap=True)
 
 
+def tell_idle_challenger(recipe: Path, overrides: list[str] | None = None) -> None:
+    """Say so where a service with the recipe's settings gives a challenger nothing to do."""
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.runtime.progress import console
+
+    releases = load_recipe(recipe, overrides).serving.releases
+    if releases.challenger_share == 0 and releases.shadow_share == 0:
+        console.print(
+            "this recipe gives it no share: set serving.releases.challenger_share (of the requests) or "
+            "serving.releases.shadow_share (of the searches, unseen by users), and start the service with it",
+            soft_wrap=True,
+        )
+
+
 def tell_generated(generated: Generated) -> None:
     """What became of the queries that were written."""
     from routerretriever.runtime.progress import console, figures_table, show

@@ -14,6 +14,7 @@ from routerretriever.cli.app import (
     app,
     open_registry,
     set_up_output,
+    tell_idle_challenger,
 )
 
 
@@ -29,7 +30,7 @@ def serve(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False)
 
 @app.command()
 def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """List the registered bundles; a star marks the released one."""
+    """List the registered bundles; a star marks the released one, a word the challenger."""
     from routerretriever.registry.registry import versions_table
     from routerretriever.runtime.progress import console, show
 
@@ -40,7 +41,7 @@ def versions(recipe: RecipeFile, overrides: Overrides = None, quiet: Quiet = Fal
             f"nothing is registered yet for {registry.bundle_uri} in {registry.tracking_uri}", soft_wrap=True
         )
         return
-    show(versions_table(bundles, registry.released()))
+    show(versions_table(bundles, registry.released(), registry.challenger()))
 
 
 @app.command()
@@ -78,6 +79,7 @@ def release(
     if challenger:
         registry.challenge(version)
         console.print(f"{registry.bundle_uri} is challenged by version {version}")
+        tell_idle_challenger(recipe, overrides)
     else:
         before = registry.release(version, take_over)
         replaced = f", before {before}" if before not in (None, version) else ""
@@ -99,8 +101,9 @@ def rollback(
 
     registry = open_registry(recipe, overrides, quiet)
     if challenger:
-        registry.challenge(None)
-        console.print(f"{registry.bundle_uri} has no challenger")
+        before = registry.challenge(None)
+        told = "had no challenger" if before is None else f"is no longer challenged by version {before}"
+        console.print(f"{registry.bundle_uri} {told}")
     else:
         console.print(f"{registry.bundle_uri} is version {registry.roll_back()} again")
         _follow(recipe, overrides)

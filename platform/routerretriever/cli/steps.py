@@ -17,6 +17,7 @@ from routerretriever.cli.app import (
     repeated,
     set_up_output,
     tell_generated,
+    tell_idle_challenger,
     tell_registered,
 )
 
@@ -213,10 +214,10 @@ def learn(recipe: RecipeFile, quiet: Quiet = False) -> None:
         return
     tell_registered(registered, recipe)
     console.print(
-        f"version {registered.version} is the challenger; serving.releases says what it gets. {recipe} stays "
-        "as it is until that is released",
+        f"version {registered.version} is the challenger. {recipe} stays as it is until that is released",
         soft_wrap=True,
     )
+    tell_idle_challenger(recipe)
 
 
 @app.command("remove-expert")

@@ -216,19 +216,24 @@ class Registry:
         self.release(before, take_over=True)
         return before
 
-    def challenge(self, version: int | None) -> None:
+    def challenge(self, version: int | None) -> int | None:
         """Give a bundle version the challenger's share of the traffic; None takes the challenger away.
+
+        Returns:
+            The version that was the challenger before.
 
         Raises:
             NotFound: there is no such version.
         """
         if version is not None:
             self._require(version, {bundle.version: bundle for bundle in self.bundles()})
+        before = self.challenger()
         with reached(self.tracking_uri):
             if version is not None:
                 self._writer.set_registered_model_alias(self._name, self._challenger, str(version))
-            elif self.challenger() is not None:
+            elif before is not None:
                 self._writer.delete_registered_model_alias(self._name, self._challenger)
+        return before
 
     def challenger(self) -> int | None:
         """The version that the challenger's alias points at."""
@@ -407,14 +412,17 @@ class Registry:
         return None if found is None else int(found.version)
 
 
-def versions_table(bundles: Sequence[BundleVersion], released: int | None) -> Table:
-    """Bundles for a person to choose from."""
+def versions_table(
+    bundles: Sequence[BundleVersion], released: int | None, challenger: int | None = None
+) -> Table:
+    """Bundles for a person to choose from; a star marks the released one, a word the challenger."""
     table = Table("", "version", "registered (UTC)", "test nDCG@10 x 100", "experts")
     for bundle in bundles:
-        star = "*" if bundle.version == released else ""
+        marks = {"*": released, "challenger": challenger}
+        mark = " ".join(name for name, version in marks.items() if version == bundle.version)
         figure = f"{100 * float(bundle.ndcg_at_10):.1f}" if bundle.ndcg_at_10 else ""
         registered = f"{bundle.registered:%Y-%m-%d %H:%M}"
-        table.add_row(star, str(bundle.version), registered, figure, bundle.experts)
+        table.add_row(mark, str(bundle.version), registered, figure, bundle.experts)
     return table
 
 
