@@ -64,6 +64,35 @@ def path(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(
+    ("given", "right"), [("small/tax law", "'tax law'"), ("other/tax", "{root}/other/tax")]
+)
+def test_a_path_from_the_working_folder_is_answered_with_what_to_type(
+    path, work, monkeypatch, tmp_path, given, right
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / given).mkdir(parents=True)
+    path.write_text(path.read_text() + "data_root: small\n")
+    before = path.read_text()
+    missing = tmp_path / "small" / given
+    with pytest.raises(RecipeError) as refused:
+        add_domain(path, "tax", given)
+    assert str(refused.value) == (
+        f"domains.tax.path: no folder {missing}: paths start at data_root, which is small; "
+        f"give --path {right.format(root=tmp_path)}"
+    )
+    assert (path.read_text(), work.bundles) == (before, [])
+
+
+def test_a_path_from_data_root_is_not_looked_for_in_the_working_folder(path, work, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tax", "small/tax"):
+        (tmp_path / folder).mkdir(parents=True)
+    path.write_text(path.read_text() + "data_root: small\n")
+    add_domain(path, "tax", "tax")
+    assert load_recipe(path).domain_path("tax") == "small/tax"
+
+
 def test_a_domain_that_gets_an_expert_keeps_its_other_settings(path, work):
     before = load_recipe(path).domains["legal"]
     add_domain(path, "legal", "more/legal")

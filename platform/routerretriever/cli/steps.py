@@ -152,7 +152,7 @@ def add_expert(
     recipe: RecipeFile,
     name: Annotated[str, typer.Option(help="Name of the new domain.")],
     path: Annotated[
-        str | None, typer.Option(help="Its collection: a BEIR folder, or sample:<domain>.")
+        str | None, typer.Option(help="Its collection: a BEIR folder, from data_root on, or sample:<domain>.")
     ] = None,
     documents: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ so that what others edit meanwhile stays.
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) ->
     stay.
 
     Raises:
-        RecipeError: the domain has an expert already, or other experts would have to be trained anew.
+        RecipeError: the domain has an expert already, other experts would have to be trained anew, or the
+            path leads to a collection from the working folder instead of from ``data_root``.
     """
 
     def add(values: Any) -> None:
@@ -52,6 +54,7 @@ def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) ->
     with changing_domains(recipe_path) as recipe:
         if name in recipe.expert_domains:
             raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+        _require_below_data_root(recipe, name, path)
         return _apply(recipe_path, add, new=(name,), release=release)
 
 
@@ -130,6 +133,19 @@ def set_routing(recipe_path: Path, settings: RoutingSettings) -> None:
         values["routing"] = settings.changed()
 
     _edit(recipe_path, change)
+
+
+def _require_below_data_root(recipe: Recipe, name: str, path: str) -> None:
+    """Say what to type where a path leads to a folder from the working folder only, as shells complete it."""
+    meant, given = Path(recipe.collection_path(path)).absolute(), Path(path).expanduser().absolute()
+    if meant.exists() or not given.is_dir():
+        return
+    root = Path(recipe.data_root).expanduser().absolute()
+    below = given.relative_to(root) if given.is_relative_to(root) else given
+    raise RecipeError(
+        f"domains.{name}.path: no folder {meant}: paths start at data_root, which is {recipe.data_root}; "
+        f"give --path {shlex.quote(str(below))}"
+    )
 
 
 def _apply(recipe_path: Path, change: Change, new: Sequence[str], release: bool) -> Registered:
