@@ -54,7 +54,7 @@ def test_experts_without_a_test_set_are_registered_and_shown_on_the_others(clust
     pipeline, registered, _ = run_recipe(finished_recipe(artifacts, methods={}), artifacts)
     assert pipeline.evaluation.datasets == ["sport"]
     (bundle,) = Registry(pipeline.recipe.registry, pipeline.store).bundles()
-    assert (bundle.version, bundle.ndcg_at_10) == (registered.version, "")
+    assert (bundle.version, list(bundle.ndcg_at_10)) == (registered.version, ["sport"])
     page = (pipeline.report_folder / "evaluation.html").read_text()
     assert "sport" in page
     assert ">nan" not in page

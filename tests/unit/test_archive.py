@@ -151,3 +151,21 @@ def test_an_imported_bundle_is_registered_once_and_loads_the_same(bundle, there,
     expected = json.loads((FIXTURE / "vectors.json").read_text())
     np.testing.assert_allclose(loaded.encode_queries(expected["queries"]), expected["vectors"], atol=1e-6)
     assert file_hash(unpacked / "bundle.json") == file_hash(bundle / "bundle.json")
+
+
+@pytest.mark.component
+def test_an_imported_bundle_keeps_the_figures_of_its_evaluation(bundle, tmp_path):
+    figures = {"fruit": 0.75, "metal": 0.5}
+    evaluation = {
+        "deployed": "routed",
+        "datasets": list(figures),
+        "with_expert": ["fruit"],
+        "queries": dict.fromkeys(figures, 8),
+        "ndcg_at_10": {"routed": figures, "base": dict.fromkeys(figures, 0.25)},
+        "mean_ndcg_at_10": {"routed": {"with_expert": 0.75, "zero_shot": 0.5}},
+    }
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "evaluation": evaluation}))
+    registry = Registry(RegistrySettings(name="other"), ArtifactStore.open(str(tmp_path / "storage")))
+    registry.register_folder(bundle)
+    assert registry.bundles()[0].ndcg_at_10 == figures

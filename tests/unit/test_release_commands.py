@@ -36,7 +36,7 @@ def aliases(monkeypatch):
 
 def bundle(version, **changes):
     values = {"registered": datetime(2026, 1, 1, tzinfo=UTC), "experts": "fruit", "recipe": "tiny"}
-    return BundleVersion(version=version, **{**values, "ndcg_at_10": "", **changes})
+    return BundleVersion(version=version, **{**values, "ndcg_at_10": {}, **changes})
 
 
 def rows(table):
@@ -74,3 +74,21 @@ def test_the_list_of_versions_marks_the_released_one_and_the_challenger():
     bundles = [bundle(3), bundle(2), bundle(1)]
     marked = [row[0] for row in rows(versions_table(bundles, released=1, challenger=3))]
     assert marked == ["challenger", "", "*"]
+
+
+def test_the_list_of_versions_compares_means_over_the_test_sets_that_all_have():
+    """Version 2 has a set more; version 3 has two experts less, and a mean of 90 where it has one."""
+    bundles = [
+        bundle(4),
+        bundle(3, ndcg_at_10={"fruit": 0.9, "metal": 0.5, "sport": 0.4}, experts="fruit"),
+        bundle(2, ndcg_at_10={"fruit": 0.9, "metal": 0.7, "sport": 0.6}, experts="fruit, metal, sport"),
+        bundle(1, ndcg_at_10={"fruit": 0.8, "metal": 0.7}, experts="fruit, metal"),
+    ]
+    table = versions_table(bundles, released=3)
+    assert "mean of 2 common test set(s)" in str(table.columns[3].header)
+    assert [row[3] for row in rows(table)] == ["", "70.0", "80.0", "75.0"]
+
+
+def test_versions_without_a_common_test_set_have_no_figure():
+    bundles = [bundle(2, ndcg_at_10={"fruit": 0.9}), bundle(1, ndcg_at_10={"metal": 0.7})]
+    assert [row[3] for row in rows(versions_table(bundles, released=1))] == ["", ""]

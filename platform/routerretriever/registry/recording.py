@@ -26,6 +26,9 @@ from routerretriever.training.expert import Expert, version_of
 VERSION_TAG = "content_version"
 RECIPE_TAG = "recipe"
 DOMAIN_TAG = "domain"
+TEST_FIGURE = "ndcg_at_10/"
+"""Begins the names of a bundle's metrics that say what it serves on a test set, whose name follows."""
+BUNDLE_RUN = "bundle-"
 _COMMIT_TAG = "git_commit"
 _MLFLOW_COMMIT = "mlflow.source.git.commit"
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
@@ -113,7 +116,7 @@ def record_bundle(
     recipe, corpora = str(manifest["recipe"]["name"]), manifest["corpora"]
     experts = ", ".join(pin["name"] for pin in manifest["experts"])
     encoder, router = manifest["encoder"]["name"], load_router(folder / "router").kind
-    with _run(client, experiment, f"bundle-{recipe}") as (run, commit):
+    with _run(client, experiment, f"{BUNDLE_RUN}{recipe}") as (run, commit):
         tags = {
             VERSION_TAG: content,
             RECIPE_TAG: recipe,

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
@@ -35,8 +37,10 @@ from routerretriever.registry.connection import (
 )
 from routerretriever.registry.loading import fetch_manifest, find_version
 from routerretriever.registry.recording import (
+    BUNDLE_RUN,
     DOMAIN_TAG,
     RECIPE_TAG,
+    TEST_FIGURE,
     VERSION_TAG,
     Recorded,
     RunRecord,
@@ -56,8 +60,8 @@ class BundleVersion:
     version: int
     registered: datetime
     experts: str
-    ndcg_at_10: str
-    """Mean over the test sets that have an expert, when it was registered."""
+    ndcg_at_10: Mapping[str, float]
+    """Test set -> mean of its queries, when it was registered; empty where nothing was evaluated."""
     recipe: str
     """Name of the recipe that made it; empty if it is older than this tag."""
 
@@ -151,8 +155,12 @@ class Registry:
         """
         manifest = read_manifest(folder)
         evaluation = manifest.get("evaluation") or {}
-        means = evaluation.get("mean_ndcg_at_10", {}).get(evaluation.get("deployed"), {})
-        record = RunRecord(mean_ndcg_at_10=means.get("with_expert"))
+        deployed = evaluation.get("deployed")
+        means = evaluation.get("mean_ndcg_at_10", {}).get(deployed, {})
+        figures = evaluation.get("ndcg_at_10", {}).get(deployed, {})
+        record = RunRecord(
+            {f"{TEST_FIGURE}{name}": figure for name, figure in figures.items()}, means.get("with_expert")
+        )
         with self._alone(), reached(self.tracking_uri, patient=True):
             version = self._register_files(folder, manifest, record, self._experiment())
         if release:
@@ -261,12 +269,13 @@ class Registry:
         with reached(self.tracking_uri):
             client = open_to_read(self.tracking_uri)
             found = [] if client is None else _versions(client, self._name)
+            figures = {} if client is None else _test_figures(client, self._name)
         bundles = [
             BundleVersion(
                 int(version.version),
                 datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
                 version.tags.get("experts", ""),
-                version.tags.get("ndcg_at_10", ""),
+                figures.get(version.run_id, {}),
                 version.tags.get(RECIPE_TAG, ""),
             )
             for version in found
@@ -415,12 +424,19 @@ class Registry:
 def versions_table(
     bundles: Sequence[BundleVersion], released: int | None, challenger: int | None = None
 ) -> Table:
-    """Bundles for a person to choose from; a star marks the released one, a word the challenger."""
-    table = Table("", "version", "registered (UTC)", "test nDCG@10 x 100", "experts")
+    """Bundles for a person to choose from; a star marks the released one, a word the challenger.
+
+    Figures are means over the test sets that all evaluated bundles have; others would not compare.
+    """
+    evaluated = [set(bundle.ndcg_at_10) for bundle in bundles if bundle.ndcg_at_10]
+    shared = sorted(set.intersection(*evaluated)) if evaluated else []
+    means = f"test nDCG@10 x 100, mean of {len(shared)} common test set(s)"
+    table = Table("", "version", "registered (UTC)", means, "experts")
     for bundle in bundles:
         marks = {"*": released, "challenger": challenger}
         mark = " ".join(name for name, version in marks.items() if version == bundle.version)
-        figure = f"{100 * float(bundle.ndcg_at_10):.1f}" if bundle.ndcg_at_10 else ""
+        figures = [bundle.ndcg_at_10[name] for name in shared if bundle.ndcg_at_10]
+        figure = f"{100 * fmean(figures):.1f}" if figures else ""
         registered = f"{bundle.registered:%Y-%m-%d %H:%M}"
         table.add_row(mark, str(bundle.version), registered, figure, bundle.experts)
     return table
@@ -455,6 +471,26 @@ def _of_others(present: BundleVersion, new: BundleVersion) -> bool:
 
 def _versions(client: MlflowClient, model: str) -> list[ModelVersion]:
     return _search_all(client.search_model_versions, f"name='{model}'")
+
+
+def _test_figures(client: MlflowClient, name: str) -> dict[str, dict[str, float]]:
+    """Run that made a bundle -> test set -> nDCG@10 of what the bundle serves."""
+
+    def experiments(wanted: str, page_token: str | None) -> PagedList[Experiment]:
+        return client.search_experiments(filter_string=wanted, page_token=page_token)
+
+    found: list[Experiment] = _search_all(experiments, f"name LIKE '{name}%'")
+    places = [experiment.experiment_id for experiment in found]
+    wanted = f"attributes.run_name LIKE '{BUNDLE_RUN}%'"
+    runs: list[Run] = _search_all(partial(client.search_runs, places), wanted) if places else []
+    return {
+        run.info.run_id: {
+            metric.removeprefix(TEST_FIGURE): figure
+            for metric, figure in run.data.metrics.items()
+            if metric.startswith(TEST_FIGURE)
+        }
+        for run in runs
+    }
 
 
 def _search_all(search: Callable[..., PagedList[Entity]], wanted: str) -> list[Entity]:
