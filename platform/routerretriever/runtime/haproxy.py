@@ -16,8 +16,9 @@ from pathlib import Path
 
 _WRAPPER = """#!{python}
 import ctypes, os, re, signal, sys
-PR_SET_PDEATHSIG = 1
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 for config in (sys.argv[at + 1] for at, option in enumerate(sys.argv[:-1]) if option == "-f"):
     text = open(config).read()
     kept = re.sub(r"(?m)^(\\s*bind )[*]?:", r"\\g<1>127.0.0.1:", text)
