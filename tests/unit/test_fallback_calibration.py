@@ -1,6 +1,7 @@
 """The out-of-domain fallback is chosen by leaving domains out."""
 
 import dataclasses
+import re
 
 import faiss
 import numpy as np
@@ -185,6 +186,17 @@ def test_experts_that_help_elsewhere_answer_what_is_unfamiliar_if_they_are_few(m
     assert fit_and_choose(data, SETTINGS)[1].fallback.answer != "base"
     monkeypatch.setattr("routerretriever.routing.calibration.MOST_EXPERTS", 3)
     assert fit_and_choose(data, SETTINGS)[1].fallback.answer == "base"
+
+
+def test_it_is_told_who_answers_what_is_unfamiliar_and_whether_that_gains(caplog):
+    data, _, _ = world(NAMES, harm=1.0, apart=4.0)
+    with caplog.at_level("INFO", logger="routerretriever"):
+        fit_and_choose(data, SETTINGS)
+    assert re.search(
+        r"go to the base \(.*: known domains (lose|gain) \d\.\d\d by it; "
+        r"the worst domain, left out in turn, (lose|gain) \d",
+        caplog.text,
+    )
 
 
 def test_a_single_scored_query_is_no_obstacle():

@@ -312,7 +312,8 @@ def build_keys(store: ArtifactStore, keys: Sequence[str], build: Callable[[list[
                 build(mine)
         if not any(store.exists(key) for key in mine):
             if not was_waiting:
-                log.info("waiting for another run, which is making %s", ", ".join(missing))
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                log.info("waiting for another run, which is making %s%s", missing[0], more)
             time.sleep(_POLL_SECONDS)
     return found_missing
 

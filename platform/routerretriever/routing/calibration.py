@@ -47,6 +47,9 @@ FEWEST_DOMAINS = 3
 MOST_EXPERTS = 32
 """With more, unfamiliar queries are not left to all experts: each of these queries would run them all."""
 _ANSWERS: tuple[Literal["base", "both", "uniform"], ...] = ("base", "both", "uniform")
+_TOLD = {
+    "base": "the base", "both": "the base and all experts alike, half each", "uniform": "all experts alike",
+}  # fmt: skip
 CANDIDATES = tuple(
     FallbackSettings(answer=answer, unfamiliar_quantile=low, familiar_quantile=high, slack=slack)
     for answer in _ANSWERS
@@ -239,11 +242,17 @@ def _base_share(domain: _Domain, fallback: FallbackSettings) -> float:
 
 
 def _tell(chosen: FallbackSettings, in_domain_D: Values, left_out_D: Values) -> None:
-    found = f"known domains lose {100 * in_domain_D.mean():.2f} to routing without it"
+    told = f"known domains {_change(float(in_domain_D.mean()))} by it"
     if len(left_out_D):
-        found += f", the worst domain left out {100 * left_out_D.max():.2f} to the base"
+        told += f"; the worst domain, left out in turn, {_change(float(left_out_D.max()))} against the base"
     log.info(
-        "routing.fallback: %s, unfamiliar below quantile %g less %g times the distance to quantile %g; %s "
-        "(nDCG@10 x 100)",
-        chosen.answer, chosen.unfamiliar_quantile, chosen.slack, chosen.familiar_quantile, found,
+        "queries unlike those of all domains go to %s (nDCG@10 x 100 on dev: %s)", _TOLD[chosen.answer], told
+    )
+    log.debug(
+        "routing.fallback: unfamiliar below quantile %g less %g times the distance to quantile %g",
+        chosen.unfamiliar_quantile, chosen.slack, chosen.familiar_quantile,
     )  # fmt: skip
+
+
+def _change(loss: float) -> str:
+    return f"{'lose' if loss > 0 else 'gain'} {abs(100 * loss):.2f}"
