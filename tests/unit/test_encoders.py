@@ -64,6 +64,7 @@ def test_a_lora_on_all_linear_layers_runs_in_all_ways_alike(encoder, tmp_path):
     settings = settings_of(folder)
     tower = load_tower(settings)
     base = tower.encode_queries(TEXTS)
+    torch.manual_seed(0)  # of some draws, steps as large as these make weights that round badly
     tower.add_adapter("one", LoraSettings(target_modules=("all-linear",), rank=2))
     weights = [weight for weight in tower.tower.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=1.0)
