@@ -104,8 +104,8 @@ class FileSystem:
         Raises:
             StorageError: the folder cannot be made, or the package for this kind of URI is missing.
         """
-        uri = uri.removeprefix("file://")
-        if "://" in uri:
+        path = local_path(uri)
+        if path is None:
             try:
                 _, root = url_to_fs(uri)
             except (ImportError, ValueError) as error:
@@ -114,13 +114,13 @@ class FileSystem:
                 raise StorageError(f"storage: {uri}: names no bucket or folder; write it as {uri}NAME")
             return cls(uri.rstrip("/"))
         try:
-            folder = Path(uri).expanduser().resolve()
+            folder = Path(path).expanduser().resolve()
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise StorageError(f"storage: {uri} is a file; name a folder") from None
+            raise StorageError(f"storage: {path} is a file; name a folder") from None
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~name of nobody
             reason = getattr(error, "strerror", None) or error
-            raise StorageError(f"storage: cannot make folder {uri!r}: {reason}; name another") from None
+            raise StorageError(f"storage: cannot make folder {path!r}: {reason}; name another") from None
         return cls(str(folder))
 
     def require_answer(self) -> None:
@@ -277,6 +277,12 @@ class FileSystem:
                 raise StorageError(f"storage: {self.uri}: {error}; make the bucket first") from None
             filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             send(target)
+
+
+def local_path(uri: str) -> str | None:
+    """The path of the folder that a storage is, as it is written; None if storage is remote."""
+    path = uri.removeprefix("file://")
+    return None if "://" in path else path
 
 
 @contextmanager

@@ -136,8 +136,8 @@ class FeedbackLog:
 
     def _remove_forgotten(self) -> None:
         """Write the files anew that hold forgotten reports, until there are none."""
-        while True:
-            files, forgotten = self._read_all(), self._forgotten()
+        while forgotten := self._forgotten():
+            files = self._read_all()
             holding = [name for name, own in files.items() if any(_stamp(one) in forgotten for one in own)]
             if not holding:
                 return

@@ -36,6 +36,10 @@ class Answered:
     tokens: int
     """Of all answers together."""
 
+    def unsettled(self, requests: Sequence[Request]) -> list[Request]:
+        """Those that are still to be sent."""
+        return [one for one in requests if one.id not in self.settled]
+
 
 @dataclass(frozen=True)
 class Drafts:

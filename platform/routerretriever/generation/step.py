@@ -56,8 +56,7 @@ class WriteQueries(Step):
 
     def missing(self, store: ArtifactStore) -> list[Request]:
         """The requests that are still to be sent."""
-        settled = Drafts(store, self.drafts_key).read().settled
-        return [one for one in self.requests if one.id not in settled]
+        return Drafts(store, self.drafts_key).read().unsettled(self.requests)
 
     def spent(self, store: ArtifactStore) -> int:
         """Tokens that were spent on this collection so far."""
@@ -95,12 +94,13 @@ class WriteQueries(Step):
             self._try_first(writer, requests, drafts, f"{run}-first.parquet")
             # One process asks an endpoint, with many threads: it knows what all of them spend.
             pool = pool.model_copy(update={"workers": 1})
+        answered = drafts.read()
         rows = [
             {"part": f"{run}-{number:05d}.parquet",
              "requests": json.dumps([dataclasses.astuple(one) for one in own])}
-            for number, own in enumerate(self._shards(drafts.read()))
+            for number, own in enumerate(self._shards(answered))
         ]  # fmt: skip
-        constructor = {"settings": self.settings, "drafts": drafts, "spent": self.spent(store)}
+        constructor = {"settings": self.settings, "drafts": drafts, "spent": answered.tokens}
         run_shards(rows, _ShardWriter, constructor, pool, "writing queries")
 
     def _try_first(self, writer: Writer, requests: Sequence[Request], drafts: Drafts, name: str) -> None:
@@ -119,8 +119,7 @@ class WriteQueries(Step):
             WriterError: some have to be sent again.
         """
         answered = Drafts(store, self.drafts_key).read()
-        missing = [one for one in self.requests if one.id not in answered.settled]
-        if missing:
+        if missing := answered.unsettled(self.requests):
             problems = _problems([answered.failed[one.id] for one in missing if one.id in answered.failed])
             raise WriterError(
                 f"generation.writer: {len(missing)} of {len(self.requests)} requests gave no query "
@@ -131,7 +130,7 @@ class WriteQueries(Step):
 
     def _shards(self, answered: Answered) -> list[Sequence[Request]]:
         """What is to be sent, in shards."""
-        missing = [one for one in self.requests if one.id not in answered.settled]
+        missing = answered.unsettled(self.requests)
         passing = {asked for asked, last in answered.failed.items() if last.passing}
         fresh = [one for one in missing if one.id not in passing]
         again = [one for one in missing if one.id in passing]

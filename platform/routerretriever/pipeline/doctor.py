@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 from rich.table import Table
 
-from routerretriever.artifacts.filesystem import FileSystem, cache_folder
+from routerretriever.artifacts.filesystem import FileSystem, cache_folder, local_path
 from routerretriever.config.recipe import Recipe
 from routerretriever.encoder.source import FAKE, is_here
 from routerretriever.errors import RouterRetrieverError, Unavailable, without_secrets
@@ -236,8 +236,8 @@ def check_port(host: str, port: int) -> tuple[Verdict, str]:
 
 def _local_folder(storage: str) -> Path | None:
     """The folder that a storage is; None if it is remote."""
-    path = storage.removeprefix("file://")
-    return None if "://" in path else Path(path).expanduser().absolute()
+    path = local_path(storage)
+    return None if path is None else Path(path).expanduser().absolute()
 
 
 def _made(name: str, check: Check) -> Finding:

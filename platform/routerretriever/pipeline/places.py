@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from routerretriever.artifacts.filesystem import local_path
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.recipe import Recipe
 from routerretriever.errors import RecipeError
@@ -19,11 +20,11 @@ def open_storage(recipe: Recipe) -> ArtifactStore:
         RecipeError: it is relative, in a submitted job.
         StorageError: it cannot be opened, or does not answer.
     """
-    storage = recipe.storage.removeprefix("file://")
-    if "://" not in storage:
-        advice = f"name a folder by its full path, or s3:// or gs://: --set storage=$PWD/{storage}"
-        _refuse_passing("storage", storage, advice)
-    store = ArtifactStore.open(storage)
+    path = local_path(recipe.storage)
+    if path is not None:
+        advice = f"name a folder by its full path, or s3:// or gs://: --set storage=$PWD/{path}"
+        _refuse_passing("storage", path, advice)
+    store = ArtifactStore.open(recipe.storage)
     store.files.require_answer()
     return store
 

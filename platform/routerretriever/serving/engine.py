@@ -308,7 +308,8 @@ class Engine:
             raise Unavailable(f"an expert did not answer within {self._seconds:g} seconds") from None
 
     async def _embed_by_base(self, rows: list[list[int]]) -> list[Vectors]:
-        return list(await self._thread.run(self.bundle.encoder.embed_tokens, rows))
+        with self._metrics.stage("experts"):
+            return list(await self._thread.run(self.bundle.encoder.embed_tokens, rows))
 
     def _plan(self, batch: list[tuple[str, str]]) -> _Plan:
         with self._metrics.stage("routing"):

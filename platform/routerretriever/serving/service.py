@@ -96,7 +96,7 @@ class Replica:
             collections: that it names; where one release alone has them all, that one answers. None if it
                 means the only one that there is.
         """
-        current, challenger = Service(self, self.desired.current), self.challenger()
+        current, challenger = self.current(), self.challenger()
         if challenger is None:
             return current
         if collections is None:
@@ -108,8 +108,12 @@ class Replica:
         drawn = self.random() < self.settings.releases.challenger_share
         return challenger if may_answer and drawn else current
 
+    def current(self) -> Service:
+        """The release that is served."""
+        return Service(self, self.desired.current)
+
     def challenger(self) -> Service | None:
-        """The release that is tried beside the current one."""
+        """The release that is tried beside it."""
         return Service(self, self.desired.challenger) if self.desired.challenger else None
 
     @property
@@ -220,14 +224,10 @@ class Service:
     async def collection_states(self, access: Access) -> list[CollectionState]:
         """The collections that a client may read, those of the challenger's bundle too."""
         await self._replica.refresh()
-        challenger = self._replica.challenger()
-        found = {**(challenger.collections if challenger else {}), **self._current.collections}
+        current, challenger = self._replica.current(), self._replica.challenger()
+        found = {**(challenger.collections if challenger else {}), **current.collections}
         visible = [(name, ref) for name, ref in found.items() if access.reads(name)]
         return await asyncio.gather(*(self._state(name, ref, access) for name, ref in visible))
-
-    @property
-    def _current(self) -> Service:
-        return Service(self._replica, self._replica.desired.current)
 
     async def collection_state(self, name: str, access: Access) -> CollectionState:
         """One of them."""

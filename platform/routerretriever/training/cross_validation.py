@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +44,7 @@ class LabelledQueries:
         """All of them, judged for whole documents."""
         return self._judgements(self.held_out_fraction)
 
+    @cached_property
     def folds(self) -> list[Fold]:
         """Three folds, or two where the queries are two groups (``Collection.groups``).
 
@@ -67,15 +69,15 @@ class LabelledQueries:
             for held in split_folds(ids, count, groups)
         ]
 
+    @cached_property
     def identity(self) -> list[object]:
         """What tells the folds from thirds of all queries by id, of whole documents; empty if none."""
         every = self._judgements(0.0)
         ids = list(every.queries)
         thirds = [Fold(_others(ids, held), held) for held in split_folds(ids, FOLDS)]
-        folds = self.folds()
-        if folds == thirds and not every.passages:
+        if self.folds == thirds and not every.passages:
             return []
-        return [[sorted(fold.trained_on), sorted(fold.held_out)] for fold in folds]
+        return [[sorted(fold.trained_on), sorted(fold.held_out)] for fold in self.folds]
 
     def _judgements(self, held_out_fraction: float) -> Judgements:
         limits = self.train_limit, held_out_fraction
@@ -115,7 +117,7 @@ class StoreFold(Step):
     def build_all(cls, steps: Sequence[StoreFold], store: ArtifactStore) -> None:
         """Write each fold."""
         for step in steps:
-            collection, fold = step.labelled.collection, step.labelled.folds()[step.number - 1]
+            collection, fold = step.labelled.collection, step.labelled.folds[step.number - 1]
             chosen = step.labelled.judgements().subset(fold.held_out if step.held_out else fold.trained_on)
             if not step.held_out:
                 chosen = replace(chosen, qrels=collection.as_trained(chosen.qrels))

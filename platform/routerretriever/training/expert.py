@@ -90,7 +90,7 @@ def _queries_identity(collection: Collection, training: TrainingSettings) -> lis
         found += [] if held == split_train(ids, fraction)[1] else [sorted(held)]
     crossed = _selection(collection, None, training) == "cross_validation"
     if crossed:
-        found += LabelledQueries(collection, None, training.held_out_fraction).identity()
+        found += LabelledQueries(collection, None, training.held_out_fraction).identity
     if left_out := collection.own_left_out("train", *(["dev"] if crossed else [])):
         found.append(["own left out", *sorted(left_out)])
     return found
@@ -226,7 +226,7 @@ def train_step(
     if selection == "cross_validation":
         source = sources[0]
         labelled = LabelledQueries(source.collection, source.train_limit, training.held_out_fraction)
-        numbers = range(1, len(labelled.folds()) + 1)
+        numbers = range(1, len(labelled.folds) + 1)
         folds = tuple(_fold_step(job, source, labelled, number) for number in numbers)
         inputs += folds
     return TrainAdapter(
@@ -256,8 +256,8 @@ def _scored_by_teacher(
 
 def _fold_step(job: TrainingJob, source: Source, labelled: LabelledQueries, number: int) -> TrainAdapter:
     """The step that trains one fold of a cross-validation and measures every scale on what it holds out."""
-    folds = labelled.folds()
-    digest = content_hash(job.key, FOLDS, *labelled.identity())
+    folds = labelled.folds
+    digest = content_hash(job.key, FOLDS, *labelled.identity)
     rest, held = (
         StoreFold(
             name=f"{job.name} {kind} {number}",

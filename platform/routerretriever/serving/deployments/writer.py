@@ -155,8 +155,8 @@ class Writer:
         self, collection: CollectionRef, write: Callable[..., None], *content: Any
     ) -> int | None:
         key = collection.changes
-        if collection.created_for and not (await self._catalogue(collection.created_for)).holds(collection):
-            return None  # dropped since it was looked up
+        if await self._is_dropped(collection):
+            return None  # since it was looked up
         number = await self._next_number(key)
         try:
             await asyncio.to_thread(write, self._store, key, number, *content)
@@ -175,15 +175,20 @@ class Writer:
             last = await asyncio.to_thread(last_change, self._store, key)
         return last + 1
 
+    async def _is_dropped(self, collection: CollectionRef) -> bool:
+        fingerprint = collection.created_for
+        return bool(fingerprint) and not (await self._catalogue(fingerprint)).holds(collection)
+
     async def _remove_if_dropped(self, collection: CollectionRef) -> None:
         """Compaction may have written a checkpoint after the collection was deleted."""
-        if collection.created_for and not (await self._catalogue(collection.created_for)).holds(collection):
+        if await self._is_dropped(collection):
             await asyncio.to_thread(self._store.delete, collection.changes)
 
     async def _fold(self, collection: CollectionRef) -> None:
         """Beside further changes, which do not wait for it."""
         try:
             await asyncio.to_thread(compact, self._store, collection.changes)
-            await self._in_turn(self._remove_if_dropped, collection)
+            if collection.created_for:
+                await self._in_turn(self._remove_if_dropped, collection)
         except Exception:
             log.exception("the changes of %s were not folded; the next fold does it", collection.changes)

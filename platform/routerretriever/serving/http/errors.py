@@ -121,10 +121,16 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def _parts(error: Mapping[str, Any]) -> list[str]:
+    """The field that an error is in, then what is inside of it: ``input``, ``list[...]``, ``0``; brackets are
+    of the kind of value that was tried."""
+    kind, *inside = (str(part) for part in error["loc"])
+    return inside or [kind]
+
+
 def _place(error: Mapping[str, Any]) -> str:
     """Where in the request an error is, without the kinds of value that were tried."""
-    kind, *inside = (str(part) for part in error["loc"])
-    return ".".join(part for part in (inside or [kind]) if "[" not in part)
+    return ".".join(part for part in _parts(error) if "[" not in part)
 
 
 def explain_errors(api: FastAPI) -> None:
@@ -142,19 +148,17 @@ def explain_errors(api: FastAPI) -> None:
             return problem(
                 422, f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}", "body"
             )
-        # ("body", "input", "list[...]", 0): what is behind the field's name says which kind was tried.
-        kind, *inside = (str(part) for part in first["loc"])
-        where = inside or [kind]
+        field = _parts(first)[0]
         same_field = [wrong for wrong in errors if wrong["loc"][:2] == first["loc"][:2]]
         problems: dict[str, list[str]] = {}
         for wrong in same_field:
             problems.setdefault(_told(wrong), []).append(_place(wrong))
-        tried = any("[" in str(part) for wrong in same_field for part in wrong["loc"])
+        tried = any("[" in part for wrong in same_field for part in _parts(wrong))
         if len(problems) == 1 or not tried:
             told = [f"{places[0]}: {message}" for message, places in problems.items()]
         else:  # each kind that the field may be of has its own problem
-            told = [f"{where[0]}: {'; '.join(problems)}"]
-        return problem(422, "; ".join(told), where[0])
+            told = [f"{field}: {'; '.join(problems)}"]
+        return problem(422, "; ".join(told), field)
 
     @api.exception_handler(RouterRetrieverError)
     async def known(_: Request, error: RouterRetrieverError) -> Response:
