@@ -90,8 +90,7 @@ def test_a_call_has_no_options_of_its_own(name):
 
 def test_a_run_ends_with_what_to_type_next(monkeypatch, capsys):
     monkeypatch.setattr(steps, "open_pipeline", lambda *_: Ended())
-    monkeypatch.setattr("routerretriever.reports.tables.terminal_table", lambda _: "")
-    monkeypatch.setattr("routerretriever.runtime.progress.show", lambda _: None)
+    monkeypatch.setattr(steps, "show_evaluation", lambda _: None)
     steps.run(RECIPE, ["storage=a b"], ask=False)
     said = capsys.readouterr().out.rstrip()
     assert said.endswith(f"next: routerretriever serve {RECIPE} --set 'storage=a b'")

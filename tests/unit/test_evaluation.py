@@ -1,8 +1,12 @@
 import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+import routerretriever
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.errors import RouterRetrieverError
@@ -10,7 +14,7 @@ from routerretriever.evaluation.evaluation import assemble
 from routerretriever.evaluation.significance import compare, compare_all, holm
 from routerretriever.evaluation.system import Kind, Routing, System
 from routerretriever.index.dense import SearchIndex
-from routerretriever.measures import measure
+from routerretriever.measures import Measured, measure
 from routerretriever.methods.experts import (
     BASELINE_ROUTERS,
     DATASET_ORACLE,
@@ -24,9 +28,11 @@ from routerretriever.methods.experts import (
 from routerretriever.reports.page import write_page
 from routerretriever.reports.plots import Lines, Scatter, Section, section_table, write_sections
 from routerretriever.reports.tables import as_dict, markdown
+from routerretriever.reports.verdict import verdict
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import fit_router
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.runtime.machine import git_commit
 from routerretriever.scoring.mixed_vectors import MixedVectors, mix
 from routerretriever.scoring.table import SplitScores
 from routerretriever.studies.analyses import project
@@ -140,6 +146,69 @@ def test_tables_and_report_tell_the_same(tmp_path):
     assert "the same &lt;question&gt;" in page
     assert "- a: 2 x equal-queries: the same <question>" in markdown(evaluation)
     assert as_dict(evaluation)["data_notes"] == {"a": ["2 x equal-queries: the same <question>"]}
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (
+            {"a": (0.2, 0.5), "b": (0.4, 0.4), "c": (0.3, 0.2)},
+            [
+                "RouterRetriever has an nDCG@10 of 45.0 on the 2 test sets with an expert, the base 30.0: "
+                "a gain of 15.0.",
+                "Surely better than the base on 1 of 3 sets (a), surely worse on 1 of 3 sets (c).",
+                "On c, which has no expert: 20.0, the base 30.0.",
+                "Searches as they are served, with words beside the vectors (both): 45.0 with an expert, "
+                "20.0 without.",
+            ],
+        ),
+        (
+            {"a": (0.5, 0.4)},
+            [
+                "RouterRetriever has an nDCG@10 of 40.0 on a, the base 50.0: experts gain nothing here, so "
+                "serve the base, with words beside its vectors.",
+                "Surely better than the base on none, surely worse on 1 of 1 sets (a).",
+                "Searches as they are served, with words beside the vectors (both): 40.0 with an expert.",
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_a_verdict_says_where_routing_gains_and_where_it_loses(sets, said):
+    base, ours = (
+        {name: Measured(*[np.full(60, pair[row])] * 4) for name, pair in sets.items()} for row in (0, 1)
+    )
+    systems = [
+        System(BASE, Kind.BASE, base, rival=True),
+        System(ROUTED, Kind.ROUTER, ours, rival=True),
+        System("both", Kind.HYBRID, ours, served=True),
+    ]
+    queries = {name: {f"q{row}": "?" for row in range(60)} for name in sets}
+    assert verdict(assemble(systems, ROUTED, ["a", "b"], queries, {})) == said
+
+
+def test_a_page_says_when_and_by_what_it_was_made_and_draws_the_means(tmp_path):
+    evaluation, _ = evaluated(3)
+    page = write_page(evaluation, tmp_path).read_text()
+    assert f"RouterRetriever {routerretriever.__version__}" in page
+    assert str(datetime.now(UTC).year) in page
+    assert all(f"<li>{sentence}</li>" in page for sentence in verdict(evaluation))
+    drawn = page[page.index("<svg") : page.index("</svg>")]
+    named = re.findall(r">([\w ]+)</text>", drawn)
+    assert {"a", "b", "c", BASE, OWN_EXPERT, ROUTED} <= set(named)
+
+
+def test_the_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    Path("one").write_text("1")
+    for command in (["init", "-q"], ["add", "one"], ["commit", "-q", "-m", "one"], ["tag", "v1"]):
+        subprocess.run([*git, *command], check=True)
+    commit = git_commit()
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    Path("one").write_text("2")
+    assert git_commit() == f"{commit}+"
 
 
 def test_a_projection_keeps_apart_what_lies_apart():

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import uvicorn
 from routerretriever.client.schemas import ExpertState, SearchRequest, ServiceState
 from routerretriever.datasets.collection import Document
 from routerretriever.serving.access import Access
 from routerretriever.serving.deployments.run import free_port
+from support.browser import CHROMIUM, Browser, open_browser
 from support.service import StandIn, application
-from websockets.sync.client import ClientConnection, connect
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.component,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH"),
@@ -71,78 +64,13 @@ def service() -> Iterator[tuple[str, Shown]]:
     thread.join()
 
 
-class Browser:
-    """A page in headless Chromium, driven over its debugging protocol."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._numbers = count(1)
-
-    def do(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and wait for its result."""
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self._socket.recv(timeout=30))
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        result = self.do("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def wait(self, condition: str) -> None:
-        """Return when an expression is true in the page."""
-        deadline = time.monotonic() + 30
-        while not self.run(condition):
-            assert time.monotonic() < deadline, condition
-            time.sleep(0.05)
-
-    def open(self, url: str, width: int, height: int) -> None:
-        """Show a page in a window of this size, and wait until it has heard from the service."""
-        self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                mobile=width < 500)  # fmt: skip
-        self.do("Page.navigate", url=url)
-        self.wait("document.querySelectorAll('#collection option').length > 1")
-
-    def press(self, key: str, shift: bool = False) -> None:
-        """Press a key as a person does."""
-        code = {"Tab": 9, "Enter": 13, "ArrowDown": 40}[key]
-        text = {"text": "\r"} if key == "Enter" else {}
-        common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
-        self.do("Input.dispatchKeyEvent", type="keyDown", **common, **text)
-        self.do("Input.dispatchKeyEvent", type="keyUp", **common)
-
-    def screenshot(self, path: Path) -> None:
-        """Keep what is to be seen."""
-        path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot")["data"]))
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    assert CHROMIUM
-    options = ["headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "remote-debugging-port=0",
-               f"user-data-dir={tmp_path / 'chromium'}"]  # fmt: skip
-    command = [CHROMIUM, *(f"--{option}" for option in options), "about:blank"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            port_file, deadline = tmp_path / "chromium" / "DevToolsActivePort", time.monotonic() + 60
-            while not (port_file.exists() and port_file.read_text()):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            port = port_file.read_text().splitlines()[0]
-            pages = httpx.get(f"http://127.0.0.1:{port}/json/list").json()
-            (page,) = (one for one in pages if one["type"] == "page")
-            with connect(page["webSocketDebuggerUrl"], max_size=None) as socket:
-                yield Browser(socket)
-        finally:
-            process.terminate()
+    with open_browser(tmp_path / "chromium") as opened:
+        yield opened
 
 
+HEARD = "document.querySelectorAll('#collection option').length > 1"
 RESULTS = "!document.getElementById('results').hidden"
 FOCUS = """(() => {
   const at = document.activeElement, style = getComputedStyle(at), list = at.closest("ol");
@@ -157,7 +85,7 @@ FOCUS = """(() => {
 
 def test_it_can_be_used_by_keyboard_alone(service, browser):
     url, shown = service
-    browser.open(url, 1280, 900)
+    browser.open(url, 1280, 900, HEARD)
     assert browser.run(FOCUS)["where"] == "query"
     browser.do("Input.insertText", text="a fig?")
     places = []
@@ -191,7 +119,7 @@ def test_it_can_be_used_by_keyboard_alone(service, browser):
 
 def test_everything_that_can_be_used_or_read_has_a_name(service, browser):
     url, _ = service
-    browser.open(f"{url}?q=a+fig&in=fruit", 1280, 900)
+    browser.open(f"{url}?q=a+fig&in=fruit", 1280, 900, HEARD)
     browser.wait(RESULTS)
     named = {}
     for node in browser.do("Accessibility.getFullAXTree")["nodes"]:
@@ -213,20 +141,20 @@ def test_everything_that_can_be_used_or_read_has_a_name(service, browser):
 
 def test_the_question_chooses_the_collection_and_an_unknown_one_is_told(service, browser):
     url, shown = service
-    browser.open(f"{url}?q=a+fig", 1280, 900)
+    browser.open(f"{url}?q=a+fig", 1280, 900, HEARD)
     browser.wait(RESULTS)
     assert {(collection, mode) for _, collection, _, mode in shown.asked} == {
         ("fruit", None), ("fruit", "dense")
     }  # fmt: skip
     for name, unknown in (("in", "collection stamps"), ("mode", "mode fuzzy")):
-        browser.open(f"{url}?q=a+fig&{name}={unknown.split()[1]}", 1280, 900)
+        browser.open(f"{url}?q=a+fig&{name}={unknown.split()[1]}", 1280, 900, HEARD)
         browser.wait(f"document.getElementById('problem').textContent === 'There is no {unknown}.'")
 
 
 @pytest.mark.parametrize(("mode", "heading"), [("dense", "Routed"), ("lexical", "Words only")])
 def test_the_mode_is_sent_and_stays_in_the_address(service, browser, mode, heading):
     url, shown = service
-    browser.open(f"{url}?q=a+fig&in=fruit&mode={mode}", 1280, 900)
+    browser.open(f"{url}?q=a+fig&in=fruit&mode={mode}", 1280, 900, HEARD)
     browser.wait(RESULTS)
     assert sorted(shown.asked) == [("a fig", "fruit", "base", "dense"), ("a fig", "fruit", "router", mode)]
     assert browser.run("document.getElementById('mode').value") == mode
@@ -237,7 +165,7 @@ def test_the_mode_is_sent_and_stays_in_the_address(service, browser, mode, headi
 @pytest.mark.parametrize("width", [320, 390])
 def test_nothing_sticks_out_on_a_telephone(service, browser, width, tmp_path):
     url, _ = service
-    browser.open(f"{url}?q=a+fig&in=fruit", width, 700)
+    browser.open(f"{url}?q=a+fig&in=fruit", width, 700, HEARD)
     browser.wait(RESULTS)
     browser.screenshot(tmp_path / "telephone.png")
     assert browser.run("document.documentElement.scrollWidth") <= width

@@ -14,6 +14,7 @@ import typer
 from routerretriever.errors import BadInput
 
 if TYPE_CHECKING:
+    from routerretriever.evaluation.evaluation import Evaluation
     from routerretriever.generation.folder import Generated
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import Registry
@@ -95,6 +96,17 @@ def set_up_output(quiet: bool) -> None:
 def repeated(overrides: list[str] | None) -> str:
     """The options that replace settings, as a person types them again."""
     return "".join(f" --set {shlex.quote(each)}" for each in overrides or [])
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """The table of the systems that matter most, and what it says in words."""
+    from routerretriever.reports.tables import terminal_table
+    from routerretriever.reports.verdict import verdict
+    from routerretriever.runtime.progress import console, show
+
+    show(terminal_table(evaluation))
+    for sentence in verdict(evaluation):
+        console.print(sentence, soft_wrap=True)
 
 
 def tell_registered(registered: Registered, recipe: Path, overrides: list[str] | None = None) -> None:

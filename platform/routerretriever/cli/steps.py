@@ -16,6 +16,7 @@ from routerretriever.cli.app import (
     open_pipeline,
     repeated,
     set_up_output,
+    show_evaluation,
     tell_generated,
     tell_idle_challenger,
     tell_registered,
@@ -34,7 +35,6 @@ def run(
 ) -> None:
     """Do all of it: encode, train, score, route, evaluate, register, serve, ask, shut down."""
     from routerretriever.pipeline.plan import plan_run, plan_table
-    from routerretriever.reports.tables import terminal_table
     from routerretriever.runtime.progress import console, log, show
 
     pipeline = open_pipeline(recipe, overrides, quiet)
@@ -44,7 +44,7 @@ def run(
         _ = pipeline.preflight
         show(plan_table(plan_run(pipeline)))
         return
-    show(terminal_table(pipeline.evaluation))
+    show_evaluation(pipeline.evaluation)
     registered = pipeline.register()
     if ask:
         from routerretriever.serving.deployments.run import ask_once
@@ -99,14 +99,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate base, experts, router and oracles on the test sets."""
-    from routerretriever.reports.tables import terminal_table
     from routerretriever.runtime.progress import show
 
     if dry_run and not judge:
         raise typer.BadParameter("--dry-run goes with --judge")
     pipeline = open_pipeline(recipe, overrides, quiet)
     if not judge:
-        show(terminal_table(pipeline.evaluation))
+        show_evaluation(pipeline.evaluation)
         return
     from routerretriever.reports.plots import section_table
     from routerretriever.studies import runs as studies
@@ -116,7 +115,7 @@ def evaluate(
         show(estimate_table(studies.estimate_judging(pipeline)))
         return
     studies.open_judge(pipeline)  # what is wrong with it is told before anything is computed
-    show(terminal_table(pipeline.evaluation))
+    show_evaluation(pipeline.evaluation)
     for section in judging_sections(studies.judge_run(pipeline)):
         show(section_table(section))
 

@@ -60,6 +60,8 @@ class System:
     """Test set -> how often a query is encoded on average, if that is not once."""
     headline: bool = False
     """Whether the terminal's table shows it; the files show all."""
+    served: bool = False
+    """Whether a search is answered this way unless its request says otherwise; one system is, or none."""
     rival: bool = False
     """Whether the deployed system is compared with it by a paired test."""
     note: str = ""

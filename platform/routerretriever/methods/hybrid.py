@@ -6,7 +6,7 @@ Shapes: Q queries, T experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -144,7 +144,7 @@ class Hybrid:
             _system(BM25, {name: own.at(1.0) for name, own in base.items()}, words),
             _system(BASE_FIXED, {name: own.at(prior) for name, own in base.items()}),
             _system(ROUTED_FIXED, {name: own.at(prior) for name, own in fused.items()}),
-            _system(ROUTED_LEARNED, learned, routed),
+            replace(_system(ROUTED_LEARNED, learned, routed), served=True),
             System(WEIGHT_ORACLE, Kind.ORACLE, {n: own.best() for n, own in fused.items()}, note=note),
         ]
 

@@ -1,18 +1,22 @@
-"""An evaluation as one HTML file that needs nothing else: tables, heat maps, the largest losses."""
+"""An evaluation as one HTML file that needs nothing else: verdict, tables, heat maps, largest losses."""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import routerretriever
 from routerretriever.evaluation.evaluation import Evaluation
 from routerretriever.evaluation.system import Kind, System
 from routerretriever.measures import MEASURES
-from routerretriever.reports.plots import render
+from routerretriever.reports.plots import Bars, render, svg
 from routerretriever.reports.tables import p_value, percent, shares, tied_shares, write_tables
+from routerretriever.reports.verdict import verdict
+from routerretriever.runtime.machine import git_commit
 
 _LOSSES = 12
 _NAMED_WEIGHT = 0.05
@@ -33,6 +37,11 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     settings = evaluation.settings
     return {
         "name": settings["name"],
+        "date": datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        "version": routerretriever.__version__,
+        "commit": git_commit(),
+        "verdict": verdict(evaluation),
+        "chart": svg(_chart(evaluation)),
         "encoder": settings["encoder"]["name"],
         "router": settings["routing"]["router"],
         "deployed": evaluation.deployed,
@@ -51,6 +60,26 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "losses": [_losses(evaluation, name) for name in evaluation.datasets],
         "recipe": json.dumps(settings, indent=2, ensure_ascii=False),
     }
+
+
+def _chart(evaluation: Evaluation) -> Bars:
+    """What a set can have: of the base, of its own expert, routed, and as it is searched."""
+    shown = [
+        *evaluation.of_kind(Kind.BASE),
+        *evaluation.of_kind(Kind.OWN),
+        evaluation.system(evaluation.deployed),
+    ]
+    names = dict.fromkeys(system.name for system in shown + [one for one in evaluation.systems if one.served])
+    return Bars(
+        "nDCG@10 x 100 by test set",
+        evaluation.datasets,
+        {name: _percents(evaluation, name) for name in names},
+    )
+
+
+def _percents(evaluation: Evaluation, system: str) -> list[float | None]:
+    figures = evaluation.ndcg_at_10[system]
+    return [100 * figures[name] if name in figures else None for name in evaluation.datasets]
 
 
 def _systems(evaluation: Evaluation) -> list[dict[str, Any]]:

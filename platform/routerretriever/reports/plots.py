@@ -22,6 +22,8 @@ COLOURS = (
 )  # fmt: skip
 _INCHES = (4.8, 3.3)
 """Of a plot; its SVG scales with the page."""
+_BAR_INCHES = 0.1
+_GRID: dict[str, Any] = {"color": "#5b6675", "alpha": 0.25}  # on light and on dark ground
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "routerretriever",  # the same figures make the same file
@@ -68,6 +70,15 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Values of several series, side by side for each group; None is a gap."""
+
+    title: str
+    groups: Sequence[str]
+    series: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
 class Section:
     """A table, what it means, and what is drawn of it."""
 
@@ -97,7 +108,7 @@ def write_sections(name: str, sections: Iterable[Section], path: Path) -> Path:
             "header": section.header,
             "rows": section.rows,
             "code": section.code,
-            "plots": [{"title": plot.title, "svg": _svg(plot)} for plot in section.plots],
+            "plots": [{"title": plot.title, "svg": svg(plot)} for plot in section.plots],
         }
         for section in sections
     ]
@@ -119,25 +130,35 @@ def render(template: str, content: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _svg(plot: Lines | Scatter) -> str:
+def svg(plot: Lines | Scatter | Bars) -> str:
     """A plot as an ``svg`` element."""
     # No pyplot: it keeps figures in a list of the process.
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_INCHES, layout="constrained")
+        figure = Figure(figsize=_size(plot), layout="constrained")
         axes = figure.add_subplot()
-        if isinstance(plot, Lines):
-            _draw_lines(axes, plot)
-        else:
-            _draw_scatter(axes, plot)
+        match plot:
+            case Lines():
+                _draw_lines(axes, plot)
+            case Scatter():
+                _draw_scatter(axes, plot)
+            case Bars():
+                _draw_bars(axes, plot)
         figure.legend(loc="outside lower center", ncols=3)
         written = io.StringIO()
         # Screen readers tell the title.
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Title": plot.title})
     text = written.getvalue()
     return text[text.index("<svg") :]
+
+
+def _size(plot: Lines | Scatter | Bars) -> tuple[float, float]:
+    """In inches; bars lie below each other, so that names of any length can be read."""
+    if not isinstance(plot, Bars):
+        return _INCHES
+    return _INCHES[0], 0.8 + _BAR_INCHES * len(plot.groups) * (len(plot.series) + 1)
 
 
 def _draw_lines(axes: Axes, plot: Lines) -> None:
@@ -154,7 +175,20 @@ def _draw_lines(axes: Axes, plot: Lines) -> None:
             axes.fill_between(places, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xticks(places, plot.steps)
     axes.set_xlabel(plot.steps_title)
-    axes.grid(axis="y", color="#dde2e9")
+    axes.grid(axis="y", **_GRID)
+
+
+def _draw_bars(axes: Axes, plot: Bars) -> None:
+    height = 1 / (len(plot.series) + 1)
+    places = np.arange(len(plot.groups))
+    for number, (name, values) in enumerate(plot.series.items()):
+        known = [np.nan if value is None else value for value in values]
+        axes.barh(places + number * height, known, height, label=name, color=COLOURS[number % len(COLOURS)])
+    axes.set_yticks(places + (len(plot.series) - 1) * height / 2, plot.groups)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(axis="x", **_GRID)
+    axes.set_axisbelow(True)
 
 
 def _draw_scatter(axes: Axes, plot: Scatter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,6 +71,15 @@ def torch_gpus() -> int:
 def nearest_folder(folder: Path) -> Path:
     """A folder, or the first above it that is there."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def git_commit() -> str | None:
+    """The commit that the working folder is at, with a plus if files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return None
 
 
 def free_bytes(folder: Path) -> int:
