@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install sample test test-fast check format client docs clean
+.PHONY: help install sample test test-fast check format client screenshots docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,6 +38,9 @@ format: install ## Mend style
 
 client: install ## Write the synchronous client anew from the asynchronous one
 	PYTHONPATH=tests $(BIN)/python -m support.synchronous
+
+screenshots: docs ## Take the documentation's pictures anew; needs Chromium and what `make sample` leaves
+	PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
 docs: install ## Write the generated pages, and build the documentation into site/
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -14,7 +14,7 @@ from routerretriever.client.schemas import (
     Neighbour,
     Route,
 )
-from routerretriever.config.serving import LimitSettings, ServingSettings
+from routerretriever.config.serving import FeedbackSettings, LimitSettings, ServingSettings
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import (
     NotFound,
@@ -133,9 +133,12 @@ class StandIn:
         raise RuntimeError("a mistake of ours, with a secret in it")
 
 
-def application(service, tokens=None, allow_anonymous=False, **limits):
-    serving = ServingSettings(limits=LimitSettings(**limits))
-    return build_api(lambda _: service, serving, Authenticator(tokens or {}, allow_anonymous), Metrics())
+def application(service, tokens=None, allow_anonymous=False, feedback=None, **limits):
+    """The application over a service; ``feedback`` is the log where it keeps what users mark, if it does."""
+    kept = None if feedback is None else FeedbackSettings()
+    serving = ServingSettings(limits=LimitSettings(**limits), feedback=kept)
+    authenticator = Authenticator(tokens or {}, allow_anonymous)
+    return build_api(lambda _: service, serving, authenticator, Metrics(), feedback)
 
 
 def caller(app, client=("127.0.0.1", 1), **options):

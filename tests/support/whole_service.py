@@ -70,6 +70,7 @@ class WordsBundle:
 
     experts = ("fruit", "metal")
     fusion = None
+    examples = {"fruit": ["what is a fig?", "which fruit has one stone?", "are figs sweet?", "a fourth"]}  # noqa: RUF012
     manifest = {"encoder_fingerprint": "abc", "features": "last"}  # noqa: RUF012
 
     def __init__(self) -> None:

@@ -44,6 +44,16 @@ def found(service, **body):
     return [hit["id"] for hit in answer["results"]]
 
 
+def test_a_collection_offers_a_few_of_its_dev_queries_to_those_who_may_read_it(tmp_path):
+    service = WholeService(tmp_path)
+    expected = ["what is a fig?", "which fruit has one stone?", "are figs sweet?"]
+    assert service.ask("GET", "/v1/collections/fruit")[1]["examples"] == expected
+    assert service.ask("GET", "/v1/collections/metal")[1]["examples"] == []
+    for replica in service.replicas:
+        replica.settings = replica.settings.model_copy(update={"example_queries": 0})
+    assert service.ask("GET", "/v1/collections/fruit")[1]["examples"] == []
+
+
 def test_a_collection_is_created_filled_searched_and_there_after_a_restart(tmp_path):
     service = WholeService(tmp_path)
     path = filled(service)

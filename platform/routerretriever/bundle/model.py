@@ -16,6 +16,7 @@ from routerretriever.bundle.manifest import (
     expert_folder,
     read_fusion_weights,
     read_manifest,
+    read_validation_queries,
 )
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import BundleError
@@ -65,6 +66,9 @@ class RouterRetriever:
         self.router = load_router(folder / "router")
         self.fusion = read_fusion_weights(folder, self.manifest)
         """How much BM25 counts beside the vectors; None if it was not learned."""
+        validation = read_validation_queries(folder)
+        self.examples = {name: [query.query for query in queries] for name, queries in validation.items()}
+        """Some dev queries of each collection that has an expert."""
         if encoder is None:
             encoder = load_tower(self.settings)
             if engine is not None:

@@ -343,6 +343,8 @@ class ServiceState(_Answer):
     """Jensen-Shannon distance of the live shares from the expected ones, 0 to 1; null with few queries."""
     refused: dict[int, str]
     """Released versions that were not let in, and why."""
+    feedback: bool = False
+    """Whether it keeps what users click and mark."""
 
 
 class DocumentIn(_Schema):
@@ -441,6 +443,8 @@ class CollectionState(_Answer):
     """How its documents are cut into passages; null where they are whole."""
     lexical_weight: float | None = None
     """The weight of words that was learned for it over HTTP."""
+    examples: list[str] = []
+    """Some of its dev queries, to try a search with."""
     created: bool
     """Whether it was created over HTTP, and can be deleted so."""
     writable: bool

@@ -166,6 +166,8 @@ class ServingSettings(Settings):
     root_path: Annotated[str, Field(pattern=r"^(/[^/\s?#]+)*$")] = ""
     """Path prefix under which a proxy offers the service, as ``/retrieval``, if the proxy strips it and does
     not send ``X-Forwarded-Prefix``."""
+    example_queries: NonNegativeInt = 3
+    """Dev queries of each collection that the playground offers to whoever may read it; 0 shows none."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the service from a browser; ``*`` for all."""
     index_shards: PositiveInt = 1

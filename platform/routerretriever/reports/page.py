@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import routerretriever
 from routerretriever.evaluation.evaluation import Evaluation
 from routerretriever.evaluation.system import Kind, System
 from routerretriever.measures import MEASURES
@@ -38,7 +38,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "name": settings["name"],
         "date": datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
-        "version": routerretriever.__version__,
+        "version": metadata.version("routerretriever"),
         "commit": git_commit(),
         "verdict": verdict(evaluation),
         "chart": svg(_chart(evaluation)),

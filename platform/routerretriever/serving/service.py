@@ -370,7 +370,8 @@ class Service:
 
     async def state(self) -> ServiceState:
         """What is served, by all replicas."""
-        return ServiceState(**await self._replica.controller.state())
+        keeps_feedback = self._replica.settings.feedback is not None
+        return ServiceState(**await self._replica.controller.state(), feedback=keeps_feedback)
 
     async def experts(self) -> list[ExpertState]:
         """The experts, and how much of the traffic each gets."""
@@ -418,9 +419,15 @@ class Service:
             lexical=None if ref.lexical is None else LexicalOptions(**ref.lexical.model_dump()),
             passages=None if ref.passages is None else PassageOptions(**ref.passages.model_dump()),
             lexical_weight=ref.lexical_weight,
+            examples=self._examples(name, ref),
             created=bool(ref.created_for),
             writable=access.writes(name),
         )
+
+    def _examples(self, name: str, ref: CollectionRef) -> list[str]:
+        if ref.created_for:  # another collection had this name when the bundle was made
+            return []
+        return self._engine.bundle.examples.get(name, [])[: self._replica.settings.example_queries]
 
     def _changed(self, name: str, number: int | None, **told: Any) -> ChangeResponse:
         if number is None:
