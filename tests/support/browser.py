@@ -46,9 +46,9 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition: str, seconds: float = 30) -> None:
         """Return when an expression is true in the page."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < deadline, condition
             time.sleep(0.05)

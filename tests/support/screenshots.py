@@ -75,7 +75,8 @@ def _take(
     size: tuple[int, int] = DESK,
     dark: bool = False,
 ) -> None:
-    browser.open(url, *size, until=until, dark=dark)
+    browser.open(url, *size, dark=dark)
+    browser.wait(until, seconds=120)
     time.sleep(1)  # fonts and transitions
     browser.screenshot(IMAGES / f"{name}.png")
     print(IMAGES / f"{name}.png")
@@ -90,7 +91,7 @@ def _take_service(browser: Browser) -> None:
         "--set",
         f"serving.port={port}",
     ]
-    with _running(command, port, "v1/health/ready") as url:
+    with _running(command, port, "readyz") as url:
         _take(browser, "playground", url + QUESTION, ANSWERED)
         _take(browser, "playground-dark", url + QUESTION, ANSWERED, dark=True)
         _take(browser, "playground-phone", url + QUESTION, ANSWERED, PHONE)

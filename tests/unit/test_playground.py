@@ -221,7 +221,7 @@ def test_three_ways_stand_side_by_side_where_words_are_indexed(service, browser)
     headings = "[...document.querySelectorAll('.columns h2')].map((one) => [one.textContent, one.offsetTop])"
     named = browser.run(headings)
     assert [name for name, _ in named] == [
-        "Routed, vectors and words, in fruit", "Routed, vectors alone", "Base encoder alone"
+        "Hybrid, in fruit", "Routed vectors alone", "Base encoder alone"
     ]  # fmt: skip
     assert len({top for _, top in named}) == 1
 
