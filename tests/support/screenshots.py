@@ -77,6 +77,10 @@ def _take(
 ) -> None:
     browser.open(url, *size, dark=dark)
     browser.wait(until, seconds=120)
+    _keep(browser, name)
+
+
+def _keep(browser: Browser, name: str) -> None:
     time.sleep(1)  # fonts and transitions
     browser.screenshot(IMAGES / f"{name}.png")
     print(IMAGES / f"{name}.png")
@@ -102,8 +106,11 @@ def _take_tracking(browser: Browser) -> None:
     store = f"sqlite:///{STORAGE / 'mlflow.db'}"
     command = [str(BIN / "mlflow"), "ui", "--backend-store-uri", store, "--port", str(port), "--workers", "1"]
     with _running(command, port, "health") as url:
-        page = f"{url}#/models/sample/versions/1"
-        _take(browser, "mlflow", page, "document.body.innerText.includes('What it is')")
+        browser.open(f"{url}#/models/sample/versions/1", *DESK)
+        browser.wait("document.body.innerText.includes('Version 1')", seconds=120)
+        # Its assistant opens beside every page.
+        browser.run("document.querySelectorAll('[aria-label^=Close i]').forEach((button) => button.click())")
+        _keep(browser, "mlflow")
 
 
 def main() -> None:
