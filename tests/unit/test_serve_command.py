@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.errors import BundleError, Unavailable
+from routerretriever.errors import BundleError, RecipeError, Unavailable
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.serving.deployments import run
@@ -126,6 +126,26 @@ def test_a_port_that_is_taken_is_told_before_ray_starts(monkeypatch, tmp_path):
         recipe = tiny_recipe(tmp_path, serving={"host": "127.0.0.1", "port": taken.getsockname()[1]})
         with pytest.raises(Unavailable, match=r"serving\.port: 127\.0\.0\.1:\d+ cannot be used"):
             run.deploy(recipe, ArtifactStore(tmp_path / "artifacts"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("team: {sha256: abc\nother: {}\n", r":2: not readable as YAML: expected ',' or '}', but got ':'"),
+        ("team: {sha256: abc, sha256: def}\n", ':1: not readable as YAML: found duplicate key "sha256"'),
+        ("team: {sha256: abc}\n", ": team.sha256: String should match pattern '^[0-9a-f]{64}$'"),
+        ("", ": is empty; needs a mapping of settings"),
+    ],
+)
+def test_a_wrong_tokens_file_is_told_in_one_line_before_ray_starts(monkeypatch, tmp_path, text, told):
+    monkeypatch.setattr(Registry, "require_released", lambda _: None)
+    monkeypatch.setattr(run, "connect", lambda: pytest.fail("Ray was started"))
+    file = tmp_path / "tokens.yaml"
+    file.write_text(text)
+    recipe = tiny_recipe(tmp_path, serving={"port": 0, "tokens_file": str(file)})
+    with pytest.raises(RecipeError) as error:
+        run.serve_forever(recipe, ArtifactStore(tmp_path / "artifacts"))
+    assert str(error.value) == f"serving.tokens_file: {file}{told}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")

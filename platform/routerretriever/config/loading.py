@@ -203,7 +203,7 @@ def _yaml_problem(error: YAMLError) -> str:
     """What is wrong, in one line; ruamel's own messages have up to twelve."""
     if not isinstance(error, MarkedYAMLError) or error.problem is None:
         return str(error).splitlines()[0]
-    problem = str(error.problem)
+    problem = str(error.problem).partition(" with value ")[0]  # of a key that comes twice; it may be a secret
     if problem.startswith("but "):
         problem = f"{error.context}, {problem}"
     return f"{problem}; indent with spaces, not tabs" if r"'\t'" in problem else problem

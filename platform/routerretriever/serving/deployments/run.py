@@ -62,12 +62,10 @@ def deploy(recipe: Recipe, store: ArtifactStore, port: int | None = None) -> str
 
 def serve_forever(recipe: Recipe, store: ArtifactStore) -> None:
     """Serve until interrupted, terminated or hung up, then shut down cleanly; a start can be stopped too."""
-    from routerretriever.registry.registry import Registry
-
     stop = _Stop()
     stop.listen()
     try:
-        Registry.of(recipe, store).require_released()  # before Ray starts, which takes a while
+        _require_servable(recipe, store)  # before Ray starts, which takes a while
         with _hang_up_held():
             _connect(recipe.serving.host, recipe.serving.port)
             stop.listen()  # Ray has put handlers of its own in place
@@ -82,6 +80,20 @@ def serve_forever(recipe: Recipe, store: ArtifactStore) -> None:
         # out of the way of a service that runs on the cluster already.
         if stop.asked:
             _shut_down()
+
+
+def _require_servable(recipe: Recipe, store: ArtifactStore) -> None:
+    """Check what can be told without Ray; ``build_application`` does too, for those who start it otherwise.
+
+    Raises:
+        RecipeError: other machines could ask without a token, or the tokens file is wrong.
+        NotFound: nothing is released yet.
+    """
+    from routerretriever.registry.registry import Registry
+    from routerretriever.serving.http.auth import read_tokens
+
+    read_tokens(recipe.serving)
+    Registry.of(recipe, store).require_released()
 
 
 class _Stop:

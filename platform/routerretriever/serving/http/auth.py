@@ -22,9 +22,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from routerretriever.config.loading import read_settings
 from routerretriever.config.serving import ServingSettings
 from routerretriever.errors import RecipeError
 from routerretriever.serving.access import Access
@@ -68,9 +67,9 @@ def read_tokens(settings: ServingSettings) -> dict[str, Token]:
         return {}
     path = Path(settings.tokens_file).expanduser()
     try:
-        return _TOKENS.validate_python(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
-    except (OSError, YAMLError) as error:
-        raise RecipeError(f"serving.tokens_file: {path}: {error}") from None
+        return _TOKENS.validate_python(read_settings(path))
+    except RecipeError as error:
+        raise RecipeError(f"serving.tokens_file: {error}") from None
     except ValidationError as error:
         # Without the values: they are secrets.
         lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
