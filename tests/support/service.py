@@ -47,8 +47,8 @@ class StandIn:
         self.hold: asyncio.Event | None = None
         self.clients: list[str] = []
 
-    async def embed(self, texts, model, client=""):
-        self.clients.append(client)
+    async def embed(self, texts, model, access):
+        self.clients.append(access.client)
         if model not in self.models:
             raise UnknownName("model", model, self.models)
         if self.hold is not None:
@@ -84,7 +84,7 @@ class StandIn:
         if request.collection not in self.collections:
             raise UnknownName("collection", request.collection, self.collections)
         plan = Plan(request, {request.collection: REF})
-        (embedded,) = await self.embed([request.query], request.model, access.client)
+        (embedded,) = await self.embed([request.query], request.model, access)
         found = [(0, Found(0.5, one, 0.5, 0.1)) for one in self.stored.values()]
         return plan.answer(embedded, plan.wanted(embedded, 0.1), found[: request.wanted])
 

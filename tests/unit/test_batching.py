@@ -73,7 +73,10 @@ def test_a_batcher_refuses_by_what_comes_first_and_forgets_who_left():
 
 
 def passes_of(calls, max_batch=4, max_cost=100, max_waiting=1000):
-    """The passes in which (client, items, costs) are run that all arrive during a first pass."""
+    """The passes in which (client, items, costs) are run that all arrive during a first pass.
+
+    A fourth entry of a call is its client's weight.
+    """
     passes = []
 
     async def main():
@@ -88,7 +91,8 @@ def passes_of(calls, max_batch=4, max_cost=100, max_waiting=1000):
         first = asyncio.create_task(batcher.submit(["first"]))
         await asyncio.sleep(0)
         waiting = [
-            asyncio.create_task(batcher.submit(items, costs, client)) for client, items, costs in calls
+            asyncio.create_task(batcher.submit(items, costs, client, *weight))
+            for client, items, costs, *weight in calls
         ]
         await asyncio.sleep(0)
         go_on.set()
@@ -117,6 +121,31 @@ def test_passes_are_bounded_by_cost_and_clients_share_them_by_cost():
     made = passes_of([long, short], max_batch=40, max_cost=100)
     assert all(items.count("long") * 50 + items.count("short") * 5 <= 100 for items in made)
     assert (made[0].count("long"), made[0].count("short")) == (1, 10)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([0.25, 1, 2, 3, 7.5]), st.lists(st.integers(1, 20), min_size=5, max_size=9))
+def test_busy_clients_share_passes_in_proportion_to_their_weights(weight, costs):
+    items = costs * 100
+    of_a, of_b = ([(client, cost) for cost in items] for client in "ab")
+    made = passes_of([("a", of_a, items, weight), ("b", of_b, items)], max_cost=60, max_waiting=10**6)
+    both = made[: len(made) // 4]  # of both there is something left
+    given_to = {name: sum(cost for one in both for who, cost in one if who == name) for name in "ab"}
+    assert given_to["a"] / weight == pytest.approx(given_to["b"], abs=20 / min(weight, 1) + 1e-6)
+
+
+def test_a_client_of_three_times_the_weight_gets_three_of_four_places():
+    heavy, light = ("heavy", ["heavy"] * 400, [5] * 400, 3.0), ("light", ["light"] * 400, [5] * 400, 1.0)
+    made = passes_of([light, heavy], max_batch=8)
+    assert {(items.count("heavy"), items.count("light")) for items in made[:40]} == {(6, 2)}
+
+
+def test_who_has_much_weight_is_not_refused_for_what_comes_after_it():
+    big = ("big", ["big"] * 200, [1] * 200)
+    made = passes_of([big, ("heavy", ["heavy"] * 30, [1] * 30, 3.0)], max_waiting=10)
+    assert sum(items.count("heavy") for items in made) == 30
+    with pytest.raises(Overloaded, match="30 tokens come first; the bound is 10"):
+        passes_of([big, ("plain", ["plain"] * 30, [1] * 30)], max_waiting=10)
 
 
 @settings(deadline=None, max_examples=40)

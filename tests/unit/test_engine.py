@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import Overloaded, Unavailable
+from routerretriever.serving.access import Access
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.engine import Engine
 from routerretriever.serving.executor import SerialExecutor
@@ -197,9 +198,9 @@ def test_explanations_of_many_queries_leave_room_for_a_single_one():
 
     async def main():
         engine = Engine(Slow(), SerialExecutor(), None, ReplicaSettings(max_batch_size=4), Metrics())
-        many = asyncio.create_task(engine.explain(["query"] * 400, "one"))
+        many = asyncio.create_task(engine.explain(["query"] * 400, Access("one")))
         await asyncio.sleep(0)
-        explained = await engine.explain(["query"], "two")
+        explained = await engine.explain(["query"], Access("two"))
         before = len(passes)
         many.cancel()
         await engine.drained()
@@ -211,3 +212,24 @@ def test_explanations_of_many_queries_leave_room_for_a_single_one():
     assert before <= 3
     assert len(passes) <= before + 1
     assert max(passes) <= 4
+
+
+def test_a_client_of_more_weight_gets_more_of_every_pass():
+    class Noting(HalfBundle):
+        def route(self, rows):
+            passes.append([len(row) for row in rows])
+            return super().route(rows)
+
+    async def main():
+        sizes = ReplicaSettings(max_batch_size=8)
+        engine = Engine(Noting(), SerialExecutor(), None, sizes, Metrics())
+        heavy, light = Access("heavy", weight=3.0), Access("light")
+        await asyncio.gather(
+            engine.embed(["x"], ROUTED_MODEL),  # runs alone; the others wait for it together
+            engine.embed(["1234567"] * 60, ROUTED_MODEL, heavy),
+            engine.embed(["7654"] * 60, ROUTED_MODEL, light),
+        )
+
+    passes = []
+    asyncio.run(main())
+    assert [(rows.count(7), rows.count(4)) for rows in passes[1:6]] == [(6, 2)] * 5

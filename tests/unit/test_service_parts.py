@@ -405,6 +405,17 @@ def test_tokens_are_needed_beyond_loopback_and_read_with_care(tmp_path):
         read_tokens(ServingSettings(tokens_file=str(tmp_path / "none.yaml")))
 
 
+def test_a_tokens_weight_goes_with_its_client_and_is_bounded(tmp_path):
+    file = tmp_path / "tokens.yaml"
+    settings = ServingSettings(tokens_file=str(file))
+    file.write_text(f"heavy: {{sha256: '{'a' * 64}', weight: 3}}\nother: {{sha256: '{'b' * 64}'}}")
+    assert [token.access(name).weight for name, token in read_tokens(settings).items()] == [3, 1]
+    for wrong, told in ((0, "greater than or equal to 0.01"), (1e9, "less than or equal to 100")):
+        file.write_text(f"heavy: {{sha256: '{'a' * 64}', weight: {wrong}}}")
+        with pytest.raises(RecipeError, match=rf"heavy\.weight: Input should be {told}"):
+            read_tokens(settings)
+
+
 def test_the_client_reads_every_answer_and_waits_when_it_is_told():
     async def main():
         service = StandIn()
@@ -842,9 +853,9 @@ def test_texts_that_were_cut_are_marked_or_refused_and_token_ids_say_what_to_cha
 
 def test_a_deadline_grows_with_what_was_asked_for():
     class Slow(StandIn):
-        async def embed(self, texts, model, client=""):
+        async def embed(self, texts, model, access):
             await asyncio.sleep(0.2)
-            return await super().embed(texts, model, client)
+            return await super().embed(texts, model, access)
 
     app = application(Slow(), seconds=0.05, seconds_per_text=0.1)
     late = ask(app, "POST", "/v1/embeddings", json={"input": "x"})

@@ -1,4 +1,4 @@
-"""What a client may see and change."""
+"""Who asks: what a client may see and change, and its share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ Names = frozenset[str]
 
 @dataclass(frozen=True)
 class Access:
-    """A client's name, and its collections."""
+    """A client's name, its collections, and its share."""
 
     client: str = ""
     read: Names | None = None
     """Collections that it may read; None for all."""
     write: Names | None = None
     """Collections that it may change; None for all that it may read."""
+    weight: float = 1.0
+    """What its share of the passes is in proportion to."""
 
     def reads(self, collection: str) -> bool:
         """Whether it may know of a collection and search it."""

@@ -2,8 +2,9 @@
 
 What arrives while a pass runs goes into the next one; nobody waits for a timer. An item's cost is what it
 takes to run, such as its tokens. A big call is spread over several passes, and room in them goes to the
-client that has had least (start-time fair queueing, Goyal, Vin and Cheng 1996), within a client to its calls
-in turns. A single query beside any number of big calls so waits for the pass that runs, and no other.
+client that has had least for its weight (start-time fair queueing, Goyal, Vin and Cheng 1996), within a
+client to its calls in turns. A single query beside any number of big calls so waits for the pass that runs,
+and no other.
 
 Callers share passes and nothing else: an item that fails fails its own call, and a caller that leaves takes
 no pass with it.
@@ -40,9 +41,11 @@ class _Call(Generic[T, R]):
 
 @dataclass(eq=False)
 class _Client(Generic[T, R]):
-    """A client that waits: its calls, and the cost it has been given since it came, from a common start."""
+    """A client that waits: its calls, and what it has been given since it came, from a common start."""
 
-    served: int
+    served: float
+    """Cost over weight."""
+    weight: float
     calls: deque[_Call[T, R]] = field(default_factory=deque)
 
 
@@ -77,14 +80,19 @@ class Batcher(Generic[T, R]):
         """Items that wait for a pass."""
 
     async def submit(
-        self, items: Sequence[T], costs: Sequence[int] | None = None, client: str = ""
+        self,
+        items: Sequence[T],
+        costs: Sequence[int] | None = None,
+        client: str = "",
+        weight: float = 1.0,
     ) -> list[R]:
         """Results of the items, in order. A cancelled call's items are not run if they have not been yet.
 
         Args:
             items: what to run.
             costs: of each item, at least 1; 1 if not given.
-            client: who asks. Clients share the passes equally.
+            client: who asks.
+            weight: of the client, positive. Clients share the passes in proportion to their weights.
 
         Raises:
             Overloaded: too much would run before this call is done. A call's own size is no reason.
@@ -93,15 +101,15 @@ class Batcher(Generic[T, R]):
             return []
         costs = [1] * len(items) if costs is None else costs
         total = sum(costs)
-        if (ahead := self._ahead(client, total)) > self._max_waiting:
+        if (ahead := self._ahead(client, total, weight)) > self._max_waiting:
             raise Overloaded(
-                f"the queue is full: {ahead} tokens come first; the bound is {self._max_waiting}"
+                f"the queue is full: {ahead:.0f} tokens come first; the bound is {self._max_waiting}"
             )
         call: _Call[T, R] = _Call(items, costs, asyncio.get_running_loop().create_future(), total)
         if client not in self._clients:
             # As far as whoever has had least: a client that was away has saved nothing up.
-            least = min((other.served for other in self._clients.values()), default=0)
-            self._clients[client] = _Client(least)
+            least = min((other.served for other in self._clients.values()), default=0.0)
+            self._clients[client] = _Client(least, weight)
         self._clients[client].calls.append(call)
         self.waiting += len(items)
         self._start_passes()
@@ -120,12 +128,15 @@ class Batcher(Generic[T, R]):
         """Whether nothing runs and nothing waits."""
         return not self.waiting and not self._passes
 
-    def _ahead(self, client: str, cost: int) -> int:
-        """What others are given before a call of this cost is done: by fair shares, at most as much each."""
-        ahead = 0
+    def _ahead(self, client: str, cost: int, weight: float) -> float:
+        """What others are given before a call of this cost is done: at most their shares, by weight."""
+        ahead = 0.0
         for name, other in self._clients.items():
-            waiting = [min(call.waiting, cost) for call in other.calls]
-            ahead += sum(waiting) if name == client else min(sum(waiting), cost)
+            if name == client:
+                ahead += sum(min(call.waiting, cost) for call in other.calls)
+            else:
+                waiting = sum(call.waiting for call in other.calls)
+                ahead += min(waiting, cost * other.weight / weight)
         return ahead
 
     def _drop(self, client: str, call: _Call[T, R]) -> None:
@@ -157,7 +168,7 @@ class Batcher(Generic[T, R]):
                 break
             batch.append((call, call.taken))
             room -= cost
-            client.served += cost
+            client.served += cost / client.weight
             call.taken += 1
             call.waiting -= cost
             client.calls.rotate(-1)

@@ -20,6 +20,7 @@ from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import Unavailable, UnknownName
 from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.protocol import Explanation
+from routerretriever.serving.access import Access
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.ports import ExpertPort, MetricsPort
@@ -28,6 +29,7 @@ from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 _BYTES_PER_TOKEN = 4
 """About what English has. Only shares and bounds depend on it; usage is counted by the tokenizer."""
 
+_ANYBODY = Access()
 _FUSION = FusionSettings()
 _NO_VECTOR = np.empty(0, dtype=np.float32)
 
@@ -155,7 +157,7 @@ class Engine:
         """What a request may name as its model."""
         return [ROUTED_MODEL, BASE, DOCUMENT_MODEL, *self.bundle.experts]
 
-    async def embed(self, texts: Sequence[str], model: str, client: str = "") -> list[Embedded]:
+    async def embed(self, texts: Sequence[str], model: str, access: Access = _ANYBODY) -> list[Embedded]:
         """Route and embed queries, or embed them (or documents) by the one model named.
 
         Raises:
@@ -168,8 +170,9 @@ class Engine:
         missing = [row for row, kept in enumerate(found) if kept is None]
         self._count_lookups(len(texts) - len(missing), len(missing))
         costs = [self._cost(texts[row], model) for row in missing]
-        routed = await self._router.submit([(texts[row], model) for row in missing], costs, client)
-        made = await self._embedded(routed, client)
+        asked = [(texts[row], model) for row in missing]
+        routed = await self._router.submit(asked, costs, access.client, access.weight)
+        made = await self._embedded(routed, access)
         new = iter(made)
         self._metrics.waiting.set(self.waiting)
         self._metrics.waiting_tokens.set(sum(batcher.waiting_cost for batcher in self._batchers()))
@@ -208,7 +211,7 @@ class Engine:
             await asyncio.sleep(0.1)
 
     async def explain(
-        self, texts: Sequence[str], client: str = ""
+        self, texts: Sequence[str], access: Access = _ANYBODY
     ) -> list[tuple[dict[str, float], Explanation]]:
         """Weights of all experts for each query, and the reasons.
 
@@ -216,7 +219,7 @@ class Engine:
             Overloaded: too much is waiting.
         """
         costs = [self._cost(text, ROUTED_MODEL) for text in texts]
-        return await self._explainer.submit(texts, costs, client)
+        return await self._explainer.submit(texts, costs, access.client, access.weight)
 
     def lexical_weight(self, weights: Mapping[str, float], collection: str | None = None) -> float:
         """The weight of the words in a hybrid search.
@@ -230,9 +233,9 @@ class Engine:
         weights_1T = np.array([[weights.get(name, 0.0) for name in self._columns]], dtype=np.float32)
         return float(self.bundle.fusion_weights(weights_1T, self._columns, collection)[0])
 
-    async def embed_documents(self, contents: Sequence[str], client: str = "") -> list[Embedded]:
+    async def embed_documents(self, contents: Sequence[str], access: Access = _ANYBODY) -> list[Embedded]:
         """Embed documents by the base."""
-        return await self.embed(contents, DOCUMENT_MODEL, client)
+        return await self.embed(contents, DOCUMENT_MODEL, access)
 
     def _cost(self, text: str, model: str) -> int:
         """About how many tokens will be read of a text."""
@@ -258,10 +261,10 @@ class Engine:
         self._count(plan)
         return plan.routed_texts(vectors)
 
-    async def _embedded(self, routed: Sequence[_Routed], client: str) -> list[Embedded]:
+    async def _embedded(self, routed: Sequence[_Routed], access: Access) -> list[Embedded]:
         vectors = [one.vector for one in routed]
         if self._dedicated and routed:
-            vectors = await self._embed_there(routed, client)
+            vectors = await self._embed_there(routed, access)
         return [
             Embedded(
                 vector,
@@ -286,7 +289,7 @@ class Engine:
                 vectors[queries] = self.bundle.embed(rows, plan.weights[queries], self._columns)
             return plan, list(vectors)
 
-    async def _embed_there(self, routed: Sequence[_Routed], client: str) -> list[Vectors]:
+    async def _embed_there(self, routed: Sequence[_Routed], access: Access) -> list[Vectors]:
         shares = Dispatch.of(np.stack([one.weights for one in routed]))
         vectors = np.empty((len(shares.rows), self.bundle.encoder.dimension), dtype=np.float32)
 
@@ -294,7 +297,8 @@ class Engine:
             own = shares.columns == column
             rows = [routed[row].tokens for row in shares.rows[own]]
             costs = [len(row) for row in rows]
-            vectors[own] = await self._experts[self._columns[column]].submit(rows, costs, client)
+            expert = self._experts[self._columns[column]]
+            vectors[own] = await expert.submit(rows, costs, access.client, access.weight)
 
         await asyncio.gather(*(embed(column) for column in np.unique(shares.columns).tolist()))
         return list(shares.mix(vectors))

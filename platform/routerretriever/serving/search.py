@@ -15,6 +15,7 @@ from routerretriever.index.live import Found, Wanted
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.snippets import snippet
 from routerretriever.index.words import Analyzer
+from routerretriever.serving.access import Access
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.engine import Embedded
 from routerretriever.serving.ports import CollectionRef, IndexPort, MetricsPort
@@ -41,9 +42,11 @@ class Searches:
         """Searches that wait for the index."""
         return self._batcher.waiting
 
-    async def find(self, collections: Refs, mode: Mode, wanted: Wanted, client: str = "") -> Ranked:
+    async def find(self, collections: Refs, mode: Mode, wanted: Wanted, access: Access) -> Ranked:
         """The best documents, each with its collection's position."""
-        (found,) = await self._batcher.submit([(collections, mode, wanted)], client=client)
+        (found,) = await self._batcher.submit(
+            [(collections, mode, wanted)], client=access.client, weight=access.weight
+        )
         return found
 
     async def _run(self, batch: list[tuple[Refs, Mode, Wanted]]) -> list[Ranked | BaseException]:

@@ -158,9 +158,9 @@ class Service:
         """A vector in one of these lengths."""
         return self._engine.bundle.encoder.cut(vector, dimensions)
 
-    async def embed(self, texts: Sequence[str], model: str, client: str = "") -> list[Embedded]:
+    async def embed(self, texts: Sequence[str], model: str, access: Access) -> list[Embedded]:
         """Route and embed queries; see ``Engine.embed``."""
-        return await self._engine.embed(texts, model, client)
+        return await self._engine.embed(texts, model, access)
 
     async def route(self, texts: Sequence[str], access: Access) -> list[Route]:
         """Which experts would answer, and why; without queries of collections that a client may not read."""
@@ -179,7 +179,7 @@ class Service:
                     if access.reads(neighbour.dataset)
                 ],
             )
-            for weights, why in await self._engine.explain(texts, access.client)
+            for weights, why in await self._engine.explain(texts, access)
         ]
 
     async def search(self, request: SearchRequest, access: Access) -> SearchResponse:
@@ -190,7 +190,7 @@ class Service:
             WrongField: something in the request does not fit.
             Overloaded: too many queries are waiting.
         """
-        return await self._search(request, access, partial(self._replica.searches.find, client=access.client))
+        return await self._search(request, access, partial(self._replica.searches.find, access=access))
 
     async def shadow(
         self, request: SearchRequest, access: Access, response: SearchResponse, seconds: float
@@ -211,7 +211,7 @@ class Service:
 
     async def _search(self, request: SearchRequest, access: Access, find: Find) -> SearchResponse:
         plan = Plan(request, await self._meant(request, access))
-        (embedded,) = await self._engine.embed([request.query], request.model, access.client)
+        (embedded,) = await self._engine.embed([request.query], request.model, access)
         weight = plan.lexical_weight
         if weight is None:
             weight = self._engine.lexical_weight(embedded.weights, plan.collection)
@@ -286,7 +286,7 @@ class Service:
             raise Refused(f"{name}: its words are not indexed, so they have no weight")
         index = self._replica.index
         await require_documents(index, ref, queries)
-        embedded = await self._engine.embed([query.query for query in queries], ROUTED_MODEL, access.client)
+        embedded = await self._engine.embed([query.query for query in queries], ROUTED_MODEL, access)
         judged = [
             Judged(query.query, one.vector, frozenset(query.relevant))
             for query, one in zip(queries, embedded, strict=True)
@@ -333,7 +333,7 @@ class Service:
         most = self._replica.settings.limits.passages
         texts = await asyncio.to_thread(texts_of, documents, ref.passages, most)
         allow(len(texts.contents))
-        embedded = await self._engine.embed_documents(texts.contents, access.client)
+        embedded = await self._engine.embed_documents(texts.contents, access)
         vectors = np.stack([one.vector for one in embedded])
         number = await self._replica.writer.upsert(ref, documents, vectors, texts.passages)
         read = self._engine.bundle.encoder.limit(documents=True)

@@ -95,7 +95,7 @@ def build_api(
             may = f"may be cut to {', '.join(map(str, smaller))}" if smaller else "cannot be cut"
             raise WrongField("dimensions", f"found {length}; vectors of this encoder have {own} and {may}")
         request.state.allow(len(texts))
-        embedded = await chosen.embed(texts, _model(body), request.state.access.client)
+        embedded = await chosen.embed(texts, _model(body), request.state.access)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
         if truncated and (body.truncate == "NONE" if body.truncate else limits.refuse_truncated):
             raise WrongField(f"input.{truncated[0]}", "is longer than the encoder reads")

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: bearer tokens with rates.
+"""Who may ask, and how much: bearer tokens with rates and weights.
 
 A tokens file is YAML, one entry a client. It holds hashes, so that reading it lets nobody in:
 
@@ -37,6 +37,8 @@ class Token(Settings):
     """SHA-256 of the token, in hex."""
     requests_per_minute: PositiveInt | None = None
     """Requests in a minute before the client gets 429."""
+    weight: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """The client's share of the encoder beside others that are busy is in proportion to it."""
     collections: frozenset[DomainName] | None = None
     """Collections that may be read; by default all. To this client there are no others."""
     write: bool | frozenset[DomainName] = False
@@ -46,7 +48,7 @@ class Token(Settings):
         """What this client may do."""
         write = self.write
         names = (None if write else frozenset()) if isinstance(write, bool) else write
-        return Access(name, self.collections, names)
+        return Access(name, self.collections, names, self.weight)
 
 
 _TOKENS = TypeAdapter(Annotated[dict[str, Token], Field(min_length=1)])
