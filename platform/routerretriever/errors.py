@@ -121,6 +121,15 @@ class Overloaded(Unavailable):
     """Too much is waiting; the caller should try again a little later."""
 
 
+class RateExceeded(RouterRetrieverError):
+    """A client has asked for more than it may in a minute."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        """Until the same would be let in."""
+
+
 class ArtifactDamaged(Damaged, StorageError):
     """Files of a finished artifact are not what was written."""
 

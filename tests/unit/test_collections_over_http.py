@@ -54,6 +54,16 @@ def test_a_collection_offers_a_few_of_its_dev_queries_to_those_who_may_read_it(t
     assert service.ask("GET", "/v1/collections/fruit")[1]["examples"] == []
 
 
+def test_documents_count_towards_a_rate_by_their_length(tmp_path):
+    digest = hashlib.sha256(b"secret").hexdigest()
+    tokens = {"team": Token(sha256=digest, write=True, tokens_per_minute=1200)}
+    service = WholeService(tmp_path, tokens)
+    service.ask("POST", "/v1/collections", {"name": "notes"}, "secret")
+    body = {"documents": [{"id": "a", "text": "bee " * 590}]}
+    answers = [service.ask("POST", "/v1/collections/notes/documents", body, "secret") for _ in range(3)]
+    assert [status for status, _ in answers] == [200, 200, 429]
+
+
 def test_a_collection_is_created_filled_searched_and_there_after_a_restart(tmp_path):
     service = WholeService(tmp_path)
     path = filled(service)

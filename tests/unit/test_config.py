@@ -195,6 +195,19 @@ def test_a_group_that_is_renamed_gets_the_keys_that_it_needs_in_its_new_place():
     assert values == {"training": {"adapter": {"kind": "prefix", "length": 4}}}
 
 
+def test_a_renamed_number_of_another_unit_is_converted_and_said(tmp_path, caplog):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains: {a: {path: x}}\nserving: {limits: {seconds_per_text: 0.1}}\n")
+    assert load_recipe(path).serving.limits.seconds_per_token == 0.005
+    told = "serving.limits.seconds_per_text is now serving.limits.seconds_per_token"
+    assert told in caplog.text
+    assert "serving.limits.seconds_per_token: 0.1 is now 0.005" in caplog.text
+    assert load_recipe(path, ["serving.limits.seconds_per_text=1"]).serving.limits.seconds_per_token == 0.05
+    path.write_text("name: r\ndomains: {a: {path: x}}\nserving: {limits: {seconds_per_text: true}}\n")
+    with pytest.raises(RecipeError, match=r"seconds_per_token: .*found true"):
+        load_recipe(path)
+
+
 def test_every_new_key_is_a_setting():
     values = parse_recipe(GOOD).model_dump()
     for renamed in RENAMED:

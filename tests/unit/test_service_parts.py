@@ -49,6 +49,7 @@ from routerretriever.serving.deployments.releases import store_bundle
 from routerretriever.serving.deployments.run import require_free, why_not_started
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token, read_tokens
+from routerretriever.serving.http.rates import Allowance
 from routerretriever.serving.ports import CollectionRef, Rejection, Release, ValidatedBundle
 from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
 from routerretriever.serving.shadow import Shadows
@@ -360,6 +361,56 @@ def test_tokens_open_the_door_and_say_how_far():
     assert [status(routing, f"Bearer {SECRET}") for _ in range(3)] == [200, 200, 429]
     assert ask(app, "GET", "/healthz").status_code == 200
     assert ask(app, "GET", "/").status_code == 200
+
+
+def test_an_allowance_comes_back_with_time_and_says_when_there_is_enough():
+    now = 0.0
+    allowance = Allowance(60, clock=lambda: now)
+    assert [allowance.take(amount) for amount in (50, 10, 30)] == [0, 0, 30]
+    now = 29.0
+    assert allowance.take(30) == pytest.approx(1)
+    now = 30.0
+    assert allowance.take(30) == 0
+    now = 1000.0  # no more than a minute's worth is saved up
+    assert [allowance.take(60), allowance.take(1)] == [0, 1]
+    now = 1060.0
+    assert allowance.take(600) == 0  # it would never fit; what is too much of it is owed
+    assert allowance.take(1) == pytest.approx(541)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": ["x" * 25, "y" * 25]}),
+        ("/v1/route", {"input": "x" * 50}),
+        ("/v1/search", {"query": "x" * 50, "collection": "fruit"}),
+        ("/v1/collections/fruit/calibrate", {"queries": [{"query": "x" * 50, "relevant": ["d1"]}]}),
+    ],
+)
+def test_a_rate_in_tokens_counts_texts_by_their_length_and_says_when_to_come_back(path, body):
+    digest, other = (hashlib.sha256(secret.encode()).hexdigest() for secret in (SECRET, "other"))
+    team = Token(sha256=digest, write=True, tokens_per_minute=60)
+    app = application(StandIn(), {"team": team, "other": Token(sha256=other, write=True)})
+
+    def answer(secret=SECRET):
+        return ask(app, "POST", path, json=body, headers={"Authorization": f"Bearer {secret}"})
+
+    assert answer().status_code == 200
+    refused = answer()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "40")
+    told = "more than 60 tokens of text in a minute; this request has about 50"
+    assert refused.json()["error"]["message"] == told
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert [answer("other").status_code for _ in range(3)] == [200] * 3
+
+
+def test_a_rate_in_requests_says_when_there_is_room_for_another():
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    app = application(StandIn(), {"team": Token(sha256=digest, requests_per_minute=6)})
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    answers = [ask(app, "GET", "/v1/models", headers=headers) for _ in range(7)]
+    assert [one.status_code for one in answers] == [200] * 6 + [429]
+    assert answers[-1].headers["Retry-After"] == "10"
 
 
 def test_without_tokens_only_this_machine_is_answered():
@@ -857,10 +908,11 @@ def test_a_deadline_grows_with_what_was_asked_for():
             await asyncio.sleep(0.2)
             return await super().embed(texts, model, access)
 
-    app = application(Slow(), seconds=0.05, seconds_per_text=0.1)
+    app = application(Slow(), seconds=0.05, seconds_per_token=0.1)
     late = ask(app, "POST", "/v1/embeddings", json={"input": "x"})
     assert (late.status_code, late.json()["error"]["message"]) == (504, "not done within 0.15 seconds")
     assert ask(app, "POST", "/v1/embeddings", json={"input": ["x"] * 30}).status_code == 200
+    assert ask(app, "POST", "/v1/embeddings", json={"input": "x" * 30}).status_code == 200
 
 
 def test_one_model_can_be_asked_for():

@@ -24,6 +24,8 @@ class Renamed:
     """Old values that have a new name; others stay."""
     added: Mapping[str, Any] = field(default_factory=dict)
     """Keys that a group needs in its new place."""
+    divisor: float = 1.0
+    """What old numbers are divided by, where they are of another unit now."""
 
 
 RENAMED = (
@@ -41,6 +43,8 @@ RENAMED = (
     Renamed("serving.index_parts", "serving.index_shards"),
     Renamed("serving.releases.canary_queries", "serving.releases.validation_queries"),
     Renamed("serving.releases.max_canary_loss", "serving.releases.max_validation_loss"),
+    # A text counted for as many seconds as 20 tokens do: a short question.
+    Renamed("serving.limits.seconds_per_text", "serving.limits.seconds_per_token", divisor=20.0),
     Renamed("serving.placement", "serving.placement", {"packed": "shared", "per_expert": "dedicated"}),
 )
 """In the order in which they apply: a group's keys before the group."""
@@ -63,7 +67,7 @@ def rename_old_keys(values: dict[str, Any], source: str, table: Sequence[Renamed
         if key not in group:
             continue
         old = group[key]
-        new = renamed.values.get(old, old) if isinstance(old, str) else old
+        new = _new_value(renamed, old)
         if renamed.old != renamed.new:
             del group[key]
             if not group and renamed.new.split(".")[:-1] != groups:
@@ -77,6 +81,14 @@ def rename_old_keys(values: dict[str, Any], source: str, table: Sequence[Renamed
         if isinstance(new, dict):
             new = {**renamed.added, **new}
         _put(values, renamed, new, source)
+
+
+def _new_value(renamed: Renamed, old: Any) -> Any:
+    if isinstance(old, str):
+        return renamed.values.get(old, old)
+    if renamed.divisor != 1.0 and isinstance(old, int | float) and not isinstance(old, bool):
+        return old / renamed.divisor
+    return old
 
 
 def new_key(dotted: str, table: Sequence[Renamed] = RENAMED) -> str:

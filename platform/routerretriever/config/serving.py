@@ -85,8 +85,8 @@ class LimitSettings(Settings):
     seconds: PositiveFloat = 30.0
     """A request times out after so long (504). Queued work of timed-out or disconnected requests is
     cancelled."""
-    seconds_per_text: NonNegativeFloat = 0.1
-    """What every text or document of a request adds to ``seconds``."""
+    seconds_per_token: NonNegativeFloat = 0.005
+    """What every token of a request's texts, about, adds to ``seconds``."""
     refuse_truncated: bool = False
     """Refuse embeddings of texts that are longer than the encoder reads, instead of marking them."""
 

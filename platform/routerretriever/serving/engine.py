@@ -169,9 +169,13 @@ class Engine:
         found = [self._cache.get(text, model) for text in texts]
         missing = [row for row, kept in enumerate(found) if kept is None]
         self._count_lookups(len(texts) - len(missing), len(missing))
-        costs = [self._cost(texts[row], model) for row in missing]
-        asked = [(texts[row], model) for row in missing]
-        routed = await self._router.submit(asked, costs, access.client, access.weight)
+        new_texts = [texts[row] for row in missing]
+        routed = await self._router.submit(
+            [(text, model) for text in new_texts],
+            self.costs(new_texts, model),
+            access.client,
+            access.weight,
+        )
         made = await self._embedded(routed, access)
         new = iter(made)
         self._metrics.waiting.set(self.waiting)
@@ -218,7 +222,7 @@ class Engine:
         Raises:
             Overloaded: too much is waiting.
         """
-        costs = [self._cost(text, ROUTED_MODEL) for text in texts]
+        costs = self.costs(texts, ROUTED_MODEL)
         return await self._explainer.submit(texts, costs, access.client, access.weight)
 
     def lexical_weight(self, weights: Mapping[str, float], collection: str | None = None) -> float:
@@ -237,11 +241,10 @@ class Engine:
         """Embed documents by the base."""
         return await self.embed(contents, DOCUMENT_MODEL, access)
 
-    def _cost(self, text: str, model: str) -> int:
-        """About how many tokens will be read of a text."""
-        return min(
-            self.bundle.encoder.limit(model == DOCUMENT_MODEL), 2 + len(text.encode()) // _BYTES_PER_TOKEN
-        )
+    def costs(self, texts: Sequence[str], model: str) -> list[int]:
+        """About how many tokens will be read of each text."""
+        most = self.bundle.encoder.limit(model == DOCUMENT_MODEL)
+        return [min(most, 2 + len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
 
     def _count_lookups(self, hits: int, misses: int) -> None:
         for outcome, count in (("hit", hits), ("miss", misses)):

@@ -53,7 +53,7 @@ from routerretriever.serving.ports import (
 )
 from routerretriever.serving.search import Find, Plan, Ranked, Refs, Searches
 from routerretriever.serving.shadow import Shadows
-from routerretriever.types import ROUTED_MODEL, Mode, Vectors
+from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode, Vectors
 
 log = logging.getLogger("ray.serve")
 
@@ -157,6 +157,10 @@ class Service:
     def cut(self, vector: Vectors, dimensions: int) -> Vectors:
         """A vector in one of these lengths."""
         return self._engine.bundle.encoder.cut(vector, dimensions)
+
+    def tokens(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> int:
+        """About how many tokens will be read of all texts."""
+        return sum(self._engine.costs(texts, model))
 
     async def embed(self, texts: Sequence[str], model: str, access: Access) -> list[Embedded]:
         """Route and embed queries; see ``Engine.embed``."""
@@ -322,17 +326,18 @@ class Service:
             collection: which.
             documents: whole, each id once.
             access: who asks.
-            allow: told how many texts are embedded, once that is known.
+            allow: told about how many tokens are read, once that is known.
 
         Raises:
             UnknownName: there is no such collection.
             Forbidden: the client may not change it.
             WrongField: they would be cut into too many passages.
+            RateExceeded: by ``allow``.
         """
         name, ref = await self._writable(collection, access)
         most = self._replica.settings.limits.passages
         texts = await asyncio.to_thread(texts_of, documents, ref.passages, most)
-        allow(len(texts.contents))
+        allow(self.tokens(texts.contents, DOCUMENT_MODEL))
         embedded = await self._engine.embed_documents(texts.contents, access)
         vectors = np.stack([one.vector for one in embedded])
         number = await self._replica.writer.upsert(ref, documents, vectors, texts.passages)

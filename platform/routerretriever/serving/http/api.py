@@ -78,6 +78,7 @@ def build_api(
         check_length("query", body.query, limits.text_length)
         named = body.collections or (body.collection and [body.collection])
         chosen, start = pick(request, named or None), time.perf_counter()
+        request.state.allow(chosen.tokens([body.query], body.model))
         response = await chosen.search(body, request.state.access)
         seconds = time.perf_counter() - start
         sent = _ready(response)
@@ -94,8 +95,9 @@ def build_api(
         if length not in chosen.dimensions:
             may = f"may be cut to {', '.join(map(str, smaller))}" if smaller else "cannot be cut"
             raise WrongField("dimensions", f"found {length}; vectors of this encoder have {own} and {may}")
-        request.state.allow(len(texts))
-        embedded = await chosen.embed(texts, _model(body), request.state.access)
+        model = _model(body)
+        request.state.allow(chosen.tokens(texts, model))
+        embedded = await chosen.embed(texts, model, request.state.access)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
         if truncated and (body.truncate == "NONE" if body.truncate else limits.refuse_truncated):
             raise WrongField(f"input.{truncated[0]}", "is longer than the encoder reads")
@@ -118,8 +120,9 @@ def build_api(
     async def route(body: RouteRequest, request: Request) -> RouteResponse:
         """Say which experts would answer, and how sure the router is."""
         texts = _texts(body.input, limits)
-        request.state.allow(len(texts))
-        return RouteResponse(data=await pick(request).route(texts, request.state.access))
+        chosen = pick(request)
+        request.state.allow(chosen.tokens(texts))
+        return RouteResponse(data=await chosen.route(texts, request.state.access))
 
     @api.get("/v1/models")
     async def models(request: Request) -> ModelsResponse:

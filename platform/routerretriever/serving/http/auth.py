@@ -2,7 +2,7 @@
 
 A tokens file is YAML, one entry a client. It holds hashes, so that reading it lets nobody in:
 
-    search-team: {sha256: 5e88..., requests_per_minute: 600}
+    search-team: {sha256: 5e88..., requests_per_minute: 600, tokens_per_minute: 100000}
     importer: {sha256: 8c69..., write: true}
     tenant: {sha256: 2cf2..., collections: [notes, wiki], write: [notes]}
 
@@ -12,21 +12,20 @@ A tokens file is YAML, one entry a client. It holds hashes, so that reading it l
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from routerretriever.config.loading import read_settings
 from routerretriever.config.serving import ServingSettings
-from routerretriever.errors import RecipeError
+from routerretriever.errors import RateExceeded, RecipeError
 from routerretriever.serving.access import Access
+from routerretriever.serving.http.rates import Allowance
 from routerretriever.settings import DomainName, Settings
 
 
@@ -37,6 +36,8 @@ class Token(Settings):
     """SHA-256 of the token, in hex."""
     requests_per_minute: PositiveInt | None = None
     """Requests in a minute before the client gets 429."""
+    tokens_per_minute: PositiveInt | None = None
+    """Tokens of text in a minute, about, before the client gets 429."""
     weight: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     """The client's share of the encoder beside others that are busy is in proportion to it."""
     collections: frozenset[DomainName] | None = None
@@ -95,24 +96,14 @@ class Denied:
     retry_after: int | None = None
 
 
-class RateLimiter:
-    """Counts the requests of each client in a moving minute."""
-
-    def __init__(self) -> None:
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-
-    def allows(self, client: str, per_minute: int) -> bool:
-        """Count a request, unless there have been too many."""
-        return self._limiter.hit(RateLimitItemPerMinute(per_minute), client)
-
-
 class Authenticator:
     """Checks tokens and rates."""
 
     def __init__(self, tokens: Mapping[str, Token], allow_anonymous: bool = False) -> None:
         self._by_hash = {token.sha256: (name, token) for name, token in tokens.items()}
         self._allow_anonymous = allow_anonymous
-        self._limiter = RateLimiter()
+        self._requests = _allowances({name: token.requests_per_minute for name, token in tokens.items()})
+        self._tokens = _allowances({name: token.tokens_per_minute for name, token in tokens.items()})
 
     def check(self, authorization: str, host: str, address: str | None, writes: bool) -> Access | Denied:
         """What the client may do, or why the request is denied.
@@ -132,11 +123,22 @@ class Authenticator:
         name, token = known
         if writes and not token.write:
             return Denied(403, "Authorization: this token may not change anything")
-        if token.requests_per_minute is not None and not self._limiter.allows(
-            name, token.requests_per_minute
-        ):
-            return Denied(429, f"more than {token.requests_per_minute} requests in a minute", 60)
+        if name in self._requests and (seconds := self._requests[name].take(1)):
+            return Denied(
+                429, f"more than {token.requests_per_minute} requests in a minute", math.ceil(seconds)
+            )
         return token.access(name)
+
+    def charge(self, client: str, tokens: int) -> None:
+        """Count tokens of text that a client has asked to be read.
+
+        Raises:
+            RateExceeded: there have been too many; these are not counted.
+        """
+        if client in self._tokens and (seconds := self._tokens[client].take(tokens)):
+            most = self._tokens[client].per_minute
+            message = f"more than {most} tokens of text in a minute; this request has about {tokens}"
+            raise RateExceeded(message, seconds)
 
     def _anonymous(self, host: str, address: str | None) -> Access | Denied:
         if not self._allow_anonymous:
@@ -150,6 +152,11 @@ class Authenticator:
                     "set serving.tokens_file, or serving.allow_anonymous behind a proxy that checks who asks",
                 )
         return Access(address or "")
+
+
+def _allowances(rates: Mapping[str, int | None]) -> dict[str, Allowance]:
+    """Of the clients that have a rate."""
+    return {name: Allowance(per_minute) for name, per_minute in rates.items() if per_minute is not None}
 
 
 def _without_port(host: str) -> str:

@@ -76,8 +76,9 @@ def add_collections(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
         for row, judged in enumerate(body.queries):
             check_length(f"queries.{row}.query", judged.query, limits.text_length)
             check_count(f"queries.{row}.relevant", judged.relevant, limits.documents)
-        request.state.allow(len(body.queries))
-        return await pick(request, [name]).calibrate(name, body.queries, request.state.access)
+        chosen = pick(request, [name])
+        request.state.allow(chosen.tokens([judged.query for judged in body.queries]))
+        return await chosen.calibrate(name, body.queries, request.state.access)
 
     @api.get("/v1/collections/{name}/documents", response_model_exclude_unset=True)
     async def documents(
@@ -105,7 +106,6 @@ def add_collections(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
                 raise Contradiction(f"documents.{row}.id", f"{d.id!r} comes twice; send each document once")
             documents[d.id] = Document(d.id, d.title, d.text, d.metadata or None)
         state = request.state
-        state.allow(len(documents))
         return await pick(request, [name]).upsert(name, list(documents.values()), state.access, state.allow)
 
     @api.post("/v1/collections/{name}/documents/delete")

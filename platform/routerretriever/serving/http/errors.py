@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -18,6 +19,7 @@ from routerretriever.errors import (
     Damaged,
     Forbidden,
     NotFound,
+    RateExceeded,
     Refused,
     RouterRetrieverError,
     Unavailable,
@@ -29,6 +31,7 @@ STATUS: dict[type[RouterRetrieverError], int] = {
     NotFound: 404,
     Forbidden: 403,
     Refused: 409,
+    RateExceeded: 429,
     Unavailable: 503,
     Damaged: 500,
 }
@@ -165,7 +168,7 @@ def explain_errors(api: FastAPI) -> None:
         status = status_of(error)
         if status == 500:
             raise error
-        return problem(status, str(error), error.field, retry_after=1 if status == 503 else None)
+        return problem(status, str(error), error.field, retry_after=_seconds_to_wait(error))
 
     @api.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -187,6 +190,13 @@ def explain_errors(api: FastAPI) -> None:
     @api.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> Response:
         raise error
+
+
+def _seconds_to_wait(error: RouterRetrieverError) -> int | None:
+    """When it is worth trying again; None if it is not."""
+    if isinstance(error, RateExceeded):
+        return math.ceil(error.seconds)
+    return 1 if isinstance(error, Unavailable) else None
 
 
 def _told(wrong: dict[str, Any]) -> str:

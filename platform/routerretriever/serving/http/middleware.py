@@ -152,10 +152,11 @@ class Middleware:
         started = asyncio.get_running_loop().time()
         deadline = asyncio.timeout(seconds)
 
-        def allow(texts: int) -> None:
-            """Move the deadline by what a request of so many texts may take longer."""
+        def allow(tokens: int) -> None:
+            """Count the tokens that a request has read, and move its deadline by what they may take."""
             nonlocal seconds
-            seconds = self._limits.seconds + self._limits.seconds_per_text * texts
+            self._authenticator.charge(scope["state"]["access"].client, tokens)
+            seconds = self._limits.seconds + self._limits.seconds_per_token * tokens
             deadline.reschedule(started + seconds)
 
         scope["state"]["allow"] = allow
