@@ -22,6 +22,7 @@ from routerretriever.encoder import compiled
 from routerretriever.encoder.compiled import BoundTower, CompiledTower, in_8_bits, rounded_length
 from routerretriever.encoder.settings import DocumentEncoderSettings, EncoderSettings, EngineSettings
 from routerretriever.errors import EncoderError
+from routerretriever.runtime import machine
 from routerretriever.types import BASE
 from support.encoders import write_encoder
 
@@ -224,6 +225,15 @@ def test_queries_of_lower_precision_are_near_and_documents_exact(precision, name
     np.testing.assert_allclose(fast.encode_documents(TEXTS), exact, atol=2e-5)
     both = [*fast.tokenize_queries(TEXTS), *fast.tokenize_documents(TEXTS)]
     np.testing.assert_allclose(fast.embed_tokens(both)[len(TEXTS) :], exact, atol=2e-5)
+
+
+def test_int8_says_once_that_it_may_be_slow_where_the_cpu_lacks_its_units(monkeypatch, caplog):
+    monkeypatch.setattr(machine, "vector_units", lambda: ["AVX2"])
+    _, fast = towers(FAKE, EngineSettings(kind="openvino", precision="int8"))
+    for _ in range(2):
+        fast.encode_queries(TEXTS[:2])
+    told = "serving.engine.precision: int8 may be slower than fp32, since this CPU has no VNNI"
+    assert [record.message for record in caplog.records if "precision" in record.message] == [told]
 
 
 def test_a_precision_that_pytorch_would_not_heed_is_refused():

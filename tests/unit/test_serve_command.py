@@ -13,6 +13,7 @@ import pytest
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import BundleError, RecipeError, Unavailable
 from routerretriever.registry.registry import Registry
+from routerretriever.runtime import machine
 from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.serving.deployments import run
 from support.recipes import tiny_recipe
@@ -40,9 +41,10 @@ def command(monkeypatch, tmp_path):
     monkeypatch.setattr(run.log, "info", lambda text, *values: notes.append(text % values))
     monkeypatch.setattr("ray.serve.shutdown", lambda: notes.append("Serve shut down"))
 
-    def serve(deploy):
+    def serve(deploy, **serving):
         monkeypatch.setattr(run, "deploy", lambda *_: deploy())
-        run.serve_forever(tiny_recipe(tmp_path, serving={"port": 0}), ArtifactStore(tmp_path / "artifacts"))
+        recipe = tiny_recipe(tmp_path, serving={"port": 0, **serving})
+        run.serve_forever(recipe, ArtifactStore(tmp_path / "artifacts"))
         return notes
 
     return serve
@@ -126,6 +128,16 @@ def test_a_port_that_is_taken_is_told_before_ray_starts(monkeypatch, tmp_path):
         recipe = tiny_recipe(tmp_path, serving={"host": "127.0.0.1", "port": taken.getsockname()[1]})
         with pytest.raises(Unavailable, match=r"serving\.port: 127\.0\.0\.1:\d+ cannot be used"):
             run.deploy(recipe, ArtifactStore(tmp_path / "artifacts"))
+
+
+def test_a_precision_that_this_machine_is_slow_in_is_told_once_at_the_start(command, monkeypatch, tmp_path):
+    warnings = []
+    monkeypatch.setattr(run.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(machine, "vector_units", lambda: ["AVX2"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    command(lambda: signal.raise_signal(signal.SIGTERM), engine={"precision": "int8"})
+    told = "serving.engine.precision: int8 may be slower than fp32, since this CPU has no VNNI"
+    assert warnings == [told]
 
 
 @pytest.mark.parametrize(

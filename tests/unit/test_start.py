@@ -160,6 +160,20 @@ def test_int8_is_advised_where_the_processor_has_the_units_for_it(monkeypatch, f
     assert ("int8" in doctor.check_processor()[1]) is advised
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision", "slow"),
+    [("avx2", "int8", True), ("avx2", "fp32", False), ("avx2 avx_vnni", "int8", False), ("", "int8", False)],
+)
+def test_int8_is_called_slow_where_the_processor_is_known_to_lack_the_units(
+    monkeypatch, tmp_path, flags, precision, slow
+):
+    recipe = tiny_recipe(tmp_path, serving={"engine": {"precision": precision}})
+    monkeypatch.setattr(Path, "read_text", lambda *_: f"flags: fpu {flags}\n")
+    verdict, text = doctor.check_processor(recipe)
+    assert verdict is (Verdict.NOTE if slow else Verdict.OK)
+    assert ("int8 may be slower than fp32, since this CPU has no VNNI" in text) is slow
+
+
 def test_a_port_that_is_taken_and_storage_whose_package_is_missing(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

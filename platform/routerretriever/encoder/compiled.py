@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from routerretriever.errors import EncoderError
+from routerretriever.runtime import machine
 
 if TYPE_CHECKING:
     from routerretriever.encoder.linear import OutputHook
@@ -117,6 +118,8 @@ class CompiledTower:
         core = openvino.Core()
         if engine.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             log.warning("serving.engine.precision: this CPU has no bf16, fp32 is used")
+        if reason := machine.why_slow(engine.precision):
+            log.warning("serving.engine.precision: %s", reason)
         properties = {
             "INFERENCE_PRECISION_HINT": "bf16" if engine.precision == "bf16" else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if engine.precision == "int8" else 0,

@@ -62,7 +62,7 @@ def examine(recipe: Recipe | None) -> list[Finding]:
     """
     checks: dict[str, Check] = {
         "packages": check_packages,
-        "processor": check_processor,
+        "processor": lambda: check_processor(recipe),
         "memory": check_memory,
         "gpu": lambda: check_gpu(recipe),
         "disk": lambda: check_disk(recipe),
@@ -108,10 +108,12 @@ def check_packages() -> tuple[Verdict, str]:
     return Verdict.OK, f"Python {platform.python_version()}, {shown}"
 
 
-def check_processor() -> tuple[Verdict, str]:
-    """Cores, and the units that make encoding on them fast."""
+def check_processor(recipe: Recipe | None = None) -> tuple[Verdict, str]:
+    """Cores, and the units that make encoding on them fast, also in the recipe's precision."""
     units = machine.vector_units()
     text = f"{machine.cpus():g} CPUs, {platform.machine()}" + (f" with {', '.join(units)}" if units else "")
+    if recipe is not None and (reason := machine.why_slow(recipe.serving.engine.precision)):
+        return Verdict.NOTE, f"{text}; serving.engine.precision: {reason}"
     if machine.VNNI in units:
         text += "; the service is faster with serving.engine.precision: int8"
     return Verdict.OK, text

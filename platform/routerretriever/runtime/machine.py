@@ -46,6 +46,14 @@ def vector_units() -> list[str]:
     return []
 
 
+def why_slow(precision: str) -> str | None:
+    """Why this processor may run a precision of the serving engine slower than fp32; None if it may not."""
+    units = vector_units()
+    if precision == "int8" and units and VNNI not in units:
+        return "int8 may be slower than fp32, since this CPU has no VNNI"
+    return None
+
+
 def memory_bytes() -> int:
     """Memory of the machine, or of the container."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

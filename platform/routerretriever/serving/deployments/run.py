@@ -16,13 +16,14 @@ from rich.table import Table
 from routerretriever.errors import BundleError, Unavailable
 from routerretriever.runtime.cluster import connect
 from routerretriever.runtime.haproxy import free_port
-from routerretriever.runtime.machine import why_not_listening
+from routerretriever.runtime.machine import why_not_listening, why_slow
 from routerretriever.runtime.progress import at_work, console, log, show
 from routerretriever.runtime.ray_metrics import running_ray
 
 if TYPE_CHECKING:
     from routerretriever.artifacts.store import ArtifactStore
     from routerretriever.config.recipe import Recipe
+    from routerretriever.config.serving import ServingSettings
     from routerretriever.pipeline.pipeline import Pipeline
 
 APPLICATION = "routerretriever"
@@ -35,7 +36,7 @@ def deploy(recipe: Recipe, store: ArtifactStore, port: int | None = None) -> str
     """
     settings = recipe.serving
     port = (settings.port if port is None else port) or free_port(settings.host)
-    _connect(settings.host, port)  # before Serve is imported: some of its settings are read then
+    _connect(settings, port)  # before Serve is imported: some of its settings are read then
 
     from ray import serve
     from ray.serve.context import _get_global_client
@@ -67,7 +68,7 @@ def serve_forever(recipe: Recipe, store: ArtifactStore) -> None:
     try:
         _require_servable(recipe, store)  # before Ray starts, which takes a while
         with _hang_up_held():
-            _connect(recipe.serving.host, recipe.serving.port)
+            _connect(recipe.serving, recipe.serving.port)
             stop.listen()  # Ray has put handlers of its own in place
         url = deploy(recipe, store)
         log.info("serving at %s (docs: %s/docs); Ctrl-C stops it", url, url)
@@ -144,14 +145,16 @@ def served(pipeline: Pipeline, port: int = 0) -> Iterator[str]:
         _shut_down()
 
 
-def _connect(host: str, port: int) -> None:
-    """Connect to Ray. An address that a Ray of our own could not use is told before it starts.
+def _connect(settings: ServingSettings, port: int) -> None:
+    """Connect to Ray. What does not suit a Ray of our own, on this machine, is told before it starts.
 
     Raises:
         Unavailable: nothing answers at ``RAY_ADDRESS``, or the address cannot be listened on.
     """
     if running_ray() is None and not os.environ.get("RAY_ADDRESS"):
-        require_free(host, port)
+        require_free(settings.host, port)
+        if reason := why_slow(settings.engine.precision):
+            log.warning("serving.engine.precision: %s", reason)
     connect()
 
 
