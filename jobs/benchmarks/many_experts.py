@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from routerretriever.routing.constant import ConstantRouter
 from routerretriever.runtime.progress import log, set_up
 from routerretriever.types import BASE
 
+from jobs.benchmarks.load import run_load
 from jobs.benchmarks.measure import memories_mib, report
 from jobs.benchmarks.serving import dev_queries, embeddings, measure, numbers, released_beside, summary
 
@@ -56,9 +58,10 @@ def main(
                 {**body, "model": name} for body, name in zip(to_base, itertools.cycle(names), strict=False)
             ]
             where = f"{url}/v1/embeddings"
-            ways = {"base": (where, to_base), "experts": (where, to_experts)}
+            asked = {"base": to_base, "experts": to_experts}
             for number in clients or [1, 16]:
-                loads_by_way = measure(ways, number, seconds, rounds)
+                ways = {way: partial(run_load, where, bodies, number) for way, bodies in asked.items()}
+                loads_by_way = measure(ways, seconds, rounds)
                 memory = sum(memories_mib("ray::ServeReplica"))
                 for way, loads in loads_by_way.items():
                     rows.append([str(count), str(number), way, *summary(loads), f"{memory:.0f}"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 from routerretriever.config.recipe import Recipe
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
+from routerretriever.runtime.machine import git_commit
 from routerretriever.runtime.progress import figures_table, log, show
 
 RESULTS = Path("runs/benchmarks")
@@ -132,13 +134,18 @@ def hardware() -> str:
 
 
 def report(name: str, title: str, header: list[str], rows: list[list[str]], figures: dict[str, Any]) -> Path:
-    """Print a table and write the figures, with the machine, as JSON; returns the file."""
+    """Print a table and write the figures, with machine, date and commit, as JSON; returns the file."""
     table, machine = figures_table(*header, title=title), hardware()
     for row in rows:
         table.add_row(*row)
     show(table)
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"hardware": machine, **figures}, indent=2, default=asdict), encoding="utf-8")
+    facts = {
+        "hardware": machine,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": git_commit(),
+    }
+    path.write_text(json.dumps({**facts, **figures}, indent=2, default=asdict), encoding="utf-8")
     log.info("%s; wrote %s", machine, path)
     return path

@@ -2,15 +2,22 @@
 
 python -m jobs.benchmarks.serving jobs/recipes/sample.yaml
 python -m jobs.benchmarks.serving jobs/recipes/sample.yaml --peer http://127.0.0.1:7997/embeddings
+python -m jobs.benchmarks.serving jobs/recipes/sample.yaml --no-plain --beside 2048 --bulk 64
 
 The recipe must have been run. Queries are its dev queries, of all domains in turns. Ways are measured in
 rounds, one after the other in each, so that a change of the machine's mood meets all of them.
+
+``--beside`` measures single queries alone, and while another client embeds many texts again and again.
+``--bulk`` compares requests of many texts with sentence-transformers' ``encode``, which has a process of its
+own, and the precision and as many threads as a replica.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,12 +32,17 @@ from routerretriever.registry.registry import Registry
 from routerretriever.reports.tables import as_dict
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
-from routerretriever.runtime.progress import set_up
+from routerretriever.runtime.progress import log, set_up
 from routerretriever.training.expert import Expert
 from routerretriever.types import BASE, ROUTED_MODEL
 
-from jobs.benchmarks.load import Load, run_load
+from jobs.benchmarks.load import Load, background_load, run_load
 from jobs.benchmarks.measure import report
+from jobs.benchmarks.peer import encoding_peer
+
+Bodies = Sequence[dict[str, Any]]
+Way = Callable[[float], Load]
+"""Measures something for so many seconds."""
 
 
 def main(
@@ -43,43 +55,150 @@ def main(
     search: Annotated[bool, typer.Option(help="Measure searches too.")] = True,
     peer: Annotated[str | None, typer.Option(help="An OpenAI-compatible embeddings URL.")] = None,
     peer_model: Annotated[str, typer.Option(help="What the peer calls its model.")] = "model",
+    plain: Annotated[bool, typer.Option(help="Measure base, routed and searches.")] = True,
+    beside: Annotated[
+        int, typer.Option(help="Measure single queries beside a client of so many texts; 0 does not.")
+    ] = 0,
+    bulk: Annotated[
+        int, typer.Option(help="Compare requests of so many texts with sentence-transformers; 0 does not.")
+    ] = 0,
 ) -> None:
     """Serve the released bundle and put load on it."""
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
     pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
-    queries = dev_queries(pipeline)
+    engine, placement = pipeline.recipe.serving.engine, pipeline.recipe.serving.placement
+    if bulk and engine.precision == "int8":
+        raise typer.BadParameter(
+            "sentence-transformers has no int8; set another precision", param_hint="bulk"
+        )
+    queries, results = dev_queries(pipeline), Results()
     with served(pipeline) as url:
-        ways: dict[str, tuple[str, list[dict[str, Any]]]] = {
-            "base": (f"{url}/v1/embeddings", embeddings(queries, BASE, texts)),
-            "routed": (f"{url}/v1/embeddings", embeddings(queries, ROUTED_MODEL, texts)),
-        }
-        if search:
-            collection = pipeline.recipe.expert_domains[0]
-            searches = [
-                ("base", BASE, "dense"),
-                ("routed", ROUTED_MODEL, "dense"),
-                ("hybrid", ROUTED_MODEL, "hybrid"),
-            ]
-            for name, model, mode in searches:
-                asked = {"collection": collection, "model": model, "mode": mode}
-                ways[f"{name} search"] = (f"{url}/v1/search", [{"query": q, **asked} for q in queries])
-        if peer:
-            ways["peer"] = (peer, embeddings(queries, peer_model, texts))
-        rows, figures = [], []
-        for count in clients or [1, 16]:
-            for name, loads in measure(ways, count, seconds, rounds).items():
-                rows.append([str(count), name, *summary(loads)])
-                figures.append({"clients": count, "way": name, **numbers(loads)})
-    placement = pipeline.recipe.serving.placement
+        where = f"{url}/v1/embeddings"
+        if plain:
+            asked = {
+                "base": (where, embeddings(queries, BASE, texts)),
+                "routed": (where, embeddings(queries, ROUTED_MODEL, texts)),
+            }
+            if search:
+                asked |= _searches(url, pipeline.recipe.expert_domains[0], queries)
+            if peer:
+                asked["peer"] = (peer, embeddings(queries, peer_model, texts))
+            for count in clients or [1, 16]:
+                ways = {name: partial(run_load, *what, count) for name, what in asked.items()}
+                for name, loads in measure(ways, seconds, rounds).items():
+                    results.add(count, name, 1 if "search" in name else texts, loads)
+        if beside:
+            _measure_beside(results, where, queries, beside, seconds, rounds)
+        if bulk:
+            _measure_bulk(results, where, queries, bulk, seconds, rounds, pipeline.recipe)
+    for what, ratio in results.ratios.items():
+        log.info("%s: %.2f", what, ratio)
     report(
         f"serving-{pipeline.recipe.name}-{placement}-{texts}",
         f"recipe {pipeline.recipe.name}, {placement} placement, {texts} queries a request",
-        ["clients", "way", "requests/s", "p50 ms", "p95 ms", "failed"],
-        rows,
-        {"recipe": pipeline.recipe.model_dump(mode="json"), "texts": texts, "measured": figures},
+        ["clients", "way", "texts/s", "requests/s", "p50 ms", "p95 ms", "failed"],
+        results.rows,
+        {
+            "recipe": pipeline.recipe.model_dump(mode="json"),
+            "texts": texts,
+            "measured": results.figures,
+            "ratios": results.ratios,
+        },
     )
+
+
+@dataclass
+class Results:
+    """What is printed and kept."""
+
+    rows: list[list[str]] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    def add(self, clients: int, way: str, texts: int, loads: list[Load]) -> None:
+        """Note all rounds of a way; each of its requests had so many texts."""
+        rate = texts * merged(loads).per_second
+        self.rows.append([str(clients), way, f"{rate:.0f}", *summary(loads)])
+        self.figures.append({"clients": clients, "way": way, "texts_per_second": rate, **numbers(loads)})
+
+    def texts_per_second(self, way: str) -> float:
+        """Of a way that was noted."""
+        return next(float(each["texts_per_second"]) for each in self.figures if each["way"] == way)
+
+    def p95(self, way: str) -> float:
+        """Of a way that was noted, in milliseconds."""
+        return next(float(each["p95_ms"]) for each in self.figures if each["way"] == way)
+
+
+@dataclass
+class Crowded:
+    """A way of single queries while another client embeds many texts again and again."""
+
+    url: str
+    queries: Bodies
+    crowd: Bodies
+    others: list[Load] = field(default_factory=list)
+    """What the other client saw, each time."""
+
+    def __call__(self, seconds: float) -> Load:
+        """What the single queries saw."""
+        with background_load(self.url, self.crowd, 1) as other:
+            load = run_load(self.url, self.queries, 1, seconds)
+        self.others.append(other)
+        return load
+
+
+def _measure_beside(
+    results: Results, url: str, queries: list[str], texts: int, seconds: float, rounds: int
+) -> None:
+    singles = embeddings(queries, ROUTED_MODEL, 1)
+    crowded = Crowded(url, singles, embeddings(queries, ROUTED_MODEL, texts)[:1])
+    alone, beside = "single queries, alone", f"single queries, beside {texts:,} texts"
+    found = measure({alone: partial(run_load, url, singles, 1), beside: crowded}, seconds, rounds)
+    for way, loads in found.items():
+        results.add(1, way, 1, loads)
+    results.add(1, f"the client of {texts:,} texts", texts, crowded.others[-rounds:])
+    results.ratios["p95 beside / alone"] = results.p95(beside) / results.p95(alone)
+
+
+def _measure_bulk(
+    results: Results,
+    url: str,
+    queries: list[str],
+    texts: int,
+    seconds: float,
+    rounds: int,
+    recipe: Recipe,
+) -> None:
+    ways: dict[str, Way] = {
+        name: partial(run_load, url, embeddings(queries, model, texts), 1)
+        for name, model in (("base", BASE), ("routed", ROUTED_MODEL))
+    }
+    batches = [body["input"] for body in embeddings(queries, BASE, texts)]
+    with encoding_peer(recipe, batches) as encode:
+        found = measure({**ways, "sentence-transformers": encode}, seconds, rounds)
+    names = {way: f"{way}, {texts} texts" for way in found}
+    for way, loads in found.items():
+        results.add(1, names[way], texts, loads)
+    theirs = results.texts_per_second(names["sentence-transformers"])
+    for way in ways:
+        own = results.texts_per_second(names[way])
+        results.ratios[f"texts/s of {way} / sentence-transformers"] = own / theirs
+
+
+def _searches(url: str, collection: str, queries: list[str]) -> dict[str, tuple[str, Bodies]]:
+    """Searches of a collection by name: where they are sent, and their bodies."""
+    searches: dict[str, tuple[str, Bodies]] = {}
+    for name, model, mode in (
+        ("base", BASE, "dense"),
+        ("routed", ROUTED_MODEL, "dense"),
+        ("hybrid", ROUTED_MODEL, "hybrid"),
+    ):
+        asked = {"collection": collection, "model": model, "mode": mode}
+        searches[f"{name} search"] = (f"{url}/v1/search", [{"query": query, **asked} for query in queries])
+    return searches
 
 
 def dev_queries(pipeline: Pipeline) -> list[str]:
@@ -116,7 +235,7 @@ def released_beside(
     return recipe.model_copy(update={"registry": settings})
 
 
-def embeddings(queries: list[str], model: str, texts: int) -> list[dict[str, Any]]:
+def embeddings(queries: list[str], model: str, texts: int) -> Bodies:
     """Bodies of requests for embeddings, each with some queries."""
     return [
         {
@@ -128,16 +247,14 @@ def embeddings(queries: list[str], model: str, texts: int) -> list[dict[str, Any
     ]
 
 
-def measure(
-    ways: dict[str, tuple[str, list[dict[str, Any]]]], clients: int, seconds: float, rounds: int
-) -> dict[str, list[Load]]:
+def measure(ways: Mapping[str, Way], seconds: float, rounds: int) -> dict[str, list[Load]]:
     """Put load on every way in turns, after a short one to warm up."""
     loads: dict[str, list[Load]] = {name: [] for name in ways}
-    for url, bodies in ways.values():
-        run_load(url, bodies, clients, 1.0)
+    for way in ways.values():
+        way(1.0)
     for _ in range(rounds):
-        for name, (url, bodies) in ways.items():
-            loads[name].append(run_load(url, bodies, clients, seconds))
+        for name, way in ways.items():
+            loads[name].append(way(seconds))
     return loads
 
 
