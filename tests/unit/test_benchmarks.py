@@ -7,6 +7,7 @@ import pytest
 from jobs.benchmarks import measure as measuring
 from jobs.benchmarks.load import Load
 from jobs.benchmarks.serving import Results, measure
+from jobs.benchmarks.stages import Seen, means, totals
 
 
 def test_ways_are_measured_in_turns_after_each_has_been_warmed_up():
@@ -38,3 +39,37 @@ def test_results_are_kept_with_machine_date_and_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     kept = json.loads(measuring.report("name", "title", ["way"], [["base"]], {"measured": 1}).read_text())
     assert {"hardware", "date", "commit", "measured"} == kept.keys()
+
+
+EXPORTED = """
+# TYPE ray_routerretriever_stage_seconds histogram
+ray_routerretriever_stage_seconds_bucket{le="0.1",stage="routing",WorkerId="a"} 3
+ray_routerretriever_stage_seconds_sum{stage="routing",WorkerId="a"} 0.5
+ray_routerretriever_stage_seconds_count{stage="routing",WorkerId="a"} 3
+ray_routerretriever_stage_seconds_sum{stage="routing",WorkerId="b"} 0.25
+ray_routerretriever_stage_seconds_count{stage="routing",WorkerId="b"} 2
+# TYPE ray_routerretriever_request_seconds histogram
+ray_routerretriever_request_seconds_sum{route="/v1/search",WorkerId="a"} 2
+ray_routerretriever_request_seconds_count{route="/v1/search",WorkerId="a"} 4
+"""
+
+
+def test_times_of_all_replicas_are_read_from_what_prometheus_reads():
+    assert totals(EXPORTED) == {"routing": (0.75, 5.0), "/v1/search": (2.0, 4.0)}
+
+
+def test_a_mean_time_is_of_what_came_between_two_readings():
+    before, after = (
+        {"routing": (1.0, 10.0), "search": (5.0, 5.0)},
+        {"routing": (1.5, 20.0), "search": (5.0, 5.0)},
+    )
+    assert means(before, after) == {"routing": pytest.approx(50.0)}
+
+
+def test_the_parts_of_a_request_add_up_to_what_its_client_waited_for():
+    stages = {"tokenizer": 1.0, "routing": 2.0, "experts": 9.0, "search": 3.0}
+    seen = Seen(client=30.0, replica=24.0, stages=stages, reading=0.5, answering=0.25)
+    parts = seen.parts(base_pass=6.0)
+    assert sum(parts.values()) == pytest.approx(30.0)
+    assert (parts["HTTP and Serve"], parts["pass: base"], parts["pass: experts"]) == (6.0, 6.0, 3.0)
+    assert parts["waiting, and the rest of the replica"] == pytest.approx(8.25)

@@ -74,6 +74,13 @@ def test_an_engine_tells_once_who_was_asked_by_the_router_and_by_name():
     assert entropies == [1.0, 1.0]
 
 
+def test_each_stage_of_a_pass_is_timed_by_itself():
+    metrics = Metrics()
+    metrics.stage_seconds = Counted()
+    asyncio.run(engine_of(metrics).embed(["one", "two"], ROUTED_MODEL))
+    assert metrics.stage_seconds.by_tag == {"tokenizer": 1, "routing": 1, "experts": 1}
+
+
 def engine_of(metrics=None, cached_vectors=0):
     return Engine(
         HalfBundle(), SerialExecutor(), None, ReplicaSettings(), metrics or Metrics(), cached_vectors

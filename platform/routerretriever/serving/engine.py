@@ -319,8 +319,9 @@ class Engine:
             return list(await self._thread.run(self.bundle.encoder.embed_tokens, rows))
 
     def _plan(self, batch: list[tuple[str, str]]) -> _Plan:
-        with self._metrics.stage("routing"):
+        with self._metrics.stage("tokenizer"):
             rows, truncated = self._tokenize(batch)
+        with self._metrics.stage("routing"):
             weights = np.zeros((len(batch), len(self._columns)), dtype=np.float32)
             routed = [row for row, (_, model) in enumerate(batch) if model == ROUTED_MODEL]
             if routed:

@@ -28,7 +28,10 @@ class Metrics:
             "routerretriever_request_seconds", "Time to answer.", _SECONDS, ("route",)
         )
         self.stage_seconds = Histogram(
-            "routerretriever_stage_seconds", "Time of each stage of a batch.", _SECONDS, ("stage",)
+            "routerretriever_stage_seconds",
+            "Time of each stage of a batch: tokenizer, routing, experts (the pass), search.",
+            _SECONDS,
+            ("stage",),
         )
         self.batch_size = Histogram(
             "routerretriever_batch_queries", "Texts in a pass.", [1, 2, 4, 8, 16, 32, 64, 128], ()
