@@ -110,11 +110,11 @@ def write_collection(folder: Path, documents: int) -> None:
     queries = max(10, documents // 20)
     _lines(
         folder / "corpus.jsonl",
-        ({"_id": f"d{n}", **_document(n, t)} for n, t in enumerate(_texts(documents))),
+        ({"_id": f"d{n}", **_document(n, t)} for n, t in enumerate(made_texts(documents))),
     )
     _lines(
         folder / "queries.jsonl",
-        ({"_id": f"q{n}", "text": t} for n, t in enumerate(_texts(queries, 5, 12, 1))),
+        ({"_id": f"q{n}", "text": t} for n, t in enumerate(made_texts(queries, 5, 12, 1))),
     )
     random = np.random.default_rng(2)
     files = {}
@@ -151,7 +151,7 @@ def _measured(step: str, command: list[str]) -> tuple[Run, str]:
     return Run(step, wall, cpu, peak), output
 
 
-def _texts(count: int, shortest: int = 60, longest: int = 100, seed: int = 0) -> Iterator[str]:
+def made_texts(count: int, shortest: int = 60, longest: int = 100, seed: int = 0) -> Iterator[str]:
     """Texts of words by Zipf's law; ``longest`` is the most words."""
     random = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -178,7 +178,9 @@ def _document(number: int, text: str) -> dict[str, str]:
 def _pairs(count: int) -> Iterator[tuple[str, str]]:
     """Query and passage; one passage in ten is an earlier one's."""
     earlier = ""
-    for number, (query, passage) in enumerate(zip(_texts(count, 5, 12, 1), _texts(count), strict=True)):
+    for number, (query, passage) in enumerate(
+        zip(made_texts(count, 5, 12, 1), made_texts(count), strict=True)
+    ):
         if number % 10 == 5:
             earlier = passage
         yield query, (earlier if number % 10 == 9 else passage)
@@ -205,11 +207,11 @@ def _hugging_face(folder: Path, count: int) -> None:
         (folder / name).mkdir()
     _parquet(
         folder / "corpus/corpus.parquet",
-        ({"_id": f"d{n}", **_document(n, text)} for n, text in enumerate(_texts(count))),
+        ({"_id": f"d{n}", **_document(n, text)} for n, text in enumerate(made_texts(count))),
     )
     _parquet(
         folder / "queries/queries.parquet",
-        ({"_id": f"q{n}", "text": text} for n, text in enumerate(_texts(count // 20, 5, 12, 1))),
+        ({"_id": f"q{n}", "text": text} for n, text in enumerate(made_texts(count // 20, 5, 12, 1))),
     )
     _parquet(
         folder / "qrels/train.parquet",
@@ -220,7 +222,7 @@ def _hugging_face(folder: Path, count: int) -> None:
 def _ms_marco(folder: Path, count: int) -> None:
     """Documents, and a query for 2 of them, as MS MARCO has one for 17 in train and many unjudged."""
     queries = count // 2
-    texts: dict[str, Any] = {"collection": _texts(count), "queries.train": _texts(queries, 5, 12, 1)}
+    texts: dict[str, Any] = {"collection": made_texts(count), "queries.train": made_texts(queries, 5, 12, 1)}
     for name, each in texts.items():
         with (folder / f"{name}.tsv").open("w", encoding="utf-8") as file:
             file.writelines(f"{number}\t{text}\n" for number, text in enumerate(each))

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.benchmarks import measure as measuring
 from jobs.benchmarks.load import Load
+from jobs.benchmarks.search import Searched, Way, make, search
 from jobs.benchmarks.serving import Results, measure
 from jobs.benchmarks.stages import Seen, means, totals
 
@@ -73,3 +74,19 @@ def test_the_parts_of_a_request_add_up_to_what_its_client_waited_for():
     assert sum(parts.values()) == pytest.approx(30.0)
     assert (parts["HTTP and Serve"], parts["pass: base"], parts["pass: experts"]) == (6.0, 6.0, 3.0)
     assert parts["waiting, and the rest of the replica"] == pytest.approx(8.25)
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid", "lexical"])
+def test_a_made_query_finds_its_document_in_every_mode_and_a_filter_leaves_its_share(mode, tmp_path):
+    made = make(str(tmp_path), size=300, dimension=16, share=0.1)
+    plain = search(made, Way("exact", mode))
+    assert sum(f"d{row}" in found for row, found in enumerate(plain.found)) > 0.9 * len(made.texts)
+    filtered = search(made, Way("exact", mode, {"field": "part", "equals": 0}))
+    left = {id for found in filtered.found for id in found}
+    assert left
+    assert left <= {f"d{row}" for row in range(0, 300, 10)}
+
+
+def test_recall_is_the_share_of_the_exact_answers_that_were_found():
+    exact = Searched(0.0, 0.0, [], [["a", "b"], ["c"], []])
+    assert Searched(0.0, 0.0, [], [["b", "x"], ["c"], []]).recall(exact) == 0.75
