@@ -1,22 +1,29 @@
 """A service under load while it is released, rolled back, and loses its parts: what fails, and for how long.
 
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml
-python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --soak-minutes 5
+python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --no-faults --soak-minutes 10
 python -m jobs.benchmarks.serving_faults jobs/recipes/sample.yaml --no-faults --set routing.merge=embeddings \
     --set serving.placement=dedicated --set serving.expert.min_replicas=0 \
     --set serving.expert.downscale_delay_seconds=5
 
 The recipe must have been run. Parts are killed with SIGKILL. "Gap" is the longest time without a good answer.
 Experts that may have no replicas are left alone until they have none, and then woken by one query each.
+
+A soak sends searches at a share of what the service answers when it is saturated. Meanwhile the other of two
+bundles is released every minute, and documents are upserted and deleted again every second. Replicas' memory
+is that before the soak, and at the end of each minute.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import psutil
@@ -25,14 +32,15 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import log, set_up
 
+from jobs.benchmarks.data import made_texts
 from jobs.benchmarks.load import Load, background_load, run_load
 from jobs.benchmarks.measure import memories_mib, report, wait_until
 from jobs.benchmarks.serving import dev_queries
 
 _AFTER_SECONDS = 15.0
 _SATURATING_CLIENTS = 16
-_SOAK_SHARE = 0.8
-"""Of what the service answers when it is saturated."""
+_CHANGES_SECONDS = 1.0
+_DOCUMENTS_A_CHANGE = 16
 
 
 def main(
@@ -41,6 +49,7 @@ def main(
     clients: Annotated[int, typer.Option(help="Clients that ask at the same time.")] = 4,
     faults: Annotated[bool, typer.Option(help="Cause the events.")] = True,
     soak_minutes: Annotated[int, typer.Option(help="Length of the soak at the end; 0 leaves it out.")] = 0,
+    soak_share: Annotated[float, typer.Option(help="Of the saturated rate, during the soak.")] = 0.8,
 ) -> None:
     """Cause each event under load."""
     from routerretriever.registry.registry import Registry
@@ -86,15 +95,16 @@ def main(
             figures.append({"event": event, **load.figures()})
         if soak_minutes:
             saturated = run_load(f"{url}/v1/search", bodies, _SATURATING_CLIENTS, _AFTER_SECONDS).per_second
-            rate, memory = _SOAK_SHARE * saturated, []
-            with background_load(f"{url}/v1/search", bodies, _SATURATING_CLIENTS, rate) as load:
-                for _ in range(soak_minutes):
-                    time.sleep(60)
-                    memory.append(sum(memories_mib("ray::ServeReplica")))
-                    log.info("soak: replicas have %.0f MiB", memory[-1])
-            event = f"soak, {rate:.0f} of {saturated:.0f} a second, {memory[0]:.0f} to {memory[-1]:.0f} MiB"
-            rows.append([event, *_summary(load)])
-            figures.append({"event": event, "replicas_mib_by_minute": memory, **load.figures()})
+            moves: dict[int | None, Callable[[], object]] = {
+                second: partial(registry.release, second),
+                first: registry.roll_back,
+            }
+            soak = _soak(url, bodies, soak_share * saturated, soak_minutes, collection, moves)
+            if registry.released() == second:
+                registry.roll_back()
+            event = f"soak, {soak.rate:.0f} of {saturated:.0f} a second, {soak.told()}"
+            rows.append([event, *_summary(soak.load)])
+            figures.append({"event": event, **soak.figures()})
     report(
         f"serving-faults-{pipeline.recipe.name}",
         f"recipe {pipeline.recipe.name}: {clients} clients search all the while",
@@ -102,6 +112,94 @@ def main(
         rows,
         {"recipe": pipeline.recipe.model_dump(mode="json"), "clients": clients, "events": figures},
     )
+
+
+@dataclass
+class Soak:
+    """What came of a steady load while the service was released and its documents changed."""
+
+    rate: float
+    """Searches a second that were sent."""
+    load: Load = field(default_factory=Load)
+    memory: list[float] = field(default_factory=list)
+    """MiB of all replicas: before, and at the end of each minute."""
+    releases: int = 0
+    changes: int = 0
+    failures: list[str] = field(default_factory=list)
+    """Status or exception of every change that was not taken."""
+
+    @property
+    def growth(self) -> float:
+        """Of the memory from start to end, as a share of the start."""
+        return self.memory[-1] / self.memory[0] - 1
+
+    def told(self) -> str:
+        """In words, without the searches."""
+        return (
+            f"{self.releases} releases, {self.changes} changes ({len(self.failures)} failed), "
+            f"{self.memory[0]:.0f} to {self.memory[-1]:.0f} MiB ({self.growth:+.1%})"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """For the results."""
+        return {
+            "replicas_mib_by_minute": self.memory,
+            "growth": self.growth,
+            "releases": self.releases,
+            "changes": self.changes,
+            "changes_failed": self.failures,
+            **self.load.figures(),
+        }
+
+
+def _soak(
+    url: str,
+    bodies: list[dict[str, str]],
+    rate: float,
+    minutes: int,
+    collection: str,
+    moves: Mapping[int | None, Callable[[], object]],
+) -> Soak:
+    """Search at a rate for some minutes, with a release each minute and changes of documents in between.
+
+    ``moves`` are what releases each version, in turns.
+    """
+    texts = islice(made_texts(_DOCUMENTS_A_CHANGE), _DOCUMENTS_A_CHANGE)
+    documents = [{"id": f"soak-{number}", "text": text} for number, text in enumerate(texts)]
+    ids = [document["id"] for document in documents]
+    where = f"{url}/v1/collections/{collection}/documents"
+    changes: Iterator[tuple[str, dict[str, Any]]] = cycle(
+        [(where, {"documents": documents}), (f"{where}/delete", {"ids": ids})]
+    )
+    soak = Soak(rate, memory=[_replicas_mib()])
+    with background_load(f"{url}/v1/search", bodies, _SATURATING_CLIENTS, rate) as soak.load:
+        for version, move in islice(cycle(moves.items()), minutes):
+            end = time.monotonic() + 60
+            _release(url, move, version)
+            soak.releases += 1
+            while time.monotonic() < end:
+                _change(soak, *next(changes))
+                time.sleep(_CHANGES_SECONDS)
+            soak.memory.append(_replicas_mib())
+            log.info("soak: %s", soak.told())
+    with suppress(httpx.HTTPError):
+        httpx.post(f"{where}/delete", json={"ids": ids}, timeout=60)
+    return soak
+
+
+def _change(soak: Soak, url: str, body: dict[str, Any]) -> None:
+    soak.changes += 1
+    try:
+        answer = httpx.post(url, json=body, timeout=60)
+    except httpx.HTTPError as error:
+        soak.failures.append(type(error).__name__)
+        return
+    if not answer.is_success:
+        soak.failures.append(str(answer.status_code))
+
+
+def _replicas_mib() -> float:
+    return sum(memories_mib("ray::ServeReplica"))
 
 
 def _release(url: str, move: Callable[[], object], version: int | None) -> None:

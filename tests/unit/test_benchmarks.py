@@ -8,6 +8,7 @@ from jobs.benchmarks import measure as measuring
 from jobs.benchmarks.load import Load
 from jobs.benchmarks.search import Searched, Way, make, search
 from jobs.benchmarks.serving import Results, measure
+from jobs.benchmarks.serving_faults import Soak
 from jobs.benchmarks.stages import Seen, means, totals
 
 
@@ -90,3 +91,11 @@ def test_a_made_query_finds_its_document_in_every_mode_and_a_filter_leaves_its_s
 def test_recall_is_the_share_of_the_exact_answers_that_were_found():
     exact = Searched(0.0, 0.0, [], [["a", "b"], ["c"], []])
     assert Searched(0.0, 0.0, [], [["b", "x"], ["c"], []]).recall(exact) == 0.75
+
+
+def test_a_soak_says_how_memory_grew_and_which_changes_failed():
+    soak = Soak(80.0, Load(60.0, [5.0], ["503"]), [1000.0, 1040.0, 1020.0], 2, 100, ["503"])
+    assert soak.told() == "2 releases, 100 changes (1 failed), 1000 to 1020 MiB (+2.0%)"
+    figures = soak.figures()
+    assert (figures["failures"], figures["changes_failed"]) == ({"503": 1}, ["503"])
+    assert figures["growth"] == pytest.approx(0.02)
