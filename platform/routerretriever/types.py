@@ -33,6 +33,9 @@ Values = NDArray[np.float64]
 Mode = Literal["hybrid", "dense", "lexical"]
 """What a search compares: words and vectors, vectors alone, words alone."""
 
+Fusion = Literal["convex", "rrf"]
+"""How words and vectors become one score: a weighted sum of both scores, or reciprocal ranks."""
+
 Language = Literal[
     "none", "code", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english", "finnish",
     "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",

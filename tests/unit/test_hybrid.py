@@ -77,9 +77,7 @@ def test_hybrid_search_is_fusing_all_documents_that_pass(
         looks.append(each._hybrid.look(queries, each.allowed(condition), first_look))
     top = Tops(max(look[0].tops.cosine for look in looks), max(look[0].tops.bm25 for look in looks))
     for each, look in zip(opened, looks, strict=True):
-        (fused,) = each._hybrid.fuse(
-            queries, look, [weight], [top], depth, each.allowed(condition), first_look
-        )
+        (fused,) = each._hybrid.fuse(queries, look, [weight], [top], depth, each.allowed(condition))
         found += each._found("hybrid", depth, fused)
     found = sorted(found, key=lambda hit: -hit.score)[:depth]
 

@@ -200,6 +200,27 @@ def test_long_documents_are_cut_found_by_passage_and_told_whole_after_a_restart_
         service = WholeService(tmp_path, shards=1)  # a restart
 
 
+def test_ranks_are_those_of_passages_and_the_best_one_is_its_documents(tmp_path):
+    service = WholeService(tmp_path)
+    count = filled(service)
+
+    def found(**body):
+        body = {"query": "about the fox", "collection": "manuals", "fusion": "rrf", **body}
+        status, answer = service.ask("POST", "/v1/search", body)
+        assert (status, answer["lexical_weight"]) == (200, None)
+        return answer["results"]
+
+    every = found(top_k=50, group_by_parent=False)
+    assert len(every) == count
+    best = {}
+    for hit in every:
+        best.setdefault(hit["id"], hit)
+    assert found() == list(best.values())
+    assert found(min_score=every[0]["score"] - 1e-9)[0] == every[0]
+    assert found(min_score=0.1) == []
+    assert found(offset=1) == list(best.values())[1:]
+
+
 def test_a_document_goes_and_is_replaced_with_all_of_its_passages(tmp_path):
     service = WholeService(tmp_path)
     filled(service)

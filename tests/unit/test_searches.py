@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 from routerretriever.client.schemas import SearchRequest
 from routerretriever.config.serving import ReplicaSettings
+from routerretriever.datasets.collection import Document
 from routerretriever.errors import StorageError, WrongField
 from routerretriever.index.changes import write_change, write_deletion
 from routerretriever.index.filters import parse_filter
@@ -25,7 +26,7 @@ from routerretriever.serving.engine import Embedded, Engine
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.ports import CollectionRef
 from routerretriever.serving.search import Plan
-from support.corpora import FILTER, PLAIN, WORDS, expected_scores, make_corpus, make_document
+from support.corpora import FILTER, PLAIN, WORDS, expected_scores, make_corpus, make_document, write_corpus
 from support.service import REF, StandIn, application, ask
 from support.whole_service import open_shards
 
@@ -78,6 +79,64 @@ def test_shards_and_collections_are_ranked_as_if_everything_lay_in_one(
         assert hit.bm25 == (None if mode == "dense" else pytest.approx(bm25[key], abs=1e-4))
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    shards=st.integers(1, 3),
+    count=st.integers(1, 2),
+    depth=st.integers(1, 30),
+    last_rank=st.sampled_from([1, 3, 10, 1000]),
+    filtered=st.booleans(),
+    text=st.lists(st.sampled_from([*WORDS, "yak"]), max_size=4).map(" ".join),
+    deleted=st.lists(st.integers(0, 11), max_size=4, unique=True),
+)
+def test_reciprocal_ranks_are_those_among_all_documents_that_pass(
+    tmp_path_factory, shards, count, depth, last_rank, filtered, text, deleted
+):
+    folder = tmp_path_factory.mktemp("store")
+    refs = []
+    for seed in range(count):
+        store, _ = make_corpus(folder, key=f"corpora/c{seed}", seed=seed)
+        refs.append(CollectionRef(f"corpora/c{seed}", f"changes/c{seed}", PLAIN))
+    if deleted:
+        write_deletion(store, "changes/c0", 1, [f"d{each}" for each in deleted])
+    index, query = open_shards(store, shards), make_document(99, 0)[1]
+    condition = parse_filter(FILTER) if filtered else None
+
+    def find(mode, depth, fusion="convex"):
+        wanted = Wanted(text, query, depth, 0.5, condition, fusion=fusion)
+        found, _ = asyncio.run(index.find(tuple(refs), mode, [wanted, Wanted("ant", query, 3, 0.5)]))
+        return {(place, hit.document.id): hit.score for place, hit in found}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("routerretriever.index.hybrid.RRF_DEPTH", last_rank)
+        every, some = find("hybrid", 1000, "rrf"), find("hybrid", depth, "rrf")
+
+    expected = {}
+    for mode in ("dense", "lexical"):  # each alone is compared with loops over all documents above
+        side = find(mode, 1000)
+        for key, score in side.items():
+            rank = 1 + sum(other > score for other in side.values())
+            if rank <= last_rank:
+                expected[key] = expected.get(key, 0) + 1 / (60 + rank)
+    assert every == pytest.approx(expected, abs=1e-8)
+    assert list(every.values()) == sorted(every.values(), reverse=True)
+    assert list(some.items()) == list(every.items())[:depth]
+
+
+def test_a_last_rank_that_many_documents_share_counts_for_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("routerretriever.index.hybrid.RRF_DEPTH", 2)
+    _, vector = make_document(0, 0)
+    best = (Document("best", "", "ant ant"), vector)
+    equal = [(Document(f"d{number}", "", "ant bee"), -vector) for number in range(30)]
+    store = write_corpus(tmp_path, [[*equal[:20], best], equal[20:]], "corpora/equal")
+    index, ref = open_shards(store, 2), CollectionRef("corpora/equal", "changes/equal", PLAIN)
+    wanted = [Wanted("ant", vector, depth, fusion="rrf") for depth in (9, 50)]
+    some, every = asyncio.run(index.find((ref,), "hybrid", wanted))
+    assert [hit.score for _, hit in every] == pytest.approx([2 / 61, *[2 / 62] * 30])
+    assert [hit.document.id for _, hit in every] == ["best", *(f"d{number}" for number in range(30))]
+    assert some == every[:9]
+
+
 def test_a_replica_that_was_not_asked_before_finds_the_same(tmp_path):
     store, held = make_corpus(tmp_path)
     ref = CollectionRef("corpora/tiny", "changes/tiny", PLAIN)
@@ -110,6 +169,7 @@ VECTORS_ONLY = CollectionRef("corpora/a", "changes/a")
         ({"weight": 0}, REF, ("hybrid", 0)),
         ({"mode": "dense"}, REF, ("dense", None)),
         ({"mode": "lexical"}, REF, ("lexical", None)),
+        ({"fusion": "rrf"}, REF, ("hybrid", None)),
     ],
 )
 def test_the_mode_is_hybrid_where_words_are_indexed_and_the_answer_says_the_weight(values, ref, expected):
@@ -126,6 +186,9 @@ def test_the_mode_is_hybrid_where_words_are_indexed_and_the_answer_says_the_weig
         ({"mode": "lexical"}, VECTORS_ONLY, "mode"),
         ({"mode": "dense", "weight": 0.5}, REF, "weight"),
         ({"weight": 0.5}, VECTORS_ONLY, "weight"),
+        ({"fusion": "rrf", "weight": 0.5}, REF, "weight"),
+        ({"fusion": "rrf", "mode": "lexical"}, REF, "fusion"),
+        ({"fusion": "rrf"}, VECTORS_ONLY, "fusion"),
         ({"filter": {"field": "year", "near": 3}}, REF, "filter.near"),
     ],
 )
@@ -164,6 +227,8 @@ def test_pages_least_scores_fields_and_highlights():
         ({"weight": 1.5}, "weight"),
         ({"weight": "much"}, "weight"),
         ({"weight": 0.5, "mode": "dense"}, "weight"),
+        ({"weight": 0.5, "fusion": "rrf"}, "weight"),
+        ({"fusion": "sum"}, "fusion"),
         ({"limit": 0}, "limit"),
         ({"offset": -1}, "offset"),
         ({"offset": 1001}, "offset"),

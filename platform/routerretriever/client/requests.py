@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.client.schemas import EmbeddingsResponse
-from routerretriever.types import Mode
+from routerretriever.types import Fusion, Mode
 
 Vectors = NDArray[np.float32]
 Document = Mapping[str, Any]
@@ -73,6 +73,7 @@ class SearchOptions(TypedDict, total=False):
     collections: list[str]
     mode: Mode | None
     weight: float
+    fusion: Fusion
     filter: dict[str, Any] | None
     offset: int
     min_score: float

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
-from routerretriever.types import ROUTED_MODEL, Language, Mode, is_encodable
+from routerretriever.types import ROUTED_MODEL, Fusion, Language, Mode, is_encodable
 
 
 def _whole(number: object) -> object:
@@ -98,6 +98,11 @@ class SearchRequest(_Schema):
     """Compare words and vectors, vectors alone, or words alone. By default both, where words are indexed."""
     weight: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of the words in a hybrid search, 0 to 1; by default it is chosen for each query."""
+    fusion: Fusion = "convex"
+    """How a hybrid search makes one score of both sides. ``convex``: a weighted sum of the two scores.
+    ``rrf``: reciprocal rank fusion, 1 / (60 + rank) of each side, added up, which takes no ``weight``. A rank
+    is 1 + the number of documents that score higher. Ranks beyond 1,000 count nothing; documents without one
+    that counts are not found."""
     filter: dict[str, Any] | None = None
     """A condition on metadata, as ``{"field": "year", "gte": 2001}``; only documents that pass are ranked."""
     top_k: Count = 10
@@ -107,7 +112,8 @@ class SearchRequest(_Schema):
     offset: Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)] = 0
     """How many of the best documents are passed over."""
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Documents below this score are left out."""
+    """Documents below this score are left out. It is compared with ``score``, so with ``rrf`` it is at most
+    0.033."""
     fields: list[str] | None = None
     """What is told of each document: ``title``, ``text`` and fields of its metadata; by default all."""
     group_by_parent: bool | None = None
@@ -140,7 +146,8 @@ class Hit(_Answer):
     """Of a document that is cut into passages, the number of the one found, from 1. ``text`` and ``snippet``
     are the passage's; all else is the document's."""
     score: float
-    """What the documents are ordered by: fused, 0 to 1; or with one side alone that side's score."""
+    """What the documents are ordered by: fused, 0 to 1, or with ``rrf`` to 2/61; or with one side alone that
+    side's score."""
     dense_score: float | None = None
     """Inner product of the vectors."""
     lexical_score: float | None = None
@@ -163,7 +170,7 @@ class SearchResponse(_Answer):
     mode: Mode = "dense"
     """What was compared."""
     lexical_weight: float | None = None
-    """The weight of the words; null where only one side was compared."""
+    """The weight of the words; null where only one side was compared, and with ``rrf``."""
     results: list[Hit]
 
 

@@ -9,6 +9,14 @@ documents that it may find:
 Dot products of vectors that are not of unit length have no such minimum. Their least over the same documents
 takes the place of -1; they are called cosines here, too.
 
+Reciprocal rank fusion (Cormack, Clarke and Buettcher, 2009) adds up ranks instead, and knows no weight:
+
+    fused = 1 / (60 + rank by bm25) + 1 / (60 + rank by cosine)
+
+A rank is 1 + the number of documents that score higher, out of all that the query may find; equal scores
+have equal ranks. Only ranks to ``RRF_DEPTH`` count, as in search engines, which fuse the first documents of
+each side. BM25 ranks none without a word of the query. Documents that neither side ranks are not found.
+
 Both indexes give their best documents, and what only one of them found is scored by the other. A document
 that neither gave fuses to at most what both lists' last scores fuse to; while that could still enter the
 answer, the lists are made longer (the threshold algorithm of Fagin, Lotem and Naor, 2001).
@@ -17,8 +25,9 @@ answer, the lists are made longer (the threshold algorithm of Fagin, Lotem and N
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +38,23 @@ from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores,
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
+from routerretriever.types import Fusion, Values
 
+RRF_K = 60
+"""What reciprocal rank fusion adds to every rank, as its authors and the search engines do."""
+RRF_DEPTH = 1000
+"""The last rank that counts on either side."""
 LOOK_DEPTH = 100
-"""How long the two lists are at first; the model of weights sees as much."""
+"""How long the two lists are at first, for convex combination."""
 LEAST_COSINE = -1.0
 _UNIT_LENGTH = 0.01
 """How far from 1 the length of a vector may be that was normalised in half precision."""
 _TELLING = 10
 """Documents of each query that tell whether vectors are of unit length."""
+
+
+Score = Callable[[Scores, Scores], Scores]
+"""Fused scores [n] by cosines [n] and BM25 [n] of documents; minus infinity of those that are not found."""
 
 
 class Tops(NamedTuple):
@@ -57,6 +75,35 @@ class Tops(NamedTuple):
         )
 
 
+class Ranking(NamedTuple):
+    """The greatest scores of the documents that a query may find, ascending: ranks are counted on them."""
+
+    cosines: Scores
+    bm25: Scores
+
+    @classmethod
+    def over(cls, parts: Sequence[Ranking]) -> Ranking:
+        """Those of several parts of what is searched together."""
+        cosines, bm25 = (np.sort(np.concatenate(side))[-RRF_DEPTH:] for side in zip(*parts, strict=True))
+        return cls(cosines, bm25)
+
+
+Whole = Tops | Ranking
+"""What fusing must know of everything that a query searches, by convex combination or by reciprocal ranks."""
+
+
+def whole_of(parts: Sequence[Whole]) -> Whole:
+    """The same of several parts, all of one kind."""
+    tops = [part for part in parts if isinstance(part, Tops)]
+    return Tops.over(tops) if tops else Ranking.over([part for part in parts if isinstance(part, Ranking)])
+
+
+def look_depth(fusion: Fusion) -> int:
+    """How long the two lists are at first."""
+    # One more than ranks that count shows whether the last is shared by documents that were not seen.
+    return LOOK_DEPTH if fusion == "convex" else RRF_DEPTH + 1
+
+
 @dataclass(frozen=True)
 class Look:
     """What both indexes found first, for one query."""
@@ -69,6 +116,8 @@ class Look:
     """BM25 of the dense hits."""
     least: float = LEAST_COSINE
     """See ``Tops``."""
+    length: int = LOOK_DEPTH
+    """How long the two lists are, unless there was no more to find."""
 
     @property
     def tops(self) -> Tops:
@@ -78,6 +127,12 @@ class Look:
             for hits, least in zip((self.dense, self.lexical), Tops()[:2], strict=True)
         )
         return Tops(cosine, bm25, self.least)
+
+    def whole(self, fusion: Fusion) -> Whole:
+        """What this kind of fusion must know, where these indexes are all that is searched."""
+        if fusion == "convex":
+            return self.tops
+        return Ranking.over([Ranking(self.dense.scores, self.lexical.scores)])
 
 
 @dataclass(frozen=True)
@@ -104,6 +159,24 @@ def fuse(cosines: Scores, bm25: Scores, weight: float, tops: Tops) -> Scores:
     meaning = (cosines - least) / span if span > 0 else np.ones_like(cosines)
     fused: Scores = (weight * words + (1 - weight) * meaning).astype(np.float32)
     return fused
+
+
+def fuse_ranks(cosines: Scores, bm25: Scores, ranking: Ranking) -> Scores:
+    """Fused scores by reciprocal ranks, to 2 / (``RRF_K`` + 1); minus infinity where neither side has a rank.
+
+    Args:
+        cosines: of the documents [n].
+        bm25: of the same documents [n].
+        ranking: the ``RRF_DEPTH`` greatest of both of all documents that the query may find.
+    """
+    words = np.where(bm25 > 0, _reciprocal_ranks(bm25, ranking.bm25), 0)
+    fused = _reciprocal_ranks(cosines, ranking.cosines) + words
+    return np.where(fused > 0, fused, -np.inf).astype(np.float32)
+
+
+def _reciprocal_ranks(scores: Scores, ascending: Scores) -> Values:
+    ranks = 1 + len(ascending) - np.searchsorted(ascending, scores, side="right")
+    return np.where(ranks <= RRF_DEPTH, 1 / (RRF_K + ranks), 0)
 
 
 def are_cosines(vectors: Vectors) -> bool:
@@ -154,7 +227,7 @@ class HybridIndex:
             (lexical,) = self.lexical.search(query, depth, allowed)
             (bm25,) = self.lexical.score(query, [dense.rows])
             (cosines,) = self.dense.score(query, [lexical.rows])
-            looks.append(Look(dense, lexical, cosines, bm25, least[place]))
+            looks.append(Look(dense, lexical, cosines, bm25, least[place], depth))
         return looks
 
     def _least(self, queries: Queries, found: Sequence[Hits], allowed: Mask | None) -> list[float]:
@@ -172,41 +245,44 @@ class HybridIndex:
         queries: Queries,
         looks: Sequence[Look],
         weights: Sequence[float],
-        tops: Sequence[Tops] | None,
+        wholes: Sequence[Whole] | None,
         depth: int,
         allowed: Mask | None = None,
-        length: int = LOOK_DEPTH,
     ) -> list[Fused]:
-        """The best rows by convex combination, exact.
+        """The best rows by convex combination, or by reciprocal ranks where ``wholes`` are for that; exact.
 
         Args:
             queries: the queries [B].
             looks: what ``look`` gave for them.
-            weights: the weight of BM25 for each.
-            tops: of each, over everything that is searched; None if these indexes are all of it.
+            weights: the weight of BM25 for each; reciprocal ranks have none.
+            wholes: what fusing each must know of everything that is searched; None for convex combination
+                where these indexes are all of it.
             depth: how many rows are wanted.
             allowed: which rows may be found; by default all.
-            length: how long the lists of ``looks`` are.
         """
         found = []
-        tops = [look.tops for look in looks] if tops is None else tops
-        for place, (look, weight, top) in enumerate(zip(looks, weights, tops, strict=True)):
+        wholes = [look.tops for look in looks] if wholes is None else wholes
+        for place, (look, weight, whole) in enumerate(zip(looks, weights, wholes, strict=True)):
             query = queries.only(place)
-            if weight == 1:
+            if isinstance(whole, Ranking):
+                found.append(self._best(query, look, partial(fuse_ranks, ranking=whole), depth, allowed))
+            elif weight == 1:
                 (best,) = self.by_words(query, depth, allowed)
-                found.append(replace(best, scores=best.bm25 / max(top.bm25, 1e-9)))
-                continue
-            reach = max(length, depth)
-            if reach > length:
-                look = self.look(query, allowed, reach)[0]
-            while True:
-                fused = _combine(look, weight, top, depth)
-                if not _may_be_missing(look, weight, top, fused, depth, reach):
-                    break
-                reach *= 4
-                look = self.look(query, allowed, reach)[0]
-            found.append(fused)
+                found.append(replace(best, scores=best.bm25 / max(whole.bm25, 1e-9)))
+            else:
+                score = partial(fuse, weight=weight, tops=whole)
+                found.append(self._best(query, look, score, depth, allowed))
         return found
+
+    def _best(self, query: Queries, look: Look, score: Score, depth: int, allowed: Mask | None) -> Fused:
+        """One query's best rows; its lists are made longer until none can be missing."""
+        if depth > look.length:
+            (look,) = self.look(query, allowed, depth)
+        while True:
+            fused = _combine(look, score, depth)
+            if not _may_be_missing(look, score, fused, depth):
+                return fused
+            (look,) = self.look(query, allowed, look.length * 4)
 
     def by_words(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Fused]:
         """The best rows by BM25 alone, with their cosines."""
@@ -234,18 +310,19 @@ def _union(look: Look) -> tuple[Rows, Scores, Scores]:
     return rows, cosines, bm25
 
 
-def _combine(look: Look, weight: float, top: Tops, depth: int) -> Fused:
+def _combine(look: Look, score: Score, depth: int) -> Fused:
     rows, cosines, bm25 = _union(look)
-    scores = fuse(cosines, bm25, weight, top)
-    order = np.lexsort((rows, -scores))[:depth]
+    scores = score(cosines, bm25)
+    order = np.lexsort((rows, -scores))[: min(depth, int(np.isfinite(scores).sum()))]
     return Fused(rows[order], scores[order], cosines[order], bm25[order])
 
 
-def _may_be_missing(look: Look, weight: float, top: Tops, fused: Fused, depth: int, length: int) -> bool:
+def _may_be_missing(look: Look, score: Score, fused: Fused, depth: int) -> bool:
     """Whether a row that neither list holds could be among the best."""
-    if len(look.dense.rows) < length:
+    if len(look.dense.rows) < look.length:
         return False  # the dense list holds every row that is allowed
     cosine = look.dense.scores[-1:]
-    bm25 = look.lexical.scores[-1:] if len(look.lexical.rows) == length else np.zeros(1, np.float32)
-    bound = float(fuse(cosine, bm25, weight, top)[0])
-    return len(fused.rows) < depth or bound > float(fused.scores[-1])
+    has_more_words = len(look.lexical.rows) == look.length
+    bm25 = look.lexical.scores[-1:] if has_more_words else np.zeros(1, np.float32)
+    bound = float(score(cosine, bm25)[0])
+    return bound > (float(fused.scores[-1]) if len(fused.rows) == depth else -math.inf)

@@ -28,10 +28,10 @@ from routerretriever.index.changes import has_news, read_rows, take_changes
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.documents import DocumentTable, StoredDocument
 from routerretriever.index.filters import Filter
-from routerretriever.index.hybrid import Fused, HybridIndex, Look, Tops
+from routerretriever.index.hybrid import Fused, HybridIndex, Look, Whole, look_depth
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
-from routerretriever.types import Mode
+from routerretriever.types import Fusion, Mode
 
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.1
@@ -71,6 +71,8 @@ class Wanted:
     group_by_parent: bool | None = None
     """Whether of each document only its best passage is found; by default it is. True takes the documents
     ``a#1`` and ``a#2`` for passages of ``a``, too."""
+    fusion: Fusion = "convex"
+    """Of both sides, in a hybrid search; with ``rrf`` the weight means nothing."""
 
     def group(self, document_id: str, passage: int | None) -> str:
         """What only one row is found of."""
@@ -171,14 +173,15 @@ class LiveCollection:
         """What both indexes find first: the greatest scores of this shard, and where ``find`` begins."""
         looks: dict[int, Look] = {}
         for rows, queries, allowed in self._batches(wanted):
-            looks.update(zip(rows, self._both.look(queries, allowed), strict=True))
+            depth = look_depth(wanted[rows[0]].fusion)
+            looks.update(zip(rows, self._both.look(queries, allowed, depth), strict=True))
         return [looks[row] for row in range(len(wanted))]
 
     def find(
         self,
         mode: Mode,
         wanted: Sequence[Wanted],
-        tops: Sequence[Tops] | None = None,
+        wholes: Sequence[Whole] | None = None,
         looks: Sequence[Look] | None = None,
     ) -> list[list[Found]]:
         """The best documents of this shard for each query, best first.
@@ -186,18 +189,19 @@ class LiveCollection:
         Args:
             mode: compare vectors, words or both.
             wanted: the queries.
-            tops: with ``hybrid``, those of each query over everything that is searched; by default this
-                shard is all there is.
+            wholes: with ``hybrid``, what fusing each query must know of everything that is searched; by
+                default this shard is all there is.
             looks: with ``hybrid``, what ``look`` gave for the same queries, if that was asked.
         """
         if mode == "hybrid":
             looks = self.look(wanted) if looks is None else looks
-            tops = [look.tops for look in looks] if tops is None else tops
+            if wholes is None:
+                wholes = [look.whole(each.fusion) for each, look in zip(wanted, looks, strict=True)]
         grouped = [self._is_grouped(each) for each in wanted]
         depths = [
             each.depth * (_PASSAGES_A_DOCUMENT if by else 1) for each, by in zip(wanted, grouped, strict=True)
         ]
-        ranked = self._rank(mode, wanted, depths, tops, looks)
+        ranked = self._rank(mode, wanted, depths, wholes, looks)
         for row, each in enumerate(wanted):
             depth = depths[row]
             while grouped[row]:
@@ -206,8 +210,8 @@ class LiveCollection:
                     ranked[row] = best
                     break
                 depth *= _PASSAGES_A_DOCUMENT
-                own_tops, own_looks = tops and [tops[row]], looks and [looks[row]]
-                (ranked[row],) = self._rank(mode, [each], [depth], own_tops, own_looks)
+                own_wholes, own_looks = wholes and [wholes[row]], looks and [looks[row]]
+                (ranked[row],) = self._rank(mode, [each], [depth], own_wholes, own_looks)
         return [self._found(mode, each.depth, best) for each, best in zip(wanted, ranked, strict=True)]
 
     def _is_grouped(self, wanted: Wanted) -> bool:
@@ -227,7 +231,7 @@ class LiveCollection:
         mode: Mode,
         wanted: Sequence[Wanted],
         depths: Sequence[int],
-        tops: Sequence[Tops] | None,
+        wholes: Sequence[Whole] | None,
         looks: Sequence[Look] | None,
     ) -> list[Fused]:
         """The best rows for each query, at least so many if there are; exact."""
@@ -243,18 +247,22 @@ class LiveCollection:
                 best = self._both.by_words(queries, depth, allowed)
             else:
                 assert looks is not None
-                assert tops is not None
+                assert wholes is not None
                 weights = [wanted[row].weight for row in rows]
-                own, top = [looks[row] for row in rows], [tops[row] for row in rows]
-                best = self._both.fuse(queries, own, weights, top, depth, allowed)
+                own, whole = [looks[row] for row in rows], [wholes[row] for row in rows]
+                best = self._both.fuse(queries, own, weights, whole, depth, allowed)
             found.update(zip(rows, best, strict=True))
         return [found[row] for row in range(len(wanted))]
 
     def _batches(self, wanted: Sequence[Wanted]) -> Iterator[tuple[list[int], Queries, Mask]]:
-        """Queries that are searched together, with their positions: all without a filter, others alone."""
-        plain = [row for row, each in enumerate(wanted) if each.filter is None]
-        filtered = [[row] for row, each in enumerate(wanted) if each.filter is not None]
-        for rows in [plain, *filtered] if plain else filtered:
+        """Queries that are searched together, with their positions.
+
+        Those without a filter that are fused alike are; others are searched alone.
+        """
+        batches: dict[Fusion | int, list[int]] = {}
+        for row, each in enumerate(wanted):
+            batches.setdefault(each.fusion if each.filter is None else row, []).append(row)
+        for rows in batches.values():
             queries = Queries(
                 [wanted[row].text for row in rows], np.stack([wanted[row].vector for row in rows])
             )

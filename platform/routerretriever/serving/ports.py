@@ -126,7 +126,8 @@ class IndexPort(Protocol):
         """The best documents of several collections together, each with its collection's position.
 
         Of a document that is cut, it is the best passage, unless the query wants all of them. Scores are as
-        if all documents lay in one collection: fused with the greatest cosine and BM25 of all.
+        if all documents lay in one collection: fused with the greatest cosine and BM25 of all, or by ranks
+        among all.
         """
         ...
 

@@ -75,7 +75,8 @@ class Plan:
         """Check what the request's own types cannot.
 
         Raises:
-            WrongField: the filter is none, or words are asked for where none are indexed.
+            WrongField: the filter is none, words are asked for where none are indexed, or a weight or a kind
+                of fusion where none is used.
         """
         self.request = request
         self.names = list(collections)
@@ -84,6 +85,10 @@ class Plan:
         self.filter: Filter | None = None if request.filter is None else parse_filter(request.filter)
         if request.weight is not None and self.mode != "hybrid":
             raise WrongField("weight", f"is for mode 'hybrid'; this search is {self.mode!r}")
+        if request.fusion == "rrf" and self.mode != "hybrid":
+            raise WrongField("fusion", f"'rrf' is for mode 'hybrid'; this search is {self.mode!r}")
+        if request.fusion == "rrf" and request.weight is not None:
+            raise WrongField("weight", "reciprocal ranks have none; leave it out, or take fusion 'convex'")
 
     def _mode(self, collections: Mapping[str, CollectionRef]) -> Mode:
         without = [name for name, ref in collections.items() if ref.lexical is None]
@@ -101,6 +106,11 @@ class Plan:
         return self.names[0] if len(self.names) == 1 else None
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether words have a weight in this search."""
+        return self.mode == "hybrid" and self.request.fusion == "convex"
+
+    @property
     def lexical_weight(self) -> float | None:
         """What was learned for the one collection that is searched."""
         return self.refs[0].lexical_weight if len(self.refs) == 1 else None
@@ -115,7 +125,15 @@ class Plan:
         request = self.request
         weight = lexical_weight if request.weight is None else request.weight
         depth = request.offset + request.wanted
-        return Wanted(request.query, embedded.vector, depth, weight, self.filter, request.group_by_parent)
+        return Wanted(
+            request.query,
+            embedded.vector,
+            depth,
+            weight,
+            self.filter,
+            request.group_by_parent,
+            request.fusion,
+        )
 
     def answer(self, embedded: Embedded, wanted: Wanted, found: Ranked) -> SearchResponse:
         """What is answered."""
@@ -127,7 +145,7 @@ class Plan:
             expert=max(weights, key=weights.__getitem__),
             weights=weights,
             mode=self.mode,
-            lexical_weight=wanted.weight if self.mode == "hybrid" else None,
+            lexical_weight=wanted.weight if self.is_weighted else None,
             results=[self._hit(self.names[place], self.refs[place], hit) for place, hit in kept],
         )
 

@@ -18,7 +18,7 @@ from routerretriever.bundle.model import Vectors
 from routerretriever.errors import RouterRetrieverError
 from routerretriever.index.changes import last_change
 from routerretriever.index.documents import StoredDocument
-from routerretriever.index.hybrid import Look, Tops
+from routerretriever.index.hybrid import Look, Whole, whole_of
 from routerretriever.index.live import Found, LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings
 from routerretriever.serving.deployments.calls import call_with_retry
@@ -76,7 +76,7 @@ class Index:
         # One thread: a collection must not change under a search. FAISS has its own threads.
         self._thread = SerialExecutor()
 
-    async def look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
+    async def look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Whole]:
         """The greatest scores of this shard for each query; ``find`` goes on from there by the token."""
         return await self._in_turn(self._look, collection, wanted, token)
 
@@ -85,11 +85,11 @@ class Index:
         collection: CollectionRef,
         mode: Mode,
         wanted: list[Wanted],
-        tops: list[Tops] | None = None,
+        wholes: list[Whole] | None = None,
         token: str = "",
     ) -> list[list[Found]]:
         """The best documents of this shard for each query; see ``LiveCollection.find``."""
-        return await self._in_turn(self._find, collection, mode, wanted, tops, token)
+        return await self._in_turn(self._find, collection, mode, wanted, wholes, token)
 
     async def document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
         """A document, if it lies in this shard."""
@@ -130,26 +130,26 @@ class Index:
         if collection in self._open:
             self._refreshed_at[collection] = asked_at
 
-    def _look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Tops]:
+    def _look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Whole]:
         live = self._collection(collection)
         looks = live.look(wanted)
         self._looks[collection, token] = live.change, looks
         while len(self._looks) > _LOOKS_KEPT:
             self._looks.popitem(last=False)
-        return [look.tops for look in looks]
+        return [look.whole(each.fusion) for each, look in zip(wanted, looks, strict=True)]
 
     def _find(
         self,
         collection: CollectionRef,
         mode: Mode,
         wanted: list[Wanted],
-        tops: list[Tops] | None,
+        wholes: list[Whole] | None,
         token: str,
     ) -> list[list[Found]]:
         live = self._collection(collection)
         # Another replica may have been asked, or documents have changed since.
         change, looks = self._looks.pop((collection, token), (None, None))
-        return live.find(mode, wanted, tops, looks if change == live.change else None)
+        return live.find(mode, wanted, wholes, looks if change == live.change else None)
 
     def _document(self, collection: CollectionRef, document_id: str) -> StoredDocument | None:
         try:
@@ -226,18 +226,19 @@ class IndexShards:
         """The best documents of several collections together, each with its collection's position.
 
         Fusing needs the greatest scores of all shards. Where there are several, they are asked for those
-        first, and keep what they found for the second call.
+        first, and keep what they found for the second call. Equal scores come in the order of collections,
+        then of shards, then of rows.
         """
         places = [(at, ref, shard) for at, ref in enumerate(collections) for shard in self._shards]
-        tops, token = None, ""
+        wholes, token = None, ""
         if mode == "hybrid" and len(places) > 1:
             token = uuid.uuid4().hex
             looked = await asyncio.gather(
                 *(call_with_retry(shard.look, ref, wanted, token) for _, ref, shard in places)
             )
-            tops = [Tops.over(each) for each in zip(*looked, strict=True)]
+            wholes = [whole_of(each) for each in zip(*looked, strict=True)]
         shards = await asyncio.gather(
-            *(call_with_retry(shard.find, ref, mode, wanted, tops, token) for _, ref, shard in places)
+            *(call_with_retry(shard.find, ref, mode, wanted, wholes, token) for _, ref, shard in places)
         )
         merged = []
         for query, *found in zip(wanted, *shards, strict=True):
