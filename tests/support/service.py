@@ -69,7 +69,7 @@ class StandIn:
         if name not in visible:
             raise UnknownName("collection", name, visible)
 
-    async def route(self, texts, access):
+    async def route(self, texts, access, collection=None):
         near = [Neighbour(dataset="fruit", query="a fig?", similarity=0.5)]
         return [
             Route(

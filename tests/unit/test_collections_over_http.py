@@ -520,6 +520,38 @@ def test_tokens_open_what_they_are_for_and_nothing_else(tmp_path, token, collect
         assert service.ask("POST", "/v1/search", left_out, token)[0] == (404 if allowed else 200)
 
 
+def test_a_route_tells_the_weight_that_a_search_of_the_collection_has(tmp_path):
+    service = WholeService(tmp_path)
+    filled(service)
+    service.ask("POST", "/v1/collections", {"name": "dense", "lexical": None})
+    judged = {"queries": [{"query": "bee", "relevant": ["b"]}] * 200}
+    learned = service.ask("POST", "/v1/collections/notes/calibrate", judged)[1]["lexical_weight"]
+    service.heartbeat()
+
+    def told(**body):
+        status, answer = service.ask("POST", "/v1/route", {"input": "bee", **body})
+        assert status == 200, answer
+        return answer["data"][0]["lexical_weight"]
+
+    searched = service.ask("POST", "/v1/search", {"query": "bee", "collection": "notes"})[1]
+    assert told(collection="notes") == searched["lexical_weight"] == learned != told()
+    assert told(collection="fruit") == told() == 0.1
+    assert told(collection="dense") == 0
+    status, answer = service.ask("POST", "/v1/route", {"input": "bee", "collection": "nope"})
+    assert (status, answer["error"]["param"]) == (404, "collection")
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_route_knows_only_collections_that_its_token_may_read(tmp_path, token):
+    service = secured(tmp_path)
+    for name in ("fruit", "metal"):
+        status, answer = service.ask("POST", "/v1/route", {"input": "x", "collection": name}, token)
+        assert status == (200 if name in MAY_READ[token] else 404)
+        if status == 404:
+            told = answer["error"]["message"].partition("; there are ")[2]
+            assert set(told.split(", ")) == MAY_READ[token]
+
+
 class Asgi(httpx.BaseTransport):
     """Lets the synchronous client ask an application in this process."""
 
@@ -553,6 +585,7 @@ def test_the_client_does_all_of_it(tmp_path):
     assert [hit.id for hit in answer.results] == ["b"]
     assert answer.lexical_weight == 0.5
     assert client.route(["bee"])[0].lexical_weight == 0.1
+    assert client.route(["bee"], "notes")[0].lexical_weight == 0.1
     client.delete_collection("notes")
     service.heartbeat()
     with pytest.raises(ServiceError, match="404"):

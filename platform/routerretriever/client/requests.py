@@ -105,6 +105,11 @@ def search_body(
     return {"query": query, "collection": collection, "top_k": top_k, "model": model, **options}
 
 
+def route_body(texts: Sequence[str], collection: str | None) -> dict[str, Any]:
+    """Of ``/v1/route``."""
+    return {"input": list(texts), "collection": collection}
+
+
 def embeddings_body(texts: Sequence[str], model: str) -> dict[str, Any]:
     """Of ``/v1/embeddings``."""
     return {"input": list(texts), "model": model, "encoding_format": "base64"}

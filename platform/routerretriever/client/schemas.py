@@ -219,6 +219,8 @@ class RouteRequest(_Schema):
 
     input: Annotated[Text | Texts, BeforeValidator(_texts_only)]
     """One text or several."""
+    collection: str | None = None
+    """Whose ``lexical_weight`` is told; by default that of a search in several collections."""
 
 
 class Neighbour(_Answer):
@@ -244,7 +246,8 @@ class Route(_Answer):
     gate: float | None
     """The same, by its older name."""
     lexical_weight: float = 0.0
-    """The weight of the words in a hybrid search for this query."""
+    """The weight of the words in a hybrid search for this query, in the collection named or in several; 0
+    where the collection's words are not indexed."""
     nearest: list[Neighbour]
     """The most similar training queries; empty without a fallback."""
 

@@ -110,11 +110,6 @@ class Plan:
         """Whether words have a weight in this search."""
         return self.mode == "hybrid" and self.request.fusion == "convex"
 
-    @property
-    def lexical_weight(self) -> float | None:
-        """What was learned for the one collection that is searched."""
-        return self.refs[0].lexical_weight if len(self.refs) == 1 else None
-
     def wanted(self, embedded: Embedded, lexical_weight: float) -> Wanted:
         """What is asked of the index.
 

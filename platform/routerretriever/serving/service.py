@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -166,8 +166,19 @@ class Service:
         """Route and embed queries; see ``Engine.embed``."""
         return await self._engine.embed(texts, model, access)
 
-    async def route(self, texts: Sequence[str], access: Access) -> list[Route]:
-        """Which experts would answer, and why; without queries of collections that a client may not read."""
+    async def route(self, texts: Sequence[str], access: Access, collection: str | None = None) -> list[Route]:
+        """Which experts would answer, and why; without queries of collections that a client may not read.
+
+        Args:
+            texts: the queries.
+            access: who asks.
+            collection: whose weight of words is told; None for that of a search in several.
+
+        Raises:
+            UnknownName: there is no such collection.
+            Overloaded: too many queries are waiting.
+        """
+        named = {} if collection is None else dict([await self._readable(collection, access)])
         return [
             Route(
                 expert=max(weights, key=weights.__getitem__),
@@ -176,7 +187,7 @@ class Service:
                 margin=why.margin,
                 familiarity=why.familiarity,
                 gate=why.familiarity,
-                lexical_weight=self._engine.lexical_weight(weights),
+                lexical_weight=self._lexical_weight(weights, named),
                 nearest=[
                     Neighbour(**asdict(neighbour))
                     for neighbour in why.nearest
@@ -214,16 +225,31 @@ class Service:
         return await self._search(request, replace(access, client=""), find)
 
     async def _search(self, request: SearchRequest, access: Access, find: Find) -> SearchResponse:
-        plan = Plan(request, await self._meant(request, access))
+        meant = await self._meant(request, access)
+        plan = Plan(request, meant)
         (embedded,) = await self._engine.embed([request.query], request.model, access)
-        weight = plan.lexical_weight
-        if weight is None:
-            weight = self._engine.lexical_weight(embedded.weights, plan.collection)
-        wanted = plan.wanted(embedded, weight)
+        wanted = plan.wanted(embedded, self._lexical_weight(embedded.weights, meant))
         found = await find(plan.refs, plan.mode, wanted)
         if request.highlight:  # texts may be long
             return await asyncio.to_thread(plan.answer, embedded, wanted, found)
         return plan.answer(embedded, wanted, found)
+
+    def _lexical_weight(
+        self, weights: Mapping[str, float], collections: Mapping[str, CollectionRef]
+    ) -> float:
+        """The weight of the words in a hybrid search; 0 where the only collection's are not indexed.
+
+        Args:
+            weights: of the experts for the query.
+            collections: what is searched; none if that is not known.
+        """
+        if len(collections) != 1:
+            return self._engine.lexical_weight(weights)
+        ((name, ref),) = collections.items()
+        if ref.lexical is None:
+            return 0.0
+        learned = ref.lexical_weight
+        return self._engine.lexical_weight(weights, name) if learned is None else learned
 
     async def collection_states(self, access: Access) -> list[CollectionState]:
         """The collections that a client may read, those of the challenger's bundle too."""

@@ -24,6 +24,7 @@ from routerretriever.client.requests import (
     feedback_body,
     headers,
     judged_body,
+    route_body,
     search_body,
     vectors_of,
 )
@@ -79,9 +80,10 @@ class Client:
         """Vectors [B, d] of queries, by the router's choice or by the expert named; or of ``documents``."""
         return vectors_of(self._post("/v1/embeddings", embeddings_body(texts, model)))
 
-    def route(self, texts: Sequence[str]) -> list[Route]:
-        """Which experts would answer each query, and why."""
-        return RouteResponse.model_validate(self._post("/v1/route", {"input": list(texts)})).data
+    def route(self, texts: Sequence[str], collection: str | None = None) -> list[Route]:
+        """Which experts would answer each query, and why, with the weight of words in a collection."""
+        answer = self._post("/v1/route", route_body(texts, collection))
+        return RouteResponse.model_validate(answer).data
 
     def upsert(self, collection: str, documents: Sequence[Document]) -> ChangeResponse:
         """Add documents, or replace those whose ids are there; ``truncated`` of them were read in part."""

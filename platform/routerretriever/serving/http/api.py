@@ -120,9 +120,9 @@ def build_api(
     async def route(body: RouteRequest, request: Request) -> RouteResponse:
         """Say which experts would answer, and how sure the router is."""
         texts = _texts(body.input, limits)
-        chosen = pick(request)
+        chosen = pick(request, [] if body.collection is None else [body.collection])
         request.state.allow(chosen.tokens(texts))
-        return RouteResponse(data=await chosen.route(texts, request.state.access))
+        return RouteResponse(data=await chosen.route(texts, request.state.access, body.collection))
 
     @api.get("/v1/models")
     async def models(request: Request) -> ModelsResponse:
