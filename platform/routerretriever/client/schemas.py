@@ -97,7 +97,8 @@ class SearchRequest(_Schema):
     mode: Mode | None = None
     """Compare words and vectors, vectors alone, or words alone. By default both, where words are indexed."""
     weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Of the words in a hybrid search, 0 to 1; by default it is chosen for each query."""
+    """Of the words in a hybrid search, 0 to 1. By default a collection has one for all queries; in several
+    collections it is chosen for each query."""
     fusion: Fusion = "convex"
     """How a hybrid search makes one score of both sides. ``convex``: a weighted sum of the two scores.
     ``rrf``: reciprocal rank fusion, 1 / (60 + rank) of each side, added up, which takes no ``weight``. A rank
