@@ -1,11 +1,17 @@
 """BM25 beside a router's vectors, measured and learned on tiny collections, in this process."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.config.loading import parse_settings
+from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import DatasetError, RecipeError, Refused
 from routerretriever.evaluation.system import Kind
+from routerretriever.generation.generate import Generation
+from routerretriever.generation.settings import GenerationSettings
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import FusionSettings, IndexSettings, LexicalSettings
@@ -105,6 +111,23 @@ def test_weights_are_learned_from_dev_queries_and_not_from_those_of_a_zero_shot_
     assert (found.queries, list(found.ndcg_at_10)) == (7, list(GRID))
     assert found.weight == other.weights.for_domain("sport")
     assert calibration_table("sport", 7, found.ndcg_at_10, found.weight, found.prior).row_count == len(GRID)
+
+
+def test_a_weight_is_learned_from_generated_queries(tiny_data, pipeline, monkeypatch):
+    work_here(monkeypatch, "generation.step", "corpus.build", "runtime.shards")
+    data, recipe = tiny_data / "data", tiny_recipe(tiny_data)
+    (data / "sport" / "queries.jsonl").write_text("")
+    shutil.rmtree(data / "sport" / "qrels")
+    how = {"min_document_words": 1, "shard_size": 9, "writer": {"kind": "extract"}}
+    own = parse_settings(GenerationSettings, how, "generation")
+    sport, store = open_collection("sport", data / "sport"), ArtifactStore.open(recipe.storage)
+    Generation(sport, store, recipe.encoder, recipe.corpus, own).run(data / "generated" / "sport")
+    domain = {"path": "generated/sport", "expert": False, "calibrate": True}
+    hybrid = opened(pipeline(domains={"fruit": {"path": "fruit"}, "sport": domain}))
+    assert hybrid.weights.domains == ("fruit", "sport")
+    found = hybrid.calibrate("sport")
+    assert found.queries > 0
+    assert found.weight == hybrid.weights.for_domain("sport")
 
 
 def test_another_language_is_another_artifact(pipeline):
