@@ -3,13 +3,18 @@ import socket
 import pytest
 import ray
 from ray._private.state import state as ray_state
+from routerretriever.adapters.check import check_encoder
 from routerretriever.config.serving import ReplicaSettings
-from routerretriever.errors import RouterRetrieverError, Unavailable
+from routerretriever.errors import BadInput, RouterRetrieverError, Unavailable
+from routerretriever.pipeline import pipeline as pipeline_module
+from routerretriever.pipeline.doctor import Verdict, examine
+from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime import cluster
 from routerretriever.runtime.cluster import require_answer, room_for
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.sizes import sized
 from routerretriever.training.settings import TrainingSettings
+from support.recipes import tiny_recipe
 
 LAPTOP = [{"CPU": 2.0}]
 HEAD = {"CPU": 0.0}
@@ -110,3 +115,35 @@ def test_a_cluster_that_does_not_answer_is_told_at_once():
         with pytest.raises(Unavailable, match=rf"RAY_ADDRESS: {address}: no Ray cluster answers there"):
             require_answer(address)
     require_answer("auto")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_address_of_a_dashboard_is_told_from_a_clusters(scheme, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(BadInput, match=rf"RAY_ADDRESS: {address} is a dashboard.*unset.*ray job submit"):
+            require_answer(address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        ray_found = next(one for one in examine(None) if one.name == "Ray")
+    assert ray_found.verdict is Verdict.FAIL
+    assert "unset RAY_ADDRESS" in ray_found.text
+
+
+def test_a_cluster_is_asked_before_the_encoder_is_loaded_and_only_if_it_is_needed(tiny_data, monkeypatch):
+    loaded = []
+
+    def load(settings, adapters):
+        loaded.append(settings.name)
+        return check_encoder(settings, adapters)
+
+    monkeypatch.setattr(pipeline_module, "check_encoder", load)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    recipe = tiny_recipe(tiny_data)
+    with pytest.raises(Unavailable, match="no Ray cluster answers there"):
+        Pipeline(recipe).build()
+    assert loaded == []
+    pipeline = Pipeline(recipe)
+    for step in pipeline.steps():
+        pipeline.store.commit(step.key, {})
+    assert pipeline.preflight
+    assert loaded == ["fake"]

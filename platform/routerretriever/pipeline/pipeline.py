@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from routerretriever.adapters.check import check_encoder
-from routerretriever.artifacts.step import Step, in_order
+from routerretriever.artifacts.step import Status, Step, in_order
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection, open_collection
@@ -30,6 +30,7 @@ from routerretriever.methods.known import METHODS
 from routerretriever.pipeline.places import open_storage
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
+from routerretriever.runtime.cluster import require_cluster
 from routerretriever.runtime.metrics import figures
 from routerretriever.runtime.progress import StepClock, at_work, log
 from routerretriever.runtime.ray_metrics import publish_seconds
@@ -167,6 +168,8 @@ class Pipeline:
         """Read every split that the run will read, and load the encoder once, before any worker starts.
 
         Raises:
+            BadInput: ``RAY_ADDRESS`` is no cluster's, and something has to be made.
+            Unavailable: no cluster answers there, and something has to be made.
             DatasetError: a collection is flawed; the message names file and line.
             EncoderError: the base cannot be used as the recipe says.
             TeacherError: the experts' teacher cannot.
@@ -180,6 +183,8 @@ class Pipeline:
             for name, collection in self.collections.items()
         }
         report = preflight(self.collections.values(), needs)
+        if any(step.status(self.store) is not Status.PRESENT for step in self.steps()):
+            require_cluster()
         card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
         if (teacher := self.recipe.training.teacher) is not None:
             open_reranker(teacher).check()

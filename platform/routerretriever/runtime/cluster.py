@@ -36,7 +36,8 @@ def connect() -> None:
     Ray waits a minute for the address of one that died without saying so.
 
     Raises:
-        Unavailable: nothing answers at ``RAY_ADDRESS``.
+        BadInput: ``RAY_ADDRESS`` is a dashboard's.
+        Unavailable: nothing answers there.
     """
     import ray
 
@@ -90,13 +91,32 @@ def start_ray(**options: Any) -> None:
             return
 
 
+def require_cluster() -> None:
+    """Try to reach the cluster that ``connect`` would join, if it would join one.
+
+    Raises:
+        BadInput: ``RAY_ADDRESS`` is a dashboard's.
+        Unavailable: nothing answers there.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and running_ray() is None:
+        require_answer(address)
+
+
 def require_answer(address: str) -> None:
     """Try to reach a cluster's head; by itself Ray tries for a quarter of an hour.
 
     Raises:
+        BadInput: it is the address of a dashboard, which only takes jobs.
         Unavailable: nothing accepts connections there.
     """
     place = urlsplit(address if "://" in address else f"ray-head://{address}")
+    if place.scheme in ("http", "https"):
+        raise BadInput(
+            f"RAY_ADDRESS: {address} is a dashboard, where `ray job submit` hands in jobs; unset RAY_ADDRESS "
+            "to run this command here, or hand it in: ray job submit --working-dir . -- python -m jobs.run "
+            "RECIPE"
+        )
     if place.hostname is None or place.port is None:
         return  # "auto", or a scheme of somebody else's
     if reason := why_silent(place.hostname, place.port, _ANSWER_SECONDS):
