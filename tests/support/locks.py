@@ -6,6 +6,7 @@ PYTHONPATH=tests python -m support.locks > requirements-runtime.lock
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 _EXTRAS = ("s3", "gcs", "langchain")
-_MACHINES = [
+MACHINES = [
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
     {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
     {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
 ]
-"""Whatever one of these needs is pinned; pip leaves out what a machine does not need."""
+"""Whatever one of these needs is pinned, with a marker if another has no release of it."""
 
 
 def runtime_pins() -> list[str]:
@@ -27,7 +28,17 @@ def runtime_pins() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(one for extra in _EXTRAS for one in optional[extra])]
-    todo = [Requirement(text) for text in wanted]
+    needed = set().union(*(needed_on(machine, wanted) for machine in MACHINES))
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return [line for line in lines if canonicalize_name(Requirement(line).name) in needed]
+
+
+def needed_on(machine: Mapping[str, str], wanted: Iterable[str]) -> set[str]:
+    """Names of the packages that these requirements lead to on a machine.
+
+    What a package asks for is read from what is installed here; nothing is known of one that is not.
+    """
+    todo = [one for one in map(Requirement, wanted) if _applies(one, machine)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
         one = todo.pop()
@@ -39,19 +50,13 @@ def runtime_pins() -> list[str]:
             asked = [Requirement(text) for text in metadata.requires(one.name) or []]
         except metadata.PackageNotFoundError:
             continue  # of another kind of machine
-        todo += [other for other in asked if _applies(other, one.extras)]
-    reached = {name for name, _ in seen}
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return [line for line in lines if canonicalize_name(Requirement(line).name) in reached]
+        todo += [other for other in asked if _applies(other, machine, one.extras)]
+    return {name for name, _ in seen}
 
 
-def _applies(requirement: Requirement, extras: set[str]) -> bool:
-    if requirement.marker is None:
-        return True
-    return any(
-        requirement.marker.evaluate({**machine, "extra": extra})
-        for machine in _MACHINES
-        for extra in (extras or {""})
+def _applies(requirement: Requirement, machine: Mapping[str, str], extras: Iterable[str] = ()) -> bool:
+    return requirement.marker is None or any(
+        requirement.marker.evaluate({**machine, "extra": extra}) for extra in extras or ("",)
     )
 
 

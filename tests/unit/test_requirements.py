@@ -7,7 +7,7 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support.locks import runtime_pins
+from support.locks import MACHINES, needed_on, runtime_pins
 from support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -27,6 +27,17 @@ def test_pins_are_releases_that_every_machine_can_install():
     assert [str(line) for line in LINES if len(line.specifier) != 1 or "==" not in str(line.specifier)] == []
     assert {name for name, version in PINS.items() if version.local} == set()
     assert len(PINS) == len(LINES)
+
+
+def test_pins_have_the_markers_of_what_needs_them():
+    optional = PROJECT["optional-dependencies"].values()
+    wanted = [*PROJECT["dependencies"], *(text for extra in optional for text in extra)]
+    for machine in MACHINES:
+        installed = {
+            canonicalize_name(line.name) for line in LINES if not line.marker or line.marker.evaluate(machine)
+        }
+        assert installed - needed_on(machine, wanted) == set(), f"add a marker: {machine} may have no release"
+        assert (needed_on(machine, wanted) & PINS.keys()) - installed == set(), f"needed on {machine}"
 
 
 def test_what_users_need_is_locked_without_test_tools():
