@@ -1,6 +1,7 @@
 import io
 import logging
 
+import pytest
 from rich.table import Table
 from routerretriever.runtime import heartbeat
 from routerretriever.runtime import progress as console
@@ -95,6 +96,62 @@ def test_a_quiet_log_is_never_silent_for_long_while_something_is_at_work(monkeyp
         assert len(caplog.records) == 2
     finally:
         logger.removeHandler(beating)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "told"),
+    [
+        (0, 9, 60.0, ""),
+        (9, 9, 60.0, ""),
+        (6, 9, 60.0, "about 30 s left"),
+        (3, 9, 90.0, "about 3 min left"),
+        (1, 11, 900.0, "about 2.5 h left"),
+    ],
+)
+def test_the_time_that_is_left_is_told_from_what_is_done(done, total, seconds, told):
+    assert console.time_left(done, total, seconds) == told
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands; ``clock[0] += 1`` moves it."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_bar_shows_how_long_still(clock, monkeypatch):
+    shown = io.StringIO()
+    terminal = console.PlainConsole(
+        file=shown, force_terminal=True, color_system=None, width=120, get_time=lambda: clock[0]
+    )
+    monkeypatch.setattr(console, "console", terminal)
+    with console.bars() as progress:
+        task = progress.add_task("encoding", total=10)
+        for _ in range(4):
+            clock[0] += 60  # longer than rich looks back by itself
+            progress.advance(task)
+        progress.refresh()
+    assert "4/10 0:04:00 0:06:00 left" in " ".join(shown.getvalue().split())
+
+
+def test_a_quiet_log_says_how_long_still(clock, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, console.log.name)
+    monkeypatch.setattr(console.log, "propagate", True)
+    beating = heartbeat.Heartbeat(console.log, seconds=25)
+    monkeypatch.setattr(console, "_heartbeat", beating)
+    monkeypatch.setattr(console, "_quiet", True)
+    console.log.addHandler(beating)
+    try:
+        items = console.track(range(3), "encoding documents", total=3)
+        next(items)
+        clock[0] += 100
+        beating.beat()
+    finally:
+        console.log.removeHandler(beating)
+    assert [record.getMessage() for record in caplog.records] == [
+        "still encoding documents: 1 of 3 done, about 3 min left (100 s)"
+    ]
 
 
 def test_what_is_counted_here_is_exported_and_what_others_counted_is_not():

@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -46,6 +54,8 @@ RUN_ID = uuid.uuid4().hex[:8]
 """This process's own; in its log lines and on what it registers."""
 
 T = TypeVar("T")
+_SPEED_SECONDS = 600.0
+"""How far back a bar looks to tell how fast it moves; a shard or a step may take minutes."""
 _heartbeat = Heartbeat(log)
 
 
@@ -98,13 +108,28 @@ def show(table: Table) -> None:
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Pass items through, with a bar that counts them, or in quiet mode a line now and then."""
-    done = 0
-    with bars() as progress, _heartbeat.during(lambda: f"{description}: {done} of {total} done"):
+    done, start = 0, time.monotonic()
+
+    def told() -> str:
+        left = time_left(done, total, time.monotonic() - start)
+        return f"{description}: {done} of {total} done" + (f", {left}" if left else "")
+
+    with bars() as progress, _heartbeat.during(told):
         task = progress.add_task(description, total=total)
         for item in items:
             done += 1
             progress.advance(task)
             yield item
+
+
+def time_left(done: int, total: int, seconds: float) -> str:
+    """How long the rest takes if it is as slow as what is done, for people; empty if nothing is."""
+    if not 0 < done < total:
+        return ""
+    left = seconds * (total - done) / done
+    if left < 90:
+        return f"about {left:.0f} s left"
+    return f"about {left / 60:.0f} min left" if left < 5400 else f"about {left / 3600:.1f} h left"
 
 
 def at_work(description: str) -> AbstractContextManager[None]:
@@ -142,9 +167,13 @@ def bars() -> Iterator[Progress]:
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[note]}"),
     )
-    with _NotedProgress(*columns, console=console, disable=_quiet) as progress:
+    with _NotedProgress(
+        *columns, console=console, disable=_quiet, speed_estimate_period=_SPEED_SECONDS
+    ) as progress:
         yield progress
 
 
