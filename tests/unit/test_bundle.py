@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from routerretriever import RouterRetriever
 from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.adapters.lora import LoraSettings
@@ -69,6 +70,31 @@ def test_a_bundle_opens_from_its_folder_and_embeds(made, tmp_path):
     bundle = RouterRetriever.load(str(written(made, tmp_path / "bundle")))
     assert bundle.experts == ["fruit"]
     assert bundle.encode_queries(QUERIES).shape == (2, bundle.encoder.dimension)
+
+
+def test_a_bundle_encodes_as_sentence_transformers_do(made, tmp_path):
+    bundle = RouterRetriever.load(str(written(made, tmp_path / "bundle")))
+    queries, d = bundle.encode_queries(QUERIES), bundle.encoder.dimension
+    for given in (QUERIES, iter(QUERIES), [{"text": QUERIES[:1]}, {"text": QUERIES[1:]}]):
+        np.testing.assert_array_equal(bundle.encode(given), queries)
+    np.testing.assert_array_equal(bundle.encode_query(QUERIES, batch_size=1), queries)
+    documents = bundle.encode_document(QUERIES, show_progress_bar=True)
+    np.testing.assert_array_equal(documents, bundle.encode_corpus([{"text": text} for text in QUERIES]))
+    np.testing.assert_array_equal(bundle.encode(QUERIES, prompt_type="document"), documents)
+    assert bundle.encode("an apple").shape == bundle.encode_document("an apple").shape == (d,)
+    assert bundle.encode([]).shape == bundle.encode_document([]).shape == (0, d)
+    tensor = bundle.encode_query("an apple", convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    scores = bundle.similarity(queries, documents)
+    np.testing.assert_allclose(bundle.similarity(tensor, documents)[0], scores[1], atol=1e-5)
+
+
+def test_vectors_are_given_unit_length_on_demand(made, tmp_path, monkeypatch):
+    bundle = RouterRetriever.load(str(written(made, tmp_path / "bundle")))
+    whole = bundle.encode_queries(QUERIES)
+    monkeypatch.setattr(bundle, "encode_queries", lambda texts: whole / 2)  # as a mixture may be
+    assert np.linalg.norm(bundle.encode_query(QUERIES), axis=1) == pytest.approx([0.5, 0.5])
+    np.testing.assert_allclose(bundle.encode_query(QUERIES, normalize_embeddings=True), whole, atol=1e-6)
 
 
 def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ from routerretriever.errors import BundleError
 from routerretriever.hashing import content_hash
 from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.saving import load_router
+from routerretriever.runtime.progress import track
 
 if TYPE_CHECKING:
     from routerretriever.adapters.tower import QueryTower
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 _REGISTRY = "routerretriever.registry.loading"
 """Resolves ``models:/`` URIs."""
+_TEXTS_AT_ONCE = 1000
+"""Between two moves of a progress bar."""
 
 
 class RouterRetriever:
     """A loaded bundle: encodes each query by the expert, or the mixture of experts, that suits it.
 
-    Has the methods that beir's ``DenseRetrievalExactSearch`` asks of a model, and those of mteb's
-    ``EncoderProtocol``; neither package is needed to load it.
+    Has the methods that beir's ``DenseRetrievalExactSearch`` asks of a model, those of mteb's
+    ``EncoderProtocol``, and sentence-transformers' for encoding; none of them is needed to load it.
     """
 
     def __init__(
@@ -157,13 +160,53 @@ class RouterRetriever:
         return self.encoder.encode_documents([document.content for document in documents])
 
     def encode(
-        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: str | None = None, **_: Any
-    ) -> Vectors:
-        """Embed batches as mteb gives them: [N, d] float32; all but documents are taken for queries."""
-        texts = [text for batch in inputs for text in batch["text"]]
-        if prompt_type == "document":
-            return self.encoder.encode_documents(texts)  # mteb has put the titles in front
-        return self.encode_queries(texts)
+        self,
+        inputs: str | Iterable[str | Mapping[str, Any]],
+        *,
+        prompt_type: str | None = None,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool = False,
+        convert_to_tensor: bool = False,
+        **_: Any,
+    ) -> Any:
+        """Embed texts, or mteb's batches: [N, d] float32, or [d] for one text that is no list.
+
+        Takes what sentence-transformers' ``encode`` and mteb pass. How many texts are run together is found
+        from their lengths, so ``batch_size`` has no effect; nor has any option that is not listed.
+
+        Args:
+            inputs: one text, several, or mappings that have several under ``text``.
+            prompt_type: ``"document"`` embeds documents; all else is taken for queries.
+            show_progress_bar: show how many texts are done.
+            normalize_embeddings: give all vectors unit length. Mixtures of experts are shorter, and vectors
+                of an encoder for dot products have their own.
+            convert_to_tensor: give a torch tensor instead of a numpy array.
+        """
+        texts = list(_texts([inputs] if isinstance(inputs, str) else inputs))
+        # mteb has put the titles in front
+        embed = self.encoder.encode_documents if prompt_type == "document" else self.encode_queries
+        parts: Iterable[list[str]] = (
+            texts[first : first + _TEXTS_AT_ONCE] for first in range(0, len(texts), _TEXTS_AT_ONCE)
+        )
+        if show_progress_bar:
+            parts = track(parts, f"encoding {len(texts)} texts", -(-len(texts) // _TEXTS_AT_ONCE))
+        vectors = np.concatenate([np.zeros((0, self.encoder.dimension), np.float32), *map(embed, parts)])
+        if normalize_embeddings:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        shaped = vectors[0] if isinstance(inputs, str) else vectors
+        if convert_to_tensor:
+            import torch
+
+            return torch.from_numpy(shaped)
+        return shaped
+
+    def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """Route and embed queries; ``encode`` says what comes back and which options there are."""
+        return self.encode(inputs, **options, prompt_type="query")
+
+    def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """Embed documents with the bare base; put a title in front of its text yourself."""
+        return self.encode(inputs, **options, prompt_type="document")
 
     def similarity(self, ours: Any, theirs: Any) -> Vectors:
         """Scores of all queries with all documents. A product, since documents have their length already."""
@@ -180,6 +223,14 @@ class RouterRetriever:
 
         name = f"routerretriever/{self.manifest['recipe']['name']}"
         return ModelMeta.create_empty({"name": name, "revision": content_hash(self.manifest)})
+
+
+def _texts(inputs: Iterable[str | Mapping[str, Any]]) -> Iterator[str]:
+    for each in inputs:
+        if isinstance(each, str):
+            yield each
+        else:
+            yield from each["text"]
 
 
 @dataclass(frozen=True)
