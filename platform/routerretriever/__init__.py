@@ -4,6 +4,7 @@ The public names are imported on first use, so that ``import routerretriever`` c
 
 * ``load_recipe`` reads a run's settings, a ``Recipe``;
 * ``RouterRetriever`` is a trained and registered bundle: it encodes and routes;
+* ``plot`` draws an evaluation in a notebook;
 * ``Client`` asks a running service;
 * ``RouterRetrieverError`` is the base of every error that a person can act on;
 * ``run``, ``evaluate``, ``add_expert``, ``release`` and the others do what the commands of these names do.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from routerretriever.config.loading import load_recipe
     from routerretriever.config.recipe import Recipe
     from routerretriever.errors import RouterRetrieverError
+    from routerretriever.reports.page import plot
 
 __all__ = [
     "Client",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "load_recipe",
     "pilots",
+    "plot",
     "register",
     "release",
     "remove_expert",
@@ -65,6 +68,7 @@ _HOMES = dict.fromkeys(__all__, "routerretriever.commands") | {
     "RouterRetriever": "routerretriever.bundle.model",
     "RouterRetrieverError": "routerretriever.errors",
     "load_recipe": "routerretriever.config.loading",
+    "plot": "routerretriever.reports.page",
 }
 
 

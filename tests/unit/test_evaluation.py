@@ -292,6 +292,14 @@ def test_holms_correction_keeps_the_order_and_never_lowers_a_p_value(p_values):
     assert ranked == sorted(ranked)
 
 
+def test_a_notebook_draws_an_evaluation(tmp_path):
+    evaluation, _ = evaluated(3)
+    drawn = routerretriever.plot(evaluation)
+    shown = drawn._repr_svg_()  # what notebooks ask for
+    assert all(f">{name}</text>" in shown for name in (*evaluation.datasets, *drawn.series))
+    assert shown in write_page(evaluation, tmp_path).read_text()
+
+
 def test_an_evaluation_is_a_table_of_means():
     evaluation, _ = evaluated(1)
     table = evaluation.frame()

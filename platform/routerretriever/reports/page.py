@@ -33,6 +33,24 @@ def write_page(evaluation: Evaluation, folder: Path) -> Path:
     return render("report.html.j2", _content(evaluation), folder / "evaluation.html")
 
 
+def plot(evaluation: Evaluation) -> Bars:
+    """The page's chart, which a notebook draws: nDCG@10 x 100 by test set.
+
+    Of each set it shows what it can have: of the base, of its own expert, routed, and as it is searched.
+    """
+    shown = [
+        *evaluation.of_kind(Kind.BASE),
+        *evaluation.of_kind(Kind.OWN),
+        evaluation.system(evaluation.deployed),
+    ]
+    names = dict.fromkeys(system.name for system in shown + [one for one in evaluation.systems if one.served])
+    return Bars(
+        "nDCG@10 x 100 by test set",
+        evaluation.datasets,
+        {name: _percents(evaluation, name) for name in names},
+    )
+
+
 def _content(evaluation: Evaluation) -> dict[str, Any]:
     settings = evaluation.settings
     return {
@@ -41,7 +59,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "version": metadata.version("routerretriever"),
         "commit": git_commit(),
         "verdict": verdict(evaluation),
-        "chart": svg(_chart(evaluation)),
+        "chart": svg(plot(evaluation)),
         "encoder": settings["encoder"]["name"],
         "router": settings["routing"]["router"],
         "deployed": evaluation.deployed,
@@ -60,21 +78,6 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "losses": [_losses(evaluation, name) for name in evaluation.datasets],
         "recipe": json.dumps(settings, indent=2, ensure_ascii=False),
     }
-
-
-def _chart(evaluation: Evaluation) -> Bars:
-    """What a set can have: of the base, of its own expert, routed, and as it is searched."""
-    shown = [
-        *evaluation.of_kind(Kind.BASE),
-        *evaluation.of_kind(Kind.OWN),
-        evaluation.system(evaluation.deployed),
-    ]
-    names = dict.fromkeys(system.name for system in shown + [one for one in evaluation.systems if one.served])
-    return Bars(
-        "nDCG@10 x 100 by test set",
-        evaluation.datasets,
-        {name: _percents(evaluation, name) for name in names},
-    )
 
 
 def _percents(evaluation: Evaluation, system: str) -> list[float | None]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from rich.table import Table
@@ -49,8 +49,15 @@ class Band:
     high: Sequence[float]
 
 
+class _ShownInNotebooks:
+    """A plot that a notebook draws where it is the last value of a cell."""
+
+    def _repr_svg_(self) -> str:
+        return svg(cast("Plot", self))
+
+
 @dataclass(frozen=True)
-class Lines:
+class Lines(_ShownInNotebooks):
     """Values over steps that are drawn equally far apart; None is a gap."""
 
     title: str
@@ -62,7 +69,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Scatter:
+class Scatter(_ShownInNotebooks):
     """Groups of points [N, 2]; only what lies near what has a meaning, so there are no axes."""
 
     title: str
@@ -70,12 +77,15 @@ class Scatter:
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(_ShownInNotebooks):
     """Values of several series, side by side for each group; None is a gap."""
 
     title: str
     groups: Sequence[str]
     series: Mapping[str, Sequence[float | None]]
+
+
+Plot = Lines | Scatter | Bars
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def render(template: str, content: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def svg(plot: Lines | Scatter | Bars) -> str:
+def svg(plot: Plot) -> str:
     """A plot as an ``svg`` element."""
     # No pyplot: it keeps figures in a list of the process.
     import matplotlib
@@ -154,7 +164,7 @@ def svg(plot: Lines | Scatter | Bars) -> str:
     return text[text.index("<svg") :]
 
 
-def _size(plot: Lines | Scatter | Bars) -> tuple[float, float]:
+def _size(plot: Plot) -> tuple[float, float]:
     """In inches; bars lie below each other, so that names of any length can be read."""
     if not isinstance(plot, Bars):
         return _INCHES
