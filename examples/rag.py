@@ -1,33 +1,40 @@
-"""Question answering: search by the service, an answer by any OpenAI-compatible generator.
+"""Answers from a folder: searched by the service, written by any OpenAI-compatible generator.
 
-Needs: pip install openai. The generator is any server with OpenAI's chat API, as vLLM or Ollama start one.
+Needs: pip install openai. Run it: python -m examples.rag FOLDER QUESTION
 """
 
-from __future__ import annotations
-
 import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from openai import OpenAI
 from routerretriever.client import Client
+from routerretriever.datasets.collection import open_collection
+from routerretriever.datasets.importing import import_data
 
-from examples.documents import QUERY, URL
+from examples.documents import URL
 
-GENERATOR = os.environ.get("GENERATOR_URL", "http://localhost:11434/v1")
-MODEL = os.environ.get("GENERATOR_MODEL", "llama3.2")
+GENERATOR = os.environ.get("GENERATOR_URL", "http://localhost:11434/v1")  # vLLM, Ollama, ...
 
 
-def main(url: str = URL, generator: str = GENERATOR, question: str = QUERY) -> str:
-    """The answer, with the ids of what it rests on."""
-    with Client(url) as client:
-        found = client.search(question, "health", top_k=3).results
-    sources = "\n\n".join(f"[{hit.id}] {hit.title}\n{hit.text}" for hit in found)
-    instruction = "Answer from these sources alone, and name the source in brackets.\n\n" + sources
-    chat = OpenAI(base_url=generator, api_key="none").chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "system", "content": instruction}, {"role": "user", "content": question}],
-    )
-    return chat.choices[0].message.content or ""
+def main(folder: Path, question: str, url: str = URL, generator: str = GENERATOR) -> str:
+    """The answer. Markdown, text, HTML, PDF and Word files become a collection of the folder's name."""
+    with TemporaryDirectory() as scratch, Client(url) as client:
+        import_data(folder, Path(scratch, "imported"))
+        if folder.name not in [known.name for known in client.collections()]:
+            client.create_collection(folder.name, passages={"tokens": 200, "overlap": 40})
+        for one in open_collection(folder.name, f"{scratch}/imported").documents():
+            change = client.upsert(folder.name, [{"id": one.id, "title": one.title, "text": one.text}])
+        time.sleep(change.searchable_within_seconds)
+        hits = client.search(question, folder.name, top_k=3, mode="hybrid").results
+    sources = "\n\n".join(f"[{hit.id}] {hit.title}\n{hit.text}" for hit in hits)
+    instruction = f"Answer from these sources alone, and name the source in brackets.\n\n{sources}"
+    turns = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
+    ask = OpenAI(base_url=generator, api_key="none").chat.completions.create
+    return ask(model=os.environ.get("GENERATOR_MODEL", "llama3.2"), messages=turns).choices[0].message.content
 
 
 if __name__ == "__main__":
-    print(main())
+    print(main(Path(sys.argv[1]).resolve(), sys.argv[2]))

@@ -16,6 +16,10 @@ import numpy as np
 from examples.documents import DOCUMENTS
 
 WIDTH = 64
+CREATED = {}
+"""Collection -> document id -> document, of what clients have written."""
+STATE = {"change": 0, "lexical": None, "created": True, "writable": True}
+"""What all of these have in common."""
 
 
 def vector_of(text):
@@ -37,7 +41,8 @@ def answer_of(path, body):
         return {"object": "list", "data": data, "model": body["model"], "usage": usage}
     if path == "/v1/search":
         query = vector_of(body["query"])
-        hits = [{**one, "score": float(query @ vector_of(one["text"]))} for one in DOCUMENTS]
+        stored = CREATED.get(body["collection"], {}).values() or DOCUMENTS
+        hits = [{"title": "", **one, "score": float(query @ vector_of(one["text"]))} for one in stored]
         hits.sort(key=lambda hit: -hit["score"])
         known = {"collection": body["collection"], "expert": "health", "weights": {"health": 1.0}}
         return {**known, "results": hits[: body["top_k"]]}
@@ -45,7 +50,13 @@ def answer_of(path, body):
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         route = {"expert": "shell", "weights": {"shell": 1.0}, "scores": {"shell": 1.0}, "nearest": []}
         return {"data": [{**route, "margin": None, "gate": None} for _ in texts]}
+    if path == "/v1/collections":
+        if body:
+            CREATED[body["name"]] = {}
+        states = [{**STATE, "name": name, "documents": len(stored)} for name, stored in CREATED.items()]
+        return states[-1] if body else states
     if path.endswith("/documents"):
+        CREATED.setdefault(path.split("/")[-2], {}).update({one["id"]: one for one in body["documents"]})
         return {"change": 1, "searchable_within_seconds": 1.0}
     assert path == "/v1/chat/completions"
     first = re.findall(r"\[.*?\]", body["messages"][0]["content"])[0]
@@ -92,7 +103,12 @@ class Handler(BaseHTTPRequestHandler):
         self.do_POST()
 
     def do_POST(self):
-        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.answer(self.rfile.read(int(self.headers["Content-Length"])).decode())
+
+    def do_GET(self):
+        self.answer("null")
+
+    def answer(self, text):
         ours = self.path.startswith("/v1/")
         answer = answer_of(self.path, json.loads(text)) if ours else self.opensearch.answer(self.path, text)
         content = json.dumps(answer).encode()

@@ -9,6 +9,8 @@ import pytest
 from support.paths import ROOT
 from support.tiny_service import tiny_service
 
+from examples.documents import DOCUMENTS, QUERY
+
 NEEDS = {
     "haystack_pipeline": "haystack",
     "lancedb_local": "lancedb",
@@ -64,10 +66,13 @@ def test_opensearch_is_asked_as_it_is_documented(url):
     assert main(url, url)[0] == "d1"
 
 
-def test_an_answer_is_generated_from_what_was_found(url):
+def test_an_answer_is_generated_from_what_was_found_in_a_folder(url, tmp_path):
     pytest.importorskip("openai")
     rag = importlib.import_module("examples.rag")
-    assert rag.main(url, f"{url}/v1") == "A pinched nerve [d1]."
+    for each in DOCUMENTS:
+        (tmp_path / f"{each['id']}.md").write_text(f"# {each['title']}\n\n{each['text']}")
+    for _ in range(2):  # the second time it is there
+        assert rag.main(tmp_path, QUERY, url, f"{url}/v1") == "A pinched nerve [d1.md]."
 
 
 def test_question_answering_stays_short():
