@@ -13,8 +13,10 @@ notebooks too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from routerretriever.config.loading import load_recipe
@@ -22,6 +24,9 @@ from routerretriever.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from routerretriever.evaluation.evaluation import Evaluation
+    from routerretriever.methods.base import Calibration
+    from routerretriever.pipeline.doctor import Finding
+    from routerretriever.pipeline.learning import Learned
     from routerretriever.pipeline.pipeline import Pipeline, Registered
     from routerretriever.registry.registry import BundleVersion, Registry
     from routerretriever.routing.protocol import Router
@@ -65,6 +70,11 @@ def register(recipe: AnyRecipe, release: bool = True) -> Registered:
     return _pipeline(recipe).register(release)
 
 
+def calibrate(recipe: AnyRecipe, domain: str) -> Calibration:
+    """Learn how much BM25 counts in one domain; the next ``register`` finds the figures there."""
+    return _pipeline(recipe).calibrate(domain)
+
+
 def tune_training(recipe: AnyRecipe, domains: Sequence[str] | None = None, seeds: int = 1) -> Ranking:
     """Try the training settings of ``tuning.space`` on dev; trials that have ended are not run again."""
     from routerretriever.studies import runs
@@ -84,6 +94,30 @@ def remove_expert(recipe: str | Path, name: str, release: bool = True) -> Regist
     from routerretriever.pipeline.domains import remove_domain
 
     return remove_domain(Path(recipe), name, release)
+
+
+def learn(recipe: str | Path) -> tuple[list[Learned], Registered | None]:
+    """Train experts again on users' feedback, and challenge the release; None if there is nothing new."""
+    from routerretriever.pipeline import learning
+
+    return learning.learn(Path(recipe))
+
+
+def init(
+    folders: Sequence[str | Path], to: str | Path = Path("recipe.yaml"), name: str | None = None
+) -> Path:
+    """Write a commented recipe for collections; gives the file, which must be new."""
+    from routerretriever.config.starter import write_recipe
+    from routerretriever.runtime.machine import torch_gpus
+
+    return write_recipe(folders, Path(to), name, torch_gpus() > 0)
+
+
+def doctor(recipe: AnyRecipe | None = None) -> list[Finding]:
+    """What is installed, what this machine can do, and what would fail of a recipe."""
+    from routerretriever.pipeline.doctor import examine
+
+    return examine(None if recipe is None else _read(recipe))
 
 
 def versions(recipe: AnyRecipe) -> Sequence[BundleVersion]:
@@ -115,6 +149,52 @@ def serve(recipe: AnyRecipe) -> None:
 
     settings = _read(recipe)
     serve_forever(settings, open_storage(settings))
+
+
+def migrate(recipe: AnyRecipe) -> bool:
+    """Bring the MLflow database to the installed MLflow's schema; gives whether it was older."""
+    return open_registry(recipe).migrate()
+
+
+def export_expert(
+    recipe: AnyRecipe, name: str, to: str | Path, merged: bool = False, version: int | None = None
+) -> Path:
+    """Write an expert as a folder that PEFT and sentence-transformers open on any machine."""
+    from routerretriever.bundle import export
+
+    with _bundle(open_registry(recipe), version) as bundle:
+        return export.export_expert(bundle, name, Path(to), merged)
+
+
+def export(recipe: AnyRecipe, to: str | Path, documents: bool = True, version: int | None = None) -> Path:
+    """Write a bundle as one file, with the documents that it searches, for ``import_bundle`` elsewhere."""
+    from routerretriever.bundle.archive import pack
+
+    registry = open_registry(recipe)
+    with _bundle(registry, version) as bundle:
+        return pack(bundle, Path(to), registry.store if documents else None)
+
+
+def import_bundle(
+    recipe: AnyRecipe, archive: str | Path, release: bool = True, take_over: bool = False
+) -> str:
+    """Register an exported bundle, under the recipe's ``registry.name``; gives the URI of its version."""
+    from routerretriever.bundle.archive import unpack
+
+    registry = open_registry(recipe)
+    with TemporaryDirectory() as scratch:
+        bundle = unpack(Path(archive), Path(scratch), registry.store)
+        return registry.version_uri(registry.register_folder(bundle, release, take_over))
+
+
+@contextmanager
+def _bundle(registry: Registry, version: int | None) -> Iterator[Path]:
+    """The files of a version, or of the released one, while a block uses them."""
+    from routerretriever.registry.loading import fetch_bundle
+
+    uri = registry.bundle_uri if version is None else registry.version_uri(version)
+    with TemporaryDirectory() as scratch:
+        yield fetch_bundle(uri, Path(scratch), registry.tracking_uri)
 
 
 def _read(recipe: AnyRecipe) -> Recipe:

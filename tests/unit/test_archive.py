@@ -6,14 +6,17 @@ import tarfile
 
 import numpy as np
 import pytest
+import routerretriever
 from routerretriever import RouterRetriever
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.archive import pack, unpack
+from routerretriever.commands import open_registry
 from routerretriever.config.registry import RegistrySettings
-from routerretriever.errors import ArtifactMissing, BadInput, BundleError, Refused
+from routerretriever.errors import ArtifactMissing, BadInput, BundleError, NotFound, Refused
 from routerretriever.hashing import file_hash
 from routerretriever.registry.registry import Registry
 from support.paths import ROOT
+from support.recipes import tiny_recipe
 
 FIXTURE = ROOT / "tests" / "fixtures" / "format2"
 KEY = "corpora/fruit-1a83c01bc225e8ee"
@@ -169,3 +172,15 @@ def test_an_imported_bundle_keeps_the_figures_of_its_evaluation(bundle, tmp_path
     registry = Registry(RegistrySettings(name="other"), ArtifactStore.open(str(tmp_path / "storage")))
     registry.register_folder(bundle)
     assert registry.bundles()[0].ndcg_at_10 == figures
+
+
+@pytest.mark.component
+def test_a_bundle_goes_from_site_to_site_by_calls(bundle, there, tmp_path):
+    sites = [tiny_recipe(tmp_path / name) for name in ("here", "elsewhere")]
+    first = routerretriever.import_bundle(sites[0], pack(bundle, tmp_path / "old.tar", there))
+    archive = routerretriever.export(sites[0], tmp_path / "out.tar", version=1)
+    assert routerretriever.import_bundle(sites[1], archive, release=False) == first == "models:/tiny/1"
+    assert [open_registry(each).released() for each in sites] == [1, None]
+    assert not routerretriever.migrate(sites[0])
+    with pytest.raises(NotFound, match="no such expert; there are fruit, metal"):
+        routerretriever.export_expert(sites[0], "stone", tmp_path / "stone")

@@ -9,7 +9,7 @@ import pytest
 import routerretriever
 from routerretriever.cli import steps
 from routerretriever.cli.main import app
-from routerretriever.pipeline import domains, pipeline
+from routerretriever.pipeline import doctor, domains, learning, pipeline
 from routerretriever.serving.deployments import run as deployments
 from support.paths import ROOT
 from support.recipes import tiny_recipe
@@ -35,6 +35,9 @@ class Work:
 
     def register(self, release=True):
         return (self.recipe.name, release)
+
+    def calibrate(self, domain):
+        return (self.recipe.name, domain)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,15 @@ def test_a_step_builds_its_stage(stage, tmp_path):
     assert Work.asked == [("tiny", [stage])]
 
 
+def test_a_recipe_is_written_examined_calibrated_and_learned_for(tiny_data, tmp_path, monkeypatch):
+    written = routerretriever.init([tiny_data / "data"], tmp_path / "new.yaml")
+    assert routerretriever.calibrate(written, "fruit") == ("new", "fruit")
+    monkeypatch.setattr(doctor, "examine", lambda recipe: recipe and recipe.name)
+    assert [routerretriever.doctor(), routerretriever.doctor(str(written))] == [None, "new"]
+    monkeypatch.setattr(learning, "learn", lambda path: ([], path))
+    assert routerretriever.learn(str(written)) == ([], written)
+
+
 def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
     monkeypatch.setattr(domains, "add_domain", lambda *given: ("added", *given))
     monkeypatch.setattr(domains, "remove_domain", lambda *given: ("removed", *given))
@@ -81,7 +93,13 @@ def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
     assert Work.asked == ["tiny"]
 
 
-@pytest.mark.parametrize("name", sorted({"add-expert", "remove-expert", "register", "tune-training"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {"add-expert", "remove-expert", "register", "tune-training", "calibrate", "learn", "init", "doctor"}
+        | {"migrate", "export", "export-expert"}
+    ),
+)
 def test_a_call_has_no_options_of_its_own(name):
     call = inspect.signature(getattr(routerretriever, name.replace("-", "_"))).parameters
     command = {each.name for each in get_command(app).commands[name].params}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, RecipeFile, Release, app, open_registry, writing
+from routerretriever.cli.app import Overrides, RecipeFile, Release, app, set_up_output, writing
 
 if TYPE_CHECKING:
-    from routerretriever.registry.registry import Registry
+    from routerretriever.config.recipe import Recipe
 
 _Version = Annotated[
     int | None, typer.Option(help="The bundle's number; by default the released one.", show_default=False)
@@ -32,11 +29,13 @@ def export_expert(
     overrides: Overrides = None,
 ) -> None:
     """Write an expert as a folder that PEFT and sentence-transformers open on any machine."""
-    from routerretriever.bundle.export import export_expert as write
+    from routerretriever import commands
     from routerretriever.runtime.progress import console
 
-    with writing(to), _bundle(open_registry(recipe, overrides, quiet=True), version) as bundle:
-        console.print(f"wrote {write(bundle, name, to, merged)}", soft_wrap=True)
+    settings = _settings(recipe, overrides)
+    with writing(to):
+        written = commands.export_expert(settings, name, to, merged, version)
+    console.print(f"wrote {written}", soft_wrap=True)
 
 
 @app.command("export")
@@ -50,12 +49,12 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Write a bundle and the documents that it searches as one file, for `import` at another site."""
-    from routerretriever.bundle.archive import pack
+    from routerretriever import commands
     from routerretriever.runtime.progress import console
 
-    registry = open_registry(recipe, overrides, quiet=True)
-    with writing(to), _bundle(registry, version) as bundle:
-        written = pack(bundle, to, registry.store if documents else None)
+    settings = _settings(recipe, overrides)
+    with writing(to):
+        written = commands.export(settings, to, documents, version)
     console.print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
@@ -70,21 +69,15 @@ def import_bundle(
     overrides: Overrides = None,
 ) -> None:
     """Register an exported bundle here, under the recipe's registry.name; its documents go into storage."""
-    from routerretriever.bundle.archive import unpack
+    from routerretriever import commands
     from routerretriever.runtime.progress import console
 
-    registry = open_registry(recipe, overrides, quiet=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        bundle = unpack(archive, Path(scratch), registry.store)
-        version = registry.register_folder(bundle, release, take_over)
-    console.print(f"{registry.version_uri(version)} is {archive}", soft_wrap=True)
+    uri = commands.import_bundle(_settings(recipe, overrides), archive, release, take_over)
+    console.print(f"{uri} is {archive}", soft_wrap=True)
 
 
-@contextmanager
-def _bundle(registry: Registry, version: int | None) -> Iterator[Path]:
-    """The files of a version, or of the released one, while a block uses them."""
-    from routerretriever.registry.loading import fetch_bundle
+def _settings(recipe: Path, overrides: list[str] | None) -> Recipe:
+    from routerretriever.config.loading import load_recipe
 
-    uri = registry.bundle_uri if version is None else registry.version_uri(version)
-    with tempfile.TemporaryDirectory() as scratch:
-        yield fetch_bundle(uri, Path(scratch), registry.tracking_uri)
+    set_up_output(quiet=True)
+    return load_recipe(recipe, overrides)

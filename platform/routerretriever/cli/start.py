@@ -20,12 +20,11 @@ def init(
     name: Annotated[str | None, typer.Option(help="The run's name; by default the file's.")] = None,
 ) -> None:
     """Write a commented recipe for collections; asks nothing, says what it found."""
-    from routerretriever.config.starter import write_recipe
-    from routerretriever.runtime.machine import torch_gpus
+    from routerretriever import commands
     from routerretriever.runtime.progress import console
 
     with writing(to):
-        written = write_recipe(folders, to, name, torch_gpus() > 0)
+        written = commands.init(folders, to, name)
     console.print(written.read_text(encoding="utf-8"), soft_wrap=True)
     console.print(f"wrote {written}; next: routerretriever run {written} --dry-run", soft_wrap=True)
 
