@@ -222,6 +222,38 @@ def test_split_keeps_paraphrases_together_on_demand(tmp_path):
     assert len(set(close_groups({str(number): text for number, text in enumerate(texts)}, 0.6).values())) == 8
 
 
+def write_generated(folder, documents_asked, **domain):
+    """A collection of train queries alone, each written about one document: by number."""
+    asked = [
+        {"_id": f"q{number}", "text": f"question {number}", "metadata": {"source": f"d{document}"}}
+        for number, document in enumerate(documents_asked)
+    ]
+    train = "".join(f"q{number}\td{document}\t1\n" for number, document in enumerate(documents_asked))
+    texts = [f"text {document}" for document in range(max(documents_asked) + 1)]
+    return write(folder, documents(*texts), asked, {"train": train}, **domain)
+
+
+def test_queries_written_about_one_document_are_held_out_together(tmp_path):
+    one = write_generated(tmp_path / "a", [number // 4 for number in range(60)])
+    written = Collection("new", write_split(one, tmp_path / "b", test_fraction=0.2))
+    close = Collection("new", write_split(one, tmp_path / "c", test_fraction=0.2, close=0.99))
+    for collection in (one, written, close):
+        sides = [
+            {document for own in collection.qrels(split).values() for document in own}
+            for split in collection.splits()
+        ]
+        assert len(set().union(*sides)) == sum(map(len, sides)) == 15
+    assert written.splits() == ("train", "dev", "test")
+
+
+def test_queries_about_one_document_alone_are_no_train_and_dev(tmp_path):
+    one = write_generated(tmp_path / "a", [0, 0, 0])
+    kinds = [each.kind for each in check_collection(one.folder).kinds]
+    assert [kind.name for kind in kinds if kind.severity == "error"] == ["no-dev"]
+    with pytest.raises(DatasetError, match="all 3 queries ask the same, or about one document, and no dev"):
+        one.qrels("train")
+
+
 def test_any_text_is_printed_as_text():
     assert printable("[/INST] a\x1b[31m\n\u202eb \ud83d é") == "[/INST] a\\u001b[31m \\u202eb \ufffd é"
 
@@ -234,6 +266,13 @@ records = st.lists(
     ),
     max_size=5,
 )
+asked_records = st.builds(
+    lambda found, sources: [
+        {**one, "metadata": {"source": source}} for one, source in zip(found, sources, strict=False)
+    ],
+    records,
+    st.lists(ids, min_size=5, max_size=5),
+)
 judgements = st.lists(
     st.builds("\t".join, st.tuples(ids, ids, st.sampled_from(["0", "1", "2", "1.0", "0.5", "-1"]))),
     max_size=5,
@@ -242,7 +281,7 @@ splits = st.dictionaries(st.sampled_from(["train", "dev", "test", "validation"])
 
 
 @FUZZ
-@given(records, records, splits)
+@given(records, records | asked_records, splits)
 def test_what_check_passes_can_be_read_and_what_it_refuses_cannot(corpus, asked, qrels):
     folder = Path(tempfile.mkdtemp())
     try:

@@ -83,7 +83,7 @@ def split(
 ) -> None:
     """Write a collection with explicit train, dev and test splits, held out by hash of the query id.
 
-    Queries with equal texts stay together.
+    Queries with equal texts stay together, and those that were generated about one document.
     """
     from routerretriever.datasets.collection import Collection
     from routerretriever.datasets.download import write_split

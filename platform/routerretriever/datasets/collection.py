@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,10 @@ from pathlib import Path
 from routerretriever.datasets.contents import SPLITS, Contents, read_contents, split_files
 from routerretriever.datasets.files import file_hint, find_file, import_hint, read_blocks, require_file
 from routerretriever.datasets.issues import SAME_ID, Issue, Notes, raise_error, refuse
-from routerretriever.datasets.passages import cut, parent_of, passage_ids
+from routerretriever.datasets.passages import cut, passage_ids
 from routerretriever.datasets.reading import Record, read_records
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.datasets.splitting import hold_out
-from routerretriever.datasets.texts import equal_groups, joined_groups, normal_text
 from routerretriever.errors import BadInput, DatasetError
 from routerretriever.hashing import content_hash
 
@@ -116,8 +115,8 @@ class Collection:
         Train and dev have the queries with a relevant document (grade above 0) that exists; copies of a
         judged document have its grade. Test is as BEIR's evaluator reads it: queries judged 0 only count 0,
         and so does what is judged relevant and does not exist. Without ``qrels/dev.tsv``, dev is a tenth of
-        the train queries, equal texts kept together, and train is the rest. With ``passages``, train names
-        passages, dev and test their parents.
+        the train queries, groups kept together (see ``groups``), and train is the rest. With ``passages``,
+        train names passages, dev and test their parents.
 
         Raises:
             DatasetError: the collection is flawed, or cannot give this split.
@@ -150,14 +149,8 @@ class Collection:
         Raises:
             DatasetError: the collection is flawed, or cannot give these splits.
         """
-        contents = self.require(splits[0])
         judged = {query: own for split in splits for query, own in self._documents_of(split).items()}
-        sources = {query: contents.sources[query] for query in judged if query in contents.sources}
-        about = {query: _judged_source(source, judged[query]) for query, source in sources.items()}
-        return joined_groups(
-            {query: normal_text(contents.queries[query]) for query in judged},
-            {query: document for query, document in about.items() if document is not None},
-        )
+        return self.require(splits[0]).groups(judged)
 
     def own_kept(self, split: str) -> frozenset[str]:
         """The queries of a split whose results keep the document of the query's own id.
@@ -249,17 +242,10 @@ class Collection:
         if split in contents.files and (split == "dev" or "dev" in contents.files):
             grades = _with_copies(contents.files[split].relevant(contents.survey.missing), contents)
         else:
-            grades = _with_copies(contents.files["train"].relevant(contents.survey.missing), contents)
-            groups = equal_groups({query: contents.queries[query] for query in grades})
-            if len(set(groups.values())) < 2:
-                raise DatasetError(
-                    f"{contents.files['train'].path}: all queries ask the same, and no dev.tsv; dev is held "
-                    "out of train, which needs 2 or more: add queries or write qrels/dev.tsv"
-                )
-            held = hold_out(grades, DEV_FRACTION, "dev", groups)
-            grades = {
-                query: judged for query, judged in grades.items() if (query in held) == (split == "dev")
-            }
+            train = contents.files["train"].relevant(contents.survey.missing)
+            held = hold_out(train, DEV_FRACTION, "dev", contents.groups(train))
+            own = {query: judged for query, judged in train.items() if (query in held) == (split == "dev")}
+            grades = _with_copies(own, contents)
         return grades
 
     def _stamps(self) -> tuple[tuple[Path, int, int], ...]:
@@ -332,11 +318,6 @@ def _with_copies(grades: Qrels, contents: Contents) -> Qrels:
                 alike[query][copy] = max(grade, alike[query].get(copy, 0))
                 alike[query][document] = max(alike[query][document], judged.get(copy, 0))
     return alike
-
-
-def _judged_source(source: str, judged: Mapping[str, int]) -> str | None:
-    """The judged document that a source is, or is a passage of."""
-    return next((document for document in (source, parent_of(source)) if document in judged), None)
 
 
 def _by_passage(grades: Qrels, contents: Contents) -> Qrels:

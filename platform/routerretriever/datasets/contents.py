@@ -14,11 +14,11 @@ from pathlib import Path
 from routerretriever.datasets import issues
 from routerretriever.datasets.files import check_forms, find_file, find_split, import_hint, missing_file
 from routerretriever.datasets.issues import Issue, Kind, Report
-from routerretriever.datasets.passages import cut
+from routerretriever.datasets.passages import cut, parent_of
 from routerretriever.datasets.reading import read_judgements, read_records
 from routerretriever.datasets.settings import DomainSettings
 from routerretriever.datasets.survey import Survey, repeated_positions, report_same_ids, survey_corpus
-from routerretriever.datasets.texts import normal_text
+from routerretriever.datasets.texts import joined_groups, normal_text
 
 SPLITS = ("train", "dev", "test")
 MISSING_SHARE = 0.1
@@ -64,6 +64,28 @@ class Contents:
     equal_queries: dict[tuple[str, str], int] = field(default_factory=dict)
     """(Split, other split) -> its queries whose text is a query of the other's too."""
 
+    def groups(self, judged: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+        """Query -> the first id of its group: of all with an equal text, or written about one document.
+
+        Args:
+            judged: query -> document -> grade.
+        """
+        about = {query: self.source_of(query, own) for query, own in judged.items()}
+        return joined_groups(
+            {query: normal_text(self.queries[query]) for query in judged if query in self.queries},
+            {query: document for query, document in about.items() if document is not None},
+        )
+
+    def source_of(self, query: str, judged: Mapping[str, int]) -> str | None:
+        """The document that a query was written about: what ``source`` names, if it is judged for it.
+
+        A source may be a passage of the document.
+        """
+        source = self.sources.get(query)
+        if source is None:
+            return None
+        return next((document for document in (source, parent_of(source)) if document in judged), None)
+
 
 def split_files(folder: Path, settings: DomainSettings) -> dict[str, Path]:
     """Split -> its file. A split that plays test plays nothing else."""
@@ -107,12 +129,8 @@ def read_contents(
         if not file.relevant():
             text = "no query with a relevant document; add lines with a score above 0"
             report(Issue(issues.EMPTY_SPLIT, file.path, None, text))
-        elif split == "train" and "dev" not in there and len(file.relevant(contents.survey.missing)) < 2:
-            text = (
-                f"{len(file.relevant())} query with a relevant document, and no dev.tsv; dev is held out of "
-                "train, which is too small for it and needs 2 or more: add queries or write qrels/dev.tsv"
-            )
-            report(Issue(issues.NO_DEV, file.path, None, text))
+        elif split == "train" and "dev" not in there:
+            _report_no_dev(contents, file, report)
     if whole:
         _report_missing_splits(folder, there, report)
         _report_unused(folder, contents, report)
@@ -255,6 +273,22 @@ def _compare_ids(contents: Contents, settings: DomainSettings, report: Report) -
             elif rule == "auto" and query in survey.same_id_only:
                 text = f"document {query!r} has its query's id and another text; it stays in the results"
                 report(Issue(issues.SAME_ID_KEPT, file.path, file.line_of(query), text))
+
+
+def _report_no_dev(contents: Contents, train: QrelsFile, report: Report) -> None:
+    """Dev is held out of train, where nothing that belongs together is parted."""
+    grades = train.relevant(contents.survey.missing)
+    if len(grades) < 2:
+        found = f"{len(grades)} query with a relevant document"
+    elif len(set(contents.groups(grades).values())) < 2:
+        found = f"all {len(grades)} queries ask the same, or about one document"
+    else:
+        return
+    text = (
+        f"{found}, and no dev.tsv; dev is held out of train, which is too small for it and needs 2 or more "
+        "of different texts and documents: add queries or write qrels/dev.tsv"
+    )
+    report(Issue(issues.NO_DEV, train.path, None, text))
 
 
 def _report_missing_splits(folder: Path, there: Mapping[str, Path], report: Report) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +16,7 @@ from routerretriever.datasets.collection import BEIR_NAMES, DEV_FRACTION, Collec
 from routerretriever.datasets.contents import split_files
 from routerretriever.datasets.files import find_file, require_file
 from routerretriever.datasets.splitting import hold_out
-from routerretriever.datasets.texts import close_groups, equal_groups
+from routerretriever.datasets.texts import close_groups, joined_groups
 from routerretriever.errors import DatasetError
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
@@ -72,7 +71,7 @@ def write_split(
         collection: the one to copy.
         folder: the new folder.
         test_fraction: for a collection without test: share of the train queries (those that are not dev)
-            to hold out as test. Queries with equal texts stay together.
+            to hold out as test. Queries with equal texts, or written about one document, stay together.
         close: keep queries together too whose texts are so similar (Jaccard similarity of trigrams); dev is
             then held out anew where it has no file of its own.
 
@@ -88,16 +87,15 @@ def write_split(
     if test_fraction and "test" in splits:
         raise DatasetError(f"{collection.folder}: has a test split; leave out test_fraction {test_fraction}")
     qrels = {split: collection.qrels(split) for split in splits}
-    texts = {query: text for split in ("train", "dev") for query, text in collection.queries(split).items()}
-    group = equal_groups if close is None else partial(close_groups, similarity=close)
+    groups = _groups(collection, close)
     if close is not None and "dev" not in split_files(collection.folder, collection.settings):
         both = {**qrels["train"], **qrels["dev"]}
-        held = hold_out(both, DEV_FRACTION, "dev", group(texts))
+        held = hold_out(both, DEV_FRACTION, "dev", groups)
         qrels["train"] = {query: grades for query, grades in both.items() if query not in held}
         qrels["dev"] = {query: grades for query, grades in both.items() if query in held}
     if test_fraction:
         train = qrels["train"]
-        test = hold_out(train, test_fraction, "test", group({query: texts[query] for query in train}))
+        test = hold_out(train, test_fraction, "test", groups)
         qrels["train"] = {query: grades for query, grades in train.items() if query not in test}
         qrels["test"] = {query: grades for query, grades in train.items() if query in test}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +116,15 @@ def write_qrels(path: Path, qrels: dict[str, dict[str, int]]) -> None:
         stream.write("query-id\tcorpus-id\tscore\n")
         for query, grades in qrels.items():
             stream.writelines(f"{query}\t{document}\t{grade}\n" for document, grade in grades.items())
+
+
+def _groups(collection: Collection, close: float | None) -> dict[str, str]:
+    """Query of train or dev -> its group; of two with a similarity of ``close`` or more it is one."""
+    groups = collection.groups("train", "dev")
+    if close is None:
+        return groups
+    texts = {**collection.queries("train"), **collection.queries("dev")}
+    return joined_groups(groups, close_groups(texts, close))
 
 
 def _is_complete(folder: Path) -> bool:

@@ -37,7 +37,10 @@ def hold_out(
     for query in first_by_hash(ids, len(ids), salt):  # a group's place is that of its first query
         members.setdefault(groups[query] if groups else query, []).append(query)
     if len(members) < 2:
-        raise BadInput(f"query_ids: all {len(ids)} ask the same, so none can be held out; add others")
+        raise BadInput(
+            f"query_ids: all {len(ids)} ask the same, or about one document, so none can be held out; add "
+            "others"
+        )
     size = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
     held: set[str] = set()
     for queries in list(members.values())[:-1]:
