@@ -246,6 +246,32 @@ def test_queries_written_about_one_document_are_held_out_together(tmp_path):
     assert written.splits() == ("train", "dev", "test")
 
 
+def test_a_test_document_that_train_queries_were_written_about_is_counted(tmp_path):
+    one = write_generated(tmp_path / "a", [0, 0, 1, 2, 2, 3])
+    people = [{"_id": name, "text": f"{name} asks"} for name in ("p0", "p1", "p2", "p3")]
+    # Written about no document that it is judged for: where it came from, as imports may say.
+    imported = {"_id": "p4", "text": "imported", "metadata": {"source": "d4"}}
+    (one.folder / "queries.jsonl").write_text(
+        (one.folder / "queries.jsonl").read_text()
+        + "".join(json.dumps(each) + "\n" for each in [*people, imported])
+    )
+    qrels = one.folder / "qrels"
+    with (one.folder / "corpus.jsonl").open("a") as corpus:
+        corpus.write(json.dumps({"_id": "d4", "text": "text 4"}) + "\n")
+    train = "q0\td0\t1\nq2\td1\t1\nq3\td2\t1\np4\td3\t1\n"
+    (qrels / "train.tsv").write_text(HEADER + train)
+    (qrels / "dev.tsv").write_text(HEADER + "q4\td2\t1\n")
+    (qrels / "test.tsv").write_text(HEADER + "p0\td4\t1\np1\td1\t2\np2\td0\t0\np2\td3\t1\np3\td0\t1\n")
+    (shared,) = [each for each in check_collection(one.folder).kinds if each.kind.name == "shared-source"]
+    assert shared.count == 3
+    assert {(each.path.name, each.line) for each in shared.first} == {
+        ("dev.tsv", 2), ("test.tsv", 3), ("test.tsv", 6),
+    }  # fmt: skip
+    assert "query 'p1' asks for document 'd1', about which 'q2' of train was written" in [
+        each.message for each in shared.first
+    ]
+
+
 def test_queries_about_one_document_alone_are_no_train_and_dev(tmp_path):
     one = write_generated(tmp_path / "a", [0, 0, 0])
     kinds = [each.kind for each in check_collection(one.folder).kinds]

@@ -124,6 +124,7 @@ def read_contents(
     contents = Contents(texts, query_lines, files, survey, sources)
     _look_up(folder, contents, report)
     _compare_splits(contents, settings, report)
+    _compare_sources(contents, report)
     _compare_ids(contents, settings, report)
     for split, file in files.items():
         if not file.relevant():
@@ -251,6 +252,29 @@ def _compare_splits(contents: Contents, settings: DomainSettings, report: Report
                 message = f"query {query!r} asks what {first!r} of {first_split} asks"
                 report(Issue(leak, file.path, file.line_of(query), message))
         contents.equal_queries |= {(split, other): count for other, count in counted.items() if count}
+
+
+def _compare_sources(contents: Contents, report: Report) -> None:
+    """Report dev and test queries whose relevant documents a train query was written about."""
+    train = contents.files.get("train")
+    if train is None:
+        return
+    written: dict[str, str] = {}
+    for query, judged in train.grades.items():
+        if (source := contents.source_of(query, judged)) is not None:
+            written.setdefault(source, query)
+    for split in ("dev", "test"):
+        if split not in contents.files:
+            continue
+        file = contents.files[split]
+        for query, judged in file.grades.items():
+            shared = next((one for one, grade in judged.items() if grade > 0 and one in written), None)
+            if shared is not None:
+                text = (
+                    f"query {query!r} asks for document {shared!r}, about which {written[shared]!r} of train "
+                    "was written"
+                )
+                report(Issue(issues.SHARED_SOURCE, file.path, file.lines[query, shared], text))
 
 
 def _asked_again(contents: Contents) -> set[str]:

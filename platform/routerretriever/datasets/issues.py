@@ -180,6 +180,11 @@ LEAK = _warning(
     "the same question (case and spaces aside) in two splits: figures come out too high",
     "write the collection anew with `datasets split`, or cut one",
 )
+SHARED_SOURCE = _warning(
+    "shared-source",
+    "a train query was written about a document that a dev or test query asks for: figures come out too high",
+    "cut these train queries, or remove the dev and test files and hold them out with `datasets split`",
+)
 COPY = _warning(
     "copies", "documents with equal text: which is found first is chance", "keep one, or set copies: alike"
 )
