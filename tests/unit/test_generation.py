@@ -350,16 +350,29 @@ def test_nothing_left_is_said_with_the_reasons(documents, tmp_path):
     assert not (tmp_path / "n").exists()
 
 
-def test_an_estimate_counts_calls_and_keeps_nothing(documents, tmp_path):
+def test_an_estimate_pays_for_no_call_twice_and_spends_the_budget(documents, tmp_path):
     recipe = tiny_recipe(tmp_path)
     store = ArtifactStore.open(recipe.storage)
+
+    def generation(budget):
+        writer = {"kind": "endpoint", "url": server.url, "model": "m", "concurrency": 1}
+        own = settings(writer={**writer, "token_budget": budget})
+        return Generation(documents, store, recipe.encoder, recipe.corpus, own)
+
     with endpoint() as server:
-        own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m"})
-        estimate = Generation(documents, store, recipe.encoder, recipe.corpus, own).estimate()
+        estimate = generation(10_000).estimate()
         assert len(server.requests) == 5
-    assert (estimate.documents, estimate.calls, estimate.written, estimate.tokens) == (20, 20, 0, 2000)
-    assert "20 calls" in estimate.told()
-    assert not list(Path(recipe.storage).rglob("*.parquet"))
+        assert (estimate.documents, estimate.calls, estimate.written, estimate.tokens) == (20, 20, 5, 1500)
+        assert "20 calls, 5 of them made already" in estimate.told()
+        assert len(estimate.examples) == 5
+        assert generation(10_000).step.spent(store) == 500
+        with pytest.raises(WriterError, match="500 of them spent"):
+            generation(501).estimate()
+        assert len(server.requests) == 5
+        for _ in range(4):
+            last = generation(10_000).estimate()
+        assert len(server.requests) == 20
+        assert (last.written, last.tokens, last.seconds) == (20, 0, 0)
 
 
 def test_a_wrong_endpoint_is_one_line_before_any_worker_starts(documents, tmp_path):

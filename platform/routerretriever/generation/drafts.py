@@ -6,6 +6,8 @@ counts for the budget, also one that has to be asked for again.
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +102,17 @@ class Drafts:
         column = arrow.array([worked] * len(answers), arrow.bool_())
         table = answer_table(asked, answers).append_column("writer_worked", column)
         self.store.put(self.key, name, partial(parquet.write_table, table))
+
+
+def new_file(part: str = "trial") -> str:
+    """A name for a file of answers.
+
+    By time, and after the files of earlier versions: of two answers to a request the first one stands.
+
+    Args:
+        part: of what the answers of one time are.
+    """
+    return f"run-{time.time_ns()}-{uuid.uuid4().hex[:8]}-{part}.parquet"
 
 
 def answer_table(asked: Sequence[Request], answers: Sequence[Written]) -> arrow.Table:

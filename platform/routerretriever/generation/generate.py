@@ -13,6 +13,7 @@ from routerretriever.corpus.artifact import corpus_key, open_corpus
 from routerretriever.corpus.build import corpus_step
 from routerretriever.datasets.collection import Collection
 from routerretriever.encoder.settings import EncoderSettings
+from routerretriever.generation.drafts import Drafts, new_file
 from routerretriever.generation.filters import apply_filters
 from routerretriever.generation.folder import Generated, read_generated, write_generated
 from routerretriever.generation.settings import GenerationSettings
@@ -33,11 +34,11 @@ class Estimate:
     documents: int
     calls: int
     written: int
-    """Calls whose answers are in storage already."""
+    """Calls whose answers are in storage, those of the trial among them."""
     tokens: int
     """Read and written by the calls to come."""
     seconds: float
-    """On one worker."""
+    """That they take, on one worker."""
     examples: tuple[tuple[str, str], ...]
     """Type and query of each trial call that gave one."""
 
@@ -88,32 +89,36 @@ class Generation:
         )
 
     def estimate(self) -> Estimate:
-        """Try a few calls, and say what all of them will take. What they gave is not kept.
+        """Have a few of the missing queries written, and say what the others will take.
+
+        What was written is kept, and counts for the budget: the run does not ask for it again.
 
         Raises:
-            WriterError: none of them gave a query.
+            WriterError: none of the calls gave a query, or the budget is spent.
         """
-        writer = open_writer(self.settings)
+        step, drafts = self.step, Drafts(self.store, self.step.drafts_key)
+        writer = open_writer(self.settings, step.spent(self.store))
         writer.check()
-        missing, requests = self.step.missing(self.store), self.step.requests
-        tried = (missing or requests)[:TRIAL_CALLS]
-        list(writer.write(tried[:1]))  # loads the model, which is not to be counted
+        tried = step.missing(self.store)[: TRIAL_CALLS + 1]
+        # The first call loads the model, which is not to be timed.
+        answers = drafts.extend(writer, tried[:1], new_file(), trial=True)
         start = time.monotonic()
-        answers = [written for _, written in sorted(writer.write(tried), key=lambda each: each[0])]
-        seconds = time.monotonic() - start
-        require_answer(answers)
-        share = len(missing) / len(tried)
-        tokens = sum(written.tokens for written in answers)
-        shown = tuple(
-            (request.type, written.query)
-            for request, written in zip(tried, answers, strict=True)
-            if written.query
-        )
-        documents = len({request.document for request in requests})
+        answers += drafts.extend(writer, tried[1:], new_file(), trial=True)
+        seconds = (time.monotonic() - start) / max(1, len(tried) - 1)
+        if tried:
+            require_answer(answers)
+        tokens = sum(written.tokens for written in answers) / max(1, len(tried))
+        answered = drafts.read()
+        to_come = len(answered.unsettled(step.requests))
+        found = [(one.type, answered.settled[one.id].query) for one in tried if one.id in answered.settled]
         return Estimate(
-            documents, len(requests), len(requests) - len(missing), round(tokens * share), seconds * share,
-            shown,
-        )  # fmt: skip
+            documents=len({request.document for request in step.requests}),
+            calls=len(step.requests),
+            written=len(step.requests) - to_come,
+            tokens=round(tokens * to_come),
+            seconds=seconds * to_come,
+            examples=tuple((type_, query) for type_, query in found if query),
+        )
 
     def run(self, folder: Path) -> Generated:
         """Write the queries, filter them, and write the new collection.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,7 @@ from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.datasets.collection import Collection
 from routerretriever.errors import WriterError
-from routerretriever.generation.drafts import MANY, Answered, Drafts, answer_table, writer_failed
+from routerretriever.generation.drafts import MANY, Answered, Drafts, answer_table, new_file, writer_failed
 from routerretriever.generation.filters import Draft
 from routerretriever.generation.prompts import PROMPT_VERSION, Request
 from routerretriever.generation.protocol import Writer, Written
@@ -86,31 +84,29 @@ class WriteQueries(Step):
 
     def _write(self, requests: Sequence[Request], store: ArtifactStore) -> None:
         drafts, pool = Drafts(store, self.drafts_key), self.settings
-        # By time, and after the files of earlier versions: of two answers to a request the first one stands.
-        run = f"run-{time.time_ns()}-{uuid.uuid4().hex[:8]}"
         writer = open_writer(self.settings, self.spent(store))
         writer.check()
         if isinstance(self.settings.writer, EndpointSettings):
-            self._try_first(writer, requests, drafts, f"{run}-first.parquet")
+            self._try_first(writer, requests, drafts)
             # One process asks an endpoint, with many threads: it knows what all of them spend.
             pool = pool.model_copy(update={"workers": 1})
         answered = drafts.read()
         rows = [
-            {"part": f"{run}-{number:05d}.parquet",
+            {"part": new_file(f"{number:05d}"),
              "requests": json.dumps([dataclasses.astuple(one) for one in own])}
             for number, own in enumerate(self._shards(answered))
         ]  # fmt: skip
         constructor = {"settings": self.settings, "drafts": drafts, "spent": answered.tokens}
         run_shards(rows, _ShardWriter, constructor, pool, "writing queries")
 
-    def _try_first(self, writer: Writer, requests: Sequence[Request], drafts: Drafts, name: str) -> None:
+    def _try_first(self, writer: Writer, requests: Sequence[Request], drafts: Drafts) -> None:
         """Send a request or two before any worker starts, so that a wrong setting is one line, at once."""
         before = drafts.read()
         fresh = [one for one in requests if one.id not in before.failed]
         # Where hardly any is new, one that was answered tells whether the writer still works.
         known = [one for one in self.requests if one.id in before.settled and before.settled[one.id].query]
         first = known[:1] if known and len(fresh) <= _FIRST_CALLS else (fresh or requests)[:_FIRST_CALLS]
-        require_answer(drafts.extend(writer, first, name, trial=True))
+        require_answer(drafts.extend(writer, first, new_file(), trial=True))
 
     def _table(self, store: ArtifactStore) -> arrow.Table:
         """One row for each request, in their order.
