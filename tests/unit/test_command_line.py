@@ -112,6 +112,13 @@ def test_versions_of_nothing_are_no_empty_table(recipe, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("nothing is registered yet for models:/tiny@champion")
 
 
+def test_an_errors_control_and_direction_characters_are_shown_as_text(fails, tmp_path):
+    folder = tmp_path / "a\x1b[31m\u202eb"
+    told = fails("datasets", "check", folder)
+    assert r"a\u001b[31m\u202eb" in told
+    assert not {"\x1b", "\u202e"} & set(told)
+
+
 def test_help_has_a_short_name(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["routerretriever", "run", "-h"])
     with pytest.raises(SystemExit) as stopped:

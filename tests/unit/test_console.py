@@ -52,6 +52,13 @@ def test_what_steps_counted_here_and_elsewhere_becomes_the_runs_figures():
     assert "throughput/queries_per_second" not in kept
 
 
+def test_direction_marks_never_reach_the_terminal():
+    shown = io.StringIO()
+    terminal = console.PlainConsole(file=shown, force_terminal=True, color_system=None, width=100)
+    terminal.print("safe\u202egnp.exe \u2066x\u2069 \u200d")
+    assert shown.getvalue() == "safe\ufffdgnp.exe \ufffdx\ufffd \u200d\n"
+
+
 def test_plain_log_lines_carry_the_runs_id(capsys):
     before = list(console.log.handlers), console.log.propagate
     try:

@@ -227,9 +227,7 @@ def _print_report(report: CheckReport) -> None:
 
 
 def _print(text: str) -> None:
-    from routerretriever.datasets.texts import printable
+    from routerretriever.datasets.texts import printable_lines
     from routerretriever.runtime.progress import console
 
-    for line in text.split("\n"):
-        indent = line[: len(line) - len(line.lstrip())]
-        console.print(indent + printable(line), markup=False, emoji=False, soft_wrap=True)
+    console.print(printable_lines(text), markup=False, emoji=False, soft_wrap=True)

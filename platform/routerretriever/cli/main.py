@@ -49,7 +49,9 @@ def main_for(command: str) -> None:
 
 
 def _fail(error: object) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    from routerretriever.datasets.texts import printable_lines
+
+    print(f"error: {printable_lines(str(error))}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -99,6 +99,12 @@ def printable(text: str) -> str:
     return re.sub(r" {2,}", " ", "".join(shown)).strip()
 
 
+def printable_lines(text: str) -> str:
+    """The same for each line of a text; indents stay."""
+    lines = text.split("\n")
+    return "\n".join(line[: len(line) - len(line.lstrip(" "))] + printable(line) for line in lines)
+
+
 def scripts(texts: Iterable[str]) -> dict[str, float]:
     """Script -> share of the letters, the largest first; from the characters' Unicode names."""
     characters: Counter[str] = Counter()

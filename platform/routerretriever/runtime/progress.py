@@ -31,11 +31,13 @@ from routerretriever.runtime.heartbeat import Heartbeat
 from routerretriever.runtime.metrics import drain
 
 _CONTROL_CODES = (*range(9), *range(11, 32), *range(127, 160))  # all but tab and newline
-_CONTROL = dict.fromkeys(_CONTROL_CODES, "\N{REPLACEMENT CHARACTER}")
+# Marks that turn the direction of writing, and Unicode's own ends of lines.
+_DIRECTION_CODES = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_CONTROL = dict.fromkeys((*_CONTROL_CODES, *_DIRECTION_CODES), "\N{REPLACEMENT CHARACTER}")
 
 
 class PlainConsole(Console):
-    """A console that shows every string as text: no markup, no emoji codes, no control characters.
+    """A console that shows every string as text: no markup, no emoji codes, no terminal commands.
 
     Documents, queries and names come from outside; ``[bold]`` or an escape sequence in them must not reach
     the terminal as a command. Every string, a table's cells included, passes through ``render_str``.
