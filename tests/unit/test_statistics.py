@@ -64,6 +64,16 @@ def test_the_tokens_are_the_encoders_and_what_it_cuts_is_counted(tmp_path):
     assert (lengths.unit, lengths.highest, lengths.limit, lengths.cut) == ("tokens", 42, 24, 1)
 
 
+def test_a_book_is_not_tokenised_to_its_end(tmp_path):
+    tokens = tokens_of(settings_of(tmp_path))
+    assert tokens.characters == 24_000
+    one = toy(tmp_path / "c", ["fox " * 50_000, "a dog"])
+    found = describe(one.folder, tokens)
+    lengths = found.document_lengths
+    assert (lengths.highest, lengths.highest_is_more, lengths.cut) == (6_002, True, 1)
+    assert "tokens in the middle, the longest has at least 6002" in found.page()
+
+
 def test_documents_are_counted_by_what_reads_them(tmp_path):
     student = settings_of(tmp_path / "student")
     teacher = write_encoder("llama", tmp_path / "teacher")

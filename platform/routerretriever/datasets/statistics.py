@@ -15,6 +15,7 @@ from routerretriever.datasets.texts import scripts
 from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
+from routerretriever.encoder.tokens import CHARACTERS_PER_TOKEN
 
 SAMPLE = 2000
 """Documents that are measured, spread over the corpus."""
@@ -34,6 +35,8 @@ class Tokens:
     """Tokens of a document that are read; the rest is cut."""
     query_limit: int | None = None
     """Those of a query."""
+    characters: int | None = None
+    """Only so many of a text are counted; None where all are."""
 
 
 _UNKNOWN_SHARE = 0.05
@@ -48,6 +51,9 @@ class Lengths:
     texts: int
     median: float
     highest: int
+    """Of the longest text, or of what was counted of it."""
+    highest_is_more: bool
+    """Whether a text was too long to be counted to its end."""
     limit: int | None
     """What the encoder reads of one; None where all of it is read."""
     cut: int
@@ -167,7 +173,8 @@ def tokens_of(settings: EncoderSettings) -> Tokens:
 
     # Another encoder's tokens say nothing about where queries are cut.
     query_limit = None if settings.documents else known.query_max_length
-    return Tokens("tokens", count, known.document_max_length, query_limit)
+    most = max(filter(None, (known.document_max_length, known.query_max_length)))
+    return Tokens("tokens", count, known.document_max_length, query_limit, most * CHARACTERS_PER_TOKEN)
 
 
 def _sample(collection: Collection, documents: int, wanted: int) -> list[str]:
@@ -188,12 +195,14 @@ def _notes(lengths: Lengths) -> list[str]:
 
 
 def _measure(texts: list[str], tokens: Tokens, limit: int | None) -> Lengths:
-    counts = np.array(tokens.count(texts) or [(0, 0)])
+    # A book is not tokenised to its end for what is read of it.
+    counts = np.array(tokens.count([text[: tokens.characters] for text in texts]) or [(0, 0)])
     return Lengths(
         unit=tokens.unit,
         texts=len(texts),
         median=float(np.median(counts[:, 0])),
         highest=int(counts[:, 0].max()),
+        highest_is_more=tokens.characters is not None and any(len(one) > tokens.characters for one in texts),
         limit=limit,
         cut=0 if limit is None else int((counts[:, 0] > limit).sum()),
         unknown_share=float(counts[:, 1].sum() / max(1, counts[:, 0].sum())),
@@ -201,4 +210,7 @@ def _measure(texts: list[str], tokens: Tokens, limit: int | None) -> Lengths:
 
 
 def _told(lengths: Lengths) -> str:
-    return f"{lengths.median:.0f} {lengths.unit} in the middle, {lengths.highest} at most"
+    highest = f"{lengths.highest} at most"
+    if lengths.highest_is_more:
+        highest = f"the longest has at least {lengths.highest}"
+    return f"{lengths.median:.0f} {lengths.unit} in the middle, {highest}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
 
-_CHARACTERS_PER_TOKEN = 1000
+CHARACTERS_PER_TOKEN = 1000
 """More than any text has on average, runs of spaces and words of no known piece among them."""
 
 
@@ -85,7 +85,7 @@ class TextReader:
         if not texts:
             return []
         # A book is not tokenised to its end for what is read of it.
-        most = max_length * _CHARACTERS_PER_TOKEN
+        most = max_length * CHARACTERS_PER_TOKEN
         tokens = self.tokenizer(
             [text[:most] for text in texts],
             truncation=True,
