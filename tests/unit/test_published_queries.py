@@ -161,3 +161,13 @@ def test_the_papers_recipe_needs_no_train_split_by_hand():
     recipe = load_recipe(ROOT / "jobs" / "recipes" / "beir-contriever.yaml")
     paths = {name: domain.path for name, domain in recipe.domains.items()}
     assert (paths["arguana"], paths["quora"]) == ("arguana-generated", "quora-generated")
+
+
+def test_the_papers_recipe_measures_ms_marco_on_dev_and_stops_on_queries_of_train(tmp_path):
+    domain = load_recipe(ROOT / "jobs" / "recipes" / "beir-contriever.yaml").domains["msmarco"]
+    folder = write_collection(tmp_path / "msmarco", WORDS["fruit"])
+    published = open_collection("msmarco", folder)
+    used = open_collection("msmarco", folder, domain)
+    assert used.qrels("test") == published.qrels("dev")
+    assert used.qrels("dev").items() < published.qrels("train").items()
+    assert not used.qrels("dev").keys() & used.qrels("train").keys()
