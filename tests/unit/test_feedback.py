@@ -79,6 +79,18 @@ def test_a_report_is_in_storage_when_it_is_answered(log):
     assert (kept.query, kept.shown, kept.clicked, kept.user) == ("where is fig", ("d1", "d2"), ("d2",), "ann")
 
 
+def test_the_searchs_request_is_kept_with_the_report_and_older_files_have_none(log, tmp_path):
+    log.append(report())
+    (old,) = (tmp_path / "feedback").glob("*.parquet")
+    parquet.write_table(parquet.read_table(old).drop_columns(["request"]), old)
+    answered = ask(app(log), "POST", "/v1/feedback", json={**BODY, "request": "4f1c"})
+    assert answered.status_code == 200
+    log.compact()
+    assert [one.request for one in log.read()] == ["", "4f1c"]
+    too_long = ask(app(log), "POST", "/v1/feedback", json={**BODY, "request": "x" * 129})
+    assert too_long.status_code == 422
+
+
 @pytest.mark.parametrize(
     ("change", "status", "told"),
     [

@@ -192,6 +192,8 @@ class FeedbackRequest(_Schema):
     """The sender's name for the user; `/v1/feedback/delete` deletes all reports under it."""
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
     """Of two reports of a client with the same id, one counts; by default each is new."""
+    request: Annotated[str, StringConstraints(max_length=128)] = ""
+    """The `x-request-id` of the search's answer; kept with the report, so that it is found in the logs."""
 
 
 class FeedbackResponse(_Answer):

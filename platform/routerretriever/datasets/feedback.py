@@ -43,6 +43,7 @@ _SCHEMA = arrow.schema(
         ("clicked", _LIST),
         ("relevant", _LIST),
         ("not_relevant", _LIST),
+        ("request", arrow.string()),
     ]
 )
 
@@ -64,6 +65,8 @@ class Feedback:
     clicked: tuple[str, ...] = ()
     relevant: tuple[str, ...] = ()
     not_relevant: tuple[str, ...] = ()
+    request: str = ""
+    """Id of the search's request; files of earlier versions have none."""
 
 
 class _Stamp(NamedTuple):

@@ -102,7 +102,8 @@ class Client:
             query: what was asked.
             collection: which collection.
             shown: ids of the results, best first.
-            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, and ``user``.
+            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, ``user``, and ``request``, the
+                ``x-request-id`` of the search's answer.
         """
         answer = self._post("/v1/feedback", feedback_body(query, collection, shown, marks))
         return FeedbackResponse.model_validate(answer).id

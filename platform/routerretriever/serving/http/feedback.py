@@ -50,6 +50,7 @@ def add_feedback(api: FastAPI, pick: Pick, settings: FeedbackSettings, log: Feed
             clicked=tuple(body.clicked),
             relevant=tuple(body.relevant),
             not_relevant=tuple(body.not_relevant),
+            request=body.request,
         )
         await asyncio.to_thread(log.append, report)
         return FeedbackResponse(id=report.id)
