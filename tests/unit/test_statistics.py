@@ -125,6 +125,31 @@ def test_a_folder_that_is_not_there_is_told_as_such(tmp_path):
             assert message in str(done.exception)
 
 
+def test_a_recipes_collections_are_checked_with_their_settings(tmp_path):
+    folder = write_collection(tmp_path / "fruit", WORDS["fruit"])
+    with (folder / "queries.jsonl").open("a") as queries:
+        queries.write('{"_id": "again", "text": "WHERE is banana with apple"}\n')
+    with (folder / "qrels" / "test.tsv").open("a") as test:
+        test.write("again\td0\t1\n")
+    recipe = tmp_path / "recipe.yaml"
+
+    def check(domain, *paths):
+        recipe.write_text(f"name: t\ndomains:\n  fruit: {{path: {folder}{domain}}}\n")
+        return CliRunner().invoke(app, ["datasets", "check", *paths, "--recipe", str(recipe), "--json"])
+
+    assert check("").exit_code == 0
+    refused = check(", equal_texts: refuse")
+    assert refused.exit_code == 1
+    assert not json.loads(refused.output)["ok"]
+    both = check(", equal_texts: refuse", str(folder))
+    assert {name: one["ok"] for name, one in json.loads(both.output).items()} == {
+        str(folder): True, "fruit": False,
+    }  # fmt: skip
+    (folder / "qrels" / "train.tsv").unlink()
+    assert "has no train split" in str(check("").exception)
+    assert CliRunner().invoke(app, ["datasets", "check"]).exit_code == 2
+
+
 def test_several_collections_are_checked_at_once(tiny_data):
     fruit, metal = (str(tiny_data / "data" / name) for name in ("fruit", "metal"))
     command = ["datasets", "check", fruit, metal]

@@ -12,6 +12,7 @@ from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output,
 
 if TYPE_CHECKING:
     from routerretriever.datasets.checking import CheckReport
+    from routerretriever.datasets.collection import Collection
 
 datasets_app = typer.Typer(
     help="Import, check, split, export, download and generate collections (BEIR folders).",
@@ -24,22 +25,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for progr
 
 @datasets_app.command("check")
 def check(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="BEIR folders, or sample:<domain>.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATH]...", help="BEIR folders, or sample:<domain>.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Check this recipe's collections, each with its domain's settings.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="List every issue, not the first five.")] = False,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
 ) -> None:
     """List what is wrong with collections, by kind, with file and line.
 
+    With a recipe, the splits are required that a run reads; what passes, a run reads.
+
     Exit codes: 0 it can be used; 1 it has errors; 2 the command was mistyped.
     """
     from routerretriever.datasets.checking import check_collection
+    from routerretriever.datasets.collection import Collection
 
-    folders = {path: _folder(path) for path in paths}
-    reports = {path: check_collection(folder, None if every else 5) for path, folder in folders.items()}
+    if not paths and recipe is None:
+        raise typer.BadParameter("name folders, or a recipe with --recipe")
+    collections = {path: Collection(path, _folder(path)) for path in paths or ()}
+    if recipe is not None:
+        collections |= _collections_of(recipe)
+    reports = {
+        name: check_collection(one.folder, None if every else 5, one.settings)
+        for name, one in collections.items()
+    }
     if as_json:
-        found = {path: report.as_json() for path, report in reports.items()}
-        _print(json.dumps(found if len(found) > 1 else found[paths[0]], indent=2))
+        found = {name: report.as_json() for name, report in reports.items()}
+        _print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=2))
     else:
         for path, report in reports.items():
             if len(reports) > 1:
@@ -194,6 +210,13 @@ def export(
 
     with writing(to):
         _print(f"wrote {export_parquet(_folder(source), to)}")
+
+
+def _collections_of(recipe: Path) -> dict[str, Collection]:
+    from routerretriever.config.loading import load_recipe
+    from routerretriever.pipeline.collections import open_collections
+
+    return open_collections(load_recipe(recipe, None))
 
 
 def _folder(path: str) -> Path:

@@ -20,13 +20,14 @@ from routerretriever.adapters.check import check_encoder
 from routerretriever.artifacts.step import Status, Step, in_order
 from routerretriever.config.recipe import Recipe
 from routerretriever.corpus.artifact import Corpus
-from routerretriever.datasets.collection import Collection, open_collection
+from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.preflight import Report, preflight
 from routerretriever.datasets.statistics import tokens_of
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
 from routerretriever.methods.known import METHODS
+from routerretriever.pipeline.collections import open_collections, splits_read
 from routerretriever.pipeline.places import open_storage
 from routerretriever.reports.page import write_reports
 from routerretriever.reports.tables import as_dict
@@ -94,28 +95,7 @@ class Pipeline:
         """
         self.recipe = recipe
         self.store = open_storage(recipe)
-        self.collections = {
-            name: open_collection(name, recipe.domain_path(name), settings)
-            for name, settings in recipe.domains.items()
-        }
-        for name in recipe.expert_domains:
-            if "train" not in self.collections[name].splits():
-                raise DatasetError(
-                    f"domains.{name}: {self.collections[name].folder} has no train split; "
-                    "add qrels/train.tsv or set expert: false"
-                )
-        for name, domain in recipe.domains.items():
-            if domain.test_split != "test" and "test" not in self.collections[name].splits():
-                raise DatasetError(
-                    f"domains.{name}.test_split: {self.collections[name].folder} has no "
-                    f"qrels/{domain.test_split}.tsv; name a split that is there"
-                )
-        for name in recipe.calibrated_domains:
-            if "dev" not in self.collections[name].splits():
-                raise DatasetError(
-                    f"domains.{name}.calibrate: {self.collections[name].folder} has no dev split; "
-                    "add qrels/dev.tsv or set calibrate: false"
-                )
+        self.collections = open_collections(recipe)
         self.clock = _PublishingClock(recipe.name)
         self.workspace = Workspace(
             self.store, self.collections, tuple(recipe.expert_domains), recipe.encoder, recipe.corpus,
@@ -174,14 +154,7 @@ class Pipeline:
             EncoderError: the base cannot be used as the recipe says.
             TeacherError: the experts' teacher cannot.
         """
-        needs = {
-            name: [
-                *(("train", "dev") if name in self.recipe.expert_domains else ()),
-                *(("dev",) if name in self._calibrated_only else ()),
-                *(("test",) if "test" in collection.splits() else ()),
-            ]
-            for name, collection in self.collections.items()
-        }
+        needs = splits_read(self.recipe, self.collections)
         report = preflight(self.collections.values(), needs)
         if any(step.status(self.store) is not Status.PRESENT for step in self.steps()):
             require_cluster()
