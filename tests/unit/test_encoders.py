@@ -19,6 +19,7 @@ from routerretriever.encoder.export import save_sentence_transformer
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.tokens import TextReader
 from routerretriever.errors import EncoderError
+from safetensors.torch import save_file
 from support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -151,7 +152,7 @@ def test_bad_folders_are_told_in_one_line(bert, damage, message):
         for path in bert.glob("tokenizer*"):
             path.unlink()
     elif damage == "missing":
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file
 
         kept = {key: value for key, value in load_file(weights).items() if "layer.1." not in key}
         save_file(kept, weights, metadata={"format": "pt"})
@@ -266,6 +267,37 @@ def test_positions_that_are_never_used_do_not_count(tmp_path):
     assert read_card(settings_of(folder)).settings.query_max_length == 30
     with pytest.raises(EncoderError, match="above the model's 30 positions"):
         load_tower(settings_of(folder, query_max_length=31))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"pooling_mode": ["cls", "mean"]},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+    ],
+)
+def test_of_several_poolings_a_recipe_can_have_one(bert, tmp_path, written):
+    (bert / "1_Pooling" / "config.json").write_text(json.dumps(written))
+    with pytest.raises(EncoderError, match=r"side by side \(cls \+ mean\).* set encoder.pooling to one"):
+        read_card(settings_of(bert))
+    card = read_card(settings_of(bert, pooling="mean"))
+    assert (card.settings.pooling, card.sources["pooling"]) == ("mean", "recipe")
+    assert card.warnings == ("encoder.pooling: 'mean' by the recipe; the files say 'cls + mean'",)
+    plain = write_transformer(TinyEncoder("bert"), tmp_path / "plain")
+    expected = load_tower(settings_of(plain, query_prompt="")).encode_documents(TEXTS[:2])
+    found = load_tower(settings_of(bert, pooling="mean")).encode_documents(TEXTS[:2])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_dense_layers_for_several_poolings_are_told_of(tmp_path):
+    folder = write_encoder("t5-dense", tmp_path)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["cls", "mean"]}')
+    dense = folder / "2_Dense" / "config.json"
+    dense.write_text(json.dumps(json.loads(dense.read_text()) | {"in_features": 32}))
+    weights = folder / "2_Dense" / "model.safetensors"
+    save_file({"linear.weight": torch.zeros(12, 32), "linear.bias": torch.zeros(12)}, weights)
+    with pytest.raises(EncoderError, match=r"vectors 16 wide, and the Dense layer of .* takes 32"):
+        load_tower(settings_of(folder, pooling="mean"))
 
 
 def test_known_families_fill_in_what_files_leave_out(tmp_path):

@@ -2,6 +2,9 @@
 
 Order of precedence: the recipe, then the files that sentence-transformers writes, then a table of known
 families whose files say too little, then defaults.
+
+The files are read here, and not by sentence-transformers, whose import takes 3 s: fingerprints, plans and dry
+runs need no more than this. What it computes (Dense layers, most pooling) is run by its own modules.
 """
 
 from __future__ import annotations
@@ -71,6 +74,8 @@ _OFFSET_POSITIONS = {
     "ibert", "roberta-prelayernorm",
 }  # fmt: skip
 """Model types that count positions from behind the padding id, so some of their table is never used."""
+_BESIDE = " + "
+"""Between the names of poolings whose vectors are put side by side."""
 _UNSTATED_LIMIT = 512
 _STATIC_LIMIT = 8192
 """Static embeddings have no positions; this bounds what a batch takes."""
@@ -107,7 +112,9 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
     try:
         stated, dense = _stated(folder)
         lowered = is_lowered(model_folder(folder))
-        EncoderSettings.model_validate({"name": settings.name, **stated})
+        _require_one_pooling(folder, settings, stated)
+        wanted = settings.model_dump(include=set(_DEFAULTS), exclude_none=True)
+        EncoderSettings.model_validate({"name": settings.name, **stated, **wanted})
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise EncoderError(
             f"encoder.name: {folder}: its JSON files do not say what sentence-transformers' do "
@@ -176,7 +183,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
         kind = module["type"].rpartition(".")[2]
         own = folder / module["path"]
         if kind == "Pooling":
-            stated["pooling"] = _pooling(own, read_json(own / "config.json") or {})
+            stated["pooling"] = _BESIDE.join(_pooling(own, read_json(own / "config.json") or {}))
         elif kind == "Dense":
             dense.append(own)
         elif kind == "Normalize":
@@ -217,18 +224,27 @@ def _require_order(folder: Path, modules: list[dict[str, str]]) -> None:
         before = kind
 
 
-def _pooling(folder: Path, config: dict[str, Any]) -> str:
-    mode = config.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else mode
-    if modes is None:
-        modes = [mode for key, mode in _POOLING_KEYS.items() if config.get(key)] or ["mean"]
-    if len(modes) != 1:
-        raise EncoderError(
-            f"encoder.name: {folder} pools in {len(modes)} ways at once; set encoder.pooling to one"
-        )
+def _pooling(folder: Path, config: dict[str, Any]) -> list[str]:
+    """The ways in which token states are pooled; the vectors of several are put side by side."""
     if config.get("include_prompt") is False:
         raise EncoderError(f"encoder.name: {folder} leaves the prompt out of pooling, which is not supported")
-    return str(modes[0])
+    mode = config.get("pooling_mode")
+    if mode is None:
+        return [mode for key, mode in _POOLING_KEYS.items() if config.get(key)] or ["mean"]
+    return [mode] if isinstance(mode, str) else [str(one) for one in mode]
+
+
+def _require_one_pooling(folder: Path, settings: EncoderSettings, stated: Mapping[str, Any]) -> None:
+    """Vectors of several poolings side by side are not made here; a recipe can have one of them alone.
+
+    Raises:
+        EncoderError: the files name several, and the recipe none.
+    """
+    if settings.pooling is None and _BESIDE in stated.get("pooling", ""):
+        raise EncoderError(
+            f"encoder.name: {folder} puts the vectors of several poolings side by side "
+            f"({stated['pooling']}), which is not supported; set encoder.pooling to one of them"
+        )
 
 
 def usable_positions(config: dict[str, Any]) -> int | None:

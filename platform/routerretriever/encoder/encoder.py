@@ -96,6 +96,11 @@ class Encoder:
         self._engine: EngineSettings | None = None
         self._compiled: CompiledTower | None = None
         self._dense: list[Any] = list(dense)
+        if dense and self._dense[0].in_features != self.width:
+            raise EncoderError(
+                f"encoder.pooling: {settings.pooling} gives vectors {self.width} wide, and the Dense layer "
+                f"of {settings.name} takes {self._dense[0].in_features}; name another encoder"
+            )
         self._tower = Tower(model, settings.pooling, settings.similarity, dense)
         self.transformer_layers = transformer_layers(model)
         self.linear_layers: dict[str, nn.Linear] = {
