@@ -116,6 +116,9 @@ def test_the_encoder_of_documents_says_what_is_said_of_documents(towers):
     card = check_encoder(settings_of(student, documents={"name": str(teacher)}), (LoraSettings(),))
     assert card.settings.query_prompt == "search for the query : "
     assert card.settings.document_prompt == "passage : "
+    shorter = settings_of(student, documents={"name": str(teacher)}, document_prompt="search for ")
+    told = ("encoder.document_prompt: 'search for ' by the recipe; the files say 'passage : '",)
+    assert read_card(shorter).warnings == told  # once: what the other's files say of documents is not read
     # What a bundle keeps has no open setting, and means the same.
     again = read_card(EncoderSettings(**card.settings.model_dump()))
     assert again.settings == card.settings

@@ -300,6 +300,31 @@ def test_dense_layers_for_several_poolings_are_told_of(tmp_path):
         load_tower(settings_of(folder, pooling="mean"))
 
 
+def test_a_recipe_that_reads_more_of_a_text_than_the_files_say_is_warned(bert):
+    card = read_card(settings_of(bert, query_max_length=10, document_max_length=30))
+    assert card.warnings == ("encoder.document_max_length: 30 by the recipe; the files say 24",)
+
+
+@pytest.mark.parametrize(
+    ("written", "about", "recipe", "warnings"),
+    [
+        ("bert-dot", {"similarity_fn_name": "euclidean"}, {},
+         ("encoder.similarity: the files name 'euclidean', which is not supported; set cosine or dot",)),
+        ("bert-dot", {"similarity_fn_name": "euclidean"}, {"similarity": "dot"}, ()),
+        ("bert-mean", {"similarity_fn_name": "euclidean"}, {}, ()),  # it normalises
+        ("bert-mean", {"similarity_fn_name": "dot"}, {}, ()),
+        ("bert-mean", {"prompts": {"query": "q "}, "default_prompt_name": "ask"}, {},
+         ("encoder.query_prompt: the files' default prompt is 'ask', and they have none of that name",)),
+    ],
+)  # fmt: skip
+def test_files_that_contradict_themselves_are_told_where_it_matters(
+    tmp_path, written, about, recipe, warnings
+):
+    folder = write_encoder(written, tmp_path)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(about))
+    assert read_card(settings_of(folder, **recipe)).warnings == warnings
+
+
 def test_known_families_fill_in_what_files_leave_out(tmp_path):
     folder = write_transformer(TinyEncoder("bert"), tmp_path / "contriever-msmarco")
     card = read_card(settings_of(folder))

@@ -74,6 +74,7 @@ _OFFSET_POSITIONS = {
     "ibert", "roberta-prelayernorm",
 }  # fmt: skip
 """Model types that count positions from behind the padding id, so some of their table is never used."""
+_OF_DOCUMENTS = ("document_prompt", "document_max_length")
 _BESIDE = " + "
 """Between the names of poolings whose vectors are put side by side."""
 _UNSTATED_LIMIT = 512
@@ -110,7 +111,7 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
         return resolve_card(settings)
     folder = encoder_folder(settings)
     try:
-        stated, dense = _stated(folder)
+        stated, dense, contradictions = _stated(folder)
         lowered = is_lowered(model_folder(folder))
         _require_one_pooling(folder, settings, stated)
         wanted = settings.model_dump(include=set(_DEFAULTS), exclude_none=True)
@@ -120,18 +121,24 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
             f"encoder.name: {folder}: its JSON files do not say what sentence-transformers' do "
             f"({str(error).splitlines()[0]})"
         ) from None
-    card = replace(resolve_card(settings, stated, _family(settings.name), dense), is_lowered=lowered)
+    own = settings
+    if settings.documents is not None:
+        own = settings.model_copy(update=dict.fromkeys(_OF_DOCUMENTS))
+    card = resolve_card(own, stated, _family(settings.name), dense)
+    # What the recipe says is what is meant, whatever the files say to each other.
+    meant = [text for name, text in contradictions.items() if card.sources[name] != "recipe"]
+    card = replace(card, warnings=(*card.warnings, *meant), is_lowered=lowered)
     return card if settings.documents is None else _with_documents(card, settings)
 
 
 def _with_documents(card: EncoderCard, settings: EncoderSettings) -> EncoderCard:
     """What is said of documents is said by the encoder that reads them."""
     theirs = read_card(settings.for_documents())
-    fields = ("document_prompt", "document_max_length")
+    said = {name: getattr(theirs.settings, name) for name in _OF_DOCUMENTS}
     return replace(
         card,
-        settings=card.settings.model_copy(update={name: getattr(theirs.settings, name) for name in fields}),
-        sources=card.sources | {name: theirs.sources[name] for name in fields},
+        settings=card.settings.model_copy(update=said),
+        sources=card.sources | {name: theirs.sources[name] for name in _OF_DOCUMENTS},
         warnings=(*card.warnings, *theirs.warnings),
     )
 
@@ -152,9 +159,16 @@ def resolve_card(
         sources[name], values[name] = next(
             ((source, value) for source, value in choices if value is not None), ("default", default)
         )
-        if wanted is not None and stated.get(name) not in (None, wanted) and "length" not in name:
+        if wanted is not None and _contradicts(name, wanted, stated.get(name)):
             warnings.append(f"encoder.{name}: {wanted!r} by the recipe; the files say {stated[name]!r}")
     return EncoderCard(settings.model_copy(update=values), sources, dense, tuple(warnings))
+
+
+def _contradicts(name: str, wanted: Any, stated: Any) -> bool:
+    """Whether a recipe's value means another thing than the files' does; to read less of a text is no matter."""
+    if stated is None:
+        return False
+    return bool(wanted > stated) if name.endswith("_max_length") else bool(wanted != stated)
 
 
 def _family(name: str) -> dict[str, Any]:
@@ -165,9 +179,10 @@ def _family(name: str) -> dict[str, Any]:
     return next((known for part, known in _FAMILIES.items() if part in last), {})
 
 
-def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """Settings that are in the files, by field, and the folders of Dense layers."""
+def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], dict[str, str]]:
+    """Settings that are in the files, by field; folders of Dense layers; contradictions, by field."""
     stated: dict[str, Any] = {}
+    contradictions: dict[str, str] = {}
     dense: list[Path] = []
     modules = modules_of(folder)
     about = read_json(folder / "config_sentence_transformers.json") or {}
@@ -189,7 +204,18 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
         elif kind == "Normalize":
             stated["similarity"] = "cosine"
     prompts = about.get("prompts") or {}
-    default = prompts.get(about.get("default_prompt_name"))
+    named = about.get("similarity_fn_name")
+    # Of vectors of unit length, every one of sentence-transformers' functions gives the same order.
+    if named not in (None, "cosine", "dot") and "similarity" not in stated:
+        contradictions["similarity"] = (
+            f"encoder.similarity: the files name {named!r}, which is not supported; set cosine or dot"
+        )
+    default_name = about.get("default_prompt_name")
+    if default_name is not None and default_name not in prompts:
+        contradictions["query_prompt"] = (
+            f"encoder.query_prompt: the files' default prompt is {default_name!r}, and they have none of that name"
+        )
+    default = prompts.get(default_name)
     for field_name, names in (("query_prompt", ("query",)),
                               ("document_prompt", ("document", "passage", "corpus"))):  # fmt: skip
         found = next((prompts[name] for name in names if prompts.get(name) is not None), default)
@@ -201,7 +227,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
     length = _STATIC_LIMIT if is_static(folder) else _length(model_folder(folder))
     if length is not None:
         stated["query_max_length"] = stated["document_max_length"] = length
-    return stated, tuple(dense)
+    return stated, tuple(dense), contradictions
 
 
 def _require_order(folder: Path, modules: list[dict[str, str]]) -> None:
