@@ -97,6 +97,13 @@ def test_vectors_are_given_unit_length_on_demand(made, tmp_path, monkeypatch):
     np.testing.assert_allclose(bundle.encode_query(QUERIES, normalize_embeddings=True), whole, atol=1e-6)
 
 
+def test_a_bundle_tells_where_each_setting_of_its_encoder_came_from(made, tmp_path):
+    manifest = RouterRetriever.load(str(written(made, tmp_path / "bundle"))).manifest
+    assert manifest["encoder"]["query_max_length"] == 64
+    assert manifest["encoder_sources"]["query_max_length"] == "recipe"
+    assert manifest["encoder_sources"]["pooling"] == "default"
+
+
 def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path):
     folder = written(made, tmp_path / "bundle")
     assert read_validation_queries(folder) == FACTS.validation
@@ -180,6 +187,15 @@ def test_a_setting_that_changes_nothing_in_a_bundle_makes_no_new_version(made, t
         {"registry": {"name": "tiny", "alias": "live"}},
     ):
         assert version_with(**same) == 1, same
+    told = {"encoder": {"pooling": {"value": "mean", "source": "default"}}}
+    recipe = tiny_recipe(tmp_path).model_dump(mode="json")
+    spelled_out = replace(
+        parts,
+        recipe=recipe,
+        encoder=ENCODER.model_copy(update={"pooling": "mean"}),  # as by default
+        evaluation={"deployed": "x", "settings": recipe} | told,
+    )
+    assert registry.register_bundle(spelled_out, RunRecord())[0] == 1
     assert registry.bundles()[0].version == 2
     domains = {"labels": {"path": "fruit"}, "workers": {"path": "metal"}}
     assert [version_with(domains=domains), version_with(domains={"labels": {"path": "fruit"}})] == [3, 4]

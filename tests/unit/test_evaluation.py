@@ -96,7 +96,8 @@ def evaluated(seed):
     queries = {name: {i: f"<query {i}>" for i in table.query_ids} for name, table in scores.items()}
     described = {"name": "world", "encoder": {"name": "none"}, "routing": {"router": "posterior"}}
     notes = {"a": ["2 x equal-queries: the same <question>"], "b": []}
-    return assemble(systems, ROUTED, ["a", "b"], queries, described, notes), scores
+    encoder = {"query_prompt": {"value": "query: <text>", "source": "files"}}
+    return assemble(systems, ROUTED, ["a", "b"], queries, described, notes, encoder), scores
 
 
 @given(st.integers(0, 10_000))
@@ -145,6 +146,10 @@ def test_tables_and_report_tell_the_same(tmp_path):
     assert "<query" not in page
     assert "the same &lt;question&gt;" in page
     assert "- a: 2 x equal-queries: the same <question>" in markdown(evaluation)
+    assert figures["encoder"] == {"query_prompt": {"value": "query: <text>", "source": "files"}}
+    told = page[page.index("<td>query_prompt</td>") :]
+    assert "query: " in told
+    assert told.index("query: ") < told.index("<td>files</td>")
     assert as_dict(evaluation)["data_notes"] == {"a": ["2 x equal-queries: the same <question>"]}
 
 

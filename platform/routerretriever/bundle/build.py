@@ -78,7 +78,8 @@ def write_bundle(
     Raises:
         BundleError: an expert was trained on another base encoder, or the router knows one that is missing.
     """
-    router, experts, encoder = parts.router, parts.experts, read_card(parts.encoder).settings
+    card = read_card(parts.encoder)
+    router, experts, encoder = parts.router, parts.experts, card.settings
     fingerprint = tower_fingerprint(encoder)
     unknown = set(router.experts) - set(experts) - {BASE}
     if unknown:
@@ -115,6 +116,7 @@ def write_bundle(
     manifest = {
         "format": FORMAT,
         "encoder": encoder.model_dump(),
+        "encoder_sources": card.sources,
         "encoder_fingerprint": fingerprint,
         "features": parts.routing.features,
         "merge": parts.routing.merge,

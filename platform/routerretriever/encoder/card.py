@@ -96,9 +96,13 @@ class EncoderCard:
     """Whether texts are put into lower case for a tokenizer that does not do so itself."""
 
     def lines(self) -> list[str]:
-        """One line a setting, for logs and reports."""
+        """One line a setting, for logs."""
+        return [f"{name}: {one['value']!r} ({one['source']})" for name, one in self.stated().items()]
+
+    def stated(self) -> dict[str, dict[str, Any]]:
+        """Setting -> its value and its source, for reports."""
         values = self.settings.model_dump()
-        return [f"{name}: {values[name]!r} ({source})" for name, source in self.sources.items()]
+        return {name: {"value": values[name], "source": source} for name, source in self.sources.items()}
 
 
 def read_card(settings: EncoderSettings) -> EncoderCard:

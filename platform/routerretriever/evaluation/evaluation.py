@@ -35,6 +35,8 @@ class Evaluation:
     settings: dict[str, Any]
     data_notes: dict[str, list[str]] = field(default_factory=dict)
     """Collection -> what was noted of it before the run: leaks, copies, cut texts."""
+    encoder: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Setting of the base encoder -> the value that it was run with, and where that came from."""
 
     @property
     def with_expert(self) -> list[str]:
@@ -139,6 +141,7 @@ def assemble(
     queries: Mapping[str, Mapping[str, str]],
     settings: dict[str, Any],
     data_notes: Mapping[str, list[str]] | None = None,
+    encoder: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Evaluation:
     """Put the systems of all methods into one evaluation.
 
@@ -149,6 +152,7 @@ def assemble(
         queries: test set -> query id -> text, in the order of the measures.
         settings: the recipe's, recorded with the figures.
         data_notes: what was noted of each collection before the run.
+        encoder: the base encoder's settings, none left open, and their sources.
 
     Raises:
         BadInput: two systems have the same name.
@@ -165,4 +169,5 @@ def assemble(
         texts={name: list(texts.values()) for name, texts in queries.items()},
         settings=settings,
         data_notes={name: notes for name, notes in (data_notes or {}).items() if notes},
+        encoder=encoder or {},
     )

@@ -23,6 +23,7 @@ from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.preflight import Report, preflight
 from routerretriever.datasets.statistics import tokens_of
+from routerretriever.encoder.card import read_card
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
@@ -238,6 +239,7 @@ class Pipeline:
                 {each.name: each.queries("test") for each in tested},
                 self.recipe.model_dump(mode="json"),
                 {name: self.preflight.notes(name) for name in self.collections},
+                read_card(self.recipe.encoder).stated(),
             )
             for path in write_reports(result, self.report_folder):
                 log.info("wrote %s", path)

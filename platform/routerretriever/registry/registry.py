@@ -458,10 +458,15 @@ def tracking_uri(settings: RegistrySettings, store: ArtifactStore) -> str:
 
 
 def _content_of(manifest: Mapping[str, Any]) -> str:
-    """Hash of what makes a bundle another one; that a recipe has another port or storage does not."""
+    """Hash of what makes a bundle another one.
+
+    That a recipe has another port or storage does not, nor where the encoder's settings came from.
+    """
     evaluation = manifest.get("evaluation") or {}
-    figures = {name: value for name, value in evaluation.items() if name != "settings"}  # the recipe again
-    return content_hash({**manifest, "recipe": bundle_settings(manifest["recipe"]), "evaluation": figures})
+    # What the manifest has elsewhere: the recipe, and the encoder's settings.
+    figures = {name: value for name, value in evaluation.items() if name not in ("settings", "encoder")}
+    content = {name: value for name, value in manifest.items() if name != "encoder_sources"}
+    return content_hash({**content, "recipe": bundle_settings(manifest["recipe"]), "evaluation": figures})
 
 
 def _of_others(present: BundleVersion, new: BundleVersion) -> bool:

@@ -61,6 +61,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "verdict": verdict(evaluation),
         "chart": svg(plot(evaluation)),
         "encoder": settings["encoder"]["name"],
+        "encoder_settings": evaluation.encoder,
         "router": settings["routing"]["router"],
         "deployed": evaluation.deployed,
         "experts": evaluation.experts,

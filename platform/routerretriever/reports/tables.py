@@ -117,6 +117,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "tied": tied_shares(evaluation),
         "data_notes": evaluation.data_notes,
         "settings": evaluation.settings,
+        "encoder": evaluation.encoder,
     }
 
 
