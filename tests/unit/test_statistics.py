@@ -2,12 +2,13 @@
 
 import json
 
+import pytest
 from routerretriever.cli.main import app
 from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.preflight import preflight
 from routerretriever.datasets.statistics import describe, tokens_of
 from routerretriever.encoder.settings import DocumentEncoderSettings, EncoderSettings
-from routerretriever.errors import DatasetError
+from routerretriever.errors import DatasetError, EncoderError
 from support.collections import WORDS, write_collection
 from support.encoders import write_encoder
 from typer.testing import CliRunner
@@ -90,11 +91,18 @@ def test_a_run_notes_what_the_encoder_will_not_see(tmp_path):
         "dev has 1 queries: its figures, and where training stops, are largely chance",
         "1 of 2 measured documents are cut at 24 tokens; set passages to read all of them",
     ]
-    other = toy(tmp_path / "d", ["привет мир", "еще слово"])
+    other = toy(tmp_path / "d", ["привет fox", "еще dog"])
     found = preflight([other], {"toy": ()}).with_reading([other], tokens_of(settings_of(tmp_path / "e")))
     assert found.notes("toy") == [
         "50% unknown tokens: this encoder knows little of the language or script; choose another"
     ]
+
+
+def test_an_encoder_that_knows_no_word_is_refused(tmp_path):
+    one = toy(tmp_path / "c", ["привет мир", "еще слово"])
+    report = preflight([one], {"toy": ()})
+    with pytest.raises(EncoderError, match=r"100% of the tokens in .* are unknown to this encoder; choose"):
+        report.with_reading([one], tokens_of(settings_of(tmp_path)))
 
 
 def test_the_command_counts_in_the_recipes_tokens(tmp_path):

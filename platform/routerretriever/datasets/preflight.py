@@ -40,6 +40,7 @@ class Report:
 
         Raises:
             DatasetError: a collection cannot be read any more.
+            EncoderError: the encoder knows next to no word of one.
         """
         return replace(self, reading={one.name: reading_notes(one, tokens) for one in collections})
 

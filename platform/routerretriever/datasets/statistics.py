@@ -16,6 +16,7 @@ from routerretriever.encoder.card import read_card
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import FAKE, encoder_folder
 from routerretriever.encoder.tokens import CHARACTERS_PER_TOKEN
+from routerretriever.errors import EncoderError
 
 SAMPLE = 2000
 """Documents that are measured, spread over the corpus."""
@@ -37,9 +38,13 @@ class Tokens:
     """Those of a query."""
     characters: int | None = None
     """Only so many of a text are counted; None where all are."""
+    special: int = 0
+    """Tokens of a text that stand for none of its words."""
 
 
 _UNKNOWN_SHARE = 0.05
+_UNREADABLE_SHARE = 0.95
+"""With more unknown tokens than this, texts have vectors that say nothing of them."""
 WORDS = Tokens("words", lambda texts: [(count_tokens(text), 0) for text in texts])
 
 
@@ -59,7 +64,7 @@ class Lengths:
     cut: int
     """Texts longer than what the encoder reads."""
     unknown_share: float
-    """Share of the tokens that the encoder does not know."""
+    """Share of the words' tokens that the encoder does not know; special ones are left out."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,16 @@ def reading_notes(collection: Collection, tokens: Tokens) -> list[str]:
 
     Raises:
         DatasetError: the collection cannot be read.
+        EncoderError: the encoder knows next to no word of it.
     """
     documents = min(collection.require(None).survey.documents, _NOTED_FROM)
-    return _notes(_measure(_sample(collection, documents, _NOTED_SAMPLE), tokens, tokens.limit))
+    lengths = _measure(_sample(collection, documents, _NOTED_SAMPLE), tokens, tokens.limit)
+    if lengths.unknown_share > _UNREADABLE_SHARE:
+        raise EncoderError(
+            f"encoder.name: {lengths.unknown_share:.0%} of the tokens in {collection.folder} are unknown to "
+            "this encoder; choose one of that language or script, or look at the files of its tokenizer"
+        )
+    return _notes(lengths)
 
 
 def tokens_of(settings: EncoderSettings) -> Tokens:
@@ -174,7 +186,14 @@ def tokens_of(settings: EncoderSettings) -> Tokens:
     # Another encoder's tokens say nothing about where queries are cut.
     query_limit = None if settings.documents else known.query_max_length
     most = max(filter(None, (known.document_max_length, known.query_max_length)))
-    return Tokens("tokens", count, known.document_max_length, query_limit, most * CHARACTERS_PER_TOKEN)
+    return Tokens(
+        "tokens",
+        count,
+        known.document_max_length,
+        query_limit,
+        most * CHARACTERS_PER_TOKEN,
+        tokenizer.num_special_tokens_to_add(),
+    )
 
 
 def _sample(collection: Collection, documents: int, wanted: int) -> list[str]:
@@ -197,6 +216,7 @@ def _notes(lengths: Lengths) -> list[str]:
 def _measure(texts: list[str], tokens: Tokens, limit: int | None) -> Lengths:
     # A book is not tokenised to its end for what is read of it.
     counts = np.array(tokens.count([text[: tokens.characters] for text in texts]) or [(0, 0)])
+    words = int(counts[:, 0].sum()) - tokens.special * len(texts)
     return Lengths(
         unit=tokens.unit,
         texts=len(texts),
@@ -205,7 +225,7 @@ def _measure(texts: list[str], tokens: Tokens, limit: int | None) -> Lengths:
         highest_is_more=tokens.characters is not None and any(len(one) > tokens.characters for one in texts),
         limit=limit,
         cut=0 if limit is None else int((counts[:, 0] > limit).sum()),
-        unknown_share=float(counts[:, 1].sum() / max(1, counts[:, 0].sum())),
+        unknown_share=float(counts[:, 1].sum() / max(1, words)),
     )
 
 

@@ -169,7 +169,7 @@ def resolve_card(
 
 
 def _contradicts(name: str, wanted: Any, stated: Any) -> bool:
-    """Whether a recipe's value means another thing than the files' does; to read less of a text is no matter."""
+    """Whether a recipe's value means another thing than the files'; to read less of a text is no matter."""
     if stated is None:
         return False
     return bool(wanted > stated) if name.endswith("_max_length") else bool(wanted != stated)
@@ -217,7 +217,8 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], dict[str, s
     default_name = about.get("default_prompt_name")
     if default_name is not None and default_name not in prompts:
         contradictions["query_prompt"] = (
-            f"encoder.query_prompt: the files' default prompt is {default_name!r}, and they have none of that name"
+            f"encoder.query_prompt: the files' default prompt is {default_name!r}, and they have none of "
+            "that name"
         )
     default = prompts.get(default_name)
     for field_name, names in (("query_prompt", ("query",)),

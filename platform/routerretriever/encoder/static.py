@@ -43,6 +43,10 @@ class StaticTokenizer:
         unknown = getattr(tokenizer.model, "unk_token", None)
         self.unk_token_id = None if unknown is None else tokenizer.token_to_id(unknown)
 
+    def num_special_tokens_to_add(self) -> int:
+        """None are added."""
+        return 0
+
     def __call__(
         self, texts: Sequence[str], *, truncation: bool, max_length: int | None = None, **_: Any
     ) -> dict[str, list[list[int]]]:
