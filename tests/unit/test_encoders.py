@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from routerretriever.encoder.card import read_card
 from routerretriever.encoder.export import save_sentence_transformer
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.tokens import TextReader
+from routerretriever.encoder.whole import require_whole
 from routerretriever.errors import EncoderError
 from safetensors.torch import save_file
 from support.encoders import ENCODERS, TinyEncoder, write_encoder, write_transformer
@@ -169,6 +173,36 @@ def test_bad_folders_are_told_in_one_line(bert, damage, message):
     with pytest.raises(EncoderError, match=message) as caught:
         check_encoder(settings_of(bert, **others))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_are_not_whole_are_told_before_anything_heavy_is_imported(bert, tmp_path):
+    weights = bert / "model.safetensors"
+    whole = weights.read_bytes()
+    require_whole(settings_of(bert))
+    weights.write_bytes(whole[:2000])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: t\ndomains:\n  none: {{path: {tmp_path / 'none'}}}\nencoder: {{name: {bert}}}\n"
+    )
+    program = (
+        "import sys; from routerretriever.cli.app import open_pipeline\n"
+        "from routerretriever.errors import EncoderError\n"
+        "try: open_pipeline(sys.argv[1], None, True)\n"
+        "except EncoderError as error: print(error, {'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", program, recipe], text=True, capture_output=True, check=True)
+    assert re.search(
+        r"model.safetensors is damaged or cut short .*; fetch it again set\(\)$", told.stdout.strip()
+    )
+    weights.unlink()
+    with pytest.raises(EncoderError, match="holds no weights"):
+        require_whole(settings_of(bert))
+    (bert / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    with pytest.raises(EncoderError, match=r"lacks model-1\.safetensors, which model.safetensors.index.json"):
+        require_whole(settings_of(bert))
+    with pytest.raises(EncoderError, match=r"/nowhere holds no config\.json"):
+        require_whole(settings_of(bert, documents={"name": "/nowhere"}).for_documents())
+    require_whole(settings_of("no-such/encoder"))  # nothing is fetched for it
 
 
 def test_what_changes_a_vector_changes_the_fingerprint(bert, tmp_path):

@@ -1,10 +1,10 @@
 """The files of a bundle, and reading them.
 
 Layout: ``bundle.json`` (base encoder with its fingerprint and where each setting came from, experts with
-versions, the hash of every file, the recipe, evaluation figures), ``router/``, ``experts/<name>/`` with an adapter's files and the expert's card,
-``validation.json``, queries that a service asks before it lets a bundle in, and, if it was learned,
-``fusion.json``, how much BM25 counts beside the vectors. A bundle needs nothing else but the base encoder's
-own weights.
+versions, the hash of every file, the recipe, evaluation figures), ``router/``, ``experts/<name>/`` with an
+adapter's files and the expert's card, ``validation.json``, queries that a service asks before it lets a
+bundle in, and, if it was learned, ``fusion.json``, how much BM25 counts beside the vectors. A bundle needs
+nothing else but the base encoder's own weights.
 """
 
 from __future__ import annotations

@@ -64,12 +64,19 @@ def writing(to: Path) -> Iterator[None]:
 
 
 def open_pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipeline:
-    """A recipe at work; results go where the first line says."""
+    """A recipe at work; results go where the first line says.
+
+    Raises:
+        EncoderError: the files of its encoder are not whole.
+    """
     from routerretriever.config.loading import load_recipe
     from routerretriever.runtime.progress import log, set_up
 
     set_up(quiet)
     settings = load_recipe(recipe, overrides)
+    from routerretriever.encoder.whole import require_whole
+
+    require_whole(settings.encoder)  # before the pipeline's imports and the data, which take much longer
     from routerretriever.pipeline.pipeline import Pipeline
 
     pipeline = Pipeline(settings)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import is_static, model_folder, read_json, transformer_options
+from routerretriever.encoder.whole import refuse_pointers
 from routerretriever.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 _UNUSED = ("pooler", "position_ids", "decoder", "lm_head")
 """Parts of weights' names that an encoder does without."""
-_POINTER = b"version https://git-lfs"
 
 
 def dtype_of(settings: EncoderSettings) -> torch.dtype:
@@ -36,10 +36,10 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    _refuse_pointers(folder)
+    refuse_pointers(folder)
     static, inner = is_static(folder), model_folder(folder)
     if inner != folder:
-        _refuse_pointers(inner)
+        refuse_pointers(inner)
     folder = inner
     if static:
         from routerretriever.encoder.static import read_static
@@ -69,19 +69,6 @@ def read_model(folder: Path, settings: EncoderSettings) -> tuple[Any, Any]:
             "first; they would be random"
         )
     return _read_tokenizer(folder, settings), model
-
-
-def _refuse_pointers(folder: Path) -> None:
-    """Git without LFS leaves a line of text where weights, and often tokenizers, should be.
-
-    Raises:
-        EncoderError: a file is such a line.
-    """
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb") as file:
-                if file.read(len(_POINTER)) == _POINTER:
-                    raise EncoderError(f"encoder.name: {path} is a Git LFS pointer; run `git lfs pull` there")
 
 
 def read_tokenizer(folder: Path, settings: EncoderSettings) -> Any:

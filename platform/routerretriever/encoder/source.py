@@ -52,7 +52,7 @@ def files_of_model(name: str, revision: str | None, field: str) -> Path:
     local = Path(name).expanduser()
     if _is_encoder(local):
         return local
-    if local.is_absolute() or name.startswith((".", "~")):
+    if is_path(name):
         raise EncoderError(f"{field}: {name} holds no config.json")
     return _download(name, revision, field)
 
@@ -77,6 +77,11 @@ def is_here(settings: EncoderSettings) -> bool:
         )
     except ValueError:  # no model id
         return False
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can be that of a folder only, and of nothing on a hub."""
+    return Path(name).is_absolute() or name.startswith((".", "~"))
 
 
 def _is_encoder(folder: Path) -> bool:

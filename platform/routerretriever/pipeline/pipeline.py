@@ -24,6 +24,7 @@ from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.preflight import Report, preflight
 from routerretriever.datasets.statistics import tokens_of
 from routerretriever.encoder.card import read_card
+from routerretriever.encoder.whole import require_whole
 from routerretriever.errors import DatasetError, RecipeError, without_secrets
 from routerretriever.evaluation.evaluation import Evaluation, assemble
 from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
@@ -156,6 +157,7 @@ class Pipeline:
             TeacherError: the experts' teacher cannot.
         """
         needs = splits_read(self.recipe, self.collections)
+        require_whole(self.recipe.encoder)
         report = preflight(self.collections.values(), needs)
         if any(step.status(self.store) is not Status.PRESENT for step in self.steps()):
             require_cluster()
