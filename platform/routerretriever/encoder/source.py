@@ -1,4 +1,5 @@
-"""Where a base encoder's files are."""
+"""Where a base encoder's files are, and what is in the small ones. Read without sentence-transformers, whose
+import takes 3 s."""
 
 from __future__ import annotations
 
