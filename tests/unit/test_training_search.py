@@ -9,6 +9,7 @@ import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
+from routerretriever.adapters.lora import LoraSettings
 from routerretriever.config.loading import parse_recipe
 from routerretriever.config.tuning import TuningSettings, describe
 from routerretriever.errors import EncoderError, RecipeError, TrainingFailed
@@ -58,6 +59,8 @@ def test_the_default_space_lies_around_the_recipes_settings_whatever_the_adapter
         drawn = TuningSettings().draw(training)
         assert len(drawn) == 10
         assert {changed.learning_rate for _, changed in drawn} == {3e-5, 1e-4, 3e-4}
+        ranks = {changed.adapter.rank for _, changed in drawn if isinstance(changed.adapter, LoraSettings)}
+        assert ranks == ({1, 2} if adapter["kind"] == "lora" else set())
 
 
 @pytest.mark.parametrize(

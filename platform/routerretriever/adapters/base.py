@@ -79,6 +79,8 @@ class AdapterKind(ABC):
     merges: ClassVar[frozenset[Merge]]
     starts_as_base: ClassVar[bool] = True
     """Whether a fresh adapter changes no vector."""
+    can_be_scaled: ClassVar[bool] = True
+    """Whether a share of such an adapter is an adapter too, and so is a mean of several."""
     opens_elsewhere: ClassVar[bool] = False
     """Whether PEFT reads what ``save`` writes, and ``merge`` changes nothing but weights."""
 
@@ -135,6 +137,10 @@ class AdapterKind(ABC):
         Raises:
             EncoderError: files are missing or made for another architecture.
         """
+
+    def worth_trying(self, settings: Any) -> dict[str, list[Any]]:
+        """Setting of this kind -> values around its own that a search tries by default."""
+        return {}
 
     def restrict(self, encoder: Encoder, name: str, modules: Sequence[str]) -> None:
         """From now on, the tower runs with an adapter, and with these of its modules.

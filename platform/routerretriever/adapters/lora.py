@@ -72,6 +72,10 @@ class Lora(PeftKind):
     merges = frozenset({"weights", "embeddings"})
     peft_type = "LORA"
 
+    def worth_trying(self, settings: LoraSettings) -> dict[str, list[Any]]:
+        """Half the rank, and twice as much."""
+        return {"rank": sorted({max(1, settings.rank // 2), settings.rank, 2 * settings.rank})}
+
     def peft_config(self, encoder: Encoder, settings: LoraSettings) -> PeftConfig:
         """The settings in PEFT's words; see ``PeftKind.peft_config``."""
         from peft import LoraConfig

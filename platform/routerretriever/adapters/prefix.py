@@ -50,6 +50,7 @@ class Prefix(AdapterKind):
     settings = PrefixSettings
     merges = frozenset({"embeddings"})
     starts_as_base = False
+    can_be_scaled = False
 
     def wrote(self, config: Mapping[str, Any]) -> bool:
         """Whether the settings are a prefix's."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, ValidationError
 
+from routerretriever.adapters.kinds import kind_named
 from routerretriever.settings import Settings
 from routerretriever.training.settings import TrainingSettings
 
@@ -109,9 +110,8 @@ def _around(training: TrainingSettings) -> dict[str, list[Any]]:
         "learning_rate": [float(f"{rate * factor:.3g}") for factor in (0.3, 1, 3)],
         "distillation": sorted({0.0, training.distillation or 1.0}),
     }
-    if training.adapter.kind == "lora":
-        rank = training.adapter.model_dump()["rank"]
-        space["adapter.rank"] = sorted({max(1, rank // 2), rank, 2 * rank})
+    tried = kind_named(training.adapter.kind).worth_trying(training.adapter)
+    space |= {f"adapter.{name}": values for name, values in tried.items()}
     for limit in ("max_steps", "max_epochs"):
         if own := getattr(training, limit):
             space[limit] = [own, 2 * own]

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from routerretriever.adapters.kinds import AnyAdapterSettings
+from routerretriever.adapters.kinds import AnyAdapterSettings, kind_named
 from routerretriever.adapters.lora import LoraSettings
 from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings
 from routerretriever.training.teacher_settings import AnyTeacherSettings
@@ -157,7 +157,7 @@ class TrainingSettings(Settings):
     @property
     def can_be_scaled(self) -> bool:
         """Whether a share of such an adapter is an adapter too."""
-        return self.adapter.kind != "prefix"
+        return kind_named(self.adapter.kind).can_be_scaled
 
     def plain(self) -> TrainingSettings:
         """The same without a teacher, as one copy, and with the best step on dev: for what is no domain's
