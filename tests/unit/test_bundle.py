@@ -104,11 +104,23 @@ def test_a_bundle_tells_where_each_setting_of_its_encoder_came_from(made, tmp_pa
     assert manifest["encoder_sources"]["pooling"] == "default"
 
 
-def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path):
+def test_validation_queries_are_read_under_their_old_name_too(made, tmp_path, caplog):
     folder = written(made, tmp_path / "bundle")
     assert read_validation_queries(folder) == FACTS.validation
+    assert caplog.messages == []
     (folder / "validation.json").rename(folder / "canary.json")
     assert read_validation_queries(folder) == FACTS.validation
+    assert "canary.json: the file is now validation.json; the next release reads" in caplog.text
+
+
+def test_a_bundle_with_an_old_key_is_read_with_a_warning(made, tmp_path, caplog):
+    folder = written(made, tmp_path / "bundle")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    del manifest["merge"]
+    (folder / "bundle.json").write_text(json.dumps(manifest | {"mix": "adapters"}))
+    bundle = RouterRetriever.load(str(folder))
+    assert (bundle.merge, bundle.merge) == ("weights", "weights")
+    assert caplog.text.count("a bundle's mix is now merge; the next release reads the new key only") == 1
 
 
 def test_a_bundle_tells_how_much_bm25_counts(made, tmp_path):

@@ -10,6 +10,7 @@ nothing else but the base encoder's own weights.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BadInput, BundleError
 from routerretriever.hashing import file_hash
 from routerretriever.index.fusion_weights import FusionWeights
+
+log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "bundle.json"
 VALIDATION_FILE = "validation.json"
@@ -66,6 +69,8 @@ def read_validation_queries(bundle: Path) -> dict[str, list[ValidationQuery]]:
     path = bundle / VALIDATION_FILE
     if not path.exists():
         path = bundle / _OLD_VALIDATION_FILE
+        log.warning("%s: the file is now %s; the next release reads the new name only, so register it again",
+                    path, VALIDATION_FILE)  # fmt: skip
     stored = json.loads(path.read_text(encoding="utf-8"))
     return {name: [ValidationQuery(**query) for query in queries] for name, queries in stored.items()}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ from routerretriever.runtime.progress import track
 if TYPE_CHECKING:
     from routerretriever.adapters.tower import QueryTower
     from routerretriever.encoder.settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 _REGISTRY = "routerretriever.registry.loading"
@@ -130,11 +134,14 @@ class RouterRetriever:
             return np.full(len(weights_BT), FusionSettings().prior)
         return self.fusion.of_queries(weights_BT, domains, collection)
 
-    @property
+    @cached_property
     def merge(self) -> str:
         """What is merged: ``routing.merge``. Bundles older than that setting merge embeddings."""
         if "merge" in self.manifest:
             return str(self.manifest["merge"])
+        if "mix" in self.manifest:
+            log.warning("a bundle's mix is now merge; the next release reads the new key only, so register "
+                        "the bundle of recipe %r again", self.manifest["recipe"].get("name"))  # fmt: skip
         # Prefixes never merged weights: an old bundle of them has all weight on one expert.
         old = "weights" if self.manifest.get("mix") == "adapters" else "embeddings"
         return old if old in self._experts.merges else "embeddings"

@@ -151,7 +151,7 @@ def _parse_record(path: Path, line: int, raw: bytes, report: Report, queries: bo
     if record is None:
         return None
     flawed = False
-    for flaw in _flaws(record, queries):
+    for flaw in _field_errors(record, queries):
         report(Issue(FIELDS, path, line, flaw))
         flawed = True
     if flawed:
@@ -182,7 +182,7 @@ def _metadata(record: dict[str, Any]) -> dict[str, Any] | None:
     return metadata
 
 
-def _flaws(record: dict[str, Any], queries: bool) -> Iterator[str]:
+def _field_errors(record: dict[str, Any], queries: bool) -> Iterator[str]:
     identifier, text, title = record.get("_id"), record.get("text"), record.get("title")
     if isinstance(identifier, str):
         if identifier == "":

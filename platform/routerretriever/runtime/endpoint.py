@@ -22,7 +22,7 @@ _FIRST_PAUSE = 0.25
 _FIRST_PAUSE_AT_LIMIT = 2.0
 """Limits are counted by the second or the minute."""
 _NO_CREDIT, _LIMIT = 402, 429
-_MAY_PASS = {408, 409, 425, _LIMIT}
+_TRANSIENT_STATUSES = {408, 409, 425, _LIMIT}
 
 
 class Passing(Exception):
@@ -57,7 +57,7 @@ def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
         raise Passing("no answer in time") from None
     except httpx.TransportError as error:
         raise Passing(f"no connection ({type(error).__name__})") from None
-    if response.status_code >= 500 or response.status_code in _MAY_PASS:
+    if response.status_code >= 500 or response.status_code in _TRANSIENT_STATUSES:
         first = _FIRST_PAUSE_AT_LIMIT if response.status_code == _LIMIT else _FIRST_PAUSE
         raise Passing(f"status {response.status_code}", _asked_pause(response), first)
     return response

@@ -43,18 +43,20 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
     running = task.remote(groups, named, store, queue)
     why_unfinished = "no worker was left to train it"
     with bars() as progress:
-        board = _Board(progress, named, store)
+        display = _TrainingDisplay(progress, named, store)
         try:
             ended = False
             while not ended:
                 ended = bool(ray.wait([running], timeout=0.5)[0])
-                board.show(ray.get(queue.courses.remote()))
+                display.show(ray.get(queue.courses.remote()))
             ray.get(running)
         except ray.exceptions.RayError as error:
             why_unfinished = failure_reason(error)
             log.error("training: %s", why_unfinished)
     failures = {
-        name: course.failed or why_unfinished for name, course in board.courses.items() if not course.finished
+        name: course.failed or why_unfinished
+        for name, course in display.courses.items()
+        if not course.finished
     }
     if failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
@@ -64,7 +66,7 @@ def run_jobs(jobs: list[TrainingJob], store: ArtifactStore) -> None:
         )
 
 
-class _Board:
+class _TrainingDisplay:
     """What people see of a training run: a bar for each adapter, or lines; and the counters."""
 
     def __init__(self, progress: Any, jobs: Mapping[str, TrainingJob], store: ArtifactStore) -> None:

@@ -69,16 +69,16 @@ class WriterClient:
 class Writer:
     """Gives changes their numbers and writes them. There is one of it, as numbers come from one hand."""
 
-    def __init__(self, store: ArtifactStore, fold_changes: int, service: str) -> None:
+    def __init__(self, store: ArtifactStore, compact_every: int, service: str) -> None:
         """Nothing is read yet.
 
         Args:
             store: where changes lie.
-            fold_changes: a collection's changes are folded whenever so many have been made.
+            compact_every: a collection's changes are compacted whenever so many have been made.
             service: whose catalogue of created collections this is.
         """
         self._store = store
-        self._fold_changes = fold_changes
+        self._compact_every = compact_every
         self._service = service
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last: dict[str, int] = {}
@@ -164,8 +164,8 @@ class Writer:
             number = await self._next_number(key)
             await asyncio.to_thread(write, self._store, key, number, *content)
         self._last[key] = number
-        if number % self._fold_changes == 0:
-            self._start(self._fold(collection))
+        if number % self._compact_every == 0:
+            self._start(self._compact(collection))
         return number
 
     async def _next_number(self, key: str) -> int:
@@ -184,11 +184,13 @@ class Writer:
         if await self._is_dropped(collection):
             await asyncio.to_thread(self._store.delete, collection.changes)
 
-    async def _fold(self, collection: CollectionRef) -> None:
+    async def _compact(self, collection: CollectionRef) -> None:
         """Beside further changes, which do not wait for it."""
         try:
             await asyncio.to_thread(compact, self._store, collection.changes)
             if collection.created_for:
                 await self._in_turn(self._remove_if_dropped, collection)
         except Exception:
-            log.exception("the changes of %s were not folded; the next fold does it", collection.changes)
+            log.exception(
+                "the changes of %s were not compacted; the next compaction does it", collection.changes
+            )
