@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ class TinyEncoder:
     pooling: str = "mean"
     normalise: bool = True
     prompts: dict[str, str] = field(default_factory=dict)
-    dense: int | None = None
+    dense: tuple[int, ...] = ()
+    """Widths of the Dense layers that follow pooling."""
     similarity: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
 _GROUPED = {"num_key_value_heads": 1, "head_dim": 8}
+_MODERN = {"pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 _QUERY = {"query": "search for the query : ", "document": ""}
 ENCODERS: dict[str, TinyEncoder] = {
     "bert-mean": TinyEncoder("bert"),
@@ -52,16 +55,18 @@ ENCODERS: dict[str, TinyEncoder] = {
     "roberta": TinyEncoder("roberta", prompts={"query": "query : ", "passage": "passage : "}),
     "xlm-roberta": TinyEncoder("xlm-roberta", "cls"),
     "albert": TinyEncoder("albert", config={"embedding_size": 8}),
-    "modernbert": TinyEncoder("modernbert", config={"pad_token_id": 1, "cls_token_id": 2, "sep_token_id": 3,
-                                                    "bos_token_id": 2, "eos_token_id": 3}),
+    "modernbert": TinyEncoder("modernbert", config=_MODERN),
+    "modernbert-cls": TinyEncoder("modernbert", "cls", config=_MODERN),
+    "nomic": TinyEncoder("nomic_bert", prompts={"query": "query : ", "document": "passage : "}),
+    "gte": TinyEncoder("gte", "cls"),
     "deberta-v2": TinyEncoder("deberta-v2", config={"relative_attention": True, "position_buckets": 8,
                               "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16}),
-    "t5-dense": TinyEncoder("t5", dense=12, config={"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2,
+    "t5-dense": TinyEncoder("t5", dense=(12,), config={"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2,
                                                     "num_heads": 2}),
     "qwen3": TinyEncoder("qwen3", "lasttoken", prompts=_QUERY, config=_GROUPED),
     "mistral": TinyEncoder("mistral", "lasttoken", prompts=_QUERY, config=_GROUPED),
     "llama": TinyEncoder("llama", "lasttoken", config={"pad_token_id": None, "num_key_value_heads": 2}),
-    "gemma3-dense": TinyEncoder("gemma3_text", dense=12, prompts=_QUERY, config=_GROUPED),
+    "gemma3-dense": TinyEncoder("gemma3_text", dense=(24, 12), prompts=_QUERY, config=_GROUPED),
 }  # fmt: skip
 
 
@@ -75,8 +80,7 @@ def write_encoder(name: str, folder: Path) -> Path:
     transformer = Transformer(str(made), max_seq_length=24)
     modules: list[Any] = [transformer, Pooling(16, tiny.pooling)]
     torch.manual_seed(1)
-    if tiny.dense:
-        modules.append(Dense(16, tiny.dense))
+    modules += [Dense(*widths) for widths in pairwise((16, *tiny.dense))]
     if tiny.normalise:
         modules.append(Normalize())
     model = SentenceTransformer(

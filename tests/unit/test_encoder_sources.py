@@ -174,13 +174,17 @@ def own(tmp_path, monkeypatch):
 
 
 def test_code_of_its_own_runs_only_where_the_recipe_says_so(own, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
     monkeypatch.setattr(sys, "stdin", None)  # nothing is ever asked
     with pytest.raises(EncoderError, match=r"needs Python code of its own; set encoder\.trust_remote_code"):
         check_encoder(settings_of(own))
     trusted = settings_of(own, trust_remote_code=True)
     check_encoder(trusted, (LoraSettings(),))
     tower = load_tower(trusted)
-    assert tower.encode_queries(TEXTS).shape == (3, 16)
+    peer = SentenceTransformer(str(own), trust_remote_code=True, device="cpu")
+    expected = peer.encode_query(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(tower.encode_queries(TEXTS), expected, atol=1e-5)
     assert tower.layers == 2
     assert tower.linear_names() == ["dense", "query"]
 

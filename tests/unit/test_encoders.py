@@ -89,6 +89,19 @@ def test_a_lora_on_all_linear_layers_runs_in_all_ways_alike(encoder, tmp_path):
     np.testing.assert_allclose(merged.encode_queries(TEXTS), expected, atol=1e-5)
 
 
+def test_a_tokenizer_without_a_pad_token_pads_what_is_masked(tmp_path):
+    folder = write_encoder("llama", tmp_path)
+    padded = load_tower(settings_of(folder)).encode_queries(TEXTS)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    ours = load_tower(settings_of(folder))
+    assert ours.parts[0].pad_token_id is None
+    np.testing.assert_allclose(ours.encode_queries(TEXTS), padded, atol=1e-6)
+    check_encoder(settings_of(folder), (LoraSettings(),))
+
+
 @pytest.mark.parametrize(("dtype", "theirs"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_half_precision_is_that_of_transformers(encoder, dtype, theirs):
     """Which keeps in fp32 what must not be rounded, as the frequencies of rotary positions."""
