@@ -73,7 +73,7 @@ def passes(document):
 FILTER = {"or": [{"not": {"field": "year", "gte": 2003}}, {"field": "tags", "equals": "ant"}]}
 
 
-def expected_scores(collections, text, query, weight, filtered):
+def expected_scores(collections, text, query, weight, filtered, floor=-1.0):
     """BM25, cosines and fused scores by collection and document id.
 
     Each collection counts its own words; the maxima are those of all documents that may be found.
@@ -87,8 +87,10 @@ def expected_scores(collections, text, query, weight, filtered):
                 may.append((name, key))
     most = max([bm25[key] for key in may], default=0)
     nearest = max([cosines[key] for key in may], default=0)
+    least = floor if nearest > floor else -1.0
     fused = {
-        key: weight * (bm25[key] / most if most else 0) + (1 - weight) * (cosines[key] + 1) / (nearest + 1)
+        key: weight * (bm25[key] / most if most else 0)
+        + (1 - weight) * (cosines[key] - least) / (nearest - least)
         for key in may
     }
     return bm25, cosines, fused

@@ -46,9 +46,10 @@ CHANGE = st.tuples(
     filtered=st.booleans(),
     text=st.lists(st.sampled_from([*WORDS, "yak"]), max_size=4).map(" ".join),
     first_look=st.sampled_from([1, 3, 100]),
+    floor=st.sampled_from([-1.0, -0.5, 0.1]),
 )
 def test_hybrid_search_is_fusing_all_documents_that_pass(
-    tmp_path_factory, changes, shards, weight, depth, filtered, text, first_look
+    tmp_path_factory, changes, shards, weight, depth, filtered, text, first_look, floor
 ):
     store, held = make_corpus(tmp_path_factory.mktemp("store"))
     opened = [
@@ -74,14 +75,14 @@ def test_hybrid_search_is_fusing_all_documents_that_pass(
     found, looks = [], []
     for each in opened:
         each.refresh()
-        looks.append(each._hybrid.look(queries, each.allowed(condition), first_look))
-    top = Tops(max(look[0].tops.cosine for look in looks), max(look[0].tops.bm25 for look in looks))
+        looks.append(each._hybrid.look(queries, each.allowed(condition), first_look, floor))
+    top = Tops.over([look[0].tops for look in looks])
     for each, look in zip(opened, looks, strict=True):
         (fused,) = each._hybrid.fuse(queries, look, [weight], [top], depth, each.allowed(condition))
         found += each._found("hybrid", depth, fused)
     found = sorted(found, key=lambda hit: -hit.score)[:depth]
 
-    bm25, cosines, expected = expected_scores({"": held}, text, query, weight, filtered)
+    bm25, cosines, expected = expected_scores({"": held}, text, query, weight, filtered, floor)
     best = sorted(expected.values(), reverse=True)[:depth]
     np.testing.assert_allclose([hit.score for hit in found], best, atol=1e-5)
     for hit in found:

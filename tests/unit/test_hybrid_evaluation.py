@@ -85,7 +85,9 @@ def test_rows_agree_with_the_score_table_and_with_what_the_service_finds(pipelin
     texts = collection.queries("test")
     queries = list(zip([texts[i] for i in fused.query_ids], table["sport"].base_vectors, strict=True))
     for weight, name in ((0.12, BASE_FIXED), (1.0, BM25)):
-        hits = service.find("hybrid", [Wanted(text, vector, 28, weight) for text, vector in queries])
+        floor = workspace.fusion.floor
+        wanted = [Wanted(text, vector, 28, weight, floor=floor) for text, vector in queries]
+        hits = service.find("hybrid", wanted)
         found = {
             i: {hit.document.id: hit.score for hit in own}
             for i, own in zip(fused.query_ids, hits, strict=True)

@@ -175,7 +175,7 @@ VECTORS_ONLY = CollectionRef("corpora/a", "changes/a")
 def test_the_mode_is_hybrid_where_words_are_indexed_and_the_answer_says_the_weight(values, ref, expected):
     plan = Plan(request(**values), {"fruit": ref})
     embedded = Embedded(np.zeros(2, np.float32), {"fruit": 1.0}, 1)
-    answer = plan.answer(embedded, plan.wanted(embedded, 0.3), [])
+    answer = plan.answer(embedded, plan.wanted(embedded, 0.3, -1.0), [])
     assert (answer.mode, answer.lexical_weight) == expected
 
 
@@ -205,7 +205,7 @@ def test_pages_least_scores_fields_and_highlights():
 
     def hits(**values):
         plan = Plan(request(**values), {"fruit": REF})
-        wanted = plan.wanted(embedded, 0.1)
+        wanted = plan.wanted(embedded, 0.1, -1.0)
         return plan.answer(embedded, wanted, found[: wanted.depth]).results
 
     assert [hit.id for hit in hits(offset=2, limit=2)] == ["d2", "d3"]
@@ -216,7 +216,7 @@ def test_pages_least_scores_fields_and_highlights():
     assert (some.title, some.text, list(some.metadata)) == ("t1", "", ["year"])
     text = Plan(SearchRequest(query="fig", highlight=True), {"fruit": REF})
     marked = [(0, Found(1.0, documents[0]._replace(text="two figs in a tree")))]
-    (hit,) = text.answer(embedded, text.wanted(embedded, 0.1), marked).results
+    (hit,) = text.answer(embedded, text.wanted(embedded, 0.1, -1.0), marked).results
     assert [hit.snippet.text[start:stop] for start, stop in hit.snippet.highlights] == ["figs"]
 
 

@@ -195,7 +195,7 @@ def test_a_teacher_that_reads_words_puts_a_document_with_the_query_s_words_first
     scores = WordsTeacher(words, 0.3).scores(same, batch, rows(0, 1, 2))
     assert scores.argmax().item() == 2
     far = torch.tensor([[104.0, 98.0, 95.0]])  # dot products, which words at a tenth do not turn round
-    assert WordsTeacher(words, 0.1, are_cosines=False).scores(far, batch, rows(0, 1, 2)).argmax().item() == 0
+    assert WordsTeacher(words, 0.1, floor=None).scores(far, batch, rows(0, 1, 2)).argmax().item() == 0
     assert torch.equal(Teacher().scores(same, batch, rows(0, 1, 2)), same)
 
 

@@ -13,6 +13,7 @@ from routerretriever.generation.filters import Draft
 from routerretriever.generation.settings import FilterSettings
 from routerretriever.index.base import Queries
 from routerretriever.index.dense import DenseIndex, open_index
+from routerretriever.index.floor import with_floor
 from routerretriever.index.hybrid import HybridIndex, open_hybrid
 from routerretriever.index.settings import CollectionSettings
 
@@ -32,9 +33,10 @@ class RoundTrip:
     ) -> None:
         """Open the indexes; BM25's is made if it is not there."""
         self._corpus, self._base, self._depth = corpus, base, filters.depth
-        self._weight = settings.fusion.prior
+        self._fusion = settings.fusion
         self._hybrid: HybridIndex | None = None
         if filters.round_trip == "hybrid" and settings.lexical is not None:
+            self._fusion = with_floor(settings.fusion, base)
             self._hybrid = open_hybrid(corpus, settings.index, settings.lexical, store)
         else:
             self._dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))
@@ -54,6 +56,7 @@ class RoundTrip:
     def _search(self, queries: Queries) -> list[np.ndarray]:
         if self._hybrid is None:
             return [hits.rows for hits in self._dense.search(queries, self._depth)]
-        looks = self._hybrid.look(queries)
-        fused = self._hybrid.fuse(queries, looks, [self._weight] * len(looks), None, self._depth)
+        looks = self._hybrid.look(queries, floor=self._fusion.floor)
+        weights = [self._fusion.prior] * len(looks)
+        fused = self._hybrid.fuse(queries, looks, weights, None, self._depth)
         return [each.rows for each in fused]

@@ -1,13 +1,13 @@
 """Words and vectors in one ranking, exactly as if every document had been scored by both.
 
 Convex combination (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", arXiv
-2210.11934), with theoretical minima, -1 for the cosine and 0 for BM25, and each query's maxima over the
-documents that it may find:
+2210.11934), with each query's maxima over the documents that it may find, 0 as the least BM25, and the floor
+of ``index/floor.py`` as the least cosine:
 
-    fused = w * bm25 / max bm25 + (1 - w) * (cosine + 1) / (max cosine + 1)
+    fused = w * bm25 / max bm25 + (1 - w) * (cosine - floor) / (max cosine - floor)
 
-Dot products of vectors that are not of unit length have no such minimum. Their least over the same documents
-takes the place of -1; they are called cosines here, too.
+Dot products of vectors that are not of unit length have no floor. Their least over the same documents takes
+its place; they are called cosines here, too.
 
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, 2009) adds up ranks instead, and knows no weight:
 
@@ -37,7 +37,7 @@ from routerretriever.corpus.artifact import Corpus
 from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, Vectors, best_hits
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import IndexSettings, LexicalSettings
+from routerretriever.index.settings import LEAST_COSINE, IndexSettings, LexicalSettings
 from routerretriever.types import Fusion, Values
 
 RRF_K = 60
@@ -46,7 +46,6 @@ RRF_DEPTH = 1000
 """The last rank that counts on either side."""
 LOOK_DEPTH = 100
 """How long the two lists are at first, for convex combination."""
-LEAST_COSINE = -1.0
 _UNIT_LENGTH = 0.01
 """How far from 1 the length of a vector may be that was normalised in half precision."""
 _TELLING = 10
@@ -146,7 +145,7 @@ class Fused:
 
 
 def fuse(cosines: Scores, bm25: Scores, weight: float, tops: Tops) -> Scores:
-    """Fused scores, 0 to 1.
+    """Fused scores, to 1; below 0 where a cosine is below the floor.
 
     Args:
         cosines: of the documents [n].
@@ -155,7 +154,9 @@ def fuse(cosines: Scores, bm25: Scores, weight: float, tops: Tops) -> Scores:
         tops: the greatest of both of any document that the query may find, and the least cosine.
     """
     words = bm25 / tops.bm25 if tops.bm25 > 0 else np.zeros_like(bm25)
-    least, span = tops.least, tops.cosine - tops.least
+    # Where even the best cosine is below the floor, all count from -1.
+    least = tops.least if tops.cosine > tops.least else LEAST_COSINE
+    span = tops.cosine - least
     meaning = (cosines - least) / span if span > 0 else np.ones_like(cosines)
     fused: Scores = (weight * words + (1 - weight) * meaning).astype(np.float32)
     return fused
@@ -216,12 +217,25 @@ class HybridIndex:
         self.dense, self.lexical = dense, lexical
         self._has_cosines = True
 
-    def look(self, queries: Queries, allowed: Mask | None = None, depth: int = LOOK_DEPTH) -> list[Look]:
-        """Both indexes' best rows, each scored by the other, too."""
+    def look(
+        self,
+        queries: Queries,
+        allowed: Mask | None = None,
+        depth: int = LOOK_DEPTH,
+        floor: float = LEAST_COSINE,
+    ) -> list[Look]:
+        """Both indexes' best rows, each scored by the other, too.
+
+        Args:
+            queries: the queries [B].
+            allowed: which rows may be found; by default all.
+            depth: how many rows of each.
+            floor: the least cosine that fusing reckons with; dot products have their own.
+        """
         looks = []
         # One query after the other: an index of words keeps the scores of the last one.
         found = self.dense.search(queries, depth, allowed)
-        least = self._least(queries, found, allowed)
+        least = self._least(queries, found, allowed, floor)
         for place, dense in enumerate(found):
             query = queries.only(place)
             (lexical,) = self.lexical.search(query, depth, allowed)
@@ -230,13 +244,15 @@ class HybridIndex:
             looks.append(Look(dense, lexical, cosines, bm25, least[place], depth))
         return looks
 
-    def _least(self, queries: Queries, found: Sequence[Hits], allowed: Mask | None) -> list[float]:
+    def _least(
+        self, queries: Queries, found: Sequence[Hits], allowed: Mask | None, floor: float
+    ) -> list[float]:
         """The least cosine of each query; see ``Tops``. Infinite where nothing was found."""
         if self._has_cosines:  # dot products stay what they are
             rows = np.concatenate([hits.rows[:_TELLING] for hits in found])
             self._has_cosines = are_cosines(self.dense.vectors(rows))
         if self._has_cosines:
-            return [LEAST_COSINE if len(hits.rows) else math.inf for hits in found]
+            return [floor if len(hits.rows) else math.inf for hits in found]
         farthest = self.dense.search(Queries(queries.texts, -queries.vectors), 1, allowed)
         return [-float(hits.scores[0]) if len(hits.scores) else math.inf for hits in farthest]
 
@@ -277,12 +293,12 @@ class HybridIndex:
     def _best(self, query: Queries, look: Look, score: Score, depth: int, allowed: Mask | None) -> Fused:
         """One query's best rows; its lists are made longer until none can be missing."""
         if depth > look.length:
-            (look,) = self.look(query, allowed, depth)
+            (look,) = self.look(query, allowed, depth, look.least)
         while True:
             fused = _combine(look, score, depth)
             if not _may_be_missing(look, score, fused, depth):
                 return fused
-            (look,) = self.look(query, allowed, look.length * 4)
+            (look,) = self.look(query, allowed, look.length * 4, look.least)
 
     def by_words(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Fused]:
         """The best rows by BM25 alone, with their cosines."""

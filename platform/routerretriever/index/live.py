@@ -30,7 +30,7 @@ from routerretriever.index.documents import DocumentTable, StoredDocument
 from routerretriever.index.filters import Filter
 from routerretriever.index.hybrid import Fused, HybridIndex, Look, Whole, look_depth
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import IndexSettings, LexicalSettings
+from routerretriever.index.settings import LEAST_COSINE, IndexSettings, LexicalSettings
 from routerretriever.types import Fusion, Mode
 
 _ATTEMPTS = 3
@@ -73,6 +73,8 @@ class Wanted:
     ``a#1`` and ``a#2`` for passages of ``a``, too."""
     fusion: Fusion = "convex"
     """Of both sides, in a hybrid search; with ``rrf`` the weight means nothing."""
+    floor: float = LEAST_COSINE
+    """The least cosine that a hybrid search reckons with."""
 
     def group(self, document_id: str, passage: int | None) -> str:
         """What only one row is found of."""
@@ -173,8 +175,9 @@ class LiveCollection:
         """What both indexes find first: the greatest scores of this shard, and where ``find`` begins."""
         looks: dict[int, Look] = {}
         for rows, queries, allowed in self._batches(wanted):
-            depth = look_depth(wanted[rows[0]].fusion)
-            looks.update(zip(rows, self._both.look(queries, allowed, depth), strict=True))
+            first = wanted[rows[0]]
+            found = self._both.look(queries, allowed, look_depth(first.fusion), first.floor)
+            looks.update(zip(rows, found, strict=True))
         return [looks[row] for row in range(len(wanted))]
 
     def find(
@@ -259,9 +262,10 @@ class LiveCollection:
 
         Those without a filter that are fused alike are; others are searched alone.
         """
-        batches: dict[Fusion | int, list[int]] = {}
+        batches: dict[tuple[Fusion, float] | int, list[int]] = {}
         for row, each in enumerate(wanted):
-            batches.setdefault(each.fusion if each.filter is None else row, []).append(row)
+            alike = (each.fusion, each.floor) if each.filter is None else row
+            batches.setdefault(alike, []).append(row)
         for rows in batches.values():
             queries = Queries(
                 [wanted[row].text for row in rows], np.stack([wanted[row].vector for row in rows])

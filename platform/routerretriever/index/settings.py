@@ -24,6 +24,9 @@ class LexicalSettings(Settings):
     """How much long documents are marked down."""
 
 
+LEAST_COSINE = -1.0
+
+
 class FusionSettings(Settings):
     """How the weight of BM25 is found for each query."""
 
@@ -37,6 +40,14 @@ class FusionSettings(Settings):
     """Where BM25 alone reaches at most this share of the vectors' nDCG@10, a domain's weight starts at 0."""
     useful: PositiveFloat = 0.75
     """Where it reaches this share, the weight starts at the prior; between the two, in between."""
+    cosine_floor: Annotated[float, Field(ge=LEAST_COSINE, lt=1.0)] | None = None
+    """The cosine that counts as no likeness at all; by default by how alike the encoder finds unrelated
+    texts, and -1 where these are far apart."""
+
+    @property
+    def floor(self) -> float:
+        """The floor; -1 where it is not known, as in bundles of earlier releases."""
+        return LEAST_COSINE if self.cosine_floor is None else self.cosine_floor
 
     @model_validator(mode="after")
     def _poor_is_below_useful(self) -> Self:

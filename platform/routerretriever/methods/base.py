@@ -22,8 +22,9 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import Refused
 from routerretriever.evaluation.system import System
 from routerretriever.index.dense import SearchIndex, open_index
+from routerretriever.index.floor import with_floor
 from routerretriever.index.fusion_weights import FusionWeights
-from routerretriever.index.settings import CollectionSettings, LexicalSettings
+from routerretriever.index.settings import CollectionSettings, FusionSettings, LexicalSettings
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import StepClock
@@ -149,6 +150,11 @@ class Workspace:
         from routerretriever.adapters.tower import load_tower
 
         return load_tower(self.encoder)
+
+    @cached_property
+    def fusion(self) -> FusionSettings:
+        """How words and vectors are fused, with the encoder's least cosine."""
+        return with_floor(self.corpus.fusion, self.base)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,15 @@ class Hybrid:
         workspace, lexical = self._workspace, self._workspace.lexical[name]
         assert lexical is not None
         prior = workspace.corpus.fusion.prior
-        return fuse_step(workspace.corpus_step(name), split, vectors, lexical, prior, workspace.scoring)
+        return fuse_step(
+            workspace.corpus_step(name),
+            split,
+            vectors,
+            lexical,
+            prior,
+            lambda: workspace.fusion.floor,
+            workspace.scoring,
+        )
 
     def _fused(self, steps: Mapping[str, FuseSplit]) -> dict[str, FusedScores]:
         self._workspace.build(steps.values())
@@ -109,12 +117,12 @@ class Hybrid:
         """How much BM25 helps the routed vectors on the dev queries of each domain."""
         fused = self._fused(self._dev_steps)
         curves = {name: each.curves for name, each in fused.items()}
-        return FusionWeights.fit(curves, self._workspace.corpus.fusion)
+        return FusionWeights.fit(curves, self._workspace.fusion)
 
     def calibrate(self, name: str) -> Calibration:
         """Learn the weight of one domain from its dev queries."""
         curves = self._fused(self._routed_dev([name]))[name].curves
-        learned = FusionWeights.fit({name: curves}, self._workspace.corpus.fusion)
+        learned = FusionWeights.fit({name: curves}, self._workspace.fusion)
         means = dict(zip(GRID, curves.mean(axis=0).tolist(), strict=True))
         return Calibration(name, len(curves), means, learned.for_domain(name), learned.settings.prior)
 

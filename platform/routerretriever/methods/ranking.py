@@ -51,7 +51,8 @@ def hybrid_rank(workspace: Workspace, vectors: VectorsOf, weights: Callable[[str
         texts = collection.queries("test")
         queries = Queries([texts[query] for query in query_ids], vectors(dataset)[rows])
         passages, own = collection.settings.passages is not None, weights(dataset)[rows].tolist()
-        found = hybrid.fuse(queries, hybrid.look(queries), own, None, search_depth(depth, passages))
+        looks = hybrid.look(queries, floor=workspace.fusion.floor)
+        found = hybrid.fuse(queries, looks, own, None, search_depth(depth, passages))
         hits = [
             [(corpus.ids[row], score) for row, score in zip(each.rows, each.scores.tolist(), strict=True)]
             for each in found

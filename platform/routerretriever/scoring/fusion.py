@@ -9,7 +9,7 @@ Shapes: Q queries, T mixed experts, W weights, N documents, d dimensions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from routerretriever.datasets.judgements import Judgements, judgements_step, loa
 from routerretriever.hashing import content_hash
 from routerretriever.index.dense import as_run, search_depth
 from routerretriever.index.fusion_weights import GRID
-from routerretriever.index.hybrid import LEAST_COSINE, holds_cosines, rank_all
+from routerretriever.index.hybrid import holds_cosines, rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.words import WORDS_VERSION
@@ -38,7 +38,7 @@ from routerretriever.types import Values, Vectors
 
 _BLOCK = 64
 """Queries that are compared with all documents at once."""
-_VERSION = 2  # raise it when the same settings give other figures
+_VERSION = 3  # raise it when the same settings give other figures
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def fuse_step(
     vectors: QueryVectors,
     lexical: LexicalSettings,
     prior: float,
+    floor: Callable[[], float],
     settings: ScoringSettings,
 ) -> FuseSplit:
     """The step that measures a split at every weight of the grid, and at the prior weight.
@@ -73,6 +74,7 @@ def fuse_step(
         vectors: of these queries, in parts of ``settings.chunk_size``.
         lexical: how words are searched.
         prior: the weight where nothing is known.
+        floor: gives the least cosine, which the encoder decides; asked only if there is something to measure.
         settings: how deep, and how the work is shared out.
     """
     judgements, grid = judgements_step(corpus.collection, split), tuple(sorted({*GRID, prior}))
@@ -99,6 +101,7 @@ def fuse_step(
         vectors=vectors,
         lexical=lexical,
         grid=grid,
+        floor=floor,
         settings=settings,
     )
 
@@ -141,6 +144,7 @@ class FuseSplit(Step):
     vectors: QueryVectors
     lexical: LexicalSettings
     grid: tuple[float, ...]
+    floor: Callable[[], float]
     settings: ScoringSettings
 
     def work(self) -> str:
@@ -160,7 +164,7 @@ class FuseSplit(Step):
             {step.key: step.rows() for step in steps},
             {s.key: {"kind": "fused", "split": s.split, "grid": list(s.grid)} for s in steps},
             ChunkFuser,
-            {"grid": first.grid, "depth": first.settings.depth, "store": store},
+            {"grid": first.grid, "floor": first.floor(), "depth": first.settings.depth, "store": store},
             first.settings,
             store,
             "words beside vectors",
@@ -193,8 +197,8 @@ class FuseSplit(Step):
 class ChunkFuser(ShardWorker):
     """Fuses BM25 with the vectors of a chunk of queries at every weight, and writes a Parquet part."""
 
-    def __init__(self, grid: Sequence[float], depth: int, store: ArtifactStore) -> None:
-        self._grid, self._depth, self._store = tuple(grid), depth, store
+    def __init__(self, grid: Sequence[float], floor: float, depth: int, store: ArtifactStore) -> None:
+        self._grid, self._floor, self._depth, self._store = tuple(grid), floor, depth, store
         self._open = lru_cache(maxsize=2)(self._open_collection)
 
     def work(self, row: dict[str, Any]) -> None:
@@ -222,7 +226,7 @@ class ChunkFuser(ShardWorker):
         wanted, bounded = search_depth(self._depth, queries.passages), holds_cosines(corpus)
         by_weight: list[list[list[tuple[str, float]]]] = [[] for _ in self._grid]
         for text, cosines in zip(queries.queries.values(), cosines_QN, strict=True):
-            bm25, least = words.all_scores(text), LEAST_COSINE if bounded else float(cosines.min())
+            bm25, least = words.all_scores(text), self._floor if bounded else float(cosines.min())
             for weight, found in zip(self._grid, by_weight, strict=True):
                 rows, scores = rank_all(cosines, bm25, weight, wanted, least)
                 found.append(

@@ -47,7 +47,7 @@ async def require_documents(index: IndexPort, ref: CollectionRef, queries: Seque
 
 
 async def measure_weights(
-    index: IndexPort, ref: CollectionRef, queries: Sequence[Judged]
+    index: IndexPort, ref: CollectionRef, queries: Sequence[Judged], floor: float
 ) -> NDArray[np.float64]:
     """nDCG@10 of each query at each weight of BM25 that is compared [Q, W]."""
     ids = [str(row) for row in range(len(queries))]
@@ -55,7 +55,9 @@ async def measure_weights(
     runs: list[dict[str, dict[str, float]]] = [{} for _ in GRID]
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         some = queries[start : start + _QUERIES_AT_ONCE]
-        wanted = [Wanted(query.text, query.vector, _DEPTH, weight) for query in some for weight in GRID]
+        wanted = [
+            Wanted(query.text, query.vector, _DEPTH, weight, floor=floor) for query in some for weight in GRID
+        ]
         found = iter(await index.find((ref,), "hybrid", wanted))
         for i in ids[start : start + _QUERIES_AT_ONCE]:
             for run in runs:

@@ -110,12 +110,13 @@ class Plan:
         """Whether words have a weight in this search."""
         return self.mode == "hybrid" and self.request.fusion == "convex"
 
-    def wanted(self, embedded: Embedded, lexical_weight: float) -> Wanted:
+    def wanted(self, embedded: Embedded, lexical_weight: float, floor: float) -> Wanted:
         """What is asked of the index.
 
         Args:
             embedded: the query.
             lexical_weight: for it, where the request names none.
+            floor: the least cosine that fusing reckons with.
         """
         request = self.request
         weight = lexical_weight if request.weight is None else request.weight
@@ -128,6 +129,7 @@ class Plan:
             self.filter,
             request.group_by_parent,
             request.fusion,
+            floor,
         )
 
     def answer(self, embedded: Embedded, wanted: Wanted, found: Ranked) -> SearchResponse:

@@ -228,7 +228,8 @@ class Service:
         meant = await self._meant(request, access)
         plan = Plan(request, meant)
         (embedded,) = await self._engine.embed([request.query], request.model, access)
-        wanted = plan.wanted(embedded, self._lexical_weight(embedded.weights, meant))
+        weight, floor = self._lexical_weight(embedded.weights, meant), self._engine.fusion.floor
+        wanted = plan.wanted(embedded, weight, floor)
         found = await find(plan.refs, plan.mode, wanted)
         if request.highlight:  # texts may be long
             return await asyncio.to_thread(plan.answer, embedded, wanted, found)
@@ -321,7 +322,7 @@ class Service:
             Judged(query.query, one.vector, frozenset(query.relevant))
             for query, one in zip(queries, embedded, strict=True)
         ]
-        curves_QW = await measure_weights(index, ref, judged)
+        curves_QW = await measure_weights(index, ref, judged, self._engine.fusion.floor)
         weight = FusionWeights.fit({name: curves_QW}, self._engine.fusion).for_domain(name)
         if not await self._replica.writer.weigh(name, ref, weight):
             raise NotFound(f"collection: {name!r} has been deleted")

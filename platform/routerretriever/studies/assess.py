@@ -117,7 +117,7 @@ def _with_words(
     settings = workspace.corpus
     assert settings.lexical is not None
     hybrid = open_hybrid(corpus, settings.index, settings.lexical, workspace.store)
-    looks = hybrid.look(queries)
+    looks = hybrid.look(queries, floor=workspace.fusion.floor)
     fused = hybrid.fuse(queries, looks, [settings.fusion.prior] * len(looks), None, _DEPTH)
 
     def run(found: Sequence[Hits]) -> Run:

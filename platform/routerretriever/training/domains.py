@@ -60,7 +60,7 @@ class TrainingDomain:
         self._teacher: Teacher | None = None
         if settings.needs_teacher:
             self.examples.embed_by_base(encoder, train_set)
-            self._teacher = open_teacher(self.corpus, part, settings, store)
+            self._teacher = open_teacher(self.corpus, part, settings, store, encoder)
         self._documents: Tensor | None = None
         if objective == "corpus":
             self._documents = torch.from_numpy(self.corpus.matrix()).to(encoder.device)

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routerretriever.adapters.tower import QueryTower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
-from routerretriever.index.hybrid import LEAST_COSINE, Tops, fuse, holds_cosines
+from routerretriever.index.floor import floor_of, unrelated_cosine
+from routerretriever.index.hybrid import Tops, fuse, holds_cosines
 from routerretriever.index.lexical import LexicalIndex, open_postings
+from routerretriever.index.settings import LEAST_COSINE
 from routerretriever.training.candidates import ScoredCandidates, read_candidates
 from routerretriever.training.examples import Batch
 from routerretriever.training.job import TrainingPart
@@ -43,8 +46,8 @@ class WordsTeacher(Teacher):
 
     words: LexicalIndex
     weight: float
-    are_cosines: bool = True
-    """Whether the base's scores are; else they are dot products, and the least of a query's its minimum."""
+    floor: float | None = LEAST_COSINE
+    """The least cosine; None where the base's scores are dot products, whose least is the query's minimum."""
 
     def scores(self, base_BC: Tensor, batch: Batch, rows: Rows) -> Tensor:
         """Base and BM25 fused; see ``hybrid_scores``."""
@@ -54,7 +57,7 @@ class WordsTeacher(Teacher):
                 self.words.all_scores(text),
                 rows,
                 self.weight,
-                LEAST_COSINE if self.are_cosines else float(own_C.min()),
+                float(own_C.min()) if self.floor is None else self.floor,
             )
             for own_C, text in zip(base_BC.cpu().numpy(), batch.texts, strict=True)
         ]
@@ -84,7 +87,7 @@ class RerankingTeacher(Teacher):
 
 
 def open_teacher(
-    corpus: Corpus, part: TrainingPart, settings: TrainingSettings, store: ArtifactStore
+    corpus: Corpus, part: TrainingPart, settings: TrainingSettings, store: ArtifactStore, base: QueryTower
 ) -> Teacher:
     """The teacher that settings name; a corpus's words are counted if it needs them."""
     if part.candidate_keys:
@@ -99,7 +102,8 @@ def open_teacher(
         return Teacher()
     assert part.lexical is not None, "the recipe says how words are searched"
     words = LexicalIndex(open_postings(corpus, part.lexical, store), part.lexical)
-    return WordsTeacher(words, settings.teacher_bm25, holds_cosines(corpus))
+    floor = floor_of(unrelated_cosine(base)) if holds_cosines(corpus) else None
+    return WordsTeacher(words, settings.teacher_bm25, floor)
 
 
 def on_base_scale(scored: ScoredCandidates) -> Scores:
