@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -91,10 +91,44 @@ class Drafts:
             for number, one in writer.write(requests):
                 written[number] = one
         finally:
-            answers = list(written.values())
-            worked = not trial and not writer_failed(answers)
-            self._add(name, [requests[number] for number in written], answers, worked)
+            self._keep(name, requests, written, trial)
         return list(written.values())
+
+    def extend_in_files(
+        self, writer: Writer, requests: Sequence[Request], size: int
+    ) -> Iterator[list[Written]]:
+        """Have queries written by a writer that is asked once; gives each file's answers when they are kept.
+
+        Args:
+            writer: is asked.
+            requests: to it, any number.
+            size: answers in one file; a process that dies loses no more than that.
+
+        Raises:
+            WriterError: the writer cannot write. What was answered is kept.
+        """
+        written: dict[int, Written] = {}
+        part = 0
+        try:
+            for number, one in writer.write(requests):
+                written[number] = one
+                if len(written) == size:
+                    whole, written = written, {}
+                    yield self._keep(new_file(f"{part:05d}"), requests, whole)
+                    part += 1
+        finally:
+            rest = self._keep(new_file(f"{part:05d}"), requests, written)
+        if rest:
+            yield rest
+
+    def _keep(
+        self, name: str, requests: Sequence[Request], written: Mapping[int, Written], trial: bool = False
+    ) -> list[Written]:
+        """Keep answers, by the number of their request, in one new file."""
+        answers = list(written.values())
+        worked = not trial and not writer_failed(answers)
+        self._add(name, [requests[number] for number in written], answers, worked)
+        return answers
 
     def _add(self, name: str, asked: Sequence[Request], answers: Sequence[Written], worked: bool) -> None:
         if not answers:

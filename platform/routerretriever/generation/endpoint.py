@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from threading import Lock
 from typing import Any
 
 import httpx
 
 from routerretriever.errors import WriterError
+from routerretriever.generation.budget import Budget
 from routerretriever.generation.prompts import Prompt, estimated_tokens, most_tokens
 from routerretriever.generation.protocol import Answer
 from routerretriever.generation.settings import EndpointSettings
@@ -25,27 +25,6 @@ _NO_USE = {401, 402, 403, 404, 405}
 """Answers that no other request will better."""
 
 
-class _Budget:
-    """Tokens that may still be spent. What a request may need at most is set aside before it is sent."""
-
-    def __init__(self, tokens: int | None, spent: int, field: str) -> None:
-        self._tokens, self._spent, self._field, self._lock = tokens, spent, field, Lock()
-
-    def reserve(self, tokens: int) -> None:
-        with self._lock:
-            if self._tokens is not None and self._spent + tokens > self._tokens:
-                raise WriterError(
-                    f"{self._field}.token_budget: {self._tokens} tokens, {self._spent} of them spent or "
-                    f"set aside: the next request may need {tokens}. What was answered is kept: raise the "
-                    "budget, or ask for less, and run the same command again"
-                )
-            self._spent += tokens
-
-    def settle(self, reserved: int, used: int) -> None:
-        with self._lock:
-            self._spent += used - reserved
-
-
 class EndpointModel:
     """Asks ``/chat/completions`` for one answer a request."""
 
@@ -54,7 +33,7 @@ class EndpointModel:
         self._endpoint = endpoint
         self._max_tokens = max_tokens
         self._field = field
-        self._budget = _Budget(endpoint.token_budget, spent, field)
+        self._budget = Budget(endpoint.token_budget, spent, field)
 
     def check(self) -> None:
         """Make sure that there is a key."""

@@ -16,7 +16,8 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.generation.drafts import Drafts, new_file
 from routerretriever.generation.filters import apply_filters
 from routerretriever.generation.folder import Generated, read_generated, write_generated
-from routerretriever.generation.settings import GenerationSettings
+from routerretriever.generation.prompts import most_tokens, prompt_for
+from routerretriever.generation.settings import GenerationSettings, VllmSettings
 from routerretriever.generation.sources import RealQueries, choose, real_queries
 from routerretriever.generation.step import WriteQueries, read_drafts, require_answer, write_step
 from routerretriever.generation.writers import open_writer
@@ -37,17 +38,23 @@ class Estimate:
     """Calls whose answers are in storage, those of the trial among them."""
     tokens: int
     """Read and written by the calls to come."""
-    seconds: float
-    """That they take, on one worker."""
+    seconds: float | None
+    """That they take, on one worker; None where no call was tried."""
     examples: tuple[tuple[str, str], ...]
     """Type and query of each trial call that gave one."""
 
     def told(self) -> str:
         """The estimate, for people."""
+        if self.seconds is None:
+            to_come = f"at most {self.tokens} tokens to come (no trial calls: engines take minutes to start)"
+        else:
+            to_come = (
+                f"about {self.tokens} tokens and {self.seconds / 60:.1f} minutes to come (one worker; from "
+                f"{TRIAL_CALLS} trial calls)"
+            )
         lines = [
             f"{self.documents} documents, {self.calls} calls, {self.written} of them made already",
-            f"about {self.tokens} tokens and {self.seconds / 60:.1f} minutes to come (one worker; from "
-            f"{TRIAL_CALLS} trial calls)",
+            to_come,
         ]
         return "\n".join([*lines, *(f"  {type_}: {query}" for type_, query in self.examples)])
 
@@ -91,7 +98,8 @@ class Generation:
     def estimate(self) -> Estimate:
         """Have a few of the missing queries written, and say what the others will take.
 
-        What was written is kept, and counts for the budget: the run does not ask for it again.
+        What was written is kept, and counts for the budget: the run does not ask for it again. vLLM is not
+        tried: its engines take longer to start than such calls.
 
         Raises:
             WriterError: none of the calls gave a query, or the budget is spent.
@@ -99,6 +107,8 @@ class Generation:
         step, drafts = self.step, Drafts(self.store, self.step.drafts_key)
         writer = open_writer(self.settings, step.spent(self.store))
         writer.check()
+        if isinstance(self.settings.writer, VllmSettings):
+            return self._untried_estimate()
         tried = step.missing(self.store)[: TRIAL_CALLS + 1]
         # The first call loads the model, which is not to be timed.
         answers = drafts.extend(writer, tried[:1], new_file(), trial=True)
@@ -118,6 +128,20 @@ class Generation:
             tokens=round(tokens * to_come),
             seconds=seconds * to_come,
             examples=tuple((type_, query) for type_, query in found if query),
+        )
+
+    def _untried_estimate(self) -> Estimate:
+        step, missing = self.step, self.step.missing(self.store)
+        most = [
+            most_tokens(prompt_for(one, self.settings), self.settings.max_query_tokens) for one in missing
+        ]
+        return Estimate(
+            documents=len({request.document for request in step.requests}),
+            calls=len(step.requests),
+            written=len(step.requests) - len(missing),
+            tokens=sum(most),
+            seconds=None,
+            examples=(),
         )
 
     def run(self, folder: Path) -> Generated:

@@ -57,6 +57,31 @@ class LocalSettings(Settings):
         return self.model_dump(include={"kind", "model", "temperature"})
 
 
+class VllmSettings(Settings):
+    """A chat model that vLLM runs on the cluster's GPUs, through Ray Data's processor for it.
+
+    ``generation.workers`` is the number of engines; by default as many as the cluster has room for."""
+
+    kind: Literal["vllm"]
+    """``vllm``."""
+    model: Annotated[str, Field(min_length=1)]
+    """A folder that every machine has, or a Hugging Face id."""
+    gpus: PositiveInt = 1
+    """GPUs of one engine, over which the model is spread."""
+    batch_size: PositiveInt = 64
+    """Requests that go to an engine together; it works on several such batches at a time."""
+    engine: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine, as ``{max_model_len: 4096}``."""
+    token_budget: PositiveInt | None = None
+    """Tokens, read and written, that may be spent on a collection; unlimited by default."""
+    temperature: NonNegativeFloat = 0.7
+    """How freely the model chooses its words."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the queries depend on; how the model is run is not part of it."""
+        return self.model_dump(include={"kind", "model", "temperature"})
+
+
 class ExtractSettings(Settings):
     """No model: the rarest words of the document. To try the commands out; learns little."""
 
@@ -70,7 +95,7 @@ class ExtractSettings(Settings):
         return self.model_dump()
 
 
-WriterSettings = EndpointSettings | LocalSettings | ExtractSettings
+WriterSettings = EndpointSettings | LocalSettings | VllmSettings | ExtractSettings
 
 
 class FilterSettings(Settings):

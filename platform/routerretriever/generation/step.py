@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,11 @@ from routerretriever.generation.drafts import MANY, Answered, Drafts, answer_tab
 from routerretriever.generation.filters import Draft
 from routerretriever.generation.prompts import PROMPT_VERSION, Request
 from routerretriever.generation.protocol import Writer, Written
-from routerretriever.generation.settings import EndpointSettings, GenerationSettings
+from routerretriever.generation.settings import EndpointSettings, GenerationSettings, VllmSettings
+from routerretriever.generation.vllm import engine_pool
 from routerretriever.generation.writers import open_writer
 from routerretriever.hashing import content_hash
+from routerretriever.runtime.progress import track
 from routerretriever.runtime.shards import ShardWorker, run_shards
 
 _FILE = "queries.parquet"
@@ -46,6 +49,8 @@ class WriteQueries(Step):
 
     def asks_for(self) -> str:
         """Workers."""
+        if isinstance(self.settings.writer, VllmSettings):
+            return engine_pool(self.settings, self.settings.writer).describe()
         return self.settings.describe()
 
     def is_started(self, store: ArtifactStore) -> bool:
@@ -86,6 +91,9 @@ class WriteQueries(Step):
         drafts, pool = Drafts(store, self.drafts_key), self.settings
         writer = open_writer(self.settings, self.spent(store))
         writer.check()
+        if isinstance(self.settings.writer, VllmSettings):
+            self._write_at_once(writer, requests, drafts)
+            return
         if isinstance(self.settings.writer, EndpointSettings):
             self._try_first(writer, requests, drafts)
             # One process asks an endpoint, with many threads: it knows what all of them spend.
@@ -98,6 +106,13 @@ class WriteQueries(Step):
         ]  # fmt: skip
         constructor = {"settings": self.settings, "drafts": drafts, "spent": answered.tokens}
         run_shards(rows, _ShardWriter, constructor, pool, "writing queries")
+
+    def _write_at_once(self, writer: Writer, requests: Sequence[Request], drafts: Drafts) -> None:
+        """Ask a writer that spreads the work itself, once: its engines take minutes to start."""
+        size = self.settings.shard_size
+        files = drafts.extend_in_files(writer, requests, size)
+        for answers in track(files, "writing queries", math.ceil(len(requests) / size)):
+            _require_any(answers)
 
     def _try_first(self, writer: Writer, requests: Sequence[Request], drafts: Drafts) -> None:
         """Send a request or two before any worker starts, so that a wrong setting is one line, at once."""
@@ -178,12 +193,7 @@ class _ShardWriter(ShardWorker):
             return  # the worker before this one died when the shard was done
         requests = [Request(*each) for each in json.loads(row["requests"])]
         answers = self._drafts.extend(self._writer, requests, row["part"])
-        if writer_failed(answers):
-            raise WriterError(
-                f"generation.writer: none of {len(requests)} requests in a row gave a query "
-                f"({_problems(answers)}); mend the writer, or wait for it, and run the same command again: "
-                "what was written is kept"
-            )
+        _require_any(answers)
 
 
 def require_answer(answers: Sequence[Written]) -> None:
@@ -196,6 +206,20 @@ def require_answer(answers: Sequence[Written]) -> None:
         raise WriterError(
             f"generation.writer: a trial call failed in all its attempts ({_problems(answers)}); check url "
             "and model: the url is the API's root and usually ends in /v1"
+        )
+
+
+def _require_any(answers: Sequence[Written]) -> None:
+    """Refuse a writer that has written nothing of many requests.
+
+    Raises:
+        WriterError: so it is.
+    """
+    if writer_failed(answers):
+        raise WriterError(
+            f"generation.writer: none of {len(answers)} requests in a row gave a query "
+            f"({_problems(answers)}); mend the writer, or wait for it, and run the same command again: "
+            "what was written is kept"
         )
 
 

@@ -14,6 +14,7 @@ from routerretriever.generation.settings import (
     EndpointSettings,
     ExtractSettings,
     GenerationSettings,
+    VllmSettings,
     WriterSettings,
 )
 from routerretriever.hashing import content_hash
@@ -28,6 +29,10 @@ def open_writer(settings: GenerationSettings, spent: int = 0) -> Writer:
     """
     if isinstance(settings.writer, ExtractSettings):
         return ExtractWriter(settings.writer, settings.seed)
+    if isinstance(settings.writer, VllmSettings):
+        from routerretriever.generation.vllm import VllmModel
+
+        return ModelWriter(VllmModel(settings, settings.writer, spent), settings)
     model = open_model(settings.writer, settings.max_query_tokens, spent, "generation.writer")
     return ModelWriter(model, settings)
 
@@ -42,10 +47,15 @@ def open_model(settings: WriterSettings, max_tokens: int, spent: int, field: str
         field: where the settings stand in the recipe, for messages.
 
     Raises:
-        WriterError: they name no language model.
+        WriterError: they name no language model, or one that only writes queries.
     """
     if isinstance(settings, ExtractSettings):
         raise WriterError(f"{field}.kind: 'extract' is no language model; name 'endpoint' or 'local'")
+    if isinstance(settings, VllmSettings):
+        raise WriterError(
+            f"{field}.kind: 'vllm' writes queries and grades nothing; start vLLM's own server and name "
+            "'endpoint', or name 'local'"
+        )
     if isinstance(settings, EndpointSettings):
         from routerretriever.generation.endpoint import EndpointModel
 

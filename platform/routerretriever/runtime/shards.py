@@ -54,6 +54,17 @@ def _join_metrics() -> None:
         increment(WORKERS_REPLACED)
 
 
+def join_quietly() -> None:
+    """Join the cluster, and have Ray Data show nothing of its own and hand rows on as they are done."""
+    from ray.data import DataContext
+
+    connect()
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def run_shards(
     shards: list[dict[str, Any]],
     worker: type[ShardWorker],
@@ -75,16 +86,12 @@ def run_shards(
         WorkerFailed: a worker stopped with an error of this project.
     """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
     from ray.exceptions import RayActorError, RayTaskError
 
     if not shards:
         return
-    connect()
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    join_quietly()
     room = room_for(pool.cpus_per_worker, pool.gpus_per_worker, labels=pool.labels)
     size = min(pool.workers or room, room, len(shards))
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
