@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
@@ -32,7 +35,7 @@ from routerretriever.pipeline.documents import (
     with_examples,
 )
 from support.collections import WORDS, write_collection, write_collections
-from support.recipes import save_recipe, tiny_recipe
+from support.recipes import TINY_TRAINING, save_recipe, tiny_recipe
 from support.workers import work_here
 from support.writers import endpoint
 
@@ -86,6 +89,25 @@ def test_every_dropped_query_has_its_reason():
     ]  # fmt: skip
     assert found[0].rank == 3
     assert sum(reasons(found).values()) == 9
+
+
+def test_a_teacher_is_asked_about_what_the_round_trip_keeps_and_may_drop_it():
+    drafts = [draft(f"{word} tree in the garden") for word in ("apple", "unseen", "disliked", "plum")]
+    asked = []
+
+    def teacher(kept):
+        asked.extend(one.query.split()[0] for one in kept)
+        return [None if "disliked" in one.query else 2 for one in kept]
+
+    def ranks(kept):
+        return [None if "unseen" in one.query else 7 for one in kept]
+
+    own = FilterSettings(similarity=1.0)
+    found = apply_filters(drafts, [], own, ranks, teacher)
+    assert [one.problem for one in found] == ["", "source not found", "teacher prefers others", ""]
+    assert asked == ["apple", "disliked", "plum"]
+    assert found[0].rank == 7
+    assert reasons(apply_filters(drafts, [], own, ranks)) == {"source not found": 1}
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
@@ -442,6 +464,76 @@ def test_a_generation_from_documents_to_the_folder(documents, tmp_path, inline, 
     there = open_collection("new", made.folder)
     assert len(there.queries("train")) + len(there.queries("dev")) == made.kept
     assert there.corpus_hash() == documents.corpus_hash()
+
+
+class Teacher:
+    """Likes the documents of even numbers, and says how it was asked."""
+
+    depth = 15
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def check(self) -> None:
+        assert not self.asked
+
+    def identity(self):
+        return {"likes": "even numbers"}
+
+    def score(self, queries, documents):
+        self.asked += [len(own) for own in documents]
+        return [np.array([1.0 - int(one.split()[-1]) % 2 for one in own]) for own in documents]
+
+
+def test_a_query_is_kept_only_if_the_teacher_ranks_its_source_high_too(documents, tmp_path, inline):
+    recipe, store = tiny_recipe(tmp_path), ArtifactStore.open(str(tmp_path / "storage"))
+    own = settings(filters={"depth": 4, "similarity": 1.0})
+    plain = Generation(documents, store, recipe.encoder, recipe.corpus, own)
+    teacher = Teacher()
+    taught = replace(plain, teacher=teacher)
+    every, fewer = plain.run(tmp_path / "plain"), taught.run(tmp_path / "taught")
+    assert teacher.asked == [15] * every.kept
+    dropped = fewer.facts["dropped"]["teacher prefers others"]
+    assert (dropped, fewer.kept) == (every.kept - fewer.kept, every.kept - dropped)
+    queries = read_queries(fewer.folder)
+    assert queries
+    assert all(int(one["metadata"]["source"][1:]) % 2 == 0 for one in queries)
+    assert ("dropped: teacher prefers others", dropped) in fewer.rows()
+    assert read_provenance(fewer.folder)["teacher"] == {"likes": "even numbers"}
+    assert "teacher" not in read_provenance(every.folder)
+    assert taught.key() != plain.key()
+
+
+def test_without_a_round_trip_the_teacher_is_not_asked(documents, tmp_path, inline):
+    recipe, store = tiny_recipe(tmp_path), ArtifactStore.open(str(tmp_path / "storage"))
+    own = settings(filters={"round_trip": "none", "similarity": 1.0})
+    teacher = Teacher()
+    Generation(documents, store, recipe.encoder, recipe.corpus, own, teacher).run(tmp_path / "new")
+    assert teacher.asked == []
+
+
+def test_the_teacher_of_a_recipe_s_experts_reads_the_generated_queries(documents, tmp_path, inline):
+    def rerank(body):
+        return [{"index": number, "score": len(text)} for number, text in enumerate(body["texts"])]
+
+    filters = {"depth": 4, "similarity": 1.0}
+    with endpoint("rerank", rerank) as server:
+        teacher = {"kind": "endpoint", "url": server.url, "api": "tei", "model": "m", "depth": 12}
+        recipe = tiny_recipe(
+            tmp_path,
+            training={**TINY_TRAINING, "distillation": 1.0, "teacher": teacher},
+            generation={**SETTINGS, "filters": filters},
+        )
+        made = pipeline_documents.generation_for(recipe, documents).run(tmp_path / "new")
+    assert made.facts["dropped"]["teacher prefers others"] > 0
+    assert read_provenance(made.folder)["teacher"]["model"] == "m"
+    tried, *asked = [len(body["texts"]) for body in server.requests]
+    assert tried == 2
+    assert set(asked) == {12}
+
+
+def read_queries(folder):
+    return [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
 
 
 def test_files_become_a_collection_and_the_domain_is_added(tmp_path, inline, monkeypatch):

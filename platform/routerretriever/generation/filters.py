@@ -39,7 +39,11 @@ class Draft:
 
 
 def apply_filters(
-    drafts: Sequence[Draft], real: Iterable[str], settings: FilterSettings, ranks: Ranks | None
+    drafts: Sequence[Draft],
+    real: Iterable[str],
+    settings: FilterSettings,
+    ranks: Ranks | None,
+    teacher: Ranks | None = None,
 ) -> list[Draft]:
     """All drafts in their order, each kept or with the first reason against it.
 
@@ -48,25 +52,18 @@ def apply_filters(
         real: queries of people; what equals one of them is dropped.
         settings: the rules.
         ranks: the round trip; None leaves it out.
+        teacher: the same by a teacher, which is asked about what the round trip keeps; None leaves it out.
     """
     known = {normal_text(text) for text in real}
     checked = [
         draft if draft.problem else draft.dropped(text_problem(draft, known, settings)) for draft in drafts
     ]
     checked = _without_similar(checked, settings.similarity)
-    if ranks is None:
-        return checked
-    kept = [draft for draft in checked if not draft.problem]
-    found = iter(ranks(kept))
-    out = []
-    for draft in checked:
-        if not draft.problem:
-            rank = next(found)
-            draft = replace(draft, rank=rank)
-            if rank is None:
-                draft = draft.dropped("source not found")
-        out.append(draft)
-    return out
+    if ranks is not None:
+        checked = _without_unfound(checked, ranks, "source not found")
+    if teacher is not None:
+        checked = _without_unfound(checked, teacher, "teacher prefers others")
+    return checked
 
 
 def text_problem(draft: Draft, known: set[str], settings: FilterSettings) -> str:
@@ -120,6 +117,15 @@ def _without_similar(drafts: Sequence[Draft], similarity: float) -> list[Draft]:
         elif group is not None:
             met.add(group)
         out.append(draft)
+    return out
+
+
+def _without_unfound(drafts: Sequence[Draft], ranks: Ranks, problem: str) -> list[Draft]:
+    out = list(drafts)
+    asked = [number for number, draft in enumerate(drafts) if not draft.problem]
+    for number, rank in zip(asked, ranks([drafts[each] for each in asked]), strict=True):
+        draft = drafts[number]
+        out[number] = draft.dropped(problem) if rank is None else replace(draft, rank=draft.rank or rank)
     return out
 
 

@@ -6,17 +6,19 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from routerretriever.artifacts.step import build_missing
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import corpus_key, open_corpus
-from routerretriever.corpus.build import corpus_step
+from routerretriever.corpus.build import EncodeCorpus, corpus_step
 from routerretriever.datasets.collection import Collection
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.generation.drafts import Drafts, new_file
-from routerretriever.generation.filters import apply_filters
+from routerretriever.generation.filters import Ranks, apply_filters
 from routerretriever.generation.folder import Generated, read_generated, write_generated
 from routerretriever.generation.prompts import most_tokens, prompt_for
+from routerretriever.generation.protocol import Teacher
 from routerretriever.generation.settings import GenerationSettings, VllmSettings
 from routerretriever.generation.sources import RealQueries, choose, real_queries
 from routerretriever.generation.step import WriteQueries, read_drafts, require_answer, write_step
@@ -68,6 +70,13 @@ class Generation:
     encoder: EncoderSettings
     corpus: CollectionSettings
     settings: GenerationSettings
+    teacher: Teacher | None = None
+    """What the domain's expert is taught by; it is asked about what the round trip keeps."""
+
+    @property
+    def asked_teacher(self) -> Teacher | None:
+        """The teacher; None where there is none, or no round trip that finds documents for it."""
+        return None if self.settings.filters.round_trip == "none" else self.teacher
 
     @cached_property
     def real(self) -> RealQueries:
@@ -93,6 +102,7 @@ class Generation:
             self.corpus.model_dump(include={"index", "lexical", "fusion"}),
             settings.dev_fraction,
             [real.dev, real.dev_qrels, real.test, real.test_qrels],
+            *self._teacher_facts().values(),
         )
 
     def estimate(self) -> Estimate:
@@ -153,28 +163,40 @@ class Generation:
         Raises:
             DatasetError: the folder is something else, or too few documents or queries are left.
             WriterError: the writer cannot write.
+            TeacherError: the teacher cannot score.
         """
         key = self.key()
         if (there := read_generated(folder, key)) is not None:
             log.info("%s: there already", folder)
             return there
+        if self.asked_teacher is not None:
+            self.asked_teacher.check()
         step = self.step
         corpus = corpus_step(self.collection, self.encoder, self.corpus)
         build_missing([step, corpus], self.store)
         drafts, tokens = read_drafts(self.store, step)
-        ranks = None
-        if self.settings.filters.round_trip != "none":
-            from routerretriever.adapters.tower import load_tower
-            from routerretriever.generation.round_trip import RoundTrip
-
-            encoded = open_corpus(self.store, corpus.key)
-            ranks = RoundTrip(
-                encoded, load_tower(self.encoder), self.corpus, self.settings.filters, self.store
-            )
-        drafts = apply_filters(drafts, self.real.texts, self.settings.filters, ranks)
+        ranks, teacher_ranks = self._trips(corpus)
+        drafts = apply_filters(drafts, self.real.texts, self.settings.filters, ranks, teacher_ranks)
         facts = {
             "key": key,
             "settings": self.settings.model_dump(mode="json", exclude={"workers", "shard_size"}),
             "tokens": tokens,
-        }
+        } | self._teacher_facts()
         return write_generated(self.collection, self.real, drafts, folder, self.settings.dev_fraction, facts)
+
+    def _trips(self, corpus: EncodeCorpus) -> tuple[Ranks | None, Ranks | None]:
+        """The round trip and the teacher's, if they are asked for."""
+        filters = self.settings.filters
+        if filters.round_trip == "none":
+            return None, None
+        from routerretriever.adapters.tower import load_tower
+        from routerretriever.generation.round_trip import RoundTrip, TeacherTrip
+
+        encoded = open_corpus(self.store, corpus.key)
+        trip = RoundTrip(encoded, load_tower(self.encoder), self.corpus, filters, self.store)
+        if self.asked_teacher is None:
+            return trip, None
+        return trip, TeacherTrip(trip, encoded, self.asked_teacher, filters.depth)
+
+    def _teacher_facts(self) -> dict[str, Any]:
+        return {} if self.asked_teacher is None else {"teacher": self.asked_teacher.identity()}

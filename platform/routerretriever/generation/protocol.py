@@ -1,12 +1,13 @@
-"""What a language model is here, and what a writer of queries is."""
+"""What a language model is here, what a writer of queries is, and what a teacher that reads them is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from routerretriever.generation.prompts import Prompt, Request
+from routerretriever.types import Scores
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,29 @@ class Writer(Protocol):
 
         Raises:
             WriterError: nothing more can be written. What was given before stands.
+        """
+
+
+class Teacher(Protocol):
+    """Reads query and document together, and scores how well they fit."""
+
+    @property
+    def depth(self) -> int:
+        """How many of a search's first documents it is asked about."""
+
+    def check(self) -> None:
+        """Make sure that it can score, before any query is written.
+
+        Raises:
+            TeacherError: it cannot; the message says what to do.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What its scores depend on."""
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Scores]:
+        """Each query's scores of its own documents [D], in their order, on any scale.
+
+        Raises:
+            TeacherError: they cannot be had.
         """

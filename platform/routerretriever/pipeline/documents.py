@@ -7,8 +7,12 @@ queries in storage. The same command goes on where it was stopped.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from routerretriever.config.loading import load_recipe, parse_recipe, parse_settings
 from routerretriever.config.recipe import Recipe
@@ -28,11 +32,50 @@ from routerretriever.pipeline.domains import add_domain, require_editable
 from routerretriever.pipeline.pipeline import Registered
 from routerretriever.pipeline.places import open_storage, require_lasting_data
 from routerretriever.runtime.progress import log
+from routerretriever.training.rerankers import TRIAL, Candidates, Reranker, open_reranker
+from routerretriever.training.teacher_settings import AnyTeacherSettings
+from routerretriever.types import Scores
 
 PASSAGE_TOKENS = 180
 """Longest passage that a file is cut into, in words and punctuation marks."""
 _MOST_EXAMPLES = 8
 _FOLDER = "generated"
+
+
+@dataclass(frozen=True)
+class RerankingReader:
+    """The teacher of a recipe's experts, as generation asks it about queries."""
+
+    settings: AnyTeacherSettings
+
+    @property
+    def depth(self) -> int:
+        """As many documents as it scores in training."""
+        return self.settings.depth
+
+    def check(self) -> None:
+        """Have it score a trial pair.
+
+        Raises:
+            TeacherError: it cannot.
+        """
+        self._reranker.score([TRIAL])
+
+    def identity(self) -> dict[str, Any]:
+        """What its scores depend on."""
+        return self.settings.identity()
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Scores]:
+        """Each query's scores of its own documents [D].
+
+        Raises:
+            TeacherError: they cannot be had.
+        """
+        return self._reranker.score([Candidates(*one) for one in zip(queries, documents, strict=True)])
+
+    @cached_property
+    def _reranker(self) -> Reranker:
+        return open_reranker(self.settings)
 
 
 def generation(recipe: Recipe, name: str) -> Generation:
@@ -49,8 +92,15 @@ def generation(recipe: Recipe, name: str) -> Generation:
 
 def generation_for(recipe: Recipe, collection: Collection) -> Generation:
     """The same for a collection that need not be in the recipe."""
-    store = open_storage(recipe)
-    return Generation(collection, store, recipe.encoder, recipe.searched(collection.name), recipe.generation)
+    teacher = recipe.training.teacher
+    return Generation(
+        collection,
+        open_storage(recipe),
+        recipe.encoder,
+        recipe.searched(collection.name),
+        recipe.generation,
+        None if teacher is None else RerankingReader(teacher),
+    )
 
 
 def generated_folder(recipe: Recipe, name: str) -> Path:
