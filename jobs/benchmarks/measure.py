@@ -23,6 +23,8 @@ from routerretriever.runtime.progress import figures_table, log, show
 
 RESULTS = Path("runs/benchmarks")
 _SAMPLING_SECONDS = 2.0
+_WORKER = "ray::"
+"""How Ray's workers are called among the processes."""
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Cost:
     """Largest sum of proportional set sizes of this process and all below it (Ray's among them)."""
     largest_mib: float = 0.0
     """The largest of any of them alone."""
+    worker_mib: float = 0.0
+    """The largest of Ray's workers, actors among them; 0 if there was none."""
     processes: int = 0
     """Largest number of processes below this one."""
 
@@ -46,7 +50,10 @@ def measured(step: str) -> Iterator[Cost]:
 
     def sample() -> None:
         while True:
-            each = memories_mib()
+            found = _memories("")
+            each = [memory for _, memory in found]
+            workers = [memory for name, memory in found if name.startswith(_WORKER)]
+            cost.worker_mib = max(cost.worker_mib, *workers, 0.0)
             cost.peak_mib = max(cost.peak_mib, sum(each))
             cost.largest_mib = max(cost.largest_mib, *each)
             cost.processes = max(cost.processes, len(each) - 1)
@@ -69,16 +76,22 @@ def memories_mib(name: str = "") -> list[float]:
 
     Pages that several share are shared out.
     """
+    return [memory for _, memory in _memories(name)]
+
+
+def _memories(beginning: str) -> list[tuple[str, float]]:
+    """Name and MiB of this process and each below it whose name begins so."""
     each = []
     root = psutil.Process()
     for process in (root, *root.children(recursive=True)):
         try:
-            if not process.name().startswith(name):
+            name = process.name()
+            if not name.startswith(beginning):
                 continue
             memory = process.memory_full_info()
         except psutil.Error:  # it ended meanwhile
             continue
-        each.append(getattr(memory, "pss", memory.uss) / 2**20)
+        each.append((name, getattr(memory, "pss", memory.uss) / 2**20))
     return each
 
 

@@ -2,10 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+from routerretriever.datasets.collection import open_collection
+from routerretriever.generation.folder import Generated
+from support.collections import WORDS, write_collection
 
 from jobs.benchmarks import measure as measuring
+from jobs.benchmarks.documents_only import examples_of, outcome, summary, without_labels
 from jobs.benchmarks.load import Load
+from jobs.benchmarks.measure import Cost
 from jobs.benchmarks.search import Searched, Way, make, search
 from jobs.benchmarks.serving import Results, measure
 from jobs.benchmarks.serving_faults import Soak
@@ -99,3 +105,35 @@ def test_a_soak_says_how_memory_grew_and_which_changes_failed():
     figures = soak.figures()
     assert (figures["failures"], figures["changes_failed"]) == ({"503": 1}, ["503"])
     assert figures["growth"] == pytest.approx(0.02)
+
+
+def made_from_documents(folder, deployed, expert=(0.4, 0.6, 0.8)):
+    made = Generated(folder, {"counts": {"calls": 50, "kept": 30}})
+    cost = Cost("generate", seconds=20.0, worker_mib=900.0)
+    return outcome("fruit", np.array([0.5, 0.5, 0.5]), np.array(expert), deployed, made, cost)
+
+
+def test_an_expert_from_documents_is_measured_against_the_base_as_it_is_deployed(tmp_path):
+    better = made_from_documents(tmp_path, True)
+    assert (better.base, better.expert) == (0.5, pytest.approx(0.6))
+    assert better.gain.mean == pytest.approx(0.1)
+    assert better.figures()["kept_per_second"] == 1.5
+    assert better.row()[6:] == ["30 of 50", "1.50", "900"]
+    refused = made_from_documents(tmp_path, False, (0.1, 0.2, 0.3))
+    assert (refused.expert, refused.gain.mean) == (pytest.approx(0.2), 0.0)
+    worse = made_from_documents(tmp_path, True, (0.1, 0.2, 0.3))
+    assert summary([better, refused]) == {"mean_gain": pytest.approx(0.05), "below_base": []}
+    assert summary([better, worse])["below_base"] == ["fruit"]
+
+
+def test_documents_only_leaves_the_real_test_queries_and_shows_a_few_others(tmp_path):
+    labelled = open_collection("fruit", write_collection(tmp_path / "fruit", WORDS["fruit"]))
+    bare = without_labels(labelled, tmp_path / "bare")
+    assert bare.splits() == ("test",)
+    assert bare.qrels("test") == labelled.qrels("test")
+    assert bare.corpus_hash() == labelled.corpus_hash()
+    shown = examples_of(labelled, 8)
+    assert len(shown) == 8
+    assert {one.query for one in shown} <= set(labelled.queries("train").values())
+    assert all(one.document.split(".")[0] in one.query for one in shown)
+    assert examples_of(labelled, 0) == examples_of(bare, 8) == ()
