@@ -91,6 +91,13 @@ def test_every_dropped_query_has_its_reason():
     assert sum(reasons(found).values()) == 9
 
 
+def test_scripts_are_told_apart_and_languages_are_not():
+    german = "Der Apfel wächst am Baum und wird im Herbst reif"
+    drafts = [draft("when is the apple ripe", text=german), draft("когда созревает яблоко", text=german)]
+    found = apply_filters(drafts, [], FilterSettings(), None)
+    assert [one.problem for one in found] == ["", "other script"]
+
+
 def test_a_teacher_is_asked_about_what_the_round_trip_keeps_and_may_drop_it():
     drafts = [draft(f"{word} tree in the garden") for word in ("apple", "unseen", "disliked", "plum")]
     asked = []

@@ -114,7 +114,8 @@ class FilterSettings(Settings):
     copied_words: PositiveInt = 8
     """A query that has so many words of its document in a row is dropped."""
     same_script: bool = True
-    """Drop a query whose letters are mostly of another script than its document's."""
+    """Drop a query whose letters are mostly of another script than its document's. Languages that share a
+    script are not told apart."""
 
 
 class JudgingSettings(Settings):
