@@ -104,7 +104,8 @@ class FilterSettings(Settings):
     round_trip: Literal["hybrid", "base", "none"] = "hybrid"
     """What must find the source document: BM25 and vectors together, vectors alone, or nothing."""
     depth: PositiveInt = 20
-    """The source document must be among so many."""
+    """The source document must be among so many, and among so many of the teacher's first where there is a
+    ``training.teacher``."""
     similarity: Annotated[float, Field(gt=0.1, le=1.0)] = 0.7
     """Of queries that are so similar (MinHash over trigrams) only one is kept."""
     min_words: PositiveInt = 2

@@ -177,6 +177,7 @@ def generate_from(recipe: Recipe, name: str, source: Path) -> Generated:
         RecipeError: the name cannot be a domain's.
         DatasetError: there is nothing to ask about, or a folder holds something else.
         WriterError: the writer cannot write.
+        TeacherError: the experts' teacher cannot score.
     """
     _require_domain_name(recipe, name)
     folder = generated_folder(recipe, name)
@@ -194,6 +195,7 @@ def add_from_documents(
             recipe is no file that can be changed.
         DatasetError: there is nothing to ask about, or a folder holds something else.
         WriterError: the writer cannot write.
+        TeacherError: the experts' teacher cannot score.
     """
     require_editable(recipe_path)
     recipe = with_examples(load_recipe(recipe_path), examples)
