@@ -22,7 +22,7 @@ from support.paths import BIN, ROOT
 
 IMAGES = ROOT / "docs" / "images"
 STORAGE = ROOT / "runs" / "sample"
-DESK, PHONE = (1440, 900), (390, 844)
+DESK = (1440, 900)
 ANSWERED = "!document.getElementById('results').hidden && document.querySelectorAll('#routed li').length > 1"
 QUESTION = "?q=my+thumb+tingles+at+night&in=health"
 
@@ -67,15 +67,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _take(
-    browser: Browser,
-    name: str,
-    url: str,
-    until: str = "true",
-    size: tuple[int, int] = DESK,
-    dark: bool = False,
-) -> None:
-    browser.open(url, *size, dark=dark)
+def _take(browser: Browser, name: str, url: str, until: str = "true", dark: bool = False) -> None:
+    browser.open(url, *DESK, dark=dark)
     browser.wait(until, seconds=120)
     _keep(browser, name)
 
@@ -98,7 +91,6 @@ def _take_service(browser: Browser) -> None:
     with _running(command, port, "readyz") as url:
         _take(browser, "playground", url + QUESTION, ANSWERED)
         _take(browser, "playground-dark", url + QUESTION, ANSWERED, dark=True)
-        _take(browser, "playground-phone", url + QUESTION, ANSWERED, PHONE)
 
 
 def _take_tracking(browser: Browser) -> None:
@@ -125,7 +117,6 @@ def main() -> None:
         if "report" in chosen:
             with _folder(STORAGE / "reports" / "sample") as url:
                 _take(browser, "evaluation", url + "evaluation.html")
-                _take(browser, "evaluation-phone", url + "evaluation.html", size=PHONE)
         if "tracking" in chosen:
             _take_tracking(browser)
         if "documentation" in chosen:
