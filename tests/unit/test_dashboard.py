@@ -99,6 +99,14 @@ def test_alerts_come_and_go_as_they_should():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_alert_is_shown_to_come_and_not_to_come():
+    tests = yaml.safe_load((ROOT / "serve_configs" / "prometheus" / "alerts.test.yaml").read_text())["tests"]
+    checks = [check for test in tests for check in test["alert_rule_test"]]
+    for rule in ALERTS:
+        outcomes = {bool(one["exp_alerts"]) for one in checks if one["alertname"] == rule["alert"]}
+        assert outcomes == {True, False}, rule["alert"]
+
+
 def test_only_tags_that_a_metric_has_are_asked_for():
     source = "".join(path.read_text() for path in (ROOT / "platform").rglob("*.py"))
     asked = {tag for expression in EXPRESSIONS for tag in re.findall(r"\{(\w+)[=!]", expression)}
