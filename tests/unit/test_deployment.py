@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from ray.autoscaler._private.aws.config import DEFAULT_AMI
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from routerretriever.config.loading import load_recipe
@@ -44,6 +45,23 @@ def test_what_must_not_be_lost_is_never_on_spot(name):
         assert spot == (kind in ("cpu", "gpu-train"))
         assert node["labels"]["ray.io/market-type"] == ("spot" if spot else "on-demand")
     assert cluster["available_node_types"][cluster["head_node_type"]]["resources"] == {"CPU": 0}
+
+
+def images(node: dict[str, Any]) -> list[str]:
+    """The machine images that a node type names, on AWS or Google Cloud."""
+    config = node["node_config"]
+    disks = [disk["initializeParams"].get("sourceImage") for disk in config.get("disks", [])]
+    return [image for image in (config.get("ImageId"), *disks) if image]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster.gcp.yaml"])
+def test_every_machine_names_its_image_and_none_is_rays_own_old_one(name):
+    kinds = read(ROOT / name)["available_node_types"]
+    (image,) = {image for node in kinds.values() for image in images(node)}
+    assert all(images(node) for node in kinds.values())
+    assert image not in DEFAULT_AMI.values()
+    # An id of ours would be of one region and soon old: EC2 refuses this one before anything starts.
+    assert image == "ami-FILL-IN" or int(re.findall(r"nvidia-(\d+)$", image)[0]) >= 580
 
 
 def fields(required: str = "", **properties: Any) -> dict[str, Any]:
