@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from routerretriever.client import Client
     from routerretriever.commands import (
         add_expert,
+        backup,
         calibrate,
         doctor,
         encode,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         register,
         release,
         remove_expert,
+        restore,
         rollback,
         run,
         score,
@@ -53,6 +55,7 @@ __all__ = [
     "RouterRetriever",
     "RouterRetrieverError",
     "add_expert",
+    "backup",
     "calibrate",
     "doctor",
     "encode",
@@ -69,6 +72,7 @@ __all__ = [
     "register",
     "release",
     "remove_expert",
+    "restore",
     "rollback",
     "run",
     "score",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from routerretriever.pipeline.doctor import Finding
     from routerretriever.pipeline.learning import Learned
     from routerretriever.pipeline.pipeline import Pipeline, Registered
+    from routerretriever.registry.backup import Backup
     from routerretriever.registry.registry import BundleVersion, Registry
     from routerretriever.routing.protocol import Router
     from routerretriever.studies.training_search import Ranking
@@ -140,6 +141,23 @@ def rollback(recipe: AnyRecipe) -> int:
     version = open_registry(recipe).roll_back()
     _follow(recipe)
     return version
+
+
+def backup(recipe: AnyRecipe, to: str | Path, minimal: bool = False) -> Backup:
+    """Write a back-up of a recipe's storage and registry, a folder or a .tar.gz; runs may be at work.
+
+    ``minimal`` leaves out what can be made again, apart from the documents that the released bundle searches.
+    """
+    from routerretriever.registry.backup import back_up
+
+    return back_up(open_registry(recipe), Path(to), minimal)
+
+
+def restore(source: str | Path, to: str | Path) -> int:
+    """Make a storage of a back-up, in a new or empty folder; gives the number of files."""
+    from routerretriever.registry.backup import restore as bring_back
+
+    return bring_back(Path(source), Path(to))
 
 
 def serve(recipe: AnyRecipe) -> None:

@@ -24,9 +24,9 @@ def test_platform_never_shadows_pythons_own_module():
 def test_commands_stay_few():
     command = get_command(app)
     expected = (
-        "add-expert analyse assess calibrate datasets doctor encode evaluate export export-expert import "
-        "init learn learning-curve migrate noise-floor pilots register release remove-expert reproduce "
-        "rollback run schema score serve train tune-router "
+        "add-expert analyse assess backup calibrate datasets doctor encode evaluate export export-expert "
+        "import init learn learning-curve migrate noise-floor pilots register release remove-expert "
+        "reproduce restore rollback run schema score serve train tune-router "
         "tune-training versions"
     )
     assert sorted(command.commands) == expected.split()
@@ -46,6 +46,7 @@ def test_every_step_has_its_job():
     not_steps = {
         "migrate",
         "add-expert",
+        "backup",
         "datasets",
         "doctor",
         "export",
@@ -54,6 +55,7 @@ def test_every_step_has_its_job():
         "init",
         "release",
         "remove-expert",
+        "restore",
         "rollback",
         "schema",
         "serve",

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 import routerretriever
-from routerretriever.cli import exchange, releases, start, steps, studies
+from routerretriever.cli import backups, exchange, releases, start, steps, studies
 from routerretriever.cli.app import app, writing
 from routerretriever.cli.datasets import datasets_app
 from routerretriever.errors import NO_ROOM, RouterRetrieverError, without_secrets
 
-COMMANDS = (start, steps, studies, releases, exchange)
+COMMANDS = (start, steps, studies, releases, exchange, backups)
 """The modules whose commands the application has."""
 app.add_typer(datasets_app, name="datasets")
 

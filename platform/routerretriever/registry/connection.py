@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse, urlsplit
 
@@ -28,7 +29,7 @@ _NOTHING_LOST = "all that was made lies in storage; the same command registers w
 
 def default_tracking_uri(storage: str) -> str:
     """The SQLite database in a local storage folder."""
-    return f"{_SQLITE}{storage}/mlflow.db"
+    return f"{_SQLITE}{storage}/{DATABASE}"
 
 
 def is_database(uri: str) -> bool:
@@ -172,19 +173,55 @@ def present_location(location: str, tracking_uri: str) -> str:
     Raises:
         BadInput: the files are in neither place.
     """
-    parsed = urlparse(location)
-    if parsed.scheme not in ("", "file"):
-        return location
-    path = Path(unquote(parsed.path))
-    if path.exists():
+    path = _local_path(location)
+    if path is None or path.exists():
         return location
     if tracking_uri.startswith(_SQLITE) and ARTIFACTS in path.parts:
-        inside = path.parts[path.parts.index(ARTIFACTS) :]
-        moved = Path(tracking_uri.removeprefix(_SQLITE)).parent.joinpath(*inside)
+        moved = Path(tracking_uri.removeprefix(_SQLITE)).parent / _below_storage(path)
         if moved.exists():
             return moved.as_uri()
     raise BadInput(f"{path}: the registry names this folder, which is not there; restore it from a back-up")
 
 
+def relocate(file: Path, storage: Path) -> None:
+    """Have a database that was copied name a storage's files where they are now.
+
+    Args:
+        file: a SQLite database that nobody uses.
+        storage: the folder whose files it is to name.
+    """
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for table, column in _LOCATIONS:
+            found = connection.execute("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", (table, column))
+            if found.fetchone() is None:
+                continue  # an older MLflow's
+            for (location,) in connection.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+                path = _local_path(location or "models:/")
+                if path is not None and ARTIFACTS in path.parts:
+                    now = (storage / _below_storage(path)).as_uri()
+                    connection.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (now, location))
+
+
+def _local_path(location: str) -> Path | None:
+    """The path that a location in MLflow's database is; None if it is no file's."""
+    parsed = urlparse(location)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+
+
+def _below_storage(path: Path) -> Path:
+    """The part of a path of MLflow's files that is the same wherever the storage lies."""
+    return Path(*path.parts[path.parts.index(ARTIFACTS) :])
+
+
 ARTIFACTS = "mlflow-artifacts"
 """Folder of a local storage that holds MLflow's files."""
+DATABASE = "mlflow.db"
+"""File of a local storage that is MLflow's database."""
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns in which MLflow keeps where files lie."""
