@@ -1,4 +1,4 @@
-"""The README's first command on the built-in sample, then `serve run` on what it left. Minutes."""
+"""The README's first command on the built-in sample, then jobs and `serve run` on what it left. Minutes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ import pytest
 from routerretriever.serving.deployments.run import free_port
 from ruamel.yaml import YAML
 from support.environment import users_environment
+from support.head import started_head
 from support.paths import BIN, ROOT
 from support.waiting import wait_for
 
@@ -72,11 +75,37 @@ def test_the_notebook_finds_what_it_shows(run, storage, tmp_path, monkeypatch):
 
 
 def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path):
+    with serve_run(storage, tmp_path, users_environment()) as url:
+        assert_answers(url)
+
+
+def test_on_a_head_with_tokens_a_submitted_job_leaves_what_serve_run_answers_from(run, storage, tmp_path):
+    """The guide's sequence, where a local run has been before."""
+    with started_head(tmp_path / "head.log") as head:
+        job = ["python", "-m", "jobs.run", "jobs/recipes/sample.yaml", "--no-ask", "--set"]
+        done = head.submit(*job, f"storage={storage}")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "bundle models:/sample@champion (version 1" in done.stdout
+        assert "dev nDCG@10" not in done.stdout, "what is there is not trained again"
+        with serve_run(storage, tmp_path, head.environment) as url:
+            assert_answers(url)
+
+
+def assert_answers(url: str) -> None:
+    body = {"query": "undo my last commit but keep the files", "collection": "shell"}
+    answer = httpx.post(f"{url}/v1/search", json=body, timeout=300).raise_for_status().json()
+    assert set(answer["weights"]) <= {*EXPERTS, "base"}
+    assert len(answer["results"]) == 10
+
+
+@contextmanager
+def serve_run(storage: Path, folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """``serve run`` with the shipped configuration, on another port and storage, while a block runs."""
     yaml, port = YAML(), free_port()
     config = yaml.load((ROOT / "serve_configs" / "local.yaml").read_text())
     config["http_options"]["port"] = port
     config["applications"][0]["args"]["set"] = [f"storage={storage}"]
-    path, log = tmp_path / "serve.yaml", tmp_path / "serve.log"
+    path, log = folder / "serve.yaml", folder / "serve.log"
     with path.open("w") as file:
         yaml.dump(config, file)
     with log.open("wb") as output:
@@ -88,13 +117,12 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
             start_new_session=True,
             # A shell's background jobs ignore Ctrl-C, and so would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            env=users_environment(),
+            env=environment,
         )
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(f"{url}/healthz", process, log)
-            body = {"query": "undo my last commit but keep the files", "collection": "shell"}
-            answer = httpx.post(f"{url}/v1/search", json=body, timeout=300).raise_for_status().json()
+            yield url
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:
@@ -103,5 +131,3 @@ def test_serve_run_answers_from_the_shipped_configuration(run, storage, tmp_path
                 # Its HAProxy would keep the ports from the services of other tests.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-    assert set(answer["weights"]) <= {*EXPERTS, "base"}
-    assert len(answer["results"]) == 10
