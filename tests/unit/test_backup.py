@@ -170,10 +170,16 @@ def test_a_back_up_that_lost_or_altered_a_file_is_named_and_restores_nothing(reg
     assert not list(tmp_path.glob(".restored*"))
 
 
-def test_an_archive_that_is_cut_off_is_named_and_restores_nothing(registry, tmp_path):
+@pytest.mark.parametrize("damage", ["cut off", "altered"])
+def test_an_archive_that_is_damaged_is_named_and_restores_nothing(registry, tmp_path, damage):
     backup = back_up(registry, tmp_path / "backup.tar.gz").place
-    backup.write_bytes(backup.read_bytes()[:-200])
-    with pytest.raises(BadInput, match=r"backup\.tar\.gz: no archive, or damaged"):
+    whole = backup.read_bytes()
+    half = len(whole) // 2
+    kept = whole[:-200] if damage == "cut off" else whole[:half] + bytes(64) + whole[half + 64 :]
+    backup.write_bytes(kept)
+    with pytest.raises(
+        (BadInput, ArtifactDamaged), match=r"backup\.tar\.gz: (no archive, or damaged|missing)"
+    ):
         restore(backup, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
 

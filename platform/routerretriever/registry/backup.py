@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -257,7 +258,7 @@ def _unpack(backup: Path, into: Path) -> None:
                 archive.extractall(into, filter="data")  # refuses what points outside
         else:
             raise BadInput(f"{backup}: no such file or folder")
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         if isinstance(error, OSError) and (error.errno in NO_ROOM or backup.is_dir()):
             raise
         raise BadInput(f"{backup}: no archive, or damaged ({error}); take another back-up") from None
