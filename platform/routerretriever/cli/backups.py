@@ -52,4 +52,5 @@ def restore(
     with writing(to), at_work(f"restoring {to}"):
         files = commands.restore(source, to)
     storage = shlex.quote(str(to.expanduser().resolve()))
-    console.print(f"restored {files} files\nnext: --set storage={storage}", soft_wrap=True)
+    console.print(f"restored {files} files", soft_wrap=True)
+    console.print(f"next: name it as storage: --set storage={storage}", soft_wrap=True)
