@@ -5,34 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from routerretriever.errors import BadInput
-from routerretriever.index.floor import with_floor
 from routerretriever.index.fusion_weights import GRID, FusionWeights
 from routerretriever.index.settings import FusionSettings
 
 
 def curves(best, queries, slope=1.0):
     return np.tile(0.9 - slope * np.abs(np.array(GRID) - best), (queries, 1))
-
-
-@pytest.mark.parametrize(
-    ("spread", "least", "most"),
-    [
-        (1.0, -1.0, -1.0),
-        (0.15, 0.3, 0.7),
-    ],  # an encoder like MiniLM, and one that keeps all texts in a narrow cone
-)
-def test_the_floor_is_higher_the_more_alike_an_encoder_finds_unrelated_texts(spread, least, most):
-    class Cone:
-        def encode_documents(self, texts):
-            random = np.random.default_rng(0).normal(size=(len(texts), 64)) / 8
-            return (np.eye(64)[0] * (1 - spread) + np.sqrt(spread) * random * 0.95).astype(np.float32)
-
-    found = with_floor(FusionSettings(), Cone())
-    assert least <= found.floor <= most
-    assert with_floor(FusionSettings(cosine_floor=0.2), Cone()).floor == 0.2
-    assert FusionSettings().floor == -1
-    again = FusionWeights.from_json(json.loads(json.dumps(FusionWeights.fit({}, found).to_json())))
-    assert again.settings.floor == found.floor
 
 
 def test_a_domain_gets_its_own_weight_and_a_stranger_the_prior():

@@ -14,7 +14,6 @@ from routerretriever.generation.protocol import Teacher
 from routerretriever.generation.settings import FilterSettings
 from routerretriever.index.base import Queries
 from routerretriever.index.dense import DenseIndex, open_index
-from routerretriever.index.floor import with_floor
 from routerretriever.index.hybrid import HybridIndex, open_hybrid
 from routerretriever.index.settings import CollectionSettings
 from routerretriever.runtime.progress import track
@@ -41,7 +40,7 @@ class RoundTrip:
         self._fusion = settings.fusion
         self._hybrid: HybridIndex | None = None
         if filters.round_trip == "hybrid" and settings.lexical is not None:
-            self._fusion = with_floor(settings.fusion, base)
+            self._fusion = settings.fusion.for_encoder(base)
             self._hybrid = open_hybrid(corpus, settings.index, settings.lexical, store)
         else:
             self._dense = DenseIndex(open_index(corpus, settings.index, store), corpus, 0, len(corpus))

@@ -2,7 +2,7 @@
 
 Convex combination (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", arXiv
 2210.11934), with each query's maxima over the documents that it may find, 0 as the least BM25, and the floor
-of ``index/floor.py`` as the least cosine:
+of ``encoder/spread.py`` as the least cosine:
 
     fused = w * bm25 / max bm25 + (1 - w) * (cosine - floor) / (max cosine - floor)
 
@@ -34,10 +34,11 @@ import numpy as np
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
+from routerretriever.encoder.spread import LEAST_COSINE
 from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, Vectors, best_hits
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import LEAST_COSINE, IndexSettings, LexicalSettings
+from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.types import Fusion, Values
 
 RRF_K = 60

@@ -22,6 +22,7 @@ from routerretriever.corpus.artifact import open_corpus
 from routerretriever.datasets.collection import Document
 from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.settings import PassageSettings
+from routerretriever.encoder.spread import LEAST_COSINE
 from routerretriever.errors import StorageError
 from routerretriever.index.base import Entry, Index, Mask, Queries, Vectors
 from routerretriever.index.changes import has_news, read_rows, take_changes
@@ -30,7 +31,7 @@ from routerretriever.index.documents import DocumentTable, StoredDocument
 from routerretriever.index.filters import Filter
 from routerretriever.index.hybrid import Fused, HybridIndex, Look, Whole, look_depth
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import LEAST_COSINE, IndexSettings, LexicalSettings
+from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.types import Fusion, Mode
 
 _ATTEMPTS = 3

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from routerretriever.corpus.settings import CorpusSettings
+from routerretriever.encoder.spread import LEAST_COSINE, DocumentEncoder, cosine_floor, spread_of
 from routerretriever.settings import Fraction, Settings
 from routerretriever.types import Language
 
@@ -22,9 +23,6 @@ class LexicalSettings(Settings):
     """How much repeated words count."""
     b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
     """How much long documents are marked down."""
-
-
-LEAST_COSINE = -1.0
 
 
 class FusionSettings(Settings):
@@ -43,6 +41,12 @@ class FusionSettings(Settings):
     cosine_floor: Annotated[float, Field(ge=LEAST_COSINE, lt=1.0)] | None = None
     """The cosine that counts as no likeness at all; by default by how alike the encoder finds unrelated
     texts, and -1 where these are far apart."""
+
+    def for_encoder(self, encoder: DocumentEncoder) -> FusionSettings:
+        """The same with the encoder's floor, unless one is set."""
+        if self.cosine_floor is not None:
+            return self
+        return self.model_copy(update={"cosine_floor": cosine_floor(spread_of(encoder))})
 
     @property
     def floor(self) -> float:

@@ -22,7 +22,6 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import Refused
 from routerretriever.evaluation.system import System
 from routerretriever.index.dense import SearchIndex, open_index
-from routerretriever.index.floor import with_floor
 from routerretriever.index.fusion_weights import FusionWeights
 from routerretriever.index.settings import CollectionSettings, FusionSettings, LexicalSettings
 from routerretriever.routing.protocol import Router
@@ -154,7 +153,7 @@ class Workspace:
     @cached_property
     def fusion(self) -> FusionSettings:
         """How words and vectors are fused, with the encoder's least cosine."""
-        return with_floor(self.corpus.fusion, self.base)
+        return self.corpus.fusion.for_encoder(self.base)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import nn
 from routerretriever.adapters.kinds import kind_named
 from routerretriever.adapters.tower import load_tower
 from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.encoder.spread import spread_of, temperature_scale
 from routerretriever.errors import TrainingFailed
 from routerretriever.training.domains import ADAPTER, open_domain
 from routerretriever.training.dropout import draw_in_words
@@ -129,6 +130,8 @@ class _Run:
         self.rank, self.workers = rank, workers
         self.scratch, self.speculation = scratch, speculation
         self.encoder = load_tower(job.encoder.model_copy(update={"dtype": "fp32"}))
+        # Of settings that suit any encoder: scores of one with narrow cosines hardly differ.
+        self.temperature = self.settings.temperature * temperature_scale(spread_of(self.encoder))
         torch.manual_seed(self.settings.seed)
         self.encoder.add_adapter(ADAPTER, self.settings.adapter, job.modules)
         draw_in_words(self.encoder.tower)
@@ -268,7 +271,7 @@ class _Run:
             rows,
             batch.target_rows,
             batch.positive_rows,
-            settings.temperature,
+            self.temperature,
             domain.teacher_scores(batch, rows, candidates.float()),
             settings.distillation,
             settings.mask_above,

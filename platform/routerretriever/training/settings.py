@@ -40,7 +40,8 @@ class TrainingSettings(Settings):
     random_negatives: NonNegativeInt = 1024
     """Sampled: random negatives, shared by the batch."""
     temperature: PositiveFloat = 0.05
-    """Similarities are divided by this before the softmax."""
+    """Similarities are divided by this before the softmax, where unrelated texts are as far apart as by
+    all-MiniLM-L6-v2; by less where they are closer, and by more where dot products are larger."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01

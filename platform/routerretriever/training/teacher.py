@@ -15,10 +15,9 @@ from torch import Tensor
 from routerretriever.adapters.tower import QueryTower
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
-from routerretriever.index.floor import floor_of, unrelated_cosine
+from routerretriever.encoder.spread import LEAST_COSINE, cosine_floor, spread_of
 from routerretriever.index.hybrid import Tops, fuse, holds_cosines
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import LEAST_COSINE
 from routerretriever.training.candidates import ScoredCandidates, read_candidates
 from routerretriever.training.examples import Batch
 from routerretriever.training.job import TrainingPart
@@ -102,7 +101,7 @@ def open_teacher(
         return Teacher()
     assert part.lexical is not None, "the recipe says how words are searched"
     words = LexicalIndex(open_postings(corpus, part.lexical, store), part.lexical)
-    floor = floor_of(unrelated_cosine(base)) if holds_cosines(corpus) else None
+    floor = cosine_floor(spread_of(base)) if holds_cosines(corpus) else None
     return WordsTeacher(words, settings.teacher_bm25, floor)
 
 
