@@ -171,7 +171,7 @@ def test_documents_come_change_and_go(service, url):
 
 
 def test_a_collection_of_ones_own_is_created_and_searched_by_words_vectors_and_filters(service):
-    _, client = service
+    pipeline, client = service
     assert client.create_collection("notes").documents == 0
     documents = [
         {"id": str(number), "text": f"note {number} on {word}", "metadata": {"year": 2000 + number}}
@@ -184,8 +184,10 @@ def test_a_collection_of_ones_own_is_created_and_searched_by_words_vectors_and_f
     assert (answer.results[0].id, answer.mode, answer.lexical_weight) == ("3", "hybrid", 0.5)
     assert answer.results[0].snippet.highlights
     best = max(hit.lexical_score for hit in answer.results), max(hit.dense_score for hit in answer.results)
+    floor = pipeline.workspace.fusion.floor
     for hit in answer.results:
-        expected = 0.5 * hit.lexical_score / best[0] + 0.5 * (hit.dense_score + 1) / (best[1] + 1)
+        cosine = (hit.dense_score - floor) / (best[1] - floor)
+        expected = 0.5 * hit.lexical_score / best[0] + 0.5 * cosine
         assert hit.score == pytest.approx(expected, abs=1e-5)
     routed = client.search("apples", "notes", mode="hybrid")
     assert routed.lexical_weight == client.route(["apples"])[0].lexical_weight
