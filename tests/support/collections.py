@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from routerretriever.datasets.collection import Collection, open_collection
+
 WORDS = {
     "fruit": ["apple", "banana", "cherry", "damson", "elder", "fig", "grape", "hazel"],
     "metal": ["iron", "copper", "zinc", "tin", "lead", "silver", "gold", "nickel"],
@@ -37,3 +39,10 @@ def write_collections(root: Path) -> Path:
     for name, words in WORDS.items():
         write_collection(root / "data" / name, words)
     return root
+
+
+def documents_alone(folder: Path) -> Collection:
+    """A collection about fruit without queries."""
+    write_collection(folder, WORDS["fruit"], splits=())
+    (folder / "queries.jsonl").write_text("")
+    return open_collection("fruit", folder)

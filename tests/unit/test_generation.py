@@ -34,7 +34,7 @@ from routerretriever.pipeline.documents import (
     import_documents,
     with_examples,
 )
-from support.collections import WORDS, write_collection, write_collections
+from support.collections import WORDS, documents_alone, write_collection, write_collections
 from support.recipes import TINY_TRAINING, save_recipe, tiny_recipe
 from support.workers import work_here
 from support.writers import endpoint
@@ -48,10 +48,7 @@ def settings(**changes) -> GenerationSettings:
 
 @pytest.fixture
 def documents(tmp_path):
-    """A collection without queries."""
-    folder = write_collection(tmp_path / "fruit", WORDS["fruit"], splits=())
-    (folder / "queries.jsonl").write_text("")
-    return open_collection("fruit", folder)
+    return documents_alone(tmp_path / "fruit")
 
 
 @pytest.fixture

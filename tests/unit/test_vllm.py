@@ -9,7 +9,6 @@ import pytest
 from ray.exceptions import RayActorError
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import parse_settings
-from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import BadInput, WriterError
 from routerretriever.generation.generate import Generation
 from routerretriever.generation.settings import GenerationSettings, VllmSettings
@@ -17,7 +16,7 @@ from routerretriever.generation.sources import RealQueries, choose
 from routerretriever.generation.step import read_drafts, write_step
 from routerretriever.generation.vllm import engine_config
 from routerretriever.generation.writers import open_model
-from support.collections import WORDS, write_collection
+from support.collections import documents_alone
 from support.recipes import tiny_recipe
 
 TOKENS = 100
@@ -86,10 +85,7 @@ def engines(monkeypatch):
 
 @pytest.fixture
 def documents(tmp_path):
-    """A collection without queries."""
-    folder = write_collection(tmp_path / "fruit", WORDS["fruit"], splits=())
-    (folder / "queries.jsonl").write_text("")
-    return open_collection("fruit", folder)
+    return documents_alone(tmp_path / "fruit")
 
 
 @pytest.fixture
