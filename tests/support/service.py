@@ -89,7 +89,7 @@ class StandIn:
         plan = Plan(request, {request.collection: REF})
         (embedded,) = await self.embed([request.query], request.model, access)
         found = [(0, Found(0.5, one, 0.5, 0.1)) for one in self.stored.values()]
-        return plan.answer(embedded, plan.wanted(embedded, 0.1), found[: request.wanted])
+        return plan.answer(embedded, plan.wanted(embedded, 0.1, -1.0), found[: request.wanted])
 
     async def shadow(self, asked, access, answer, seconds):
         pass
