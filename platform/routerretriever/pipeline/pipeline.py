@@ -140,11 +140,6 @@ class Pipeline:
         """The steps of all methods that are known now, inputs first."""
         return in_order(step for method in self.methods.values() for step in method.steps())
 
-    @property
-    def _calibrated_only(self) -> set[str]:
-        """Domains without an expert whose dev queries are used."""
-        return set(self.recipe.calibrated_domains) - set(self.recipe.expert_domains)
-
     @cached_property
     def preflight(self) -> Report:
         """Read every split that the run will read, and load the encoder once, before any worker starts.
