@@ -128,7 +128,10 @@ class Corpus:
 
     def embeddings(self, shard: int) -> Vectors:
         """One shard's vectors [n, d], memory-mapped."""
-        return open_array(self.folder / embeddings_file(self.first + shard))
+        # Opening takes longer than a search among few documents.
+        if shard not in self._opened:
+            self._opened[shard] = open_array(self.folder / embeddings_file(self.first + shard))
+        return self._opened[shard]
 
     def matrix(self) -> Vectors:
         """All vectors [N, d], in memory."""
@@ -193,6 +196,10 @@ class Corpus:
                     file.write_table(table)
                 self._mapped[shard] = arrow.ipc.open_file(arrow.memory_map(scratch.name)).read_all()
         return self._mapped[shard]
+
+    @cached_property
+    def _opened(self) -> dict[int, Vectors]:
+        return {}
 
     @cached_property
     def _mapped(self) -> dict[int, arrow.Table]:
