@@ -20,7 +20,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from routerretriever.bundle.build import ServiceFacts
-from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
@@ -29,7 +28,7 @@ from routerretriever.runtime.progress import log, set_up
 from routerretriever.types import BASE
 
 from jobs.benchmarks.load import run_load
-from jobs.benchmarks.measure import memories_mib, report
+from jobs.benchmarks.measure import memories_mib, pipeline_under_load, report
 from jobs.benchmarks.serving import dev_queries, embeddings, measure, numbers, released_beside, summary
 
 
@@ -45,7 +44,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
+    pipeline = pipeline_under_load(recipe, overrides)
     placement = pipeline.recipe.serving.placement
     queries = dev_queries(pipeline)
     rows, figures = [], []

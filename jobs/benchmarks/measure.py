@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
@@ -69,6 +70,20 @@ def measured(step: str) -> Iterator[Cost]:
         cost.seconds = time.monotonic() - start
         done.set()
         sampler.join()
+
+
+def pipeline_under_load(recipe: Path, overrides: Sequence[str] | None) -> Pipeline:
+    """A recipe whose service encodes every query, with replicas that stay as many as they are at first.
+
+    Args:
+        recipe: path of the recipe.
+        overrides: as ``key=value``; they come before these.
+    """
+    found = load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])])
+    router = found.serving.router
+    most = router.max_replicas or max(1, router.min_replicas)
+    serving = found.serving.model_copy(update={"router": router.model_copy(update={"max_replicas": most})})
+    return Pipeline(found.model_copy(update={"serving": serving}))
 
 
 def memories_mib(name: str = "") -> list[float]:

@@ -23,7 +23,6 @@ from typing import Annotated, Any
 
 import typer
 from routerretriever.bundle.build import BundleParts, ServiceFacts
-from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
@@ -37,7 +36,7 @@ from routerretriever.training.expert import Expert
 from routerretriever.types import BASE, ROUTED_MODEL
 
 from jobs.benchmarks.load import Load, background_load, run_load
-from jobs.benchmarks.measure import report
+from jobs.benchmarks.measure import pipeline_under_load, report
 from jobs.benchmarks.peer import encoding_peer
 
 Bodies = Sequence[dict[str, Any]]
@@ -67,7 +66,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
+    pipeline = pipeline_under_load(recipe, overrides)
     engine, placement = pipeline.recipe.serving.engine, pipeline.recipe.serving.placement
     if bulk and engine.precision == "int8":
         raise typer.BadParameter(

@@ -28,13 +28,12 @@ from typing import Annotated, Any
 import httpx
 import psutil
 import typer
-from routerretriever.config.loading import load_recipe
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import log, set_up
 
 from jobs.benchmarks.data import made_texts
 from jobs.benchmarks.load import Load, background_load, run_load
-from jobs.benchmarks.measure import memories_mib, report, wait_until
+from jobs.benchmarks.measure import memories_mib, pipeline_under_load, report, wait_until
 from jobs.benchmarks.serving import dev_queries
 
 _AFTER_SECONDS = 15.0
@@ -56,7 +55,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
+    pipeline = pipeline_under_load(recipe, overrides)
     registry = Registry(pipeline.recipe.registry, pipeline.store)
     first = registry.released()
     routing = pipeline.recipe.routing

@@ -34,14 +34,12 @@ from routerretriever.client.schemas import (
     SearchRequest,
     SearchResponse,
 )
-from routerretriever.config.loading import load_recipe
-from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import set_up
 from routerretriever.serving.http.errors import answer
 from routerretriever.types import BASE, ROUTED_MODEL
 
 from jobs.benchmarks.load import run_load
-from jobs.benchmarks.measure import report, wait_until
+from jobs.benchmarks.measure import pipeline_under_load, report, wait_until
 from jobs.benchmarks.serving import Bodies, dev_queries, embeddings
 
 Totals = dict[str, tuple[float, float]]
@@ -102,7 +100,7 @@ def main(
     from routerretriever.serving.deployments.run import served
 
     set_up(quiet=True)
-    pipeline = Pipeline(load_recipe(recipe, ["serving.cached_vectors=0", *(overrides or [])]))
+    pipeline = pipeline_under_load(recipe, overrides)
     ways = _ways(dev_queries(pipeline), pipeline.recipe.expert_domains[0])
     columns: dict[str, dict[str, float]] = {}
     with served(pipeline) as url:

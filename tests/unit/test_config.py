@@ -43,7 +43,7 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"routing": {"router": "fixed", "expert": "b"}}, "no expert 'b'"),
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
         ({"serving": {"placement": "dedicated"}}, "(?s)serving.placement.*set routing.merge to 'embeddings'"),
-        ({"serving": {"expert": {"min_replicas": 3}}}, "max_replicas"),
+        ({"serving": {"expert": {"min_replicas": 3, "max_replicas": 2}}}, "max_replicas"),
         ({"training": {"adapter": {"kind": "prefix", "length": 0}}}, r"training\.adapter\..*length"),
         (
             {"training": {"adapter": {"kind": "prefix"}}},

@@ -11,8 +11,9 @@ from routerretriever.pipeline.doctor import Verdict, examine
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime import cluster
 from routerretriever.runtime.cluster import require_answer, room_for
+from routerretriever.serving.deployments import sizes
 from routerretriever.serving.deployments.index import Index
-from routerretriever.serving.deployments.sizes import sized
+from routerretriever.serving.deployments.sizes import room_for_replicas, sized
 from routerretriever.training.settings import TrainingSettings
 from support.recipes import tiny_recipe
 
@@ -96,6 +97,30 @@ def test_replicas_are_placed_by_labels():
     ).ray_actor_options
     assert options["label_selector"] == {"ray.io/market-type": "on-demand"}
     assert "label_selector" not in sized(Index, "index", ReplicaSettings()).ray_actor_options
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "bounds"),
+    [
+        ({}, LAPTOP, (1, 2)),
+        ({"cpus": 4}, LAPTOP, (1, 1)),  # none fits; Serve waits for one, and says so
+        ({"min_replicas": 3}, LAPTOP, (3, 3)),
+        ({"max_replicas": 5}, LAPTOP, (1, 5)),
+        ({}, [{"CPU": 64.0}], (1, 8)),
+        ({"gpus": 0.5, "min_replicas": 0}, [HEAD, GPU_NODE], (0, 2)),
+    ],
+)
+def test_the_router_may_use_all_cores_unless_told_otherwise(machines, monkeypatch, settings, there, bounds):
+    machines(there)
+    monkeypatch.setattr(sizes, "running_ray", lambda: ray)
+    replicas = ReplicaSettings(**settings)
+    config = sized(Index, "router", replicas, room_for_replicas(replicas))._deployment_config
+    assert (config.autoscaling_config.min_replicas, config.autoscaling_config.max_replicas) == bounds
+
+
+def test_of_other_deployments_there_is_one_replica_unless_told_otherwise():
+    config = sized(Index, "index", ReplicaSettings())._deployment_config
+    assert config.autoscaling_config.max_replicas == 1
 
 
 def test_resources_do_not_change_what_an_expert_is():

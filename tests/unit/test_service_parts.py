@@ -50,7 +50,7 @@ from routerretriever.serving.deployments.run import require_free, why_not_starte
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token, read_tokens
 from routerretriever.serving.http.rates import Allowance
-from routerretriever.serving.ports import CollectionRef, Rejection, Release, ValidatedBundle
+from routerretriever.serving.ports import CollectionRef, Heartbeat, Rejection, Release, ValidatedBundle
 from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
 from routerretriever.serving.shadow import Shadows
 from support.metrics import Counted
@@ -376,6 +376,18 @@ def test_an_allowance_comes_back_with_time_and_says_when_there_is_enough():
     now = 1060.0
     assert allowance.take(600) == 0  # it would never fit; what is too much of it is owed
     assert allowance.take(1) == pytest.approx(541)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 7])
+def test_replicas_that_share_a_rate_let_no_more_pass_than_one_does(replicas):
+    now = 0.0
+    shares = [Allowance(60, clock=lambda: now) for _ in range(replicas)]
+    passed = 0
+    for second in range(600):
+        now = float(second)
+        passed += sum(share.take(1, replicas) == 0 for share in shares for _ in range(2))
+    assert passed <= 60 + 600  # a minute's worth was saved up
+    assert passed > 600
 
 
 @pytest.mark.parametrize(
@@ -775,6 +787,21 @@ class World:
 
 GOOD = validated("one", {"fruit": 1.0})
 PASSING, LASTING = Rejection("storage is away", transient=True), Rejection("file altered")
+
+
+def test_replicas_are_told_how_many_they_are():
+    async def main():
+        world = World(v1=GOOD)
+        controller = world.controller()
+        await controller.start()
+        assert controller.desired().replicas == 1
+        for replica in ("a", "b", "a"):
+            told = controller.desired(Heartbeat(replica, (1,), {}))
+        assert told.replicas == 2
+        world.now += 60
+        assert controller.desired(Heartbeat("a", (1,), {})).replicas == 1
+
+    asyncio.run(main())
 
 
 def test_a_release_is_taken_over_and_a_refused_one_is_not_asked_again():

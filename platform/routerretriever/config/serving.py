@@ -30,8 +30,10 @@ class ReplicaSettings(Settings):
     min_replicas: NonNegativeInt = 1
     """Lower bound of autoscaling. 0 stops an idle deployment; the next query waits for its start, at most
     ``limits.seconds``."""
-    max_replicas: PositiveInt = 1
-    """Upper bound of autoscaling."""
+    max_replicas: PositiveInt | None = None
+    """Upper bound of autoscaling. By default the router's replicas may become as many as the cluster has CPUs
+    or, with ``gpus``, such shares of GPUs when the service starts, 8 at most; of all others there are as many
+    as ``min_replicas`` says, one at least."""
     target_ongoing_requests: PositiveFloat = 8.0
     """Calls in progress per replica that autoscaling aims at."""
     upscale_delay_seconds: NonNegativeFloat = 10.0
@@ -50,7 +52,7 @@ class ReplicaSettings(Settings):
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        if self.max_replicas < self.min_replicas:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
         return self
 

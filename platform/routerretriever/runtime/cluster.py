@@ -200,9 +200,7 @@ def room_for(cpus: float, gpus: float, gang: int = 1, labels: Mapping[str, str] 
     """
 
     def count() -> int:
-        return max(
-            sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines(labels or {})
-        )
+        return capacity(cpus, gpus, labels)
 
     workers = count()
     # A cluster that was joined may just have lost machines, or not have them yet; one of our own never grows.
@@ -218,6 +216,11 @@ def room_for(cpus: float, gpus: float, gang: int = 1, labels: Mapping[str, str] 
             f"{_told(labels or {})}can hold {workers} such worker(s)"
         )
     return workers // gang
+
+
+def capacity(cpus: float, gpus: float, labels: Mapping[str, str] | None = None) -> int:
+    """How many workers of this size the cluster can hold, of machines that its autoscaler may start too."""
+    return max(sum(_fit(machine, cpus, gpus) for machine in machines) for machines in _machines(labels or {}))
 
 
 def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:

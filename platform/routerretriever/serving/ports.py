@@ -68,6 +68,8 @@ class DesiredState:
 
     current: Release
     challenger: Release | None
+    replicas: int = 1
+    """How many ingress replicas there are."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,13 @@ class ReleaseController:
             self._seen[heartbeat.replica] = (self._clock(), heartbeat.versions)
             for candidate in self._candidates():
                 candidate.weights.update(heartbeat.weights.get(candidate.release.version, {}))
-        return DesiredState(self._current.release, self._challenger.release if self._challenger else None)
+        challenger = self._challenger.release if self._challenger else None
+        return DesiredState(self._current.release, challenger, max(1, self._beating()))
+
+    def _beating(self) -> int:
+        """How many ingress replicas have been heard of lately."""
+        now = self._clock()
+        return sum(now - seen < _FORGOTTEN_SECONDS for seen, _ in self._seen.values())
 
     async def repair(self, version: int) -> None:
         """Have a served bundle's copy in storage checked, and fetched again if it is damaged."""

@@ -20,7 +20,7 @@ from routerretriever.config.serving import ReplicaSettings
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.ingress import Ingress
 from routerretriever.serving.deployments.releases import ReleaseControllerDeployment
-from routerretriever.serving.deployments.sizes import sized
+from routerretriever.serving.deployments.sizes import room_for_replicas, sized
 from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import read_tokens
 
@@ -57,4 +57,5 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
     ]
     writer = sized(Writer, "writer", _WITHOUT_CPU).bind(store, serving.compact_every, recipe.registry.name)
     controller = sized(ReleaseControllerDeployment, "releases", _WITHOUT_CPU).bind(recipe, store, indexes)
-    return sized(Ingress, "router", serving.router).bind(recipe, tokens, store, controller, indexes, writer)
+    router = sized(Ingress, "router", serving.router, room_for_replicas(serving.router))
+    return router.bind(recipe, tokens, store, controller, indexes, writer)

@@ -119,6 +119,7 @@ class Ingress:
             if version not in engines:
                 engines[version] = await self._load(release)
         self._replica.desired = desired
+        self._authenticator.replicas = desired.replicas
         for version in engines.keys() - wanted.keys():
             await engines.pop(version).drained()
 

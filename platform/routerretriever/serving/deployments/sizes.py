@@ -8,10 +8,23 @@ from typing import Any
 from ray import serve
 
 from routerretriever.config.serving import ReplicaSettings
+from routerretriever.runtime.cluster import capacity
+from routerretriever.runtime.ray_metrics import running_ray
+
+_MOST_REPLICAS = 8
+"""More are not started unasked: each holds the base."""
 
 
-def sized(deployment: Any, name: str, replicas: ReplicaSettings) -> Any:
-    """A deployment with its resources and bounds."""
+def sized(deployment: Any, name: str, replicas: ReplicaSettings, most: int | None = None) -> Any:
+    """A deployment with its resources and bounds.
+
+    Args:
+        deployment: the class.
+        name: of the deployment.
+        replicas: what the recipe says.
+        most: upper bound of autoscaling where the recipe has none; by default the lower one.
+    """
+    least = max(1, replicas.min_replicas)
     return deployment.options(
         name=name,
         ray_actor_options={
@@ -23,7 +36,7 @@ def sized(deployment: Any, name: str, replicas: ReplicaSettings) -> Any:
         },
         autoscaling_config={
             "min_replicas": replicas.min_replicas,
-            "max_replicas": replicas.max_replicas,
+            "max_replicas": replicas.max_replicas or max(least, most or 1),
             "target_ongoing_requests": replicas.target_ongoing_requests,
             "upscale_delay_s": replicas.upscale_delay_seconds,
             "downscale_delay_s": replicas.downscale_delay_seconds,
@@ -32,6 +45,13 @@ def sized(deployment: Any, name: str, replicas: ReplicaSettings) -> Any:
         health_check_period_s=5,
         graceful_shutdown_timeout_s=35,
     )
+
+
+def room_for_replicas(replicas: ReplicaSettings) -> int:
+    """How many replicas can be at work at once on the cluster as it is now; each uses a core at least."""
+    if running_ray() is None:
+        return 1  # as in `serve build`, which writes a file
+    return min(capacity(max(1.0, replicas.cpus), replicas.gpus, replicas.labels), _MOST_REPLICAS)
 
 
 _MANY = 10_000

@@ -6,7 +6,7 @@ A tokens file is YAML, one entry a client. It holds hashes, so that reading it l
     importer: {sha256: 8c69..., write: true}
     tenant: {sha256: 2cf2..., collections: [notes, wiki], write: [notes]}
 
-``printf %s "$TOKEN" | sha256sum`` makes the hash. Rates are counted by each router replica for itself.
+``printf %s "$TOKEN" | sha256sum`` makes the hash. Each router replica lets its share of a rate pass.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ class Denied:
 class Authenticator:
     """Checks tokens and rates."""
 
+    replicas: int = 1
+    """How many router replicas share the rates."""
+
     def __init__(self, tokens: Mapping[str, Token], allow_anonymous: bool = False) -> None:
         self._by_hash = {token.sha256: (name, token) for name, token in tokens.items()}
         self._allow_anonymous = allow_anonymous
@@ -123,7 +126,7 @@ class Authenticator:
         name, token = known
         if writes and not token.write:
             return Denied(403, "Authorization: this token may not change anything")
-        if name in self._requests and (seconds := self._requests[name].take(1)):
+        if name in self._requests and (seconds := self._requests[name].take(1, self.replicas)):
             return Denied(
                 429, f"more than {token.requests_per_minute} requests in a minute", math.ceil(seconds)
             )
@@ -135,7 +138,7 @@ class Authenticator:
         Raises:
             RateExceeded: there have been too many; these are not counted.
         """
-        if client in self._tokens and (seconds := self._tokens[client].take(tokens)):
+        if client in self._tokens and (seconds := self._tokens[client].take(tokens, self.replicas)):
             most = self._tokens[client].per_minute
             message = f"more than {most} tokens of text in a minute; this request has about {tokens}"
             raise RateExceeded(message, seconds)

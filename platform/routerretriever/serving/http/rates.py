@@ -21,11 +21,16 @@ class Allowance:
         self._left = float(per_minute)
         self._counted_at = clock()
 
-    def take(self, amount: int) -> float:
+    def take(self, amount: int, replicas: int = 1) -> float:
         """Take an amount, or nothing if there is too little; the seconds until there is enough, else 0.
 
         More than a minute's worth can be taken once a minute's worth is there; the rest is owed.
+
+        Args:
+            amount: what is asked for.
+            replicas: how many allowances share the rate: each reckons that the others let as much pass.
         """
+        amount *= replicas
         now = self._clock()
         per_second = self.per_minute / 60
         self._left = min(self.per_minute, self._left + (now - self._counted_at) * per_second)
