@@ -3,13 +3,14 @@
 import io
 import json
 import logging
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -245,6 +246,20 @@ def test_what_else_keeps_ray_from_starting_is_passed_on(monkeypatch):
     monkeypatch.setattr("ray.init", broken)
     with pytest.raises(RuntimeError, match="no room"):
         cluster.start_ray()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_printed_while_ray_starts_is_kept_but_for_its_remark(monkeypatch, capfd, fails):
+    def init(**_):
+        os.write(2, b"before\n[x I 1 1] logging.cc:303: Set ray log level from environment variable X to 3\n")
+        os.write(2, b"after")
+        if fails:
+            raise RuntimeError("no room")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        cluster.start_ray()
+    assert capfd.readouterr().err == "before\nafter"
 
 
 def test_ray_never_prints_that_its_controller_has_ended_itself():

@@ -6,9 +6,10 @@ import importlib.util
 import logging
 import os
 import socket
+import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,9 @@ _UNBOUNDED = 1000
 _JOINING_SECONDS = 120.0
 _ANSWER_SECONDS = 10.0
 _STARTS = 4
+_STDERR = 2
+_LOG_LEVEL = b"Set ray log level from environment variable"
+_AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
 
 
 def connect() -> None:
@@ -55,6 +59,7 @@ def connect() -> None:
         address, options["include_dashboard"] = "local", False
         # Ray's own processes would print remarks for its developers into a person's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        logging.getLogger(_AUTHENTICATION).addFilter(_is_no_remark)
     else:
         require_answer(address)
         # Workers that this process's own Ray starts inherit it, and start in two thirds of the time.
@@ -74,7 +79,8 @@ def start_ray(**options: Any) -> None:
     for left in reversed(range(_STARTS)):
         before = set(psutil.Process().children())
         try:
-            ray.init(**options)
+            with _without_remarks():
+                ray.init(**options)
         except Exception as error:
             if "timed out during startup" not in str(error):
                 raise
@@ -89,6 +95,26 @@ def start_ray(**options: Any) -> None:
             log.warning("Ray did not start within 30 s: this machine is busy; trying again")
         else:
             return
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Hold back what is written to stderr, and then pass it on without the remark on Ray's own log level."""
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(_STDERR)
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, _STDERR)
+            os.close(stderr)
+            held.seek(0)
+            os.write(_STDERR, b"".join(line for line in held if _LOG_LEVEL not in line))
+
+
+def _is_no_remark(record: logging.LogRecord) -> bool:
+    """False of what says that all is well: that clusters are joined with a token."""
+    return not record.getMessage().startswith("Token authentication is enabled")
 
 
 def require_cluster() -> None:
