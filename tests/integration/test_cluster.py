@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from routerretriever.runtime import shards
 from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, WORKERS_REPLACED, drain, increment
 from routerretriever.runtime.shards import ShardWorker, run_shards
 from routerretriever.settings import PoolSettings
@@ -45,6 +47,26 @@ def test_a_lost_worker_is_replaced_and_counted_and_no_shard_is_missing(cluster, 
     assert counts[WORKERS_REPLACED] == 1
     # What a worker had counted and not yet handed over goes with it.
     assert 40 <= counts[DOCUMENTS_ENCODED] <= 50
+
+
+def test_progress_is_told_as_soon_as_it_is_made(cluster, tmp_path, monkeypatch):
+    seen = tmp_path / "seen"
+
+    class Worker(ShardWorker):
+        def work(self, row: dict[str, int]) -> None:
+            deadline = time.monotonic() + 60
+            while row["shard"] and not seen.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def track(done, description, total):
+        for each in done:
+            seen.touch()
+            yield each
+
+    monkeypatch.setattr(shards, "track", track)
+    run_shards([{"shard": shard} for shard in range(2)], Worker, {}, PoolSettings(workers=2), "working")
+    assert seen.exists()
 
 
 def test_two_runs_share_an_s3_storage_and_do_the_work_once(s3, tiny_data):

@@ -4,6 +4,7 @@ import pyarrow.parquet as parquet
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, documents_file, embeddings_file
+from routerretriever.corpus.build import shard_size
 from routerretriever.index.dense import open_index
 from routerretriever.index.settings import IndexSettings
 
@@ -48,3 +49,18 @@ def test_mapped_documents_leave_nothing_on_the_disk_while_they_are_read(corpus, 
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     assert [corpus.document(row).id for row in (0, 5, 12, 0)] == ["d0", "d5", "d12", "d0"]
     assert not list(scratch.iterdir())  # a process killed now would leave it for ever
+
+
+@pytest.mark.parametrize(
+    ("documents", "most", "size"),
+    [
+        (0, 2048, 128),
+        (100, 2048, 128),
+        (1400, 2048, 128),
+        (5183, 2048, 324),
+        (200_000, 2048, 2048),
+        (1400, 10, 10),
+    ],
+)
+def test_a_small_collection_is_shared_out_and_a_large_one_cut_as_the_recipe_says(documents, most, size):
+    assert shard_size(documents, most) == size

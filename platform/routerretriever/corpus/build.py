@@ -28,6 +28,10 @@ from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
 
+_SMALLEST_SHARD = 128
+"""Documents; fewer would not fill passes with texts of like length."""
+_LEAST_SHARDS = 16
+
 
 def corpus_step(collection: Collection, encoder: EncoderSettings, settings: CorpusSettings) -> EncodeCorpus:
     """The step that encodes a collection's documents."""
@@ -53,7 +57,7 @@ class EncodeCorpus(Step):
     def work(self) -> str:
         """Documents and shards."""
         documents = self.documents
-        shards = -(-documents // self.settings.shard_size)
+        shards = -(-documents // shard_size(documents, self.settings.shard_size))
         return f"{documents} documents in {shards} shard{'s' if shards > 1 else ''}"
 
     @property
@@ -70,7 +74,12 @@ class EncodeCorpus(Step):
         """Encode all of them, in one Ray Data run for each encoder."""
         for encoder, own in alike(steps, lambda step: step.encoder):
             sizes = {
-                step.key: _write_documents(step.collection, step.key, step.settings.shard_size, store)
+                step.key: _write_documents(
+                    step.collection,
+                    step.key,
+                    shard_size(step.documents, step.settings.shard_size),
+                    store,
+                )
                 for step in own
             }
             todo = [
@@ -83,6 +92,11 @@ class EncodeCorpus(Step):
             run_shards(todo, _ShardEncoder, constructor, own[0].settings, "encoding documents")
             for step in own:
                 _finish(step, sizes[step.key], store)
+
+
+def shard_size(documents: int, most: int) -> int:
+    """How many documents are encoded as one: a small collection is shared out among several workers too."""
+    return min(most, max(_SMALLEST_SHARD, -(-documents // _LEAST_SHARDS)))
 
 
 def _finish(step: EncodeCorpus, shards: list[int], store: ArtifactStore) -> None:
@@ -100,12 +114,12 @@ def _finish(step: EncodeCorpus, shards: list[int], store: ArtifactStore) -> None
     log.info("encoded %s: %d documents", step.name, sum(shards))
 
 
-def _write_documents(collection: Collection, key: str, shard_size: int, store: ArtifactStore) -> list[int]:
+def _write_documents(collection: Collection, key: str, size: int, store: ArtifactStore) -> list[int]:
     """Cut a collection into Parquet shards that any node can read; at most one shard is in memory."""
-    store.begin(key, {"shard_size": shard_size})
+    store.begin(key, {"shard_size": size})
     sizes = []
     seen: set[str] = set()
-    for shard, documents in enumerate(_shards(collection, shard_size)):
+    for shard, documents in enumerate(_shards(collection, size)):
         for document in documents:
             if document.id in seen:
                 raise DatasetError(

@@ -103,14 +103,17 @@ def run_shards(
         **({"label_selector": dict(pool.labels)} if pool.labels else {}),
     )
     try:
-        for done in track(dataset.iter_rows(), description, len(shards)):
-            merge(json.loads(done[_COUNTS]))
+        # Without looking ahead: a shard that is done would only be told of with the next one.
+        blocks = dataset.iter_batches(batch_size=None, prefetch_batches=0)
+        told = (counts for block in blocks for counts in block[_COUNTS])
+        for counts in track(told, description, len(shards)):
+            merge(json.loads(counts))
     except (RayTaskError, RayActorError) as error:  # the latter, if a worker fails before its first shard
         # Ray Data carries what a worker raised as text alone; our own errors are meant for people.
-        told = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)
-        if told is None:
+        own = re.search(r"^routerretriever\.[\w.]+: (.+)$", str(error), re.MULTILINE)
+        if own is None:
             raise
-        raise WorkerFailed(told[1]) from None
+        raise WorkerFailed(own[1]) from None
 
 
 def make_parts(
