@@ -144,9 +144,12 @@ def application(service, tokens=None, allow_anonymous=False, feedback=None, **li
     return build_api(lambda _: service, serving, authenticator, Metrics(), feedback)
 
 
+def sent_to(app, client=("127.0.0.1", 1)):
+    return httpx.ASGITransport(app=app, client=client, raise_app_exceptions=False)
+
+
 def caller(app, client=("127.0.0.1", 1), **options):
-    transport = httpx.ASGITransport(app=app, client=client, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://localhost", **options)
+    return httpx.AsyncClient(transport=sent_to(app, client), base_url="http://localhost", **options)
 
 
 def ask(app, method, path, **options):

@@ -13,7 +13,13 @@ from support.paths import BIN, ROOT
 
 CLIENT = ROOT / "platform" / "routerretriever" / "client"
 WRITTEN = CLIENT / "synchronous" / "client.py"
-_NAMES = {"AsyncClient": "Client", "aclose": "close", "asyncio": "time"}
+_NAMES = {
+    "AsyncClient": "Client",
+    "AsyncBaseTransport": "BaseTransport",
+    "AsyncHTTPTransport": "HTTPTransport",
+    "aclose": "close",
+    "asyncio": "time",
+}
 _SOURCE = '"""The client to await. The other is made of this file: `make client`."""'
 _MADE = '"""Made of asynchronous/client.py by `make client`; change that file, not this one."""'
 

@@ -20,7 +20,7 @@ from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import Token
 from routerretriever.serving.ports import CollectionRef, DesiredState, Release
 from support.corpora import PLAIN, make_corpus
-from support.service import caller
+from support.service import caller, sent_to
 from support.waiting import wait_until
 from support.whole_service import WholeService
 
@@ -572,8 +572,7 @@ class Asgi(httpx.BaseTransport):
 
 def test_the_client_does_all_of_it(tmp_path):
     service = WholeService(tmp_path)
-    client = Client("http://service")
-    client._http = httpx.Client(transport=Asgi(service.app), base_url="http://localhost")
+    client = Client("http://localhost", transport=Asgi(service.app))
     assert client.create_collection("notes", {"language": "none"}).lexical.language == "none"
     client.upsert("notes", DOCUMENTS)
     assert [one.name for one in client.collections()] == ["notes", "fruit", "metal"]
@@ -592,8 +591,7 @@ def test_the_client_does_all_of_it(tmp_path):
         client.collection("notes")
 
     async def main():
-        later = AsyncClient("http://service")
-        later._http = caller(service.app)
+        later = AsyncClient("http://localhost", transport=sent_to(service.app))
         await later.create_collection("notes", None)
         assert (await later.collection("notes")).lexical is None
         await later.upsert("notes", DOCUMENTS)

@@ -7,7 +7,6 @@ import hashlib
 import time
 from dataclasses import replace
 
-import httpx
 import pyarrow.parquet as parquet
 import pytest
 import schemathesis
@@ -21,7 +20,7 @@ from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from support.service import StandIn, application, ask
+from support.service import StandIn, application, ask, sent_to
 
 BODY = {
     "query": "where is fig",
@@ -152,10 +151,7 @@ def test_a_token_forgets_users_on_the_collections_that_it_may_change_only(log):
 
 def test_the_client_reports_and_forgets(log):
     async def use():
-        client = AsyncClient("http://service")
-        client._http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app(log), client=("127.0.0.1", 1)), base_url="http://localhost"
-        )
+        client = AsyncClient("http://localhost", transport=sent_to(app(log)))
         async with client:
             await client.feedback("where is fig", "fruit", ["d1"], relevant=["d1"], user="bob")
             await client.feedback("where is fig", "fruit", ["d1"], clicked=["d1"], user="ann")

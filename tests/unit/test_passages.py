@@ -18,7 +18,7 @@ from routerretriever.index.filters import parse_filter
 from routerretriever.index.live import Wanted
 from routerretriever.serving.ports import CollectionRef
 from support.corpora import FILTER, PLAIN, WORDS, expected_scores, make_corpus, make_document, write_corpus
-from support.service import caller
+from support.service import sent_to
 from support.whole_service import WholeService, WordsEncoder, open_shards
 
 CUT = PassageSettings(tokens=8, overlap=2)
@@ -295,8 +295,7 @@ def test_the_answer_says_how_many_documents_the_encoder_reads_in_part(tmp_path, 
 
 def test_the_client_creates_them_and_asks_for_passages(tmp_path):
     async def main():
-        client = AsyncClient("http://service")
-        client._http = caller(WholeService(tmp_path).app)
+        client = AsyncClient("http://localhost", transport=sent_to(WholeService(tmp_path).app))
         await client.create_collection("manuals", passages={"tokens": 8, "overlap": 2})
         assert (await client.upsert("manuals", DOCUMENTS)).passage_count > 2
         assert (await client.collection("manuals")).passages.tokens == 8

@@ -54,7 +54,7 @@ from routerretriever.serving.ports import CollectionRef, Heartbeat, Rejection, R
 from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
 from routerretriever.serving.shadow import Shadows
 from support.metrics import Counted
-from support.service import StandIn, application, ask, caller
+from support.service import StandIn, application, ask, caller, sent_to
 
 JSON = {"content-type": "application/json"}
 SECRET = "a secret that nobody knows"
@@ -493,8 +493,7 @@ def test_the_client_reads_every_answer_and_waits_when_it_is_told():
             else:
                 await app(scope, receive, send)
 
-        client = AsyncClient("http://service")
-        client._http = caller(sometimes_busy)
+        client = AsyncClient("http://localhost", transport=sent_to(sometimes_busy))
         assert (await client.search("fig", "fruit")).results[0].id == "d1"
         assert (await client.embed(["ab", "abc"])).tolist() == [[2.0] * 3, [3.0] * 3]
         assert (await client.route(["fig"]))[0].nearest[0].query == "a fig?"
@@ -532,9 +531,7 @@ TROUBLES = [httpx.ReadError("broken off"), httpx.ConnectError("refused"), 404, 5
 
 
 def patient(service: Restarted, patience: float) -> Client:
-    client = Client("http://service", patience=patience)
-    client._http = httpx.Client(transport=httpx.MockTransport(service), base_url="http://service")
-    return client
+    return Client("http://service", patience=patience, transport=httpx.MockTransport(service))
 
 
 def test_a_client_outlasts_a_restart(monkeypatch):
@@ -549,9 +546,8 @@ def test_a_client_outlasts_a_restart(monkeypatch):
     assert waited == [0.25, 0.5, 1, 2]
 
     async def main() -> None:
-        again = AsyncClient("http://service")
         service = Restarted(404)
-        again._http = httpx.AsyncClient(transport=httpx.MockTransport(service), base_url="http://service")
+        again = AsyncClient("http://service", transport=httpx.MockTransport(service))
         assert await again.route(["x"]) == await again.route(["x"]) == []
 
     asyncio.run(main())
@@ -581,8 +577,7 @@ def test_whatever_a_collection_is_called_the_client_asks_for_no_other(name):
         asked.append((request.method, request.url.path, request.url.raw_path.count(b"/")))
         return httpx.Response(200, json={"status": "deleted"})
 
-    client = Client("http://service")
-    client._http = httpx.Client(transport=httpx.MockTransport(service), base_url="http://service")
+    client = Client("http://service", transport=httpx.MockTransport(service))
     client.delete_collection(name)
     assert asked == [("DELETE", f"/v1/collections/{name}", 3)]
 

@@ -49,7 +49,12 @@ class AsyncClient:
     """Asks a service."""
 
     def __init__(
-        self, url: str, token: str | None = None, timeout: float = 60.0, patience: float = 20.0
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float = 60.0,
+        patience: float = 20.0,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Make ready to ask; nothing is sent yet.
 
@@ -58,8 +63,11 @@ class AsyncClient:
             token: what it knows this client by, if it wants to know.
             timeout: seconds that an answer may take.
             patience: seconds for which a request is sent again.
+            transport: how requests are sent, such as ``httpx.AsyncHTTPTransport(verify=..., proxy=...)``.
         """
-        self._http = httpx.AsyncClient(base_url=url, headers=headers(token), timeout=timeout)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers(token), timeout=timeout, transport=transport
+        )
         self._patience = patience
         self._met = False
 
