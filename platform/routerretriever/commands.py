@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
+from routerretriever.errors import BadInput
 
 if TYPE_CHECKING:
     from routerretriever.evaluation.evaluation import Evaluation
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
     from routerretriever.registry.backup import Backup
     from routerretriever.registry.registry import BundleVersion, Registry
     from routerretriever.routing.protocol import Router
+    from routerretriever.studies.analyses import Analyses, NoiseFloor
+    from routerretriever.studies.assess import Assessment
+    from routerretriever.studies.learning_curve import LearningCurve
+    from routerretriever.studies.reproduction import Outcome
     from routerretriever.studies.training_search import Ranking
+    from routerretriever.studies.tuning import Trial
 
 AnyRecipe = Recipe | str | Path
 
@@ -83,11 +89,83 @@ def tune_training(recipe: AnyRecipe, domains: Sequence[str] | None = None, seeds
     return runs.tune_training(_pipeline(recipe), domains, seeds)
 
 
-def add_expert(recipe: str | Path, name: str, path: str, release: bool = True) -> Registered:
-    """Add a domain: train its expert, register a bundle, update the recipe file."""
+def tune_router(recipe: AnyRecipe, unseen_share: float = 0.2) -> list[Trial]:
+    """Try routers on dev queries; the best comes first."""
+    from routerretriever.studies import runs
+
+    return runs.tune_router(_pipeline(recipe), unseen_share)
+
+
+def analyse(
+    recipe: AnyRecipe, order: Sequence[str] | None = None, clusters: Sequence[int] = (1, 2, 4, 8)
+) -> Analyses:
+    """The paper's analyses: with and without an expert, experts one by one, centroids."""
+    from routerretriever.studies import runs
+
+    return runs.analyse_run(_pipeline(recipe), None if order is None else list(order), list(clusters))
+
+
+def noise_floor(recipe: AnyRecipe, domain: str, copies: int = 6) -> NoiseFloor:
+    """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
+    from routerretriever.studies import runs
+
+    return runs.measure_noise_floor(_pipeline(recipe), domain, copies)
+
+
+def learning_curve(
+    recipe: AnyRecipe, domain: str, sizes: Sequence[int] | None = None, seeds: int = 1
+) -> LearningCurve:
+    """Quality by number of training queries: experts trained on nested samples, measured on test."""
+    from routerretriever.studies import runs
+
+    return runs.draw_learning_curve(_pipeline(recipe), domain, None if sizes is None else list(sizes), seeds)
+
+
+def reproduce(file: str | Path, only: Sequence[str] = ()) -> list[Outcome]:
+    """Run the recipes of a file, or some of its cases, and compare with its expected figures."""
+    from routerretriever.studies import reproduction
+
+    return reproduction.reproduce(Path(file), only, [])
+
+
+def assess(
+    recipe: AnyRecipe, documents: str | Path, name: str = "assessed", examples: str | Path | None = None
+) -> Assessment:
+    """Which of the experts, the base or BM25 helps documents that have no queries yet."""
+    from routerretriever.studies.assess import assess_documents
+
+    return assess_documents(_read(recipe), name, Path(documents), _file(examples))[1]
+
+
+def add_expert(
+    recipe: str | Path,
+    name: str,
+    path: str | None = None,
+    release: bool = True,
+    documents: str | Path | None = None,
+    examples: str | Path | None = None,
+) -> Registered:
+    """Add a domain: train its expert, register a bundle, update the recipe file.
+
+    Args:
+        recipe: path of the recipe's file.
+        name: of the new domain.
+        path: its collection, from ``data_root`` on, or ``sample:<domain>``.
+        release: whether the bundle is served from now on.
+        documents: instead of ``path``, a file or folder of documents, about which queries are generated.
+        examples: with ``documents``, a file of up to eight queries as people write them.
+
+    Raises:
+        BadInput: neither or both of ``path`` and ``documents`` are given.
+    """
+    from routerretriever.pipeline.documents import add_from_documents
     from routerretriever.pipeline.domains import add_domain
 
-    return add_domain(Path(recipe), name, path, release)
+    if path is not None and documents is None and examples is None:
+        return add_domain(Path(recipe), name, path, release)
+    if path is None and documents is not None:
+        return add_from_documents(Path(recipe), name, Path(documents), _file(examples), release)[1]
+    raise BadInput("add_expert: give either path, or documents, to which examples may be added")
 
 
 def remove_expert(recipe: str | Path, name: str, release: bool = True) -> Registered:
@@ -213,6 +291,10 @@ def _bundle(registry: Registry, version: int | None) -> Iterator[Path]:
     uri = registry.bundle_uri if version is None else registry.version_uri(version)
     with TemporaryDirectory() as scratch:
         yield fetch_bundle(uri, Path(scratch), registry.tracking_uri)
+
+
+def _file(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _read(recipe: AnyRecipe) -> Recipe:

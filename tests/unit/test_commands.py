@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import routerretriever
 from routerretriever.cli import steps
 from routerretriever.cli.main import app
-from routerretriever.pipeline import doctor, domains, learning, pipeline
+from routerretriever.errors import BadInput
+from routerretriever.pipeline import doctor, documents, domains, learning, pipeline
 from routerretriever.serving.deployments import run as deployments
+from routerretriever.studies import assess as assessment
+from routerretriever.studies import reproduction, runs
 from support.paths import ROOT
 from support.recipes import tiny_recipe
 from typer.main import get_command
@@ -93,11 +97,38 @@ def test_domains_are_changed_and_the_bundle_served(monkeypatch, tmp_path):
     assert Work.asked == ["tiny"]
 
 
+def test_an_expert_is_added_from_documents_or_from_a_collection(monkeypatch):
+    monkeypatch.setattr(documents, "add_from_documents", lambda *given: ("generated", given))
+    found = routerretriever.add_expert(str(RECIPE), "law", documents="files", examples="asked.jsonl")
+    assert found == (RECIPE, "law", Path("files"), Path("asked.jsonl"), True)
+    for given in ({}, {"path": "a", "documents": "b"}, {"path": "a", "examples": "b"}):
+        with pytest.raises(BadInput, match="give either path, or documents"):
+            routerretriever.add_expert(RECIPE, "law", **given)
+
+
+def test_a_run_is_studied(monkeypatch, tmp_path):
+    asked = []
+    for name in ("analyse_run", "measure_noise_floor", "draw_learning_curve", "tune_router"):
+        monkeypatch.setattr(runs, name, lambda pipeline, *given: asked.append(given))
+    recipe = tiny_recipe(tmp_path)
+    routerretriever.analyse(recipe, ("a", "b"))
+    routerretriever.noise_floor(recipe, "fruit", 3)
+    routerretriever.learning_curve(recipe, "fruit", (5, 9))
+    routerretriever.tune_router(recipe)
+    assert asked == [(["a", "b"], [1, 2, 4, 8]), ("fruit", 3), ("fruit", [5, 9], 1), (0.2,)]
+    monkeypatch.setattr(reproduction, "reproduce", lambda *given: given)
+    assert routerretriever.reproduce("known.yaml", ["a"]) == (Path("known.yaml"), ["a"], [])
+    monkeypatch.setattr(assessment, "assess_documents", lambda *given: ("generated", given))
+    found = routerretriever.assess(recipe, "files", examples="asked.jsonl")
+    assert found == (recipe, "assessed", Path("files"), Path("asked.jsonl"))
+
+
 @pytest.mark.parametrize(
     "name",
     sorted(
         {"add-expert", "remove-expert", "register", "tune-training", "calibrate", "learn", "init", "doctor"}
-        | {"migrate", "export", "export-expert"}
+        | {"migrate", "export", "export-expert", "analyse", "noise-floor", "learning-curve", "tune-router"}
+        | {"reproduce", "assess"}
     ),
 )
 def test_a_call_has_no_options_of_its_own(name):

@@ -185,17 +185,11 @@ def assess(
 ) -> None:
     """Which of the recipe's experts, the base or BM25 helps documents that have no queries yet."""
     from routerretriever.config.loading import load_recipe
-    from routerretriever.datasets.collection import open_collection
-    from routerretriever.pipeline.documents import generate_from, with_examples
-    from routerretriever.pipeline.pipeline import Pipeline
     from routerretriever.runtime.progress import console, show
-    from routerretriever.studies.assess import assess as assess_collection
+    from routerretriever.studies.assess import assess_documents
 
     set_up_output(quiet)
-    settings = with_examples(load_recipe(recipe, overrides), examples)
-    pipeline = Pipeline(settings)
-    generated = generate_from(settings, name, documents)
+    generated, found = assess_documents(load_recipe(recipe, overrides), name, documents, examples)
     tell_generated(generated)
-    found = assess_collection(pipeline, open_collection(name, generated.folder))
     show(found.table())
     console.print(found.verdict(), soft_wrap=True)

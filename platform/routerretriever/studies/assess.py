@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from routerretriever.datasets.collection import Collection
+from routerretriever.config.recipe import Recipe
+from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import Difference, compare_all
+from routerretriever.generation.folder import Generated
 from routerretriever.index.base import Hits, Queries
 from routerretriever.index.hybrid import open_hybrid
 from routerretriever.measures import Run, measure
 from routerretriever.methods.base import Workspace
 from routerretriever.methods.experts import Experts
+from routerretriever.pipeline.documents import generate_from, with_examples
 from routerretriever.pipeline.pipeline import Pipeline, require_trained
 from routerretriever.runtime.progress import figures_table
 from routerretriever.types import BASE, Values
@@ -69,6 +73,25 @@ class Assessment:
                 row += [f"{100 * one.mean:+.1f}", interval, f"{one.adjusted_p_value:.3f}"]
             table.add_row(*row)
         return table
+
+
+def assess_documents(
+    recipe: Recipe, name: str, documents: Path, examples: Path | None = None
+) -> tuple[Generated, Assessment]:
+    """Generate queries about files, and measure a recipe's systems on them.
+
+    Args:
+        recipe: whose experts are trained; nothing of it changes.
+        name: what the collection is called; ``add_from_documents`` with it uses the same queries.
+        documents: a file or folder of documents, or an imported collection.
+        examples: a file of up to eight queries as people write them.
+
+    Raises:
+        RouterRetrieverError: see ``generate_from`` and ``assess``.
+    """
+    pipeline = Pipeline(with_examples(recipe, examples))
+    generated = generate_from(pipeline.recipe, name, documents)
+    return generated, assess(pipeline, open_collection(name, generated.folder))
 
 
 def assess(pipeline: Pipeline, collection: Collection) -> Assessment:
