@@ -235,3 +235,57 @@ def test_who_leaves_takes_no_pass_with_them():
     seen, answers = asyncio.run(main())
     assert seen == [None] * len(seen)
     assert [type(answer) for answer in answers] == [list, Unavailable, Unavailable, list]
+
+
+def beside_bulk(small_clients, bulk_seconds, item_seconds=0.01, cost=20, rounds=30):
+    """Clients that ask again and again beside one big call: their waits in seconds, and all passes."""
+    now, waits, passes = 0.0, [], []
+
+    async def main():
+        async def work(items):
+            nonlocal now
+            now += item_seconds * len(items)
+            passes.append(list(items))
+            await asyncio.sleep(0)
+            return items
+
+        batcher = Batcher(
+            work, max_batch=32, max_waiting=10**6, max_cost=640, bulk_seconds=bulk_seconds, clock=lambda: now
+        )
+
+        async def ask(name):
+            for _ in range(rounds):
+                asked_at = now
+                await batcher.submit(["small"], [cost], name)
+                waits.append(now - asked_at)
+
+        await batcher.submit(["warm up"], [cost])
+        bulk = asyncio.create_task(batcher.submit(["big"] * 2000, [cost] * 2000, "bulk"))
+        await asyncio.sleep(0)
+        await asyncio.gather(*(ask(f"client {number}") for number in range(small_clients)))
+        await bulk
+
+    asyncio.run(main())
+    return waits, passes[1:]
+
+
+def test_a_lone_query_waits_for_no_full_pass_of_a_big_request():
+    waits, passes = beside_bulk(1, bulk_seconds=0.04)
+    # One full pass ran when it first came. Since then: four texts of the big request, and its own.
+    assert max(waits[1:]) == pytest.approx(0.05)
+    assert not any({"big", "small"} <= set(items) for items in passes)
+    assert all(len(items) == 32 for items in passes[-10:-1]), "nobody else asks any more"
+    assert max(beside_bulk(1, bulk_seconds=None)[0]) > 0.5
+
+
+def test_a_big_request_gets_on_however_many_small_ones_come():
+    waits, passes = beside_bulk(20, bulk_seconds=0.04)
+    during = passes[: max(at for at, items in enumerate(passes) if "small" in items)]
+    assert sum("big" in items for items in during) >= len(during) // 2 - 1
+    assert max(waits[20:]) <= 0.04 + 2 * 0.2 + 1e-9
+
+
+def test_long_texts_one_by_one_are_passed_even_if_each_takes_longer_than_a_bulk_pass_should():
+    waits, passes = beside_bulk(1, bulk_seconds=0.001)
+    assert sum(items.count("big") for items in passes) == 2000
+    assert max(waits[1:]) == pytest.approx(0.02)

@@ -44,6 +44,9 @@ class ReplicaSettings(Settings):
     """Texts in one pass."""
     max_batch_tokens: PositiveInt = 2048
     """Tokens in one pass, about; a single text may have more."""
+    bulk_pass_seconds: PositiveFloat = 0.04
+    """Seconds that a pass over texts of big requests takes, about, while small ones come: so long these may
+    have to wait. Big is what takes longer. Where only big requests come, passes are full."""
     max_queue: PositiveInt = 512
     """Searches that may wait for the index in one replica; more are answered with 503 and Retry-After."""
     max_queue_tokens: PositiveInt = 32_768

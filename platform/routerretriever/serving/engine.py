@@ -134,7 +134,14 @@ class Engine:
         self._columns = list(dict.fromkeys([*bundle.router.experts, BASE, *bundle.experts]))
 
         def batcher(work: Callable[[list[T]], Awaitable[Sequence[R]]], passes: int = 1) -> Batcher[T, R]:
-            return Batcher(work, sizes.max_batch_size, sizes.max_queue_tokens, passes, sizes.max_batch_tokens)
+            return Batcher(
+                work,
+                sizes.max_batch_size,
+                sizes.max_queue_tokens,
+                passes,
+                sizes.max_batch_tokens,
+                sizes.bulk_pass_seconds,
+            )
 
         self._dedicated = experts is not None
         self._router = batcher(self._route if self._dedicated else self._route_and_embed)
