@@ -48,7 +48,11 @@ class Expert:
         self._encoder.encode_queries(["warm up"])
         self._thread = SerialExecutor()
         self._batcher: Batcher[list[int], Vectors] = Batcher(
-            self._run, sizes.max_batch_size, sizes.max_queue_tokens, max_cost=sizes.max_batch_tokens
+            self._run,
+            sizes.max_batch_size,
+            sizes.max_queue_tokens,
+            max_cost=sizes.max_batch_tokens,
+            bulk_seconds=sizes.bulk_pass_seconds,
         )
 
     async def embed(self, rows: list[list[int]]) -> Vectors:
