@@ -15,6 +15,7 @@ own, and the precision and as many threads as a replica.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ from routerretriever.reports.tables import as_dict
 from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import log, set_up
+from routerretriever.serving.batching import RECENT_SECONDS
 from routerretriever.training.expert import Expert
 from routerretriever.types import BASE, ROUTED_MODEL
 
@@ -176,6 +178,7 @@ def _measure_bulk(
         for name, model in (("base", BASE), ("routed", ROUTED_MODEL))
     }
     batches = [body["input"] for body in embeddings(queries, BASE, texts)]
+    time.sleep(RECENT_SECONDS)  # until then passes are short for the sake of single queries that came before
     with encoding_peer(recipe, batches) as encode:
         found = measure({**ways, "sentence-transformers": encode}, seconds, rounds)
     names = {way: f"{way}, {texts} texts" for way in found}

@@ -87,6 +87,28 @@ def engine_of(metrics=None, cached_vectors=0):
     )
 
 
+def test_a_big_request_gets_short_passes_beside_a_single_query():
+    passes = []
+
+    class Noting(HalfBundle):
+        def embed(self, rows, weights, experts):
+            passes.append(len(rows))
+            return super().embed(rows, weights, experts)
+
+    async def main(seconds):
+        passes.clear()
+        sizes = ReplicaSettings(bulk_pass_seconds=seconds)
+        engine = Engine(Noting(), SerialExecutor(), None, sizes, Metrics())
+        await engine.embed(["warm up"], ROUTED_MODEL)
+        await asyncio.gather(
+            engine.embed(["big"] * 100, ROUTED_MODEL), engine.embed(["single"], ROUTED_MODEL)
+        )
+        return passes[1:]
+
+    assert max(asyncio.run(main(1e-9))[1:]) == 1
+    assert max(asyncio.run(main(1e9))) == 32
+
+
 def test_queries_and_documents_share_a_pass_and_cut_texts_are_marked():
     async def main():
         engine = engine_of()

@@ -27,8 +27,9 @@ from routerretriever.errors import Overloaded, Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
-_RECENT_SECONDS = 1.0
-"""Small calls are reckoned with for so long after one came."""
+RECENT_SECONDS = 10.0
+"""Small calls are reckoned with for so long after one came. Short passes cost a tenth of the texts a second;
+a full one costs a single query twenty times its time."""
 _NEWEST = 0.25
 """How much the last pass counts in what a pass is expected to take."""
 
@@ -94,7 +95,7 @@ class Batcher(Generic[T, R]):
         self._bulk_seconds = bulk_seconds
         self._clock = clock
         self._seconds_per_cost: float | None = None
-        self._small_came_at = -_RECENT_SECONDS
+        self._small_came_at = -math.inf
         self._last_was_bulk = False
         self.waiting = 0
         """Items that wait for a pass."""
@@ -126,7 +127,8 @@ class Batcher(Generic[T, R]):
                 f"the queue is full: {ahead:.0f} tokens come first; the bound is {self._max_waiting}"
             )
         call: _Call[T, R] = _Call(items, costs, asyncio.get_running_loop().create_future(), total, total)
-        if not self._is_big(call):
+        # The first call of all warms up.
+        if self._seconds_per_cost is not None and not self._is_big(call):
             self._small_came_at = self._clock()
         if client not in self._clients:
             # As far as whoever has had least: a client that was away has saved nothing up.
@@ -226,7 +228,7 @@ class Batcher(Generic[T, R]):
 
     def _bulk_room(self) -> float:
         """What big calls may have in the next pass."""
-        if self._clock() - self._small_came_at > _RECENT_SECONDS:
+        if self._clock() - self._small_came_at > RECENT_SECONDS:
             return math.inf
         waits = any(not self._is_big(call) for client in self._clients.values() for call in client.calls)
         return 0.0 if waits and self._last_was_bulk else self._bulk_cost()
