@@ -134,7 +134,7 @@ def assess(
     """Which of the experts, the base or BM25 helps documents that have no queries yet."""
     from routerretriever.studies.assess import assess_documents
 
-    return assess_documents(_read(recipe), name, Path(documents), _file(examples))[1]
+    return assess_documents(_read(recipe), name, Path(documents), _file(examples))
 
 
 def add_expert(

@@ -16,7 +16,6 @@ WRITTEN = CLIENT / "synchronous" / "client.py"
 _NAMES = {
     "AsyncClient": "Client",
     "AsyncBaseTransport": "BaseTransport",
-    "AsyncHTTPTransport": "HTTPTransport",
     "aclose": "close",
     "asyncio": "time",
 }

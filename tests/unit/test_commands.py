@@ -118,7 +118,7 @@ def test_a_run_is_studied(monkeypatch, tmp_path):
     assert asked == [(["a", "b"], [1, 2, 4, 8]), ("fruit", 3), ("fruit", [5, 9], 1), (0.2,)]
     monkeypatch.setattr(reproduction, "reproduce", lambda *given: given)
     assert routerretriever.reproduce("known.yaml", ["a"]) == (Path("known.yaml"), ["a"], [])
-    monkeypatch.setattr(assessment, "assess_documents", lambda *given: ("generated", given))
+    monkeypatch.setattr(assessment, "assess_documents", lambda *given: given)
     found = routerretriever.assess(recipe, "files", examples="asked.jsonl")
     assert found == (recipe, "assessed", Path("files"), Path("asked.jsonl"))
 

@@ -189,7 +189,7 @@ def assess(
     from routerretriever.studies.assess import assess_documents
 
     set_up_output(quiet)
-    generated, found = assess_documents(load_recipe(recipe, overrides), name, documents, examples)
-    tell_generated(generated)
+    settings = load_recipe(recipe, overrides)
+    found = assess_documents(settings, name, documents, examples, tell_generated)
     show(found.table())
     console.print(found.verdict(), soft_wrap=True)

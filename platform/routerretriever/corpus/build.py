@@ -74,12 +74,7 @@ class EncodeCorpus(Step):
         """Encode all of them, in one Ray Data run for each encoder."""
         for encoder, own in alike(steps, lambda step: step.encoder):
             sizes = {
-                step.key: _write_documents(
-                    step.collection,
-                    step.key,
-                    shard_size(step.documents, step.settings.shard_size),
-                    store,
-                )
+                step.key: _write_documents(step.collection, step.key, step.settings.shard_size, store)
                 for step in own
             }
             todo = [
@@ -114,8 +109,10 @@ def _finish(step: EncodeCorpus, shards: list[int], store: ArtifactStore) -> None
     log.info("encoded %s: %d documents", step.name, sum(shards))
 
 
-def _write_documents(collection: Collection, key: str, size: int, store: ArtifactStore) -> list[int]:
+def _write_documents(collection: Collection, key: str, most: int, store: ArtifactStore) -> list[int]:
     """Cut a collection into Parquet shards that any node can read; at most one shard is in memory."""
+    # No more are counted than change the answer.
+    size = shard_size(sum(1 for _ in collection.documents(limit=most * _LEAST_SHARDS)), most)
     store.begin(key, {"shard_size": size})
     sizes = []
     seen: set[str] = set()

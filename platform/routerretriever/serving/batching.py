@@ -183,7 +183,7 @@ class Batcher(Generic[T, R]):
     def _next_batch(self) -> list[tuple[_Call[T, R], int]]:
         """Items for a pass, as (call, position)."""
         batch: list[tuple[_Call[T, R], int]] = []
-        room, bulk_room, has_bulk = self._max_cost, self._bulk_room(), False
+        room, bulk_room = self._max_cost, self._bulk_room()
         while self._clients and len(batch) < self._max_batch:
             found = self._next_call(bulk_room)
             if found is None:
@@ -195,7 +195,6 @@ class Batcher(Generic[T, R]):
             batch.append((call, call.taken))
             room -= cost
             if self._is_big(call):
-                has_bulk = True
                 bulk_room -= cost
             client.served += cost / client.weight
             call.taken += 1
@@ -206,7 +205,7 @@ class Batcher(Generic[T, R]):
             if not client.calls:
                 del self._clients[name]
         self.waiting -= len(batch)
-        self._last_was_bulk = has_bulk
+        self._last_was_bulk = any(self._is_big(call) for call, _ in batch)
         return batch
 
     def _next_call(self, bulk_room: float) -> tuple[str, _Client[T, R], _Call[T, R]] | None:

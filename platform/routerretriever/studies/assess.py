@@ -6,7 +6,7 @@ queries that a language model wrote. Each system is compared with the base, quer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,8 +76,12 @@ class Assessment:
 
 
 def assess_documents(
-    recipe: Recipe, name: str, documents: Path, examples: Path | None = None
-) -> tuple[Generated, Assessment]:
+    recipe: Recipe,
+    name: str,
+    documents: Path,
+    examples: Path | None = None,
+    tell: Callable[[Generated], object] | None = None,
+) -> Assessment:
     """Generate queries about files, and measure a recipe's systems on them.
 
     Args:
@@ -85,13 +89,16 @@ def assess_documents(
         name: what the collection is called; ``add_from_documents`` with it uses the same queries.
         documents: a file or folder of documents, or an imported collection.
         examples: a file of up to eight queries as people write them.
+        tell: is given what was generated, before anything is measured.
 
     Raises:
         RouterRetrieverError: see ``generate_from`` and ``assess``.
     """
     pipeline = Pipeline(with_examples(recipe, examples))
     generated = generate_from(pipeline.recipe, name, documents)
-    return generated, assess(pipeline, open_collection(name, generated.folder))
+    if tell is not None:
+        tell(generated)
+    return assess(pipeline, open_collection(name, generated.folder))
 
 
 def assess(pipeline: Pipeline, collection: Collection) -> Assessment:

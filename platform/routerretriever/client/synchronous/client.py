@@ -63,7 +63,7 @@ class Client:
             token: what it knows this client by, if it wants to know.
             timeout: seconds that an answer may take.
             patience: seconds for which a request is sent again.
-            transport: how requests are sent, such as ``httpx.AsyncHTTPTransport(verify=..., proxy=...)``.
+            transport: how requests are sent: one of httpx, such as with a proxy or certificates of your own.
         """
         self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout, transport=transport)
         self._patience = patience
