@@ -106,7 +106,7 @@ def analyse(
 
 
 def noise_floor(recipe: AnyRecipe, domain: str, copies: int = 6) -> NoiseFloor:
-    """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
+    """How much of two oracles' gain is luck: the best expert by copies of one, the best weight by others' words."""
     from routerretriever.studies import runs
 
     return runs.measure_noise_floor(_pipeline(recipe), domain, copies)

@@ -12,6 +12,7 @@ from routerretriever.cli.main import main
 from routerretriever.config.tuning import describe
 from routerretriever.errors import RecipeError
 from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPER, ROUTED, Experts
+from routerretriever.methods.hybrid import WEIGHT_ORACLE
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.studies.reproduction import reproduce
 from routerretriever.studies.runs import (
@@ -95,7 +96,10 @@ def test_copies_of_an_expert_show_how_much_of_an_oracle_is_luck(run):
     pipeline, _, _ = run
     floor = measure_noise_floor(pipeline, "fruit", 2)
     assert floor.single <= floor.best_copy <= floor.copies_oracle
-    assert floor.experts_oracle == pytest.approx(pipeline.evaluation.ndcg_at_10[INSTANCE_ORACLE]["fruit"])
+    figures = pipeline.evaluation.ndcg_at_10
+    assert floor.experts_oracle == pytest.approx(figures[INSTANCE_ORACLE]["fruit"])
+    assert floor.weights.oracle == pytest.approx(figures[WEIGHT_ORACLE]["fruit"])
+    assert floor.weights.routed <= floor.weights.oracle_of_others_words
     with pytest.raises(RecipeError, match="no expert 'sport'"):
         measure_noise_floor(pipeline, "sport", 2)
 

@@ -30,6 +30,7 @@ from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.reports.tables import calibration_table
 from routerretriever.scoring.fusion import QueryVectors
 from routerretriever.scoring.table import ScoredModel
+from routerretriever.studies.analyses import weight_floor
 from routerretriever.types import BASE
 from support.recipes import tiny_recipe
 from support.workers import work_here
@@ -176,3 +177,16 @@ def test_a_searched_collection_decides_before_the_router():
     again = FusionWeights.from_json(json.loads(json.dumps(learned.to_json())))
     assert again.of_queries(weights, experts, "b").tolist() == [0.0] * 3
     assert FusionWeights.fit({}, FusionSettings()).of_queries(weights, experts).tolist() == [0.1] * 3
+
+
+def test_words_of_another_query_are_a_floor_for_the_oracle_of_weights(pipeline):
+    hybrid = opened(pipeline())
+    own, others = hybrid.routed_scores["sport"], hybrid.with_others_words("sport")
+    assert others.query_ids == own.query_ids
+    np.testing.assert_array_equal(others.at(0.0).ndcg_at_10, own.at(0.0).ndcg_at_10)
+    # Each query's words find its own document, and hardly ever another query's.
+    assert own.at(1.0).ndcg_at_10.mean() == 1.0
+    assert others.at(1.0).ndcg_at_10.mean() < 0.1
+    floor = weight_floor(own, others, 0.1)
+    assert floor.routed <= floor.oracle_of_others_words < floor.oracle
+    assert floor.fixed == own.at(0.1).ndcg_at_10.mean()

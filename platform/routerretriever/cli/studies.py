@@ -108,14 +108,15 @@ def noise_floor(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """How much of InstanceOracle's gain is luck: the same oracle over copies of a single expert."""
+    """How much of two oracles' gain is luck: the best expert by copies of one, the best weight by others' words."""
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
     from routerretriever.studies import runs as studies
-    from routerretriever.studies.analyses import noise_floor_section
+    from routerretriever.studies.analyses import noise_floor_sections
 
     floor = studies.measure_noise_floor(open_pipeline(recipe, overrides, quiet), domain, copies)
-    show(section_table(noise_floor_section(floor)))
+    for section in noise_floor_sections(floor):
+        show(section_table(section))
 
 
 @app.command("learning-curve")

@@ -72,7 +72,9 @@ class Hybrid:
             for name in self.searched
         }
 
-    def _step(self, name: str, split: str, vectors: QueryVectors) -> FuseSplit:
+    def _step(
+        self, name: str, split: str, vectors: QueryVectors, *, others_words: bool = False
+    ) -> FuseSplit:
         workspace, lexical = self._workspace, self._workspace.lexical[name]
         assert lexical is not None
         prior = workspace.corpus.fusion.prior
@@ -84,6 +86,7 @@ class Hybrid:
             prior,
             lambda: workspace.fusion.floor,
             workspace.scoring,
+            others_words=others_words,
         )
 
     def _fused(self, steps: Mapping[str, FuseSplit]) -> dict[str, FusedScores]:
@@ -98,6 +101,11 @@ class Hybrid:
     def routed_scores(self) -> dict[str, FusedScores]:
         """Test queries with the router's vectors, at every weight."""
         return self._fused({name: self._step(name, "test", own.vectors) for name, own in self._test.items()})
+
+    def with_others_words(self, name: str) -> FusedScores:
+        """The same for one domain, but with the words of another query: what the best weights gain is luck."""
+        step = self._step(name, "test", self._test[name].vectors, others_words=True)
+        return self._fused({name: step})[name]
 
     @cached_property
     def _dev_steps(self) -> dict[str, FuseSplit]:

@@ -65,6 +65,8 @@ def fuse_step(
     prior: float,
     floor: Callable[[], float],
     settings: ScoringSettings,
+    *,
+    others_words: bool = False,
 ) -> FuseSplit:
     """The step that measures a split at every weight of the grid, and at the prior weight.
 
@@ -76,6 +78,7 @@ def fuse_step(
         prior: the weight where nothing is known.
         floor: gives the least cosine, which the encoder decides; asked only if there is something to measure.
         settings: how deep, and how the work is shared out.
+        others_words: search the words of another query, see ``FuseSplit``.
     """
     judgements, grid = judgements_step(corpus.collection, split), tuple(sorted({*GRID, prior}))
     mixed = b"" if vectors.weights_QT is None else vectors.weights_QT.astype(np.float32).tobytes()
@@ -91,6 +94,7 @@ def fuse_step(
         settings.chunk_size,
         MEASURED_COLUMNS,
         _VERSION,
+        *(["others' words"] if others_words else []),
     )
     return FuseSplit(
         name=corpus.collection.name,
@@ -103,6 +107,7 @@ def fuse_step(
         grid=grid,
         floor=floor,
         settings=settings,
+        others_words=others_words,
     )
 
 
@@ -146,6 +151,9 @@ class FuseSplit(Step):
     grid: tuple[float, ...]
     floor: Callable[[], float]
     settings: ScoringSettings
+    others_words: bool = False
+    """Words are those of the query half a split further on: they tell nothing of the query, so that whatever
+    the best weight of each query gains is luck."""
 
     def work(self) -> str:
         """Queries and weights."""
@@ -173,11 +181,11 @@ class FuseSplit(Step):
     def rows(self) -> list[dict[str, Any]]:
         """The work in chunks of queries, one flat row each."""
         queries, size = len(self.corpus.collection.queries(self.split)), self.settings.chunk_size
-        weights = self.vectors.weights_QT
+        weights, ahead = self.vectors.weights_QT, queries // 2 if self.others_words else 0
         return [
             {"key": self.key, "part": f"part-{part:05d}.parquet", "judgements": self.inputs[1].key,
              "corpus": self.corpus.key, "lexical": self.lexical.model_dump_json(),
-             "start": start, "stop": min(start + size, queries),
+             "start": start, "stop": min(start + size, queries), "words_ahead": ahead,
              "sources": ",".join(step.key for step in self.vectors.steps),
              "weights": b"" if weights is None else weights[start : start + size].astype("<f4").tobytes()}
             for part, start in enumerate(range(0, queries, size))
@@ -204,12 +212,14 @@ class ChunkFuser(ShardWorker):
     def work(self, row: dict[str, Any]) -> None:
         """Measure queries ``start`` to ``stop`` of a split."""
         judgements, corpus, words = self._open(row["judgements"], row["corpus"], row["lexical"])
-        ids = list(judgements.queries)[int(row["start"]) : int(row["stop"])]
-        vectors = self._vectors(row)
-        blocks = [
-            self._measure(judgements.subset(ids[first : first + _BLOCK]), vectors[first:], corpus, words)
-            for first in range(0, len(ids), _BLOCK)
-        ]
+        chunk, ahead = slice(int(row["start"]), int(row["stop"])), int(row["words_ahead"])
+        ids, texts = list(judgements.queries)[chunk], list(judgements.queries.values())
+        texts = [*texts[ahead:], *texts[:ahead]][chunk]
+        vectors, blocks = self._vectors(row), []
+        for first in range(0, len(ids), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            queries = judgements.subset(ids[block])
+            blocks.append(self._measure(queries, texts[block], vectors[block], corpus, words))
         table: dict[str, Any] = {"query_id": ids}
         for name in MEASURED_COLUMNS:
             values = arrow.array(np.concatenate([getattr(block, name) for block in blocks]).reshape(-1))
@@ -217,15 +227,15 @@ class ChunkFuser(ShardWorker):
         self._store.put(row["key"], row["part"], partial(parquet.write_table, arrow.table(table)))
 
     def _measure(
-        self, queries: Judgements, vectors: Vectors, corpus: Corpus, words: LexicalIndex
+        self, queries: Judgements, texts: list[str], vectors: Vectors, corpus: Corpus, words: LexicalIndex
     ) -> Measured:
-        """Arrays [Q, W] of a block of queries."""
+        """Arrays [Q, W] of a block of queries, with the texts whose words are searched."""
         ids = list(queries.queries)
         shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
-        cosines_QN = np.concatenate([vectors[: len(ids)] @ shard.T for shard in shards], axis=1)
+        cosines_QN = np.concatenate([vectors @ shard.T for shard in shards], axis=1)
         wanted, bounded = search_depth(self._depth, queries.passages), holds_cosines(corpus)
         by_weight: list[list[list[tuple[str, float]]]] = [[] for _ in self._grid]
-        for text, cosines in zip(queries.queries.values(), cosines_QN, strict=True):
+        for text, cosines in zip(texts, cosines_QN, strict=True):
             bm25, least = words.all_scores(text), self._floor if bounded else float(cosines.min())
             for weight, found in zip(self._grid, by_weight, strict=True):
                 rows, scores = rank_all(cosines, bm25, weight, wanted, least)

@@ -19,11 +19,13 @@ from routerretriever.artifacts.step import Step, build_missing
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.hashing import content_hash
 from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAPERS, ROUTED
+from routerretriever.methods.hybrid import ROUTED_FIXED, WEIGHT_ORACLE
 from routerretriever.reports.plots import Lines, Scatter, Section
 from routerretriever.reports.tables import percent
 from routerretriever.routing.protocol import Vectors
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.cluster import connect
+from routerretriever.scoring.fusion import FusedScores
 from routerretriever.scoring.table import SplitScores
 from routerretriever.studies.offline import OfflineEvaluator
 from routerretriever.types import BASE, Values
@@ -83,6 +85,22 @@ class NoiseFloor:
     """The best copy for each query: they differ by their seeds only."""
     experts_oracle: float
     """InstanceOracle over the recipe's experts, of which there may be another number."""
+    weights: WeightFloor | None
+    """None if the domain's words are not searched."""
+
+
+@dataclass(frozen=True)
+class WeightFloor:
+    """How much of what the best weight of BM25 for each query gains is luck, with the router's vectors."""
+
+    routed: float
+    """Mean nDCG@10 without BM25."""
+    fixed: float
+    """With the weight where nothing is known, for all queries."""
+    oracle: float
+    """With the best weight for each query."""
+    oracle_of_others_words: float
+    """The same, but words are those of another query, which tell nothing: all that it gains is luck."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +313,19 @@ def _mean(values: Iterable[float]) -> float | None:
     return float(np.mean(listed)) if listed else None
 
 
-def noise_floor(copies: SplitScores, experts: SplitScores) -> NoiseFloor:
+def weight_floor(fused: FusedScores, others: FusedScores, fixed: float) -> WeightFloor:
+    """Compare the oracle over weights of BM25 with the same oracle over the words of other queries.
+
+    Args:
+        fused: a test set's queries at every weight.
+        others: the same, with the words of other queries.
+        fixed: a weight for all queries.
+    """
+    ndcg = [one.ndcg_at_10 for one in (fused.at(0.0), fused.at(fixed), fused.best(), others.best())]
+    return WeightFloor(*map(_mean_of, ndcg))
+
+
+def noise_floor(copies: SplitScores, experts: SplitScores, weights: WeightFloor | None) -> NoiseFloor:
     """Compare the oracle over copies of one expert with the oracle over the experts, on one test set."""
     of_copies_QC = copies.utilities([name for name in copies.experts if name != BASE])
     of_experts_QT = experts.utilities([name for name in experts.experts if name != BASE])
@@ -306,11 +336,19 @@ def noise_floor(copies: SplitScores, experts: SplitScores) -> NoiseFloor:
         best_copy=float(of_copies_QC.mean(axis=0).max()),
         copies_oracle=_mean_of(of_copies_QC.max(axis=1)),
         experts_oracle=_mean_of(of_experts_QT.max(axis=1)),
+        weights=weights,
     )
 
 
-def noise_floor_section(floor: NoiseFloor) -> Section:
+def noise_floor_sections(floor: NoiseFloor) -> list[Section]:
     """A noise floor in words and figures."""
+    sections = [_copies_section(floor)]
+    if floor.weights is not None:
+        sections.append(_weights_section(floor.dataset, floor.weights))
+    return sections
+
+
+def _copies_section(floor: NoiseFloor) -> Section:
     return Section(
         f"{floor.dataset}: luck and choice",
         "The copies differ by their seeds only: what choosing among them for each query gains is luck.",
@@ -320,6 +358,21 @@ def noise_floor_section(floor: NoiseFloor) -> Section:
             ["best copy on this test set", percent(floor.best_copy)],
             ["best copy for each query", percent(floor.copies_oracle)],
             [f"best expert for each query ({INSTANCE_ORACLE})", percent(floor.experts_oracle)],
+        ],
+    )
+
+
+def _weights_section(dataset: str, floor: WeightFloor) -> Section:
+    return Section(
+        f"{dataset}: luck and the weight of words",
+        "The words of another query say nothing of this one: what the best weight for each query gains by them "
+        "is luck.",
+        ["", "nDCG@10 x 100"],
+        [
+            [ROUTED, percent(floor.routed)],
+            [ROUTED_FIXED, percent(floor.fixed)],
+            ["best weight for each query, words of another", percent(floor.oracle_of_others_words)],
+            [f"best weight for each query ({WEIGHT_ORACLE})", percent(floor.oracle)],
         ],
     )
 

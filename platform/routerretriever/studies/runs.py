@@ -28,10 +28,12 @@ from routerretriever.scoring.table import ScoredModel, ScoreTable
 from routerretriever.studies.analyses import (
     Analyses,
     NoiseFloor,
+    WeightFloor,
     analyse,
     analyses_sections,
     noise_floor,
-    noise_floor_section,
+    noise_floor_sections,
+    weight_floor,
 )
 from routerretriever.studies.judging import Judging, Pool, judged_set, make_pool, summarise
 from routerretriever.studies.judging_tables import judging_sections
@@ -152,6 +154,8 @@ def analyse_run(pipeline: Pipeline, order: list[str] | None, clusters: list[int]
 def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFloor:
     """Train one expert with several seeds, and see what an oracle gains by choosing among the copies.
 
+    Where words are searched, see too what choosing their weight gains if they are another query's.
+
     Raises:
         RecipeError: the domain has no expert or no test split, or fewer than two copies are asked for.
     """
@@ -167,10 +171,19 @@ def measure_noise_floor(pipeline: Pipeline, domain: str, copies: int) -> NoiseFl
     floor = noise_floor(
         _test_scores(pipeline, domain, steps)[domain],
         pipeline.method(Experts).split_scores("test", [domain])[domain],
+        _weight_floor(pipeline, domain),
     )
     _write_json(pipeline, f"noise-floor-{domain}.json", asdict(floor))
-    _write_page(pipeline, f"noise-floor-{domain}", [noise_floor_section(floor)])
+    _write_page(pipeline, f"noise-floor-{domain}", noise_floor_sections(floor))
     return floor
+
+
+def _weight_floor(pipeline: Pipeline, domain: str) -> WeightFloor | None:
+    hybrid = pipeline.method(Experts).hybrid
+    if domain not in hybrid.searched:
+        return None
+    prior = pipeline.workspace.corpus.fusion.prior
+    return weight_floor(hybrid.routed_scores[domain], hybrid.with_others_words(domain), prior)
 
 
 def draw_learning_curve(
