@@ -106,7 +106,7 @@ def analyse(
 
 
 def noise_floor(recipe: AnyRecipe, domain: str, copies: int = 6) -> NoiseFloor:
-    """How much of two oracles' gain is luck: the best expert by copies of one, the best weight by others' words."""
+    """How much of two oracles' gain is luck: by copies of one expert, and by the words of other queries."""
     from routerretriever.studies import runs
 
     return runs.measure_noise_floor(_pipeline(recipe), domain, copies)

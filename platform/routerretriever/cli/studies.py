@@ -108,7 +108,7 @@ def noise_floor(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """How much of two oracles' gain is luck: the best expert by copies of one, the best weight by others' words."""
+    """How much of two oracles' gain is luck: by copies of one expert, and by the words of other queries."""
     from routerretriever.reports.plots import section_table
     from routerretriever.runtime.progress import show
     from routerretriever.studies import runs as studies
