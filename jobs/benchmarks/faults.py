@@ -6,7 +6,7 @@
 Runs two domains of the sample on the fake encoder, with small shards, so that every fault finds work half
 done. "Repeated" is finished work that was done again. Nodes are `ray start` processes of this machine; a lost
 one is noticed after some 3 seconds, where Ray's own setting takes about 15. A killed training worker is a
-test of its own (tests/integration/test_pipeline.py). The full disk needs root, for a small file system.
+test of its own (tests/integration/test_training.py). The full disk needs root, for a small file system.
 """
 
 from __future__ import annotations

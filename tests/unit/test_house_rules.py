@@ -1,5 +1,6 @@
 """Rules that hold the project together and that no other test would notice."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_the_shipped_schema_is_up_to_date_and_every_recipe_points_to_it():
     for path in folder.glob("*.yaml"):
         first = path.read_text().splitlines()[0]
         assert first == "# yaml-language-server: $schema=recipe.schema.json", path
+
+
+def test_files_that_code_names_are_there():
+    folders = ("platform", "jobs", "serve_configs", "examples", "tests", "docs")
+    named = re.compile(rf"\b(?:{'|'.join(folders)})/[\w/.-]+\.(?:py|md|yaml|json|svg)\b")
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        for name in named.findall(path.read_text())
+        if not (ROOT / name).exists()
+    }
+    assert not missing
 
 
 def test_the_public_names_are_there():
