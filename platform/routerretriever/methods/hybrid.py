@@ -72,9 +72,7 @@ class Hybrid:
             for name in self.searched
         }
 
-    def _step(
-        self, name: str, split: str, vectors: QueryVectors, *, others_words: bool = False
-    ) -> FuseSplit:
+    def _step(self, name: str, split: str, vectors: QueryVectors, *, others_words: bool = False) -> FuseSplit:
         workspace, lexical = self._workspace, self._workspace.lexical[name]
         assert lexical is not None
         prior = workspace.corpus.fusion.prior
@@ -103,7 +101,7 @@ class Hybrid:
         return self._fused({name: self._step(name, "test", own.vectors) for name, own in self._test.items()})
 
     def with_others_words(self, name: str) -> FusedScores:
-        """The same for one domain, but with the words of another query: what the best weights gain is luck."""
+        """The same for one domain, with the words of another query: what the best weights gain is luck."""
         step = self._step(name, "test", self._test[name].vectors, others_words=True)
         return self._fused({name: step})[name]
 

@@ -365,8 +365,8 @@ def _copies_section(floor: NoiseFloor) -> Section:
 def _weights_section(dataset: str, floor: WeightFloor) -> Section:
     return Section(
         f"{dataset}: luck and the weight of words",
-        "The words of another query say nothing of this one: what the best weight for each query gains by them "
-        "is luck.",
+        "The words of another query say nothing of this one: what the best weight of each query gains by "
+        "them is luck.",
         ["", "nDCG@10 x 100"],
         [
             [ROUTED, percent(floor.routed)],
