@@ -120,7 +120,7 @@ def main(
     sizes: Annotated[list[int] | None, typer.Option(help="Documents in the collection.")] = None,
     kinds: Annotated[list[str] | None, typer.Option(help="exact comes first, for recall.")] = None,
     modes: Annotated[
-        list[Mode] | None, typer.Option(help="Compare vectors, words or both; vectors alone if not told.")
+        list[str] | None, typer.Option(help="dense, lexical or hybrid; dense alone if not told.")
     ] = None,
     share: Annotated[
         float, typer.Option("--filter", help="Search with a filter too that leaves this share; 0 does not.")
