@@ -183,7 +183,7 @@ def _default(field: dict[str, Any]) -> str:
 
 def http_page() -> str:
     """Every route with the fields of its request and its answer, from the OpenAPI schema."""
-    schema = _openapi()
+    schema = openapi()
     known = schema["components"]["schemas"]
     parts = [
         "# HTTP API\n",
@@ -227,7 +227,8 @@ def http_page() -> str:
     return "\n".join(parts)
 
 
-def _openapi() -> dict[str, Any]:
+def openapi() -> dict[str, Any]:
+    """The service's OpenAPI schema, made without a service."""
     import httpx
     from routerretriever.config.serving import ServingSettings
     from routerretriever.datasets.feedback import FeedbackLog

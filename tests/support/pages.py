@@ -16,7 +16,8 @@ _FENCE = re.compile(
     r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *(?P=ticks) *$", re.M | re.S
 )
 _MARK = re.compile(r"<!-- test: (.*?) -->\s*$")
-_INLINE = re.compile(r"`(routerretriever [a-z][^`\n]*(?:\n[^`\n]+)?)`")
+_CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
+_COMMAND = re.compile(r"(?:routerretriever [a-z]|python |make |ray [a-z]|serve [a-z]|pip |--set )")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -55,20 +56,21 @@ def links(page: Path) -> list[str]:
     return _LINK.findall(prose(page))
 
 
+def inline_code(page: Path) -> list[str]:
+    """What stands in backquotes within sentences."""
+    return [" ".join(each.split()) for each in _CODE.findall(prose(page))]
+
+
 def inline_commands(page: Path) -> list[str]:
-    """Commands that are named within sentences."""
-    return [" ".join(each.split()) for each in _INLINE.findall(prose(page))]
+    """Commands that are named within sentences, and settings that they replace."""
+    return [code for code in inline_code(page) if _COMMAND.match(code)]
 
 
 def shell_lines(block: Block) -> list[str]:
-    """What a block has a shell do: joined lines, without comments, prompts and here-documents."""
+    """What a block has a shell do: joined lines, without here-documents."""
     text = re.sub(r"<<-?\s*'?(\w+)'?(.*?)\n.*?^\1$", r"\2", block.text, flags=re.M | re.S)
     text = text.replace("\\\n", " ")
     lines = [line.strip() for line in text.split("\n")]
-    if block.language in ("console", ""):  # with what is printed
-        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        plain = [] if block.language else [line for line in lines if line.startswith("routerretriever ")]
-        return prompted or plain
     return list(_whole(line for line in lines if line))
 
 

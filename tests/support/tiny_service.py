@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+from routerretriever.client.schemas import FeedbackRequest, SearchRequest
 
 from examples.documents import DOCUMENTS
 
@@ -40,6 +41,7 @@ def answer_of(path, body):
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         return {"object": "list", "data": data, "model": body["model"], "usage": usage}
     if path == "/v1/search":
+        SearchRequest.model_validate(body)
         query = vector_of(body["query"])
         stored = CREATED.get(body["collection"], {}).values() or DOCUMENTS
         hits = [{"title": "", **one, "score": float(query @ vector_of(one["text"]))} for one in stored]
@@ -58,6 +60,11 @@ def answer_of(path, body):
     if path.endswith("/documents"):
         CREATED.setdefault(path.split("/")[-2], {}).update({one["id"]: one for one in body["documents"]})
         return {"change": 1, "searchable_within_seconds": 1.0}
+    if path == "/v1/feedback":
+        FeedbackRequest.model_validate(body)
+        return {"id": body["id"]}
+    if path == "/v1/feedback/delete":
+        return {"deleted": 1}
     assert path == "/v1/chat/completions"
     first = re.findall(r"\[.*?\]", body["messages"][0]["content"])[0]
     message = {"role": "assistant", "content": f"A pinched nerve {first}."}

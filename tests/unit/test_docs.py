@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import json
+import pydoc
 import re
 import runpy
-import shlex
+from collections import Counter
 
 import pytest
-from routerretriever.cli.main import app
+from pydantic import ValidationError
 from routerretriever.client import schemas
 from routerretriever.config.loading import parse_recipe
-from routerretriever.config.recipe import Recipe
+from routerretriever.config.serving import ServingSettings
+from routerretriever.errors import RouterRetrieverError
+from routerretriever.serving.http.auth import read_tokens
 from ruamel.yaml import YAML
-from support.pages import PAGES, anchors, blocks, inline_commands, links, shell_lines
+from support.command_lines import check_line, check_route
+from support.pages import PAGES, anchors, blocks, inline_code, inline_commands, links, shell_lines
 from support.paths import ROOT
+from support.python_calls import check_python
 from support.tiny_service import tiny_service
-from typer.main import get_command
 
+GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""Pages about what there is now."""
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-COMMANDS = get_command(app)
-BODIES = {
-    "/v1/search": schemas.SearchRequest,
-    "/v1/embeddings": schemas.EmbeddingsRequest,
-    "/v1/route": schemas.RouteRequest,
-}
-LANGUAGES = {"", "text", "sh", "bash", "console", "python", "yaml", "json", "jsonl"}
+LANGUAGES = {"text", "sh", "python", "yaml", "json", "jsonl"}
+"""What is checked. ``text`` is what a program prints, or what a file looks like."""
+MARKS = r"run|tokens file|Serve file|answer \w+|excerpt of \S+|unchecked: .+|"
+"""What ``<!-- test: ... -->`` above a block can say; the last gives the reason."""
+DOMAINS = {"page": {"path": "collections/page"}}
+"""What a fragment of a recipe lacks."""
 
 
 @pytest.fixture(scope="module")
@@ -37,59 +40,156 @@ def service():
         yield url
 
 
-def of(*languages):
-    found = [block for block in BLOCKS if block.language in languages]
+def of(language, mark=""):
+    """A test for each block in the language, and with a mark that begins so."""
+    found = [block for block in BLOCKS if block.language == language and block.mark.startswith(mark)]
+    found = [block for block in found if mark or not block.mark]
     return pytest.mark.parametrize("block", found, ids=str)
 
 
-def test_every_block_is_in_a_language_that_is_checked():
-    assert {block.language for block in BLOCKS} <= LANGUAGES
+def by_page(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def test_every_block_is_of_a_kind_that_is_checked():
+    assert [str(block) for block in BLOCKS if block.language not in LANGUAGES] == []
+    assert [str(block) for block in BLOCKS if not re.fullmatch(MARKS, block.mark)] == []
+    print(Counter(f"{block.language} {block.mark.partition(' ')[0]}".strip() for block in BLOCKS))
 
 
 @of("python")
-def test_python_compiles_and_imports_names_that_there_are(block):
-    tree = ast.parse(block.text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("routerretriever"):
-            module = importlib.import_module(node.module)
-            for name in node.names:
-                assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+def test_python_names_what_there_is_and_calls_it_rightly(block):
+    check_python(block.text)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.mark == "run"], ids=str)
+@of("python", "run")
 def test_marked_python_runs(block, service):
     text = re.sub(r"http://localhost:\d+", service, block.text)
     exec(compile(text, str(block), "exec"), {"__name__": "documentation"})
 
 
-@of("sh", "bash", "console", "")
-def test_shell_names_commands_and_options_that_there_are(block):
+@of("python", "excerpt of")
+def test_excerpts_are_in_the_code_that_they_name(block):
+    code = (ROOT / "platform" / "routerretriever" / block.mark.split()[-1]).read_text()
+    lines = [line.strip().removesuffix("...").strip() for line in block.text.split("\n")]
+    rest = iter([line.strip() for line in code.split("\n")])
+    assert [line for line in lines if line and line not in rest] == []
+
+
+@of("sh")
+def test_shell_says_what_the_programs_understand(block):
     for line in shell_lines(block):
-        check_shell(line)
+        check_line(line)
 
 
-@pytest.mark.parametrize("command", sorted({command for page in PAGES for command in inline_commands(page)}))
-def test_commands_in_sentences_are_there(command):
-    check_names(shlex.split(command, comments=True)[1:])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "routerretriever server jobs/recipes/sample.yaml",
+        "routerretriever run jobs/recipes/sample.yaml --sett training.seed=1",
+        "routerretriever run jobs/recipes/sample.yaml --set training.sede=1",
+        "routerretriever run jobs/recipes/simple.yaml",
+        "ray job submit --working-dir . -- python -m jobs.none jobs/recipes/sample.yaml",
+        "python -m jobs.benchmarks.search --kind exact",
+        "true && make samples",
+        "curl -s localhost:8000/v1/serch | sort",
+        "curl -X DELETE localhost:8000/v1/route",
+        "curl 'localhost:8000/v1/collections/notes/documents?from=1'",
+        """curl localhost:8000/v1/search -d '{"querry": "cold"}'""",
+        "pip install 'routerretriever[s4]'",
+        "an-unknown-program",
+    ],
+)
+def test_a_line_that_says_something_else_is_found(line):
+    with pytest.raises((AssertionError, RouterRetrieverError, ValidationError)):
+        check_line(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from routerretriever import Klient",
+        "from routerretriever import Client\nClient('http://localhost').serch('cold')",
+        "from routerretriever import Client\nwith Client('http://localhost', key='x') as client:\n    pass",
+        "import routerretriever as rr\nrr.evaluate('mine.yaml').frames()",
+        "client.search('cold')",
+        "import no_such_package",
+    ],
+)
+def test_python_that_would_not_run_is_found(text):
+    with pytest.raises(AssertionError):
+        check_python(text)
+
+
+@by_page(PAGES)
+def test_commands_in_sentences_are_there(page):
+    for command in inline_commands(page):
+        check_line(command, whole=False)
+
+
+@by_page(GUIDES)
+def test_routes_in_sentences_are_there(page):
+    for code in inline_code(page):
+        if found := re.fullmatch(r"(?:([A-Z]+) )?(/v1/\S+|/healthz|/readyz)", code):
+            check_route(found[2], found[1])
+
+
+@by_page(GUIDES)
+def test_settings_in_sentences_are_there(page):
+    if page.stem.startswith("write-"):
+        return  # encoder.tower is an attribute there
+    known = settings_of_the_reference()
+    sections = {name.split(".")[0] for name in known}
+    named = {code.split(":")[0] for code in inline_code(page)}
+    named = {name for name in named if re.fullmatch(r"[a-z_]+(\.([a-z_]+|NAME))+", name)}
+    files = {name for name in named if name.endswith((".json", ".html"))}
+    assert sorted(name for name in named - known - files if name.split(".")[0] in sections) == []
+
+
+@by_page(GUIDES)
+def test_files_in_sentences_are_there(page):
+    places = (ROOT, ROOT / "platform" / "routerretriever")
+    folders = "|".join({each.name for place in places for each in place.iterdir() if each.is_dir()})
+    file = re.compile(rf"({folders})/[\w./-]+\.(py|yaml|json|md)")
+    named = [code for code in inline_code(page) if file.fullmatch(code)]
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
 @of("yaml")
-def test_yaml_parses_and_recipes_are_valid(block):
+def test_yaml_is_a_part_of_a_recipe(block):
     values = YAML(typ="safe", pure=True).load(block.text)
-    assert values is not None
-    if isinstance(values, dict) and set(values) <= set(Recipe.model_fields):
-        domains = {"page": {"path": "collections/page"}} | values.get("domains", {})
-        parse_recipe({"name": "page"} | values | {"domains": domains}, str(block))
+    parse_recipe({"name": "page"} | values | {"domains": DOMAINS | values.get("domains", {})}, str(block))
 
 
-@of("json", "jsonl")
+@of("yaml", "tokens file")
+def test_tokens_files_are_read(block, tmp_path):
+    (tmp_path / "tokens.yaml").write_text(block.text)
+    assert read_tokens(ServingSettings(tokens_file=str(tmp_path / "tokens.yaml")))
+
+
+@of("yaml", "Serve file")
+def test_serve_files_are_those_of_ray_serve(block):
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(YAML(typ="safe", pure=True).load(block.text))
+    for application in config.applications:
+        settings = [word for setting in application.args["set"] for word in ("--set", setting)]
+        check_line(" ".join(["routerretriever", "serve", application.args["recipe"], *settings]))
+
+
+@of("json", "answer")
+def test_answers_are_of_the_form_that_the_service_sends(block):
+    getattr(schemas, block.mark.split()[-1]).model_validate_json(block.text)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language.startswith("json")], ids=str)
 def test_json_parses(block):
     lines = block.text.strip().split("\n") if block.language == "jsonl" else [block.text]
     for line in lines:
         json.loads(line)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@by_page(PAGES)
 def test_links_lead_somewhere(page):
     for link in links(page):
         if re.match(r"[a-z]+:", link):
@@ -119,6 +219,16 @@ def test_the_generated_pages_are_up_to_date():
     assert stale == [], "run: python docs/reference/generate.py"
 
 
+def test_the_reference_of_python_names_what_there_is():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    described = re.findall(r"^::: (\S+)$(?:\n    options:\n      members: \[(.*)\])?", page, re.M)
+    assert described
+    for name, members in described:
+        there = pydoc.locate(name)
+        assert there, f"{name}: not there"
+        assert [each for each in re.findall(r"\w+", members) if each not in dir(there)] == []
+
+
 def test_ci_runs_what_the_projects_own_script_runs():
     workflow = YAML(typ="safe", pure=True).load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     steps = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
@@ -126,46 +236,12 @@ def test_ci_runs_what_the_projects_own_script_runs():
     assert "make docs" in steps
 
 
-def check_shell(line):
-    words = shlex.split(line, comments=True)
-    while words and re.fullmatch(r"\w+=.*", words[0]):
-        words.pop(0)  # variables of the environment
-    if words[:1] == ["make"]:
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
-    if words[:1] == ["routerretriever"]:
-        check_command(words[1:])
-    if "-m" in words and (module := words[words.index("-m") + 1]).startswith("jobs"):
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
-    if words[:1] == ["curl"] and "-d" in words:
-        body = json.loads(words[words.index("-d") + 1])
-        path = next(word for word in words if ":8000/" in word).partition(":8000")[2]
-        if path in BODIES:
-            BODIES[path].model_validate(body)
-
-
-def check_command(words):
-    command, name = COMMANDS, "routerretriever"
-    while hasattr(command, "commands"):
-        assert words, f"{name}: which command?"
-        if words[0].startswith("-"):
-            return
-        name = words.pop(0)
-        assert name in command.commands, f"{name}: no such command"
-        command = command.commands[name]
-    for stop in ("|", "&", "&&", ">", ";"):
-        if stop in words:
-            words = words[: words.index(stop)]
-    # Placeholders: `--version N` is a number.
-    command.make_context(name, ["1" if word == "N" else word for word in words])
-
-
-def check_names(words):
-    """As ``check_command``, but a sentence may leave out what else is needed."""
-    command = COMMANDS
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        name = words.pop(0)
-        assert name in command.commands, f"{name}: no such command"
-        command = command.commands[name]
-    options = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
-    used = {word.partition("=")[0] for word in words if word.startswith("-")}
-    assert used <= {*options, "--help"}, f"{used - options}: no such option"
+def settings_of_the_reference():
+    """All settings of recipes, and their groups, by their dotted names."""
+    sections = (ROOT / "docs" / "reference" / "recipe.md").read_text().split("\n## ")[1:]
+    found = set()
+    for section in sections:
+        heading, rows = section.split("\n", 1)
+        group = "" if heading == "Top level" else re.sub(r" \(kind: \w+\)", "", heading.strip("`")) + "."
+        found |= {group.rstrip("."), *(group + name for name in re.findall(r"^\| `(\w+)` \|", rows, re.M))}
+    return found
