@@ -6,10 +6,12 @@ import json
 import pydoc
 import re
 import runpy
+import subprocess
 from collections import Counter
 
 import pytest
 from pydantic import ValidationError
+from routerretriever.cli.main import app
 from routerretriever.client import schemas
 from routerretriever.config.loading import parse_recipe
 from routerretriever.config.serving import ServingSettings
@@ -21,6 +23,7 @@ from support.pages import PAGES, anchors, blocks, inline_code, inline_commands, 
 from support.paths import ROOT
 from support.python_calls import check_python
 from support.tiny_service import tiny_service
+from typer.testing import CliRunner
 
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about what there is now."""
@@ -76,10 +79,21 @@ def test_excerpts_are_in_the_code_that_they_name(block):
     assert [line for line in lines if line and line not in rest] == []
 
 
-@of("sh")
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "sh" and "unchecked" not in block.mark], ids=str
+)
 def test_shell_says_what_the_programs_understand(block):
     for line in shell_lines(block):
         check_line(line)
+
+
+@of("sh", "run")
+def test_collections_that_a_page_writes_can_be_used(block, tmp_path):
+    subprocess.run(["bash", "-euc", block.text], cwd=tmp_path, check=True)
+    folders = [str(folder) for folder in (tmp_path / "collections").iterdir()]
+    assert folders
+    checked = CliRunner().invoke(app, ["datasets", "check", *folders])
+    assert checked.exit_code == 0, checked.output
 
 
 @pytest.mark.parametrize(
