@@ -28,10 +28,17 @@ from typer.testing import CliRunner
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about what there is now."""
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-LANGUAGES = {"text", "sh", "python", "yaml", "json", "jsonl"}
-"""What is checked. ``text`` is what a program prints, or what a file looks like."""
-MARKS = r"run|tokens file|Serve file|answer \w+|excerpt of \S+|unchecked: .+|"
-"""What ``<!-- test: ... -->`` above a block can say; the last gives the reason."""
+MARKS = {
+    "sh": "run",
+    "python": r"run|excerpt of \S+",
+    "yaml": "tokens file|Serve file",
+    "json": r"answer \w+",
+    "jsonl": "",
+    "text": "",
+}
+"""By language, what ``<!-- test: ... -->`` above a block can say, beside ``unchecked:`` with the reason.
+
+``text`` is what a program prints, or what a file looks like."""
 DOMAINS = {"page": {"path": "collections/page"}}
 """What a fragment of a recipe lacks."""
 
@@ -43,10 +50,10 @@ def service():
         yield url
 
 
-def of(language, mark=""):
-    """A test for each block in the language, and with a mark that begins so."""
-    found = [block for block in BLOCKS if block.language == language and block.mark.startswith(mark)]
-    found = [block for block in found if mark or not block.mark]
+def of(language, *marks):
+    """Each block in the language whose mark begins with one of these words; by default, with none."""
+    found = [block for block in BLOCKS if block.language == language]
+    found = [block for block in found if block.mark.partition(" ")[0] in (marks or ("",))]
     return pytest.mark.parametrize("block", found, ids=str)
 
 
@@ -55,8 +62,13 @@ def by_page(pages):
 
 
 def test_every_block_is_of_a_kind_that_is_checked():
-    assert [str(block) for block in BLOCKS if block.language not in LANGUAGES] == []
-    assert [str(block) for block in BLOCKS if not re.fullmatch(MARKS, block.mark)] == []
+    assert [str(block) for block in BLOCKS if block.language not in MARKS] == []
+    unknown = [
+        str(block)
+        for block in BLOCKS
+        if block.mark and not re.fullmatch(f"{MARKS[block.language]}|unchecked: .+", block.mark)
+    ]
+    assert unknown == []
     print(Counter(f"{block.language} {block.mark.partition(' ')[0]}".strip() for block in BLOCKS))
 
 
@@ -71,7 +83,7 @@ def test_marked_python_runs(block, service):
     exec(compile(text, str(block), "exec"), {"__name__": "documentation"})
 
 
-@of("python", "excerpt of")
+@of("python", "excerpt")
 def test_excerpts_are_in_the_code_that_they_name(block):
     code = (ROOT / "platform" / "routerretriever" / block.mark.split()[-1]).read_text()
     lines = [line.strip().removesuffix("...").strip() for line in block.text.split("\n")]
@@ -79,9 +91,7 @@ def test_excerpts_are_in_the_code_that_they_name(block):
     assert [line for line in lines if line and line not in rest] == []
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if block.language == "sh" and "unchecked" not in block.mark], ids=str
-)
+@of("sh", "", "run")
 def test_shell_says_what_the_programs_understand(block):
     for line in shell_lines(block):
         check_line(line)
@@ -175,13 +185,13 @@ def test_yaml_is_a_part_of_a_recipe(block):
     parse_recipe({"name": "page"} | values | {"domains": DOMAINS | values.get("domains", {})}, str(block))
 
 
-@of("yaml", "tokens file")
+@of("yaml", "tokens")
 def test_tokens_files_are_read(block, tmp_path):
     (tmp_path / "tokens.yaml").write_text(block.text)
     assert read_tokens(ServingSettings(tokens_file=str(tmp_path / "tokens.yaml")))
 
 
-@of("yaml", "Serve file")
+@of("yaml", "Serve")
 def test_serve_files_are_those_of_ray_serve(block):
     from ray.serve.schema import ServeDeploySchema
 
