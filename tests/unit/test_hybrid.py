@@ -390,8 +390,15 @@ def test_a_snippet_marks_words_of_the_query_in_a_part_of_the_text(text, query):
     assert len(found.text) <= 20
     for start, stop in found.highlights:
         assert analyze(found.text[start:stop])[0] in analyze(query)
-    if set(analyze(text)) & set(analyze(query)):
-        assert found.highlights or len(text) > 20
+    assert bool(found.highlights) == bool(set(analyze(text)) & set(analyze(query)))
+
+
+def test_a_snippet_from_the_end_of_a_text_without_spaces_shows_the_words():
+    text = "京都の天気" * 60 + "親指の痛み" + "夜" * 20
+    found = snippet(text, "親指", Analyzer(PLAIN))
+    assert text.endswith(found.text)
+    assert "親指の痛み" in found.text
+    assert {found.text[start:stop] for start, stop in found.highlights} >= {"親指"}
 
 
 def test_a_snippet_of_a_text_of_nothing_but_the_query_is_made_word_by_word():

@@ -42,9 +42,9 @@ def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snip
         if not within[word]:
             del within[word]
     if best + length > len(text):
-        best = max(0, len(text) - length)
-        while best and text[best - 1 : best].strip() and best < len(text) - 1:
-            best += 1  # to the next word
+        first, best = best, max(0, len(text) - length)
+        while best < first and text[best - 1 : best].strip():
+            best += 1  # to the next word, where there are spaces
     stop = best + length
     marks = sorted({(start - best, end - best) for start, end, _ in places if best <= start and end <= stop})
     return Snippet(text[best:stop], tuple(marks))
