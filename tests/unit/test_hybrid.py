@@ -3,6 +3,7 @@
 import re
 import time
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -388,6 +389,7 @@ def test_a_snippet_marks_words_of_the_query_in_a_part_of_the_text(text, query):
     found = snippet(text, query, analyze, 20)
     assert found.text in text
     assert len(found.text) <= 20
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(found.highlights))
     for start, stop in found.highlights:
         assert analyze(found.text[start:stop])[0] in analyze(query)
     assert bool(found.highlights) == bool(set(analyze(text)) & set(analyze(query)))
@@ -398,7 +400,13 @@ def test_a_snippet_from_the_end_of_a_text_without_spaces_shows_the_words():
     found = snippet(text, "親指", Analyzer(PLAIN))
     assert text.endswith(found.text)
     assert "親指の痛み" in found.text
-    assert {found.text[start:stop] for start, stop in found.highlights} >= {"親指"}
+    assert [found.text[start:stop] for start, stop in found.highlights] == ["親指"]
+
+
+def test_highlights_of_a_snippet_do_not_overlap():
+    code = Analyzer(LexicalSettings(language="code"))
+    found = snippet("def parse_header(header):", "parse_header header", code)
+    assert [found.text[start:stop] for start, stop in found.highlights] == ["parse_header", "header"]
 
 
 def test_a_snippet_of_a_text_of_nothing_but_the_query_is_made_word_by_word():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from routerretriever.index.words import Analyzer
@@ -17,7 +17,8 @@ class Snippet(NamedTuple):
 
     text: str
     highlights: tuple[tuple[int, int], ...]
-    """First and last + 1 character of each word, counted from the start of the part."""
+    """First and last + 1 character of each word, counted from the start of the part; words that overlap are
+    one."""
 
 
 def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snippet:
@@ -46,8 +47,19 @@ def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snip
         while best < first and text[best - 1 : best].strip():
             best += 1  # to the next word, where there are spaces
     stop = best + length
-    marks = sorted({(start - best, end - best) for start, end, _ in places if best <= start and end <= stop})
-    return Snippet(text[best:stop], tuple(marks))
+    marks = [(start - best, end - best) for start, end, _ in places if best <= start and end <= stop]
+    return Snippet(text[best:stop], _without_overlaps(marks))
+
+
+def _without_overlaps(marks: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Stretches in order, those that overlap as one: pairs of characters, or an identifier and its parts."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(marks):
+        if found and start < found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return tuple(found)
 
 
 def _places(text: str, wanted: Set[str], analyze: Analyzer) -> list[tuple[int, int, str]]:
