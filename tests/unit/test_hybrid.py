@@ -204,6 +204,8 @@ def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):
         ("hindi", "हिन्दी में समाचार", "हिन्दी"),
         ("tamil", "தமிழ் செய்திகள்", "செய்திகள்"),
         ("arabic", "كِتَاب", "كتاب"),
+        ("turkish", "İstanbul çok kalabalık", "istanbul"),
+        ("turkish", "IŞIK", "ışık"),
         ("code", "parseहिन्दीNode(…)", "हिन्दी"),
     ],
 )

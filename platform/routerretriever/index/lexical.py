@@ -26,7 +26,7 @@ from routerretriever.corpus.artifact import Corpus, open_array
 from routerretriever.hashing import content_hash
 from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
 from routerretriever.index.settings import LexicalSettings
-from routerretriever.index.words import WORDS_VERSION, Analyzer
+from routerretriever.index.words import Analyzer, words_version
 
 _ARRAYS = ("starts", "rows", "counts", "lengths")
 _WORDS_FILE = "words.txt"
@@ -196,7 +196,8 @@ def open_postings(corpus: Corpus, settings: LexicalSettings, store: ArtifactStor
     """The postings of a corpus: an artifact, keyed by the corpus and by what cuts its words."""
     if not len(corpus):
         return Postings.build([])
-    digest = content_hash(settings.model_dump(include={"language", "stop_words"}), WORDS_VERSION)
+    version = words_version(settings.language)
+    digest = content_hash(settings.model_dump(include={"language", "stop_words"}), version)
     key = f"indexes/{corpus.key.split('/')[-1]}-words-{digest}"
 
     def build(_: list[str]) -> None:

@@ -14,8 +14,7 @@ import regex
 
 from routerretriever.index.settings import LexicalSettings
 
-WORDS_VERSION = 2
-"""Part of the key of what is made of words; raise it when the analyzer cuts otherwise."""
+_VERSION, _VERSION_OF = 2, {"turkish": 3}
 
 # Scripts that are written without spaces: kana, Han, Thai, Lao, Myanmar, Khmer. Hangul has spaces, but its
 # words carry their particles, so that parts of a word must be found, too.
@@ -85,6 +84,7 @@ class Analyzer:
     def __init__(self, settings: LexicalSettings) -> None:
         self._code = settings.language == "code"
         self._stop_words = stop_words(settings.language) if settings.stop_words else frozenset()
+        self._lower = _lower_turkish if settings.language == "turkish" else str.lower
         self._stem = _no_stem if settings.language in ("code", "none") else _stemmer(settings.language)
 
     def __call__(self, text: str) -> list[str]:
@@ -109,14 +109,14 @@ class Analyzer:
         for match in patterns.word.finditer(text):
             word, start = match.group(), place + match.start()
             if word.isascii() or not _UNSPACED.search(word):
-                found.append((self._stem(word.lower()), start, place + match.end()))
+                found.append((self._stem(self._lower(word)), start, place + match.end()))
                 continue
             for stretch in _STRETCH.finditer(word):
                 part, first = stretch.group(), start + stretch.start()
                 if stretch.lastgroup == "unspaced":
                     found += _grams(part, first)
                 else:
-                    found.append((self._stem(part.lower()), first, first + len(part)))
+                    found.append((self._stem(self._lower(part)), first, first + len(part)))
         return found
 
     def _identifiers(self, text: str, patterns: _Patterns) -> list[tuple[str, int, int]]:
@@ -140,6 +140,11 @@ def stop_words(language: str) -> frozenset[str]:
 
     known = getattr(stopwords, f"STOPWORDS_{_STOP_WORDS[language]}") if language in _STOP_WORDS else ()
     return frozenset(_stemmer(language)(word) for word in known)
+
+
+def words_version(language: str) -> int:
+    """Part of the key of what is made of a language's words; raise it when they are cut otherwise."""
+    return _VERSION_OF.get(language, _VERSION)
 
 
 def _is_normal(text: str) -> bool:
@@ -181,6 +186,11 @@ def _grams(run: str, start: int) -> list[tuple[str, int, int]]:
         *zip(characters, places, places[1:], strict=False),
         *zip(pairs, places, places[2:], strict=False),
     ]
+
+
+def _lower_turkish(word: str) -> str:
+    """Its small i has a dot if the capital has one, as in ``İstanbul`` and ``ISPARTA``."""
+    return word.replace("İ", "i").replace("I", "ı").lower()
 
 
 def _no_stem(word: str) -> str:

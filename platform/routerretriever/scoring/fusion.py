@@ -29,7 +29,7 @@ from routerretriever.index.fusion_weights import GRID
 from routerretriever.index.hybrid import holds_cosines, rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import LexicalSettings
-from routerretriever.index.words import WORDS_VERSION
+from routerretriever.index.words import words_version
 from routerretriever.measures import Measured, measure
 from routerretriever.runtime.shards import ShardWorker, make_parts
 from routerretriever.scoring.settings import ScoringSettings
@@ -88,7 +88,7 @@ def fuse_step(
         [step.key for step in vectors.steps],
         hashlib.sha256(mixed).hexdigest(),
         lexical.model_dump(),
-        WORDS_VERSION,
+        words_version(lexical.language),
         grid,
         settings.depth,
         settings.chunk_size,
