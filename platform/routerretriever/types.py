@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -52,3 +53,8 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def as_list(texts: Iterable[str]) -> list[str]:
+    """Texts in a list. A text that stands alone is one of them, not its letters."""
+    return [texts] if isinstance(texts, str) else list(texts)

@@ -81,6 +81,7 @@ def test_a_bundle_encodes_as_sentence_transformers_do(made, tmp_path):
     documents = bundle.encode_document(QUERIES, show_progress_bar=True)
     np.testing.assert_array_equal(documents, bundle.encode_corpus([{"text": text} for text in QUERIES]))
     np.testing.assert_array_equal(bundle.encode(QUERIES, prompt_type="document"), documents)
+    np.testing.assert_array_equal(bundle.encode_queries(QUERIES[0]), bundle.encode_queries(QUERIES[:1]))
     assert bundle.encode("an apple").shape == bundle.encode_document("an apple").shape == (d,)
     assert bundle.encode([]).shape == bundle.encode_document([]).shape == (0, d)
     tensor = bundle.encode_query("an apple", convert_to_tensor=True)

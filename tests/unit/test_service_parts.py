@@ -582,6 +582,30 @@ def test_whatever_a_collection_is_called_the_client_asks_for_no_other(name):
     assert asked == [("DELETE", f"/v1/collections/{name}", 3)]
 
 
+def test_a_text_or_an_id_that_stands_alone_is_not_taken_for_a_list_of_its_letters():
+    sent = []
+    usage = {"prompt_tokens": 1, "total_tokens": 1}
+    vector = {"index": 0, "embedding": base64.b64encode(np.ones(2, "<f4").tobytes()).decode()}
+    answers = {
+        "/v1/embeddings": {"data": [vector], "model": "router", "usage": usage},
+        "/v1/route": {"data": []},
+        "/v1/collections/fruit/documents/delete": {"change": 1, "searchable_within_seconds": 1.0},
+        "/v1/feedback": {"id": "r"},
+    }
+
+    def service(request):
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json=answers[request.url.path])
+
+    client = Client("http://service", transport=httpx.MockTransport(service))
+    assert client.embed("an apple").shape == (1, 2)
+    client.route("an apple")
+    client.delete("fruit", "d17")
+    client.feedback("an apple", "fruit", "d17")
+    assert [body["input"] for body in sent[:2]] == [["an apple"], ["an apple"]]
+    assert (sent[2]["ids"], sent[3]["shown"]) == (["d17"], ["d17"])
+
+
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_clients_patience_ends(trouble):
     client = patient(Restarted(trouble), 0.1)  # less than the first pause

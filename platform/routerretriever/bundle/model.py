@@ -26,6 +26,7 @@ from routerretriever.hashing import content_hash
 from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.saving import load_router
 from routerretriever.runtime.progress import track
+from routerretriever.types import as_list
 
 if TYPE_CHECKING:
     from routerretriever.adapters.tower import QueryTower
@@ -110,7 +111,7 @@ class RouterRetriever:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each query, which ``route`` and ``embed`` both read."""
-        return self.encoder.tokenize_queries(texts)
+        return self.encoder.tokenize_queries(as_list(texts))
 
     def route(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """Weights [B, T] over ``self.router.experts`` for tokenised queries."""
@@ -156,7 +157,7 @@ class RouterRetriever:
 
     def encode_queries(self, queries: Sequence[str], **_: Any) -> Vectors:
         """Route and embed queries: [B, d] float32. Only experts whose weight matters are run."""
-        rows = self.tokenize(list(queries))
+        rows = self.tokenize(queries)
         if not rows:
             return np.zeros((0, self.encoder.dimension), dtype=np.float32)
         return self.embed(rows, self.route(rows), self.router.experts)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.client.schemas import EmbeddingsResponse
-from routerretriever.types import Fusion, Mode
+from routerretriever.types import Fusion, Mode, as_list
 
 Vectors = NDArray[np.float32]
 Document = Mapping[str, Any]
@@ -107,12 +107,12 @@ def search_body(
 
 def route_body(texts: Sequence[str], collection: str | None) -> dict[str, Any]:
     """Of ``/v1/route``."""
-    return {"input": list(texts), "collection": collection}
+    return {"input": as_list(texts), "collection": collection}
 
 
 def embeddings_body(texts: Sequence[str], model: str) -> dict[str, Any]:
     """Of ``/v1/embeddings``."""
-    return {"input": list(texts), "model": model, "encoding_format": "base64"}
+    return {"input": as_list(texts), "model": model, "encoding_format": "base64"}
 
 
 def feedback_body(
@@ -120,7 +120,8 @@ def feedback_body(
 ) -> dict[str, Any]:
     """Of ``/v1/feedback``."""
     # An id of its own, so that a report that is sent again counts once.
-    return {"query": query, "collection": collection, "shown": list(shown), "id": uuid.uuid4().hex, **marks}
+    report = {"query": query, "collection": collection, "shown": as_list(shown), "id": uuid.uuid4().hex}
+    return {**report, **marks}
 
 
 def collection_body(
@@ -133,7 +134,7 @@ def collection_body(
 
 def judged_body(queries: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Of a calibration."""
-    return {"queries": [{"query": query, "relevant": list(ids)} for query, ids in queries.items()]}
+    return {"queries": [{"query": query, "relevant": as_list(ids)} for query, ids in queries.items()]}
 
 
 def collection_path(name: str) -> str:

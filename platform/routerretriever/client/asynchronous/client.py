@@ -42,7 +42,7 @@ from routerretriever.client.schemas import (
     SearchResponse,
     ServiceState,
 )
-from routerretriever.types import ROUTED_MODEL
+from routerretriever.types import ROUTED_MODEL, as_list
 
 
 class AsyncClient:
@@ -100,7 +100,7 @@ class AsyncClient:
 
     async def delete(self, collection: str, ids: Sequence[str]) -> ChangeResponse:
         """Delete documents."""
-        answer = await self._post(f"{documents_path(collection)}/delete", {"ids": list(ids)})
+        answer = await self._post(f"{documents_path(collection)}/delete", {"ids": as_list(ids)})
         return ChangeResponse.model_validate(answer)
 
     async def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:

@@ -42,7 +42,7 @@ from routerretriever.client.schemas import (
     SearchResponse,
     ServiceState,
 )
-from routerretriever.types import ROUTED_MODEL
+from routerretriever.types import ROUTED_MODEL, as_list
 
 
 class Client:
@@ -98,7 +98,7 @@ class Client:
 
     def delete(self, collection: str, ids: Sequence[str]) -> ChangeResponse:
         """Delete documents."""
-        answer = self._post(f"{documents_path(collection)}/delete", {"ids": list(ids)})
+        answer = self._post(f"{documents_path(collection)}/delete", {"ids": as_list(ids)})
         return ChangeResponse.model_validate(answer)
 
     def feedback(self, query: str, collection: str, shown: Sequence[str], **marks: Any) -> str:
