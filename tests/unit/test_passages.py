@@ -270,9 +270,12 @@ def test_wrong_passages_are_refused(tmp_path, passages, expected, told):
 def test_too_many_passages_are_refused_before_anything_is_embedded(tmp_path):
     service = WholeService(tmp_path, passages=10)
     filled(service)
-    status, answer = service.ask("POST", PATH, {"documents": [{"id": "z", "text": LONG * 3}]})
-    assert (status, answer["error"]["param"]) == (422, "documents")
-    assert "more than 10" in answer["error"]["message"]
+    ways_out = ["send it in parts", "send fewer documents"]
+    for ids, way_out in zip(["z", "yz"], ways_out, strict=True):
+        documents = [{"id": each, "text": LONG * 3} for each in ids]
+        status, answer = service.ask("POST", PATH, {"documents": documents})
+        assert (status, answer["error"]["param"]) == (422, "documents")
+        assert f"more than 10; {way_out}" in answer["error"]["message"]
     assert service.ask("GET", "/v1/collections/manuals")[1]["change"] == 1
 
 

@@ -64,9 +64,10 @@ def texts_of(documents: Sequence[Document], settings: PassageSettings | None, mo
         return Texts([document.content for document in documents])
     expected = sum(about_how_many(document.text, settings) for document in documents)
     if expected > most:
-        raise WrongField(
-            "documents", f"about {expected} passages are more than {most}; send fewer documents at a time"
-        )
+        remedy = "send fewer documents at a time"
+        if len(documents) == 1:
+            remedy = "send it in parts, or to a collection with longer passages"
+        raise WrongField("documents", f"about {expected} passages are more than {most}; {remedy}")
     passages = [cut(document, settings) for document in documents]
     return Texts(
         [passage.content for own in passages for passage in own],
