@@ -22,7 +22,7 @@ class Recording:
         self.asked.append((query, collection, top_k, options))
         self.threads.append(threading.current_thread())
         hit = SimpleNamespace(id="d1", text="A fig.", title="Figs", score=0.5, metadata={"year": 2002})
-        plain = SimpleNamespace(id="d2", text="A pear.", title="", score=0.25, metadata=None)
+        plain = SimpleNamespace(id="d2", text="A pear.", title="", score=0.25, metadata={"title": "Pears"})
         return SimpleNamespace(expert="fruit", results=[hit, plain])
 
     def embed(self, texts, model):
@@ -43,7 +43,7 @@ def test_langchain_passes_filter_and_mode_on_and_metadata_back():
     told = {"year": 2002, "id": "d1", "title": "Figs", "score": 0.5, "expert": "fruit"}
     assert [one.metadata for one in found] == [
         told,
-        {"id": "d2", "title": "", "score": 0.25, "expert": "fruit"},
+        {"id": "d2", "title": "Pears", "score": 0.25, "expert": "fruit"},
     ]
     asyncio.run(retriever.ainvoke("fig"))
     assert client.threads[-1] is not threading.main_thread()

@@ -11,6 +11,7 @@ from typing import Any
 
 from haystack import Document, component
 
+from routerretriever.client.requests import metadata_of
 from routerretriever.client.synchronous.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode
 
@@ -90,7 +91,7 @@ class RoutedRetriever:
                 Document(
                     id=hit.id,
                     content=hit.text,
-                    meta={**(hit.metadata or {}), "title": hit.title, "expert": found.expert},
+                    meta={**metadata_of(hit), "expert": found.expert},
                     score=hit.score,
                 )
                 for hit in found.results

@@ -16,6 +16,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 
+from routerretriever.client.requests import metadata_of
 from routerretriever.client.synchronous.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode
 
@@ -67,9 +68,8 @@ class RoutedRetriever(BaseRetriever):
                 hit.text,
                 id=hit.id,
                 metadata={
-                    **(hit.metadata or {}),
+                    **metadata_of(hit),
                     "id": hit.id,
-                    "title": hit.title,
                     "score": hit.score,
                     "expert": found.expert,
                 },

@@ -13,6 +13,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
+from routerretriever.client.requests import metadata_of
 from routerretriever.client.synchronous.client import Client
 from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode
 
@@ -85,7 +86,7 @@ class RoutedRetriever(BaseRetriever):
                 node=TextNode(
                     id_=hit.id,
                     text=hit.text,
-                    metadata={**(hit.metadata or {}), "title": hit.title, "expert": found.expert},
+                    metadata={**metadata_of(hit), "expert": found.expert},
                 ),
                 score=hit.score,
             )

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.client.schemas import EmbeddingsResponse
+from routerretriever.client.schemas import EmbeddingsResponse, Hit
 from routerretriever.types import Fusion, Mode, as_list
 
 Vectors = NDArray[np.float32]
@@ -151,3 +151,9 @@ def vectors_of(answer: Any) -> Vectors:
     """The vectors [B, d] of an answer."""
     data = EmbeddingsResponse.model_validate(answer).data
     return np.stack([np.frombuffer(base64.b64decode(str(one.embedding)), "<f4") for one in data])
+
+
+def metadata_of(hit: Hit) -> dict[str, Any]:
+    """A hit's metadata with its title. Where the document has none, one in the metadata stays."""
+    metadata = hit.metadata or {}
+    return {**metadata, "title": hit.title or metadata.get("title", "")}
