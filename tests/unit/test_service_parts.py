@@ -1007,6 +1007,12 @@ def test_a_path_prefix_is_taken_from_the_proxy_or_a_setting():
         ServingSettings(root_path="a b")
 
 
+def test_clients_that_are_made_of_the_schema_can_send_a_token():
+    schema = ask(application(StandIn()), "GET", "/openapi.json").json()
+    assert {"token": []} in schema["security"]
+    assert schema["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+
+
 def test_other_origins_are_let_in_by_a_setting():
     serving = ServingSettings(cors_origins=("https://page.example",))
     app = build_api(lambda _: StandIn(), serving, Authenticator({}), Metrics())

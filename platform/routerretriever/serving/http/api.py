@@ -168,6 +168,7 @@ def build_api(
     add_collections(api, pick, limits)
     add_pages(api)
     explain_errors(api)
+    _declare_token(api)
     app = Middleware(api, settings, authenticator, metrics)
     if not settings.cors_origins:
         return app
@@ -179,6 +180,19 @@ def build_api(
         allow_headers=["*"],
         expose_headers=["Retry-After", "X-Request-Id", "X-Bundle-Version"],
     )
+
+
+def _declare_token(api: FastAPI) -> None:
+    """Say in the OpenAPI schema where a token goes, so that clients made of it can send one."""
+    made = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = made()
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"token": []}, {}]  # by {} a service without tokens takes none
+        return schema
+
+    api.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does
 
 
 def _model(body: EmbeddingsRequest) -> str:
