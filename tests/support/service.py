@@ -132,7 +132,7 @@ class StandIn:
         common = {"version": "0123", "registered_version": 3, "expected_share": 0.4, "live_share": None}
         return [ExpertState(name="fruit", replicas={"STARTING": 1}, **common)]
 
-    async def state(self):
+    async def state(self, access):
         raise RuntimeError("a mistake of ours, with a secret in it")
 
 

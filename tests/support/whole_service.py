@@ -101,7 +101,8 @@ class Controller:
     async def state(self) -> dict[str, Any]:
         return {
             "version": 1, "encoder": "words", "placement": "shared", "challenger": None,
-            "challenger_share": 0, "shadow_share": 0, "routed_queries": 0, "drift": None, "refused": {},
+            "challenger_share": 0, "shadow_share": 0, "routed_queries": 0, "drift": None,
+            "refused": {2: "mean nDCG@10 on validation queries of fruit, metal is 0.1000"},
         }  # fmt: skip
 
     async def experts(self) -> list[dict[str, Any]]:

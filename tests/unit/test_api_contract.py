@@ -10,7 +10,7 @@ from support.service import StandIn, application
 service = StandIn()
 
 
-async def _state():
+async def _state(access):
     return {
         "version": 7, "encoder": "fake", "placement": "shared", "challenger": None, "challenger_share": 0,
         "shadow_share": 0, "routed_queries": 0, "drift": None, "refused": {},

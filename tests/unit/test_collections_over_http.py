@@ -552,6 +552,13 @@ def test_a_route_knows_only_collections_that_its_token_may_read(tmp_path, token)
             assert set(told.split(", ")) == MAY_READ[token]
 
 
+@pytest.mark.parametrize("token", TOKENS)
+def test_why_a_version_was_refused_names_no_collection_that_a_token_may_not_read(tmp_path, token):
+    status, answer = secured(tmp_path).ask("GET", "/v1/service", token=token)
+    assert (status, list(answer["refused"])) == (200, ["2"])
+    assert ("metal" in answer["refused"]["2"]) == ("metal" in MAY_READ[token])
+
+
 class Asgi(httpx.BaseTransport):
     """Lets the synchronous client ask an application in this process."""
 

@@ -53,7 +53,7 @@ class Shown(StandIn):
         self.asked.append((request.query, request.collection or "", request.model, request.mode))
         return await super().search(request, access)
 
-    async def state(self) -> ServiceState:
+    async def state(self, access: Access) -> ServiceState:
         return ServiceState(
             version=7, encoder="fake", placement="shared", challenger=8, challenger_share=0.1,
             shadow_share=0, routed_queries=3, drift=0.25, refused={}, feedback=self.keeps_feedback,

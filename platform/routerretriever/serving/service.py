@@ -57,6 +57,8 @@ from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL, Mode, Vectors
 
 log = logging.getLogger("ray.serve")
 
+_WHY_NOT_TOLD = "tokens that may read all collections are told why"
+
 
 @dataclass
 class Replica:
@@ -400,10 +402,13 @@ class Service:
         held, page = await asyncio.gather(index.contents(ref), index.documents(ref, offset, limit))
         return held, page
 
-    async def state(self) -> ServiceState:
-        """What is served, by all replicas."""
-        keeps_feedback = self._replica.settings.feedback is not None
-        return ServiceState(**await self._replica.controller.state(), feedback=keeps_feedback)
+    async def state(self, access: Access) -> ServiceState:
+        """What is served, by all replicas. Why a version was refused may name any collection."""
+        state = ServiceState(**await self._replica.controller.state())
+        state.feedback = self._replica.settings.feedback is not None
+        if access.read is not None:
+            state.refused = dict.fromkeys(state.refused, _WHY_NOT_TOLD)
+        return state
 
     async def experts(self) -> list[ExpertState]:
         """The experts, and how much of the traffic each gets."""

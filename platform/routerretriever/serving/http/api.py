@@ -146,7 +146,7 @@ def build_api(
     @api.get("/v1/service")
     async def state(request: Request) -> ServiceState:
         """Which bundle is served, what was refused, and how far routing has drifted."""
-        return await pick(request).state()
+        return await pick(request).state(request.state.access)
 
     @api.get("/healthz")
     async def health() -> Status:
