@@ -91,6 +91,7 @@ SECRET = "a secret that nobody knows"
         ("embeddings", {"input": "x", "dimensions": 4}, 422, "dimensions"),
         ("embeddings", {"input": "x", "input_type": "nonsense"}, 422, "input_type"),
         ("embeddings", {"input": "x", "input_type": "document", "model": "fruit"}, 422, "input_type"),
+        ("embeddings", {"input": "x", "input_type": "search_query", "model": "documents"}, 422, "input_type"),
         ("route", {"input": 3}, 422, "input"),
         ("route", {"input": ["x", "\ud800"]}, 422, "input"),
         ("collections/fruit/documents", {"documents": []}, 422, "documents"),

@@ -197,9 +197,14 @@ def _declare_token(api: FastAPI) -> None:
 
 def _model(body: EmbeddingsRequest) -> str:
     """The model that a request means, by its name or by what it says its texts are."""
+    if body.input_type is None:
+        return body.model
     is_document = body.input_type in ("document", "search_document", "passage")
     if is_document and body.model not in (ROUTED_MODEL, DOCUMENT_MODEL):
         raise WrongField("input_type", f"found {body.input_type!r}; documents are embedded by the base alone")
+    if not is_document and body.model == DOCUMENT_MODEL:
+        told = f"found {body.input_type!r}; {DOCUMENT_MODEL!r} embeds documents, {ROUTED_MODEL!r} does both"
+        raise WrongField("input_type", told)
     return DOCUMENT_MODEL if is_document else body.model
 
 
