@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +10,13 @@ import pytest
 from routerretriever.config.loading import load_recipe
 from routerretriever.errors import RecipeError
 from routerretriever.pipeline import domains
-from routerretriever.pipeline.domains import add_domain, changing_domains, remove_domain, set_routing
+from routerretriever.pipeline.domains import (
+    add_domain,
+    changing_domains,
+    remove_domain,
+    set_collections,
+    set_routing,
+)
 from routerretriever.pipeline.pipeline import Registered
 from routerretriever.registry import turns
 from routerretriever.routing.settings import RoutingSettings
@@ -159,3 +166,63 @@ def test_a_turn_ends_with_what_failed_in_it(path, work):
         add_domain(path, "fruit", "fruit")
     with changing_domains(path) as recipe:
         assert recipe.expert_domains == ["fruit"]
+
+
+def test_a_recipe_that_is_reached_by_a_link_is_changed_where_it_lies(path, work, tmp_path):
+    link = tmp_path / "here" / "recipe.yaml"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    path.chmod(0o600)
+    add_domain(link, "new", "new")
+    assert link.is_symlink()
+    assert load_recipe(path).expert_domains == ["fruit", "new"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in link.parent.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        "  one: &own {path: one}\n  two: {<<: *own, lexical: null}\n",
+        "  one: &own {path: one}\n  two: *own\n",
+        "  two: &own\n    path: one  # of both\n  one: *own\n",
+    ],
+)
+def test_a_domain_that_lends_its_settings_by_an_anchor_is_changed_alone(path, work, tmp_path, shared):
+    path.write_text(f"name: tiny\nstorage: {tmp_path}/storage\ndomains:\n{shared}encoder: {{name: fake}}\n")
+    before = load_recipe(path).domains
+    remove_domain(path, "one")
+    expected = {**before, "one": before["one"].model_copy(update={"expert": False})}
+    assert load_recipe(path).domains == expected
+    assert work.bundles == [["two"]]
+    add_domain(path, "one", "other")
+    changes = {"path": "other", "expert": True}
+    assert load_recipe(path).domains == {**before, "one": before["one"].model_copy(update=changes)}
+
+
+@pytest.mark.parametrize("name", ["2024", "true"])
+def test_a_domain_whose_name_yaml_reads_as_no_text_is_changed_like_others(path, work, name):
+    path.write_text(path.read_text().replace("  fruit:", f"  {name}: {{path: old}}\n  fruit:"))
+    remove_domain(path, name)
+    assert work.bundles == [["fruit"]]
+    assert load_recipe(path).expert_domains == ["fruit"]
+    add_domain(path, name, "more")
+    set_collections(path, {name: "most"})
+    recipe = load_recipe(path)
+    assert (recipe.expert_domains, recipe.domains[name].path) == ([name, "fruit"], "most")
+
+
+def test_lines_that_a_change_does_not_concern_stay_as_they_were_written(path, work):
+    question = "what shall I do about the landlord who wants to keep the deposit for a stain in the hall " * 2
+    path.write_text(f"{path.read_text()}question: {question.strip()}\ndata_root: '.'\n")
+    before = path.read_text().splitlines()
+    set_collections(path, {"fruit": "other"})
+    after = path.read_text().splitlines()
+    assert [line for line in before if line not in after] == ["  fruit: {path: fruit}  # ours"]
+
+
+def test_a_recipe_whose_folder_takes_no_draft_is_refused_in_one_line_before_anything_is_made(path, work):
+    longest = path.rename(path.with_name("r" * 250))
+    with pytest.raises(RecipeError, match=f"^{longest}: cannot be changed: File name too long; "):
+        add_domain(longest, "new", "new")
+    assert work.bundles == []

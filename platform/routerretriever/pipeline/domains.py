@@ -9,7 +9,9 @@ so that what others edit meanwhile stays.
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
@@ -30,6 +33,8 @@ from routerretriever.registry.turns import turn
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.training.expert import verdict_text
 
+_UNBROKEN = 1_000_000
+"""Characters of a line that is not broken: lines that nobody changed stay as they are."""
 Change = Callable[[Any], None]
 """Edits the values of a recipe file in place."""
 
@@ -46,7 +51,7 @@ def add_domain(recipe_path: Path, name: str, path: str, release: bool = True) ->
     """
 
     def add(values: Any) -> None:
-        domain = values["domains"].setdefault(name, {})
+        domain = _own_settings(values, name)
         domain["path"] = path
         if "expert" in domain:
             domain["expert"] = True
@@ -66,8 +71,8 @@ def remove_domain(recipe_path: Path, name: str, release: bool = True) -> Registe
     """
 
     def remove(values: Any) -> None:
-        if name in values["domains"]:
-            values["domains"][name]["expert"] = False
+        if _key(values, name) in values["domains"]:
+            _own_settings(values, name)["expert"] = False
 
     with changing_domains(recipe_path) as recipe:
         if name not in (known := recipe.expert_domains):
@@ -121,7 +126,7 @@ def set_collections(recipe_path: Path, paths: Mapping[str, str]) -> None:
 
     def change(values: Any) -> None:
         for name, path in paths.items():
-            values["domains"][name]["path"] = path
+            _own_settings(values, name)["path"] = path
 
     _edit(recipe_path, change)
 
@@ -173,11 +178,31 @@ def _register(recipe: Recipe, new: Sequence[str], release: bool) -> Registered:
     return replace(registered, verdict="\n".join(text for text in told if text) or None)
 
 
+def _own_settings(values: Any, name: str) -> Any:
+    """A domain's settings in a recipe file, to be edited; those of a new domain are empty.
+
+    What an anchor lends to other domains is copied first, so that these stay as they are.
+    """
+    domains, key = values["domains"], _key(values, name)
+    settings = domains.setdefault(key, {})
+    if isinstance(settings, CommentedMap) and settings.yaml_anchor() is not None:
+        domains[key] = own = CommentedMap(settings.items())
+        if settings.fa.flow_style():
+            own.fa.set_flow_style()
+    return domains[key]
+
+
+def _key(values: Any, name: str) -> Any:
+    """What a recipe file calls a domain: YAML reads ``2024`` as a number, and the recipe as text."""
+    return next((key for key in values["domains"] if json.dumps({key: 0}) == json.dumps({name: 0})), name)
+
+
 def _edit(recipe_path: Path, change: Change) -> None:
     """Make a change to a recipe file, unless that would make it wrong."""
     with _changed(recipe_path, change) as draft:
         load_recipe(draft, source=recipe_path)
-        draft.replace(recipe_path)
+        with _writing(recipe_path):
+            draft.replace(recipe_path.resolve())
 
 
 @contextmanager
@@ -186,15 +211,31 @@ def _changed(recipe_path: Path, change: Change) -> Iterator[Path]:
     require_editable(recipe_path)
     load_recipe(recipe_path)  # says in one line what is wrong with it
     yaml = YAML()  # keeps comments and order
+    yaml.preserve_quotes, yaml.width = True, _UNBROKEN
     values = yaml.load(recipe_path.read_text(encoding="utf-8"))
     change(values)
-    draft = recipe_path.with_name(f".{recipe_path.name}.{uuid.uuid4().hex}.new")
+    file = recipe_path.resolve()  # a link stays one
+    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}.new")
+    with _writing(recipe_path):
+        opened = draft.open("x", encoding="utf-8")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            yaml.dump(values, file)
+        with _writing(recipe_path), opened:
+            shutil.copymode(file, draft)  # before anything is in it: a recipe may hold a password
+            yaml.dump(values, opened)
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(recipe_path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(
+            f"{recipe_path}: cannot be changed: {error.strerror}; the command changes it, so name a file "
+            "that may be replaced, in a folder that may be written"
+        ) from None
 
 
 def is_shipped(recipe_path: Path) -> bool:
