@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -59,6 +60,21 @@ def test_what_was_packed_comes_out_at_another_site(bundle, there, tmp_path):
     assert here.manifest(KEY) == there.manifest(KEY)
     with pytest.raises(Refused, match="is there already"):
         pack(bundle, archive, there)
+
+
+def test_documents_that_storage_holds_as_links_are_packed_as_files(bundle, tmp_path):
+    large = shutil.copytree(FIXTURE / "storage" / KEY, tmp_path / "large disk")
+    shard = next(large.glob("documents/*"))
+    shard.rename(large / "moved")
+    shard.symlink_to(large / "moved")
+    (tmp_path / "there" / "corpora").mkdir(parents=True)
+    (tmp_path / "there" / KEY).symlink_to(large)
+    archive = pack(bundle, tmp_path / "out.tar", ArtifactStore.open(str(tmp_path / "there")))
+    shutil.rmtree(large)
+    here = ArtifactStore.open(str(tmp_path / "here"))
+    (tmp_path / "into").mkdir()
+    unpack(archive, tmp_path / "into", here)
+    assert here.verify(KEY)
 
 
 def test_documents_may_stay_at_home_and_are_missed_if_they_are_not_there(bundle, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import sys
@@ -95,6 +96,18 @@ def test_a_back_up_that_is_restored_elsewhere_has_all_versions_and_goes_on(regis
     assert after.store.exists("scores/a") != minimal
     assert not after.store.holds("leases/registry/tiny")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["backup", "backup.tar"])
+def test_files_that_are_links_to_each_other_are_restored_with_their_content(registry, tmp_path, name):
+    """As programs leave them that look for equal files, to save room."""
+    changes, again = tmp_path / "run" / "changes" / "fruit-1", tmp_path / "again" / "changes" / "fruit-1"
+    os.link(changes / "1.parquet", changes / "2.parquet")
+    (changes / "3.parquet").symlink_to("1.parquet")
+    restore(back_up(registry, tmp_path / name).place, tmp_path / "again")
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == {
+        f"{number}.parquet": b"a change" for number in (1, 2, 3)
+    }
 
 
 def test_a_restored_database_names_the_files_beside_it_also_while_the_old_ones_are_there(

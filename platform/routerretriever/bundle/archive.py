@@ -46,7 +46,8 @@ def pack(bundle: Path, to: Path, store: ArtifactStore | None) -> Path:
     folders = {key: store.fetch(key) for key in manifest["corpora"].values()} if store is not None else {}
     fresh = to.with_name(f".{to.name}.new")
     try:
-        with tarfile.open(fresh, mode) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fresh, mode, dereference=True) as archive:  # type: ignore[call-overload]
+            # Files that storage holds as links would be links to files that the other site has not.
             for name, folder in {_BUNDLE: bundle, **folders}.items():
                 archive.add(folder, name, filter=_anonymous)
         fresh.rename(to)

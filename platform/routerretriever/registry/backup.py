@@ -213,7 +213,8 @@ def _writing(fresh: Path, to: Path) -> Iterator[Add]:
         fresh.mkdir()
         yield lambda name, source: _copy(source, fresh / name)
         return
-    with tarfile.open(fresh, _MODES[to.suffix]) as archive:  # type: ignore[call-overload]
+    # A file that has two names (hard links) would be packed once, and as an empty one.
+    with tarfile.open(fresh, _MODES[to.suffix], dereference=True) as archive:  # type: ignore[call-overload]
         yield lambda name, source: _pack(source, name, archive)
 
 
