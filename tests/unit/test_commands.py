@@ -140,9 +140,9 @@ def test_a_call_has_no_options_of_its_own(name):
 def test_a_run_ends_with_what_to_type_next(monkeypatch, capsys):
     monkeypatch.setattr(steps, "open_pipeline", lambda *_: Ended())
     monkeypatch.setattr(steps, "show_evaluation", lambda _: None)
-    steps.run(RECIPE, ["storage=a b"], ask=False)
+    steps.run(Path("my recipe.yaml"), ["storage=a b"], ask=False)
     said = capsys.readouterr().out.rstrip()
-    assert said.endswith(f"next: routerretriever serve {RECIPE} --set 'storage=a b'")
+    assert said.endswith("next: routerretriever serve 'my recipe.yaml' --set 'storage=a b'")
 
 
 @pytest.mark.parametrize("command", ["add_expert", "remove_expert", "register"])

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from routerretriever.cli import start
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.starter import write_recipe
 from routerretriever.datasets.preflight import preflight
@@ -46,6 +47,13 @@ def test_a_recipe_is_written_for_what_is_found(data):
     assert (
         load_recipe(write_recipe([data / "data"], data / "g.yaml", has_gpu=True)).scoring.gpus_per_worker == 1
     )
+
+
+def test_commands_to_type_next_can_be_copied_whatever_the_file_is_called(data, capsys):
+    path = data / "my recipe.yaml"
+    start.init([str(data / "data")], path)
+    assert f"#   routerretriever run '{path}' --dry-run  " in path.read_text()
+    assert capsys.readouterr().out.rstrip().endswith(f"next: routerretriever run '{path}' --dry-run")
 
 
 def test_documents_without_queries_are_a_domain_without_an_expert(data):
@@ -183,6 +191,13 @@ def test_a_port_that_is_taken_and_storage_whose_package_is_missing(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     verdict, text = doctor.check_storage("s3://bucket/x")
     assert (verdict, "routerretriever[s3]" in text) == (Verdict.FAIL, True)
+
+
+def test_storage_below_a_file_fails_with_what_to_do(tmp_path):
+    (tmp_path / "taken").write_text("")
+    verdict, text = doctor.check_storage(str(tmp_path / "taken" / "run"))
+    assert verdict is Verdict.FAIL
+    assert text == f"{tmp_path}/taken/run: Not a directory; name a folder that can be written"
 
 
 def test_a_call_that_hangs_is_given_up():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,8 @@ def init(
     with writing(to):
         written = commands.init(folders, to, name)
     console.print(written.read_text(encoding="utf-8"), soft_wrap=True)
-    console.print(f"wrote {written}; next: routerretriever run {written} --dry-run", soft_wrap=True)
+    command = f"routerretriever run {shlex.quote(str(written))} --dry-run"
+    console.print(f"wrote {written}; next: {command}", soft_wrap=True)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,8 @@ def run(
         ask_once(pipeline)
     tell_registered(registered, recipe, overrides)
     log.info("figures and tables: %s", pipeline.report_folder)
-    console.print(f"next: routerretriever serve {recipe}{repeated(overrides)}", soft_wrap=True)
+    command = f"routerretriever serve {shlex.quote(str(recipe))}{repeated(overrides)}"
+    console.print(f"next: {command}", soft_wrap=True)
 
 
 @app.command()

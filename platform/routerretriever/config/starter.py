@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def write_recipe(
         )
     run_name = name or _domain_name(to.stem)
     text = _TEMPLATE.format(
-        file=to,
+        file=shlex.quote(str(to)),
         name=_as_name(run_name),
         storage=_as_name(f"runs/{run_name}"),
         data_root=_quoted(root),

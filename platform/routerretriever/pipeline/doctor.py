@@ -196,8 +196,11 @@ def check_storage(uri: str) -> tuple[Verdict, str]:
         extra = "s3" if package == "s3fs" else "gcs"
         return Verdict.FAIL, f"{uri} needs {package}: pip install 'routerretriever[{extra}]'"
     if (folder := _local_folder(uri)) is not None:
-        with tempfile.TemporaryFile(dir=machine.nearest_folder(folder)) as file:
-            file.write(b"0")
+        try:
+            with tempfile.TemporaryFile(dir=machine.nearest_folder(folder)) as file:
+                file.write(b"0")
+        except OSError as error:  # which names the file that was tried, not the folder
+            return Verdict.FAIL, f"{folder}: {error.strerror}; name a folder that can be written"
         return Verdict.OK, f"{folder} can be written"
     files = FileSystem.open(uri)
     files.require_answer()
