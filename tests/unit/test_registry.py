@@ -219,12 +219,14 @@ def test_a_recipe_registers_under_its_own_name_unless_it_names_another(tmp_path)
     assert tiny_recipe(tmp_path, registry={"name": "shared"}).registry.name == "shared"
 
 
-def test_files_of_a_moved_storage_are_found_where_it_is_now(tmp_path):
+def test_files_of_a_moved_or_copied_storage_are_found_where_it_is_now(tmp_path):
     (tmp_path / "old/mlflow-artifacts/models/m").mkdir(parents=True)
     location = (tmp_path / "old/mlflow-artifacts/models/m").as_uri()
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     assert present_location(location, uri) == location
-    shutil.move(tmp_path / "old", tmp_path / "new")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")  # the old one goes on, and is no part of the copy
+    assert present_location(location, uri) == (tmp_path / "new/mlflow-artifacts/models/m").as_uri()
+    shutil.rmtree(tmp_path / "old")
     assert present_location(location, uri) == (tmp_path / "new/mlflow-artifacts/models/m").as_uri()
     shutil.rmtree(tmp_path / "new")
     with pytest.raises(BadInput, match=r"mlflow-artifacts/models/m: .*restore"):

@@ -167,19 +167,21 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
 def present_location(location: str, tracking_uri: str) -> str:
     """Where a model's files lie now.
 
-    A storage folder with its own database may have been moved or restored elsewhere; the database then still
-    names the old place.
+    A storage folder with its own database may have been moved, copied or restored elsewhere; the database
+    then still names the old place, where another storage may go on.
 
     Raises:
         BadInput: the files are in neither place.
     """
     path = _local_path(location)
-    if path is None or path.exists():
+    if path is None:
         return location
     if tracking_uri.startswith(_SQLITE) and ARTIFACTS in path.parts:
-        moved = Path(tracking_uri.removeprefix(_SQLITE)).parent / _below_storage(path)
-        if moved.exists():
-            return moved.as_uri()
+        beside = Path(tracking_uri.removeprefix(_SQLITE)).parent / _below_storage(path)
+        if beside.exists():
+            return beside.as_uri()
+    if os.path.exists(path):  # unlike the method of Path, also where nobody else may look
+        return location
     raise BadInput(f"{path}: the registry names this folder, which is not there; restore it from a back-up")
 
 
