@@ -132,6 +132,8 @@ def test_routers_find_clear_domains_and_survive_saving(settings, tmp_path):
     d, fresh = data(), data(seed=1)
     router = fit_router(d, settings)
     save_router(router, tmp_path)
+    # A service may be another user than the run.
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
     loaded = load_router(tmp_path)
     for column, name in enumerate("abc"):
         weights = router.weights(fresh.features[name])

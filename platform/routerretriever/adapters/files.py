@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from routerretriever.encoder.fingerprint import encoder_fingerprint, files_hash
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError, NotFound, StorageError
 from routerretriever.hashing import content_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's own names, which every kind uses."""
@@ -29,6 +33,13 @@ def adapter_config(name: str, folder: Path) -> dict[str, Any]:
             raise EncoderError(f"expert {name!r}: {folder} lacks {file}")
     config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return config
+
+
+def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Write an adapter's tensors so that others may read them, which safetensors' ``save_file`` does not."""
+    from safetensors.torch import save
+
+    file.write_bytes(save(dict(weights)))
 
 
 def base_adapter_folder(location: str) -> Path:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from routerretriever.adapters.files import ADAPTER_WEIGHTS
+from routerretriever.adapters.files import ADAPTER_WEIGHTS, write_weights
 from routerretriever.adapters.prefix_shape import UNIFORM, PrefixShape, View
 from routerretriever.errors import EncoderError
 
@@ -106,7 +106,7 @@ class Prefixes(nn.Module):
         """Write the adapter as safetensors with its settings beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
-        save_file(weights, folder / ADAPTER_WEIGHTS)
+        write_weights(weights, folder / ADAPTER_WEIGHTS)
         self.shape.write(folder)
 
     def mixture(self, view: View) -> Mixture:

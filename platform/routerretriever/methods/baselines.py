@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, PositiveInt, RootModel
 
-from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from routerretriever.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_weights
 from routerretriever.artifacts.step import Step
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.evaluation.system import Kind, System
@@ -161,14 +161,14 @@ class AverageExperts(Step):
     @classmethod
     def build_all(cls, steps: Sequence[AverageExperts], store: ArtifactStore) -> None:
         """Average each."""
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file
 
         from routerretriever.training.scaling import mean_weights
 
         for step in steps:
             members = [open_expert(store, each.key) for each in step.inputs]
             weights = [load_file(expert.folder(store) / ADAPTER_WEIGHTS) for expert in members]
-            store.put(step.key, ADAPTER_WEIGHTS, partial(save_file, mean_weights(weights)))
+            store.put(step.key, ADAPTER_WEIGHTS, partial(write_weights, mean_weights(weights)))
             source = members[0].folder(store) / ADAPTER_CONFIG
             store.put(step.key, ADAPTER_CONFIG, partial(shutil.copyfile, source))
             manifest = {"kind": "expert", "domain": step.name, "averaged": [e.key for e in members]}

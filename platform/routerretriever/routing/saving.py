@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from routerretriever.errors import BadInput
 from routerretriever.routing.constant import ConstantRouter
@@ -44,7 +44,8 @@ def save_router(router: Router, folder: Path) -> None:
         "settings": settings,
     }
     (folder / _SETTINGS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS_FILE)
+    tensors = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    (folder / _ARRAYS_FILE).write_bytes(tensors)  # their save_file would let nobody else read it
 
 
 def load_router(folder: Path) -> Router:
