@@ -175,20 +175,21 @@ class ScoreSplit(Step):
 
     @classmethod
     def build_all(cls, steps: Sequence[ScoreSplit], store: ArtifactStore) -> None:
-        """Score all of them, in one Ray Data run for each base encoder and index."""
-        for kind, own in alike(steps, lambda step: (step.corpus.encoder, step.index, step.settings)):
-            # Of one split of one collection after the other, since a worker holds two of them.
-            own.sort(key=lambda step: (step.corpus.key, step.split))
+        """Score all of them, in one Ray Data run for each base encoder and index, and more for namesakes."""
+        for kind, those in alike(steps, lambda step: (step.corpus.encoder, step.index, step.settings)):
             encoder, index, settings = kind
-            make_parts(
-                {step.key: step.rows() for step in own},
-                {step.key: step.manifest() for step in own},
-                ChunkScorer,
-                {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
-                settings,
-                store,
-                "scoring queries",
-            )
+            for own in _without_namesakes(those):
+                # Of one split of one collection after the other, since a worker holds two of them.
+                own.sort(key=lambda step: (step.corpus.key, step.split))
+                make_parts(
+                    {step.key: step.rows() for step in own},
+                    {step.key: step.manifest() for step in own},
+                    ChunkScorer,
+                    {"encoder": encoder, "index": index, "depth": settings.depth, "store": store},
+                    settings,
+                    store,
+                    "scoring queries",
+                )
 
     def rows(self) -> list[dict[str, Any]]:
         """The work in chunks of queries, one flat row each."""
@@ -207,6 +208,21 @@ class ScoreSplit(Step):
         return {"kind": "scores", "dataset": self.corpus.collection.name, "split": self.split,
                 "expert": self.model.name, "version": self.model.version, "corpus": self.corpus.key,
                 "queries": len(self.corpus.collection.queries(self.split))}  # fmt: skip
+
+
+def _without_namesakes(steps: Sequence[ScoreSplit]) -> list[list[ScoreSplit]]:
+    """Groups in each of which a name stands for one expert, since a worker knows its experts by name.
+
+    Two methods may call an expert by the same name, as DDR and ``experts`` do with a collection's.
+    """
+    versions: dict[str, list[str]] = {}
+    groups: dict[int, list[ScoreSplit]] = {}
+    for step in steps:
+        known = versions.setdefault(step.model.name, [])
+        if step.model.version not in known:
+            known.append(step.model.version)
+        groups.setdefault(known.index(step.model.version), []).append(step)
+    return list(groups.values())
 
 
 def read_scores(store: ArtifactStore, steps: Sequence[ScoreSplit]) -> ScoreTable:
