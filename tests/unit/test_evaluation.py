@@ -1,5 +1,6 @@
 import re
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -151,6 +152,15 @@ def test_tables_and_report_tell_the_same(tmp_path):
     assert "query: " in told
     assert told.index("query: ") < told.index("<td>files</td>")
     assert as_dict(evaluation)["data_notes"] == {"a": ["2 x equal-queries: the same <question>"]}
+
+
+def test_a_page_without_experts_has_no_losses_to_them(tmp_path):
+    evaluation, _ = evaluated(3)
+    systems = [each for each in evaluation.systems if each.kind in (Kind.BASE, Kind.ROUTER)]
+    assert "Largest losses" in write_page(evaluation, tmp_path).read_text()
+    assert "Largest losses" not in write_page(replace(evaluation, systems=systems), tmp_path).read_text()
+    alone = [replace(each, routing=None) for each in systems if each.kind is Kind.ROUTER]
+    assert "Largest losses" not in write_page(replace(evaluation, systems=alone), tmp_path).read_text()
 
 
 @pytest.mark.parametrize(

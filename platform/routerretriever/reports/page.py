@@ -76,7 +76,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "heat_maps": _heat_maps(evaluation),
         "measures": list(MEASURES.values()),
         "others": _other_measures(evaluation),
-        "losses": [_losses(evaluation, name) for name in evaluation.datasets],
+        "losses": _losses(evaluation),
         "recipe": json.dumps(settings, indent=2, ensure_ascii=False),
     }
 
@@ -180,9 +180,13 @@ def _other_measures(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def _losses(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    ours = evaluation.measured[evaluation.deployed][name].ndcg_at_10
+def _losses(evaluation: Evaluation) -> list[dict[str, Any]]:
     experts = evaluation.of_kind(Kind.EXPERT)
+    return [_losses_on(evaluation, name, experts) for name in evaluation.datasets] if experts else []
+
+
+def _losses_on(evaluation: Evaluation, name: str, experts: list[System]) -> dict[str, Any]:
+    ours = evaluation.measured[evaluation.deployed][name].ndcg_at_10
     experts_QT = np.stack([system.measured[name].ndcg_at_10 for system in experts], axis=1)
     best = experts_QT.max(axis=1)
     lost = best - ours
