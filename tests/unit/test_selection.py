@@ -93,6 +93,18 @@ def test_folds_are_joined_at_the_steps_that_all_have_reached():
     assert select(joined, 0.9).choice in [Choice(t, s) for t in STEPS[:2] for s in SCALES]
 
 
+def test_folds_that_end_before_their_first_evaluation_is_due_are_joined_at_their_ends():
+    folds = [held_out(seed, 5) for seed in range(3)]
+    ends = [
+        HeldOut((last,), SCALES, fold.ndcg_TSQ[:1], fold.base_Q)
+        for last, fold in zip((7, 6, 7), folds, strict=True)
+    ]
+    joined = join_folds(ends)
+    assert joined.steps == (6,)
+    assert np.array_equal(joined.ndcg_TSQ[:, :, :5], folds[0].ndcg_TSQ[:1])
+    assert select(joined, 0.9).choice.step == 6
+
+
 @given(st.sets(st.text(max_size=4), min_size=3, max_size=50), st.integers(2, 3))
 def test_folds_share_out_every_query_once(ids, count):
     folds = split_folds(list(ids), count)

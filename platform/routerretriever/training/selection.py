@@ -140,10 +140,17 @@ def judge_choice(held_out: HeldOut, choice: Choice, confidence: float = 0.9) -> 
 
 
 def join_folds(folds: Sequence[HeldOut]) -> HeldOut:
-    """Held-out queries of all folds, at the steps that every fold has reached."""
+    """Held-out queries of all folds, at the steps that every fold has reached.
+
+    If there is none, since folds of other lengths ended before their first evaluation was due, at the end of
+    each, as if all had ended with the shortest.
+    """
     assert folds, "no folds"
     shared = [step for step in folds[0].steps if all(step in fold.steps for fold in folds)]
     parts = [fold.ndcg_TSQ[[fold.steps.index(step) for step in shared]] for fold in folds]
+    if not shared:
+        shared = [min(fold.steps[-1] for fold in folds)]
+        parts = [fold.ndcg_TSQ[-1:] for fold in folds]
     return HeldOut(
         tuple(shared),
         folds[0].scales,
