@@ -63,6 +63,14 @@ def test_the_default_space_lies_around_the_recipes_settings_whatever_the_adapter
         assert ranks == ({1, 2} if adapter["kind"] == "lora" else set())
 
 
+def test_the_default_space_leaves_no_teacher_without_use():
+    teacher = {"kind": "cross_encoder", "model": "some/reranker"}
+    training = TrainingSettings.model_validate({"teacher": teacher})
+    assert {changed.distillation for _, changed in TuningSettings().draw(training)} == {1.0}
+    masked = training.model_copy(update={"mask_above": 0.95})
+    assert {changed.distillation for _, changed in TuningSettings().draw(masked)} == {0.0, 1.0}
+
+
 @pytest.mark.parametrize(
     ("space", "told"),
     [

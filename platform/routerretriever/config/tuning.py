@@ -34,7 +34,7 @@ class TuningSettings(Settings):
     """Values to try, in the form of ``training`` with a list in place of each value, as
     ``{learning_rate: [0.001, 0.003], adapter: {rank: [4, 8]}}``. By default values around the recipe's own:
     0.3, 1 and 3 times the learning rate; half, the same and twice the rank of a LoRA; distillation off and
-    on; the same and twice the steps."""
+    on, unless a teacher is of use for it alone; the same and twice the steps."""
     trials: PositiveInt = 9
     """Combinations that are tried at most, a random choice of all; beside them the recipe's own settings."""
     seed: int = 0
@@ -108,8 +108,9 @@ def _around(training: TrainingSettings) -> dict[str, list[Any]]:
     rate = training.learning_rate
     space: dict[str, list[Any]] = {
         "learning_rate": [float(f"{rate * factor:.3g}") for factor in (0.3, 1, 3)],
-        "distillation": sorted({0.0, training.distillation or 1.0}),
     }
+    if training.teacher is None or training.mask_above is not None:  # else it would be of no use
+        space["distillation"] = sorted({0.0, training.distillation or 1.0})
     tried = kind_named(training.adapter.kind).worth_trying(training.adapter)
     space |= {f"adapter.{name}": values for name, values in tried.items()}
     for limit in ("max_steps", "max_epochs"):
