@@ -58,6 +58,12 @@ def test_a_filter_that_leaves_few_documents_finds_all_of_them(tmp_path, settings
         assert found(index, query, 10, allowed) == best[:10]
 
 
+def test_a_collection_may_have_fewer_documents_than_ivf_lists_are_wanted(tmp_path):
+    vectors = unit(0, 6)
+    index = opened(tmp_path, vectors, IndexSettings(kind="ivf", ivf_lists=64))
+    assert found(index, vectors[2], 6) == np.argsort(-(vectors @ vectors[2])).tolist()
+
+
 @pytest.mark.parametrize("hidden", [0, 1, 256, 257, 900, 1000])
 def test_hidden_documents_are_left_out_however_many(tmp_path, monkeypatch, hidden):
     monkeypatch.setattr(dense, "_COPIED_AT_ONCE", 64)

@@ -59,8 +59,9 @@ def _fill(index: Any, corpus: Corpus) -> Any:
 
 
 def _ivf(corpus: Corpus, settings: IndexSettings) -> Any:
-    # FAISS wants some 40 training points a list; small corpora get fewer lists.
+    # FAISS wants some 40 training points a list, so small corpora get fewer; more than points it refuses.
     lists = settings.ivf_lists or max(1, min(int(4 * math.sqrt(len(corpus))), len(corpus) // 40))
+    lists = min(lists, len(corpus))
     index = faiss.IndexIVFFlat(
         faiss.IndexFlatIP(corpus.dimension), corpus.dimension, lists, faiss.METRIC_INNER_PRODUCT
     )
