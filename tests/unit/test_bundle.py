@@ -148,6 +148,13 @@ def test_an_altered_file_is_named(made, tmp_path):
         RouterRetriever.load(str(folder))
 
 
+@pytest.mark.parametrize("content", ['{"format": 2, "fi', "[]", "\udcff"])
+def test_a_damaged_manifest_is_named(content, tmp_path):
+    (tmp_path / "bundle.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(BundleError, match=r"bundle\.json: no manifest of a bundle"):
+        RouterRetriever.load(str(tmp_path))
+
+
 @pytest.mark.component
 def test_the_experts_aliases_follow_the_release(made, tmp_path):
     made_store, parts = made

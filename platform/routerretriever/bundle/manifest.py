@@ -100,6 +100,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder}: no bundle here ({MANIFEST_FILE} is missing)") from None
+    except ValueError:
+        manifest = {}
+    if not isinstance(manifest, dict) or not manifest:
+        raise BundleError(f"{folder / MANIFEST_FILE}: no manifest of a bundle; register it again")
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"{folder}: a bundle of format {manifest.get('format')}, this version reads {FORMAT}; "
