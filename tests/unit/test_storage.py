@@ -432,3 +432,18 @@ def test_measures_are_trec_evals():
     np.testing.assert_array_equal(measured.first_relevant_rank, [np.inf, 2, np.inf])
     np.testing.assert_array_equal(measured.reciprocal_rank_at_10, [0, 0.5, 0])
     assert mean_ndcg(qrels, run) == pytest.approx(0.6696 / 2, abs=1e-4)
+
+
+def test_leases_that_were_taken_are_given_back_if_the_next_cannot_be(store, monkeypatch):
+    create = file_system.FileSystem.create
+
+    def fails(self, path, content):
+        if path.endswith("second"):
+            raise StorageError("no answer")
+        return create(self, path, content)
+
+    monkeypatch.setattr(file_system.FileSystem, "create", fails)
+    with pytest.raises(StorageError, match="no answer"), Leases(store.files).hold([KEY, "second"]):
+        pass
+    with Leases(store.files).hold([KEY]) as mine:
+        assert mine == [KEY]

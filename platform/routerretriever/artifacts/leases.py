@@ -55,15 +55,16 @@ class Leases:
                     except (StorageError, FileNotFoundError) as error:
                         log.warning("the lease on %s was not renewed: %s", key, error)
 
-        for key in keys:
-            holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
-            if self._is_abandoned(key):
-                self.files.remove(_path(key))
-            if self.files.create(_path(key), _content(holder, 0)):
-                mine[key] = holder
+        # From before the first is taken, for taking many on slow storage may last longer than one lives.
         renewing = threading.Thread(target=renew, daemon=True)
         renewing.start()
         try:
+            for key in keys:
+                holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+                if self._is_abandoned(key):
+                    self.files.remove(_path(key))
+                if self.files.create(_path(key), _content(holder, 0)):
+                    mine[key] = holder
             yield list(mine)
         finally:
             done.set()
