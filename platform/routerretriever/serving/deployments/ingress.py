@@ -90,6 +90,7 @@ class Ingress:
             Shadows(settings.releases.shadow_share, settings.limits.seconds, self._metrics),
             desired,
         )
+        self._authenticator.replicas = desired.replicas
         await self._reconcile(desired)
         await self._replica.refresh()
         self._follower = asyncio.create_task(self._follow())
@@ -102,14 +103,26 @@ class Ingress:
         )  # fmt: skip
 
     async def _follow(self) -> None:
+        """Tell the controller what is loaded, also while a bundle is being loaded or drained: a replica that
+        says nothing for long is forgotten, and experts that it still needs are stopped."""
+        reconciling: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             try:
-                await self._reconcile(await self._controller.desired.remote(self._heartbeat()))
+                desired = await self._controller.desired.remote(self._heartbeat())
+                self._authenticator.replicas = desired.replicas
+                if reconciling is None or reconciling.done():
+                    reconciling = asyncio.create_task(self._try_to_reconcile(desired))
                 await self._replica.refresh()
             except Exception:
                 # What is loaded goes on serving while the controller is replaced.
                 log.exception("could not learn what is to be served; asking again")
+
+    async def _try_to_reconcile(self, desired: DesiredState) -> None:
+        try:
+            await self._reconcile(desired)
+        except Exception:
+            log.exception("could not load what is to be served; trying again")
 
     async def _reconcile(self, desired: DesiredState) -> None:
         """Load what is new beside what is there, switch, and let go of what is old when it is drained."""
@@ -119,9 +132,9 @@ class Ingress:
             if version not in engines:
                 engines[version] = await self._load(release)
         self._replica.desired = desired
-        self._authenticator.replicas = desired.replicas
         for version in engines.keys() - wanted.keys():
-            await engines.pop(version).drained()
+            await engines[version].drained()
+            del engines[version]
 
     async def _load(self, release: Release) -> Engine:
         settings = self._recipe.serving
