@@ -223,11 +223,12 @@ class ApplicationsPort(Protocol):
     """Experts that run as applications of their own."""
 
     async def replicas(self) -> dict[str, dict[str, int]]:
-        """Replicas by state of every expert's application."""
+        """Replicas by state of every expert's application; without those that are ending."""
         ...
 
     async def start(self, applications: dict[str, str], bundle: ValidatedBundle) -> Rejection | None:
-        """Start applications (by expert) and wait until they run; gives the reason if one does not."""
+        """Start applications (by expert) and wait until they run; gives the reason if one does not, and stops
+        all of them."""
         ...
 
     async def stop(self, application: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ApplicationStatus, ReplicaState
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import read_validation_queries
@@ -87,7 +87,7 @@ class ExpertApplications:
         self._store = store
 
     async def replicas(self) -> dict[str, dict[str, int]]:
-        """Replicas by state of every expert's application, whoever needs it."""
+        """Replicas by state of every expert's application, without those that are ending."""
         return await asyncio.to_thread(_expert_replicas)
 
     async def start(self, applications: dict[str, str], bundle: ValidatedBundle) -> Rejection | None:
@@ -96,6 +96,8 @@ class ExpertApplications:
             async with asyncio.timeout(_STARTING_SECONDS):
                 await asyncio.to_thread(self._run, applications, bundle)
         except (RuntimeError, TimeoutError) as error:
+            for application in applications.values():
+                await self.stop(application)  # else it would be taken for a running one at the next attempt
             reason = f"experts {', '.join(applications)} did not start: {error or 'no room in time'}"
             return Rejection(reason, transient=True)
         return None
@@ -132,7 +134,7 @@ def _expert_replicas() -> dict[str, dict[str, int]]:
             for state, number in deployment.replica_states.items()
         }
         for name, application in serve.status().applications.items()
-        if name.startswith("expert-")
+        if name.startswith("expert-") and application.status != ApplicationStatus.DELETING
     }
 
 
