@@ -249,6 +249,27 @@ def test_a_change_that_is_gone_or_altered_is_told_and_one_that_a_fold_holds_is_n
     assert store.names(CHANGES)[0] == f"{1:010d}.parquet"
 
 
+def test_changes_taken_before_storage_failed_are_taken_once(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path)
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    for number in (1, 2, 3):
+        write_change(store, CHANGES, number, [Document("new", "", f"text {number}")], unit(number, 1))
+    local_file = ArtifactStore.local_file
+
+    def away(self, key, name):
+        if name == f"{3:010d}.parquet":
+            raise StorageError("no answer")
+        return local_file(self, key, name)
+
+    monkeypatch.setattr(ArtifactStore, "local_file", away)
+    with pytest.raises(StorageError, match="no answer"):
+        reader.refresh()
+    assert (reader.change, reader.document("new").document.text) == (2, "text 2")
+    monkeypatch.setattr(ArtifactStore, "local_file", local_file)
+    reader.refresh()
+    assert (reader.change, reader.document("new").document.text) == (3, "text 3")
+
+
 def test_the_latest_change_is_found_however_many_there_are(tmp_path):
     store, _ = make_corpus(tmp_path)
     for number in range(1, 12):

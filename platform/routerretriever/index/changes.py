@@ -159,12 +159,12 @@ def has_news(store: ArtifactStore, key: str, change: int) -> bool:
 
 
 def take_changes(
-    store: ArtifactStore, key: str, change: int, take: Callable[[arrow.Table], None]
-) -> tuple[int, str | None]:
-    """Give everything after a change to ``take``, in order.
+    store: ArtifactStore, key: str, change: int, take: Callable[[arrow.Table, int], None]
+) -> str | None:
+    """Give everything after a change to ``take``, in order, each with the number of its last change.
 
     Returns:
-        The number of the last change that was taken, and the file that cannot be read, if any.
+        The file that cannot be read, if any.
     """
     names = store.names(key)
     checkpoint, last = _last_checkpoint(names), max([0, *map(_number, names)])
@@ -175,12 +175,12 @@ def take_changes(
             steps.insert(len(steps) if change else 0, (checkpoint, _number(checkpoint)))
         for name, number in steps:
             with suppress(FileNotFoundError, ArtifactDamaged):
-                take(parquet.read_table(store.local_file(key, name)))
+                take(parquet.read_table(store.local_file(key, name)), number)
                 change = number
                 break
         else:
-            return change, steps[0][0]
-    return change, None
+            return steps[0][0]
+    return None
 
 
 def read_rows(change: arrow.Table) -> Iterator[Change]:

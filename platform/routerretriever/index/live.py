@@ -154,7 +154,7 @@ class LiveCollection:
         for _ in range(_ATTEMPTS):
             if not self.has_news():
                 return
-            self.change, missing = take_changes(self._store, self._key, self.change, self._take)
+            missing = take_changes(self._store, self._key, self.change, self._take)
             if missing is None:
                 return
             time.sleep(_ATTEMPT_SECONDS)  # being written, or compacted and removed, just now
@@ -302,7 +302,7 @@ class LiveCollection:
             for row, score, cosine, word in list(zip(*columns, strict=True))[:depth]
         ]
 
-    def _take(self, change: arrow.Table) -> None:
+    def _take(self, change: arrow.Table, number: int) -> None:
         newest = {each.id: each for each in read_rows(change)}
         gone = self._table.delete(each.id for each in newest.values() if each.document is None)
         present = [each for each in newest.values() if each.document is not None]
@@ -315,6 +315,7 @@ class LiveCollection:
             index.delete(np.concatenate([gone, replaced]))
         if self._table.hidden_in_tail > max(_RECLAIM_ROWS, len(self._table) // 2):
             self._reclaim()
+        self.change = number  # at once: the next one may be out of reach
 
     def _reclaim(self) -> None:
         """Drop the rows of documents that came and were replaced or deleted since."""
