@@ -52,7 +52,7 @@ def test_a_batcher_refuses_by_what_comes_first_and_forgets_who_left():
         await started.wait()
         leaver = asyncio.create_task(batcher.submit(["c"] * 4))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="4 tokens come first; the bound is 3"):
+        with pytest.raises(Overloaded, match="4 items come first; the bound is 3"):
             await batcher.submit(["e"] * 5)
         small = asyncio.create_task(batcher.submit(["f"] * 3))  # a fair share of theirs is within the bound
         await asyncio.sleep(0)
@@ -289,3 +289,13 @@ def test_long_texts_one_by_one_are_passed_even_if_each_takes_longer_than_a_bulk_
     waits, passes = beside_bulk(1, bulk_seconds=0.001)
     assert sum(items.count("big") for items in passes) == 2000
     assert max(waits[1:]) == pytest.approx(0.02)
+
+
+def test_texts_without_a_token_get_their_results():
+    async def work(items):
+        return items
+
+    async def main():
+        assert await Batcher(work, max_batch=2, max_waiting=3).submit(["", " "], [0, 0]) == ["", " "]
+
+    asyncio.run(main())

@@ -120,11 +120,13 @@ class Batcher(Generic[T, R]):
         """
         if not items:
             return []
-        costs = [1] * len(items) if costs is None else costs
+        what = "items" if costs is None else "tokens"
+        # A text without a token takes its turn, too.
+        costs = [1] * len(items) if costs is None else [max(1, cost) for cost in costs]
         total = sum(costs)
         if (ahead := self._ahead(client, total, weight)) > self._max_waiting:
             raise Overloaded(
-                f"the queue is full: {ahead:.0f} tokens come first; the bound is {self._max_waiting}"
+                f"the queue is full: {ahead:.0f} {what} come first; the bound is {self._max_waiting}"
             )
         call: _Call[T, R] = _Call(items, costs, asyncio.get_running_loop().create_future(), total, total)
         # The first call of all warms up.
