@@ -78,13 +78,16 @@ def run(folder: Path, command: str, environment: dict[str, str], *settings: str)
 
 def main() -> None:
     """Cause them one after the other."""
-    folder = Path(tempfile.mkdtemp(prefix="dead-ends-"))
-    with (folder / "recipe.yaml").open("w") as file:
-        YAML().dump(
-            {"name": "dead", "domains": {"shell": {"path": "sample:shell"}}, "encoder": {"name": "fake"}},
-            file,
-        )
-    with servers() as (refuses, silent, nobody):
+    with (
+        tempfile.TemporaryDirectory(prefix="dead-ends-") as scratch,
+        servers() as (refuses, silent, nobody),
+    ):
+        folder = Path(scratch)
+        with (folder / "recipe.yaml").open("w") as file:
+            YAML().dump(
+                {"name": "dead", "domains": {"shell": {"path": "sample:shell"}}, "encoder": {"name": "fake"}},
+                file,
+            )
         mlflow = "registry.tracking_uri=http://anna:" + _SECRET + "@"
         rows = [
             ["none", *run(folder, "versions", {})],

@@ -70,6 +70,7 @@ def background_load(
         target=_child, args=(there, url, list(bodies), clients, per_second), daemon=True
     )
     process.start()
+    there.close()  # so that a child that ends is noticed, where it would be waited for
     here.recv()
     load = Load()
     try:

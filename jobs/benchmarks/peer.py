@@ -30,6 +30,7 @@ def encoding_peer(recipe: Recipe, batches: Sequence[list[str]]) -> Iterator[Call
     arguments = (there, recipe.encoder, serving.engine.precision, threads, batches)
     process = context.Process(target=_child, args=arguments, daemon=True)
     process.start()
+    there.close()  # so that a child that ends is noticed, where it would be waited for
     here.recv()
 
     def encode(seconds: float) -> Load:

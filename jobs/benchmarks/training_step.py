@@ -48,7 +48,13 @@ def main(
     set_up(quiet=True)
     settings = load_recipe(recipe, overrides)
     training = settings.training.model_copy(
-        update={"max_steps": steps, "evaluate_every": steps, "precision": "fp32"}
+        # As one adapter alone: folds of a cross-validation would be trained beside it, and slow it down.
+        update={
+            "max_steps": steps,
+            "evaluate_every": steps,
+            "precision": "fp32",
+            "selection": "best_step",
+        }
     )
     settings = settings.model_copy(
         update={"domains": {domain: settings.domains[domain]}, "training": training}

@@ -1,6 +1,9 @@
 """What the benchmarks add up; the figures themselves are taken by people, on an idle machine."""
 
 import json
+import os
+import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from support.collections import WORDS, write_collection
 
 from jobs.benchmarks import measure as measuring
 from jobs.benchmarks.documents_only import examples_of, outcome, summary, without_labels
-from jobs.benchmarks.load import Load
+from jobs.benchmarks.load import Load, background_load
 from jobs.benchmarks.measure import Cost
 from jobs.benchmarks.search import Searched, Way, make, search
 from jobs.benchmarks.serving import Results, measure
@@ -41,6 +44,21 @@ def test_rounds_of_a_way_become_one_row_with_its_refusals():
     assert results.p95("bulk") == pytest.approx(38.5)
     (figures,) = results.figures
     assert (figures["failures"], figures["longest_gap_s"]) == ({"503": 1}, 0.2)
+
+
+def test_clients_that_cannot_start_are_no_reason_to_wait_for_them(monkeypatch):
+    monkeypatch.setattr("jobs.benchmarks.load._child", os._exit)  # ends at once: it takes one argument
+    ended = []
+
+    def put_load():
+        with suppress(EOFError), background_load("http://127.0.0.1:1", [{}], 1):
+            pass
+        ended.append(True)
+
+    thread = threading.Thread(target=put_load, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert ended
 
 
 def test_results_are_kept_with_machine_date_and_commit(tmp_path, monkeypatch):
