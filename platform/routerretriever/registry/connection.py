@@ -19,6 +19,18 @@ from mlflow.store.db import utils as database
 from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, without_secrets
 from routerretriever.runtime.cluster import why_silent
 
+ARTIFACTS = "mlflow-artifacts"
+"""Folder of a local storage that holds MLflow's files."""
+DATABASE = "mlflow.db"
+"""File of a local storage that is MLflow's database."""
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns in which MLflow keeps where files lie."""
 _SQLITE = "sqlite:///"
 _QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false"}
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -213,17 +225,3 @@ def _local_path(location: str) -> Path | None:
 def _below_storage(path: Path) -> Path:
     """The part of a path of MLflow's files that is the same wherever the storage lies."""
     return Path(*path.parts[path.parts.index(ARTIFACTS) :])
-
-
-ARTIFACTS = "mlflow-artifacts"
-"""Folder of a local storage that holds MLflow's files."""
-DATABASE = "mlflow.db"
-"""File of a local storage that is MLflow's database."""
-_LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
-"""Tables and columns in which MLflow keeps where files lie."""

@@ -15,7 +15,7 @@ from routerretriever.types import BASE
 
 
 class ReproductionCase(Settings):
-    """Figures that a recipe is to give. See ``routerretriever.reproduction``."""
+    """Figures that a recipe is to give. See ``routerretriever.studies.reproduction``."""
 
     recipe: str
     """A recipe's path, relative to the file."""

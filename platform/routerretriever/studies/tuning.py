@@ -2,7 +2,7 @@
 
 Routers are fitted on the scored queries and measured on dev. Two figures count: dev nDCG@10 of the domains
 as they are, and of each domain as if its expert and its queries had never been there, which is what queries
-of an unforeseen domain will meet. All are measured as if vectors were mixed; see ``bench``.
+of an unforeseen domain will meet. All are measured as if vectors were mixed; see ``offline``.
 """
 
 from __future__ import annotations

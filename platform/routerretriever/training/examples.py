@@ -104,7 +104,7 @@ class Examples:
         own = [copy] if copy else []  # a single copy's numbers are as they were before there were soups
         order = np.random.default_rng([self._settings.seed, 1, epoch, *own]).permutation(len(self))
         size = self._settings.batch_size
-        # A last batch too small to share is filled up from the start of the epoch.
+        # A last batch with fewer queries than workers repeats them.
         members = np.resize(order[position * size :], max(workers, min(size, len(order) - position * size)))
         random = np.random.default_rng([self._settings.seed, 2, step, rank, *own])
         return self._batch(members[rank::workers], random)

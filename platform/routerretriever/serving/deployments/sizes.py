@@ -13,6 +13,8 @@ from routerretriever.runtime.ray_metrics import running_ray
 
 _MOST_REPLICAS = 8
 """More are not started unasked: each holds the base."""
+_MANY = 10_000
+"""Ray's own bound on calls to a replica: ours, on queries, comes first and says when to try again."""
 
 
 def sized(deployment: Any, name: str, replicas: ReplicaSettings, most: int | None = None) -> Any:
@@ -52,10 +54,6 @@ def room_for_replicas(replicas: ReplicaSettings) -> int:
     if running_ray() is None:
         return 1  # as in `serve build`, which writes a file
     return min(capacity(max(1.0, replicas.cpus), replicas.gpus, replicas.labels), _MOST_REPLICAS)
-
-
-_MANY = 10_000
-"""Ray's own bound on calls to a replica: ours, on queries, comes first and says when to try again."""
 
 
 def replica_id() -> str:
