@@ -9,10 +9,10 @@ from pathlib import Path
 from routerretriever.adapters.base import AdapterKind, AdapterSettings
 from routerretriever.adapters.files import base_adapter_folder
 from routerretriever.adapters.kinds import KINDS, kind_named, kind_of, merge_adapter
-from routerretriever.encoder.encoder import Encoder, Features, Vectors
+from routerretriever.encoder.encoder import Encoder, Features
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 
 def load_tower(settings: EncoderSettings) -> QueryTower:

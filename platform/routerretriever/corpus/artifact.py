@@ -27,8 +27,7 @@ from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import ArtifactMissing
 from routerretriever.hashing import content_hash
-
-Vectors = NDArray[np.float32]
+from routerretriever.types import Vectors
 
 _HEADERS = threading.Lock()
 

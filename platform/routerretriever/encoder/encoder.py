@@ -17,7 +17,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from routerretriever.encoder.card import read_card, resolve_card, usable_positions
@@ -32,9 +31,9 @@ from routerretriever.encoder.tokens import TextReader, batches
 from routerretriever.encoder.transformer import Tower, hidden_entering, transformer_layers
 from routerretriever.errors import EncoderError
 from routerretriever.runtime.cluster import granted_gpus
+from routerretriever.types import Vectors
 
 Features = Literal["embedding"] | int
-Vectors = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 

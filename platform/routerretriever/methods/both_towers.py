@@ -26,6 +26,7 @@ from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import fit_router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.table import ScoredModel, ScoreSplit
+from routerretriever.scoring.worker import MEASURED_COLUMNS
 from routerretriever.settings import Settings
 from routerretriever.training.expert import TrainAdapter, expert_key, train_step
 from routerretriever.types import BASE, Vectors
@@ -164,8 +165,5 @@ class BothTowers(Method):
 def _stack(measured: list[Measured]) -> Measured:
     """Arrays [Q] of several experts as [Q, T]."""
     return Measured(
-        *(
-            np.stack([getattr(one, name) for one in measured], axis=1)
-            for name in Measured.__dataclass_fields__
-        )
+        *(np.stack([getattr(one, name) for one in measured], axis=1) for name in MEASURED_COLUMNS)
     )

@@ -17,10 +17,9 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routerretriever.errors import BadInput
-from routerretriever.routing.data import Answered, RoutingData, Rows
+from routerretriever.routing.data import Answered, RoutingData
 from routerretriever.routing.fallback import (
     ReferenceQueries,
     base_share,
@@ -35,8 +34,7 @@ from routerretriever.routing.familiarity import Likeness
 from routerretriever.routing.protocol import Router, Vectors, worth_running
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log, track
-
-Values = NDArray[np.float64]
+from routerretriever.types import Rows, Values
 
 LEFT_OUT_LIMIT = 0.003
 """nDCG@10 that a left-out domain may lose to the base."""

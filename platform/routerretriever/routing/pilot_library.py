@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.errors import BadInput
+from routerretriever.types import Vectors
 
-Vectors = NDArray[np.float32]
 NOBODY = -1
 
 

@@ -23,9 +23,9 @@ from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.hashing import content_hash
 from routerretriever.runtime.shards import make_parts
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.scoring.worker import MixtureEncoder, Vectors, embedding_of
+from routerretriever.scoring.worker import MixtureEncoder, embedding_of
 from routerretriever.training.expert import Expert
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 
 def mixture_step(

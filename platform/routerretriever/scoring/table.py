@@ -30,9 +30,7 @@ from routerretriever.runtime.shards import make_parts
 from routerretriever.scoring.settings import ScoringSettings
 from routerretriever.scoring.worker import MEASURED_COLUMNS, ChunkScorer, embedding_of
 from routerretriever.training.expert import version_of
-from routerretriever.types import BASE
-
-Vectors = NDArray[np.float32]
+from routerretriever.types import BASE, Vectors
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
-from numpy.typing import NDArray
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import open_corpus
@@ -20,9 +19,8 @@ from routerretriever.index.settings import IndexSettings
 from routerretriever.measures import Measured, measure
 from routerretriever.runtime.metrics import QUERIES_SCORED, increment
 from routerretriever.runtime.shards import ShardWorker
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
-Vectors = NDArray[np.float32]
 MEASURED_COLUMNS = tuple(field.name for field in dataclasses.fields(Measured))
 """Columns of the score table, named as the fields of ``Measured``."""
 

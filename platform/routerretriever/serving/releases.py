@@ -280,8 +280,7 @@ class ReleaseController:
             await self._open(candidate)
             scores = await self._validation_scores(candidate.release, candidate.bundle)
         except RouterRetrieverError as error:
-            cause = getattr(error, "cause", error)  # the index's own words, without its traceback
-            return Rejection(str(cause), transient=isinstance(error, (Unavailable, ArtifactMissing)))
+            return Rejection(str(error), transient=isinstance(error, (Unavailable, ArtifactMissing)))
         if present is None:
             return None
         theirs = present.bundle.manifest
