@@ -709,6 +709,17 @@ def test_kinds_of_metadata_are_told_as_the_file_has_them(tmp_path):
         ("a.csv", 'query,positive\n"how\nlong",\n', 'a.csv:2: "query" or "positive" is empty'),
         ("a.csv", 'query,positive\nhow,so\n\n"why\n\nnot"\n', "a.csv:4: 1 columns, the header has 2"),
         ("a.tsv", 'query\tpositive\n"a\nb"\t"so"\n"why"\t\n', 'a.tsv:4: "query" or "positive" is empty'),
+        (
+            "a.csv",
+            'query,positive\nhow,so\nwhy,"not\nwho,he\n',
+            "a.csv:3: not readable as CSV (unexpected end of data); close what a quote opens",
+        ),
+        (
+            "a.csv",
+            'query,positive\nwhy,"not\nwho,he\nhow,"so"\n',
+            "a.csv:2: not readable as CSV (',' expected after '\"')",
+        ),
+        ("a.csv", 'query,positive\nwhy,"say \\"no\\""\n', 'write a quote within quotes twice: ""'),
         ("a.bin", "x", "nothing that can be imported (found a.bin)"),
         ("a.zip", "x", "(found a.zip (unpack it first))"),
         ("a.rar", "x", "(found a.rar (unpack it first))"),

@@ -263,6 +263,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 delimiter="\t" if tabs else _delimiter(first),
                 quoting=csv.QUOTE_NONE if raw_quotes else csv.QUOTE_MINIMAL,
                 skipinitialspace=not tabs,
+                strict=True,  # else a quote that is never closed takes the rows after it into its field
             )
             header, name = [column.strip() for column in next(reader, [])], str(path)
             if twice := next((column for column in header if column and header.count(column) > 1), None):
@@ -285,7 +286,10 @@ def _csv(path: Path) -> Iterator[Row]:
     except UnicodeDecodeError:
         _refuse_encoding(path)
     except csv.Error as error:
-        raise DatasetError(f"{path}:{number}: not readable as CSV ({error}); save it anew") from None
+        raise DatasetError(
+            f"{path}:{number}: not readable as CSV ({error}); close what a quote opens, and write a quote "
+            'within quotes twice: ""'
+        ) from None
     except DAMAGE as error:
         raise DatasetError(f"{path}:{number}: {damage(error)}") from None
 
