@@ -233,6 +233,13 @@ EXAMPLES = {
         },
         {"train": PAIRS},
     ),
+    "ids of documents beside the text of the query, labelled by hand": (
+        {
+            "kb.csv": "document_id,title,body\n" + "".join(f"d{n},,{TEXTS[n]}\n" for n in range(2)),
+            "labels.csv": "id,question,doc_id,label\n1,how long,d0,1\n2,how hot,d1,1\n3,how hot,d0,0\n",
+        },
+        {"train": PAIRS | {("how hot", "Ten minutes."): 0}},
+    ),
     "qrels without a header or under other names": (
         {
             "docs.csv": "doc_id,title,body\n" + "".join(f"d{n},,{TEXTS[n]}\n" for n in range(2)),
@@ -845,6 +852,17 @@ def test_the_command_says_what_it_understood_and_checks(tmp_path):
     done = CliRunner().invoke(app, ["datasets", "import", str(documents), "--to", str(tmp_path / "d")])
     assert done.exit_code == 0
     assert "add queries and qrels" in done.output
+
+
+def test_an_import_without_a_document_fails_and_can_be_corrected(tmp_path):
+    source = write(tmp_path / "a", **{"queries.csv": "id,query\nq0,how long\n", "kb.csv": "sku,words\n1,x\n"})
+    command = ["datasets", "import", str(source), "--to", str(tmp_path / "b")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "no documents in it: give their table columns such as _id and text" in done.output
+    assert "searchable" not in done.output
+    write(source, **{"kb.csv": "id,text\n1,x\n"})
+    assert CliRunner().invoke(app, command).exit_code == 0
 
 
 json_values = st.recursive(

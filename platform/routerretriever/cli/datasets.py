@@ -156,7 +156,7 @@ def import_source(
     with writing(to):
         understood = import_data(source, to, split_name, passage_tokens, relevant_from)
     _print(understood.told())
-    if not understood.judgements:
+    if understood.counts["documents"] and not understood.judgements:
         return  # documents are a fine start, and what is missing was said
     report = check_collection(to, 5)
     _print_report(report)

@@ -81,7 +81,9 @@ class Imported:
             lines.append(f"metadata: {_first(fields)}")
         if empty := self.counts["without_text"]:
             lines.append(f"{empty} files without text: are they scanned pages?")
-        if not self.judgements:
+        if not self.counts["documents"]:
+            lines.append("no documents in it: give their table columns such as _id and text")
+        elif not self.judgements:
             lines.append(
                 "no judgements in it: a domain with expert: false makes it searchable; add queries and qrels "
                 "before training or evaluating"
@@ -171,7 +173,10 @@ def _write(found: Found, source: Path, folder: Path, options: _Options) -> Impor
 
 
 def _is_failed(folder: Path) -> bool:
-    """Whether a folder is an import with judgements that fails its check, and nobody changed it since."""
+    """Whether a folder is an import that fails its check, and nobody changed it since.
+
+    Documents without judgements are a fine import, though no run can learn from them alone.
+    """
     try:
         provenance = json.loads(read_text(folder / "provenance.json"))
     except (DatasetError, ValueError):
@@ -187,7 +192,8 @@ def _is_failed(folder: Path) -> bool:
     }
     if changed.keys() != written or max(changed.values()) > changed["provenance.json"]:
         return False
-    return bool(splits) and not check_collection(folder, 1).ok
+    empty = (provenance.get("counts") or {}).get("documents") == 0
+    return bool(splits or empty) and not check_collection(folder, 1).ok
 
 
 def _copy_all(found: list[Source], writer: FolderWriter, options: _Options) -> list[str]:
@@ -277,10 +283,10 @@ def _copy_judgements(source: Source, writer: FolderWriter, options: _Options) ->
     asked = source.column(sources.QUERIES)
     for row in read_rows(source.path):
         value = _grade(row.fields.get(grade), row.place, options) if grade else 1
-        one, other = id_of(row, query) or "", id_of(row, document) or ""
-        if asked and asked != query and (text := text_of(row, asked)):
-            writer.query(text, one, None, row.place)
-        writer.judge(_split_of(row, split, source, options), one, other, value, row.place)
+        one, other = id_of(row, query), id_of(row, document) or ""
+        if asked and asked != query and (text := text_of(row, asked)).strip():
+            one = writer.query(text, one, None, row.place)
+        writer.judge(_split_of(row, split, source, options), one or "", other, value, row.place)
 
 
 def _copy_pairs(source: Source, writer: FolderWriter, options: _Options) -> str:

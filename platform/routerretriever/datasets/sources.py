@@ -257,8 +257,11 @@ def _role(table: Source, named: str) -> Role | None:
     """What a table holds, by its columns; its name decides where they leave a choice."""
     pairs = table.column(QUERIES) and table.column((*POSITIVES, *GRADED))
     queries, documents = judged_columns(table, named)
-    if queries and documents and ("qrel" in named or not (pairs or table.column(("text",)))):
+    texts = pairs or table.column(("text",))
+    if queries and documents and ("qrel" in named or not texts):
         return "judgements"
+    if table.column(QUERIES) and table.column(DOCUMENT_IDS) and not (texts or _are_queries(table, named)):
+        return "judgements"  # of queries by their texts
     if set(table.columns) >= _SET:
         return "question set"
     if table.column((SUPPORTED,)) and not table.column(QUERIES):
@@ -277,8 +280,13 @@ def _role(table: Source, named: str) -> Role | None:
     return None
 
 
+def _are_queries(table: Source, named: str) -> bool:
+    """Whether a table of queries by its name has ids of its own for them."""
+    return _asks(named) and table.column(("_id", "id")) is not None
+
+
 def judged_columns(table: Source, named: str) -> tuple[str | None, str | None]:
-    """The columns of a judgement's query and document; a qrels file may call them so."""
+    """The columns of a judgement's query id and document id; a qrels file may call them so."""
     queries, documents = _JUDGED_BY_NAME if "qrel" in named else ((), ())
     return table.column((*QUERY_IDS, *queries)), table.column((*DOCUMENT_IDS, *documents))
 
