@@ -133,6 +133,13 @@ EXAMPLES = {
         },
         {"train": TRIPLETS},
     ),
+    "numbered columns": (
+        {
+            "a.csv": "query,positive_1,positive_2,negative_1\n"
+            "how long,Ten minutes.,Very hot.,An hour.\nhow hot,,Very hot.,Cold.\n"
+        },
+        {"train": TRIPLETS | {("how long", "Very hot."): 1}},
+    ),
     "lists without names": (
         {"a.jsonl": jsonl([["how long", "Ten minutes.", "An hour."], ["how hot", "Very hot.", "Cold."]])},
         {"train": TRIPLETS},

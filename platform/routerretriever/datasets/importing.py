@@ -294,7 +294,7 @@ def _copy_pairs(source: Source, writer: FolderWriter, options: _Options) -> str:
     met: dict[str, None] = {}
     for row in read_rows(source.path):
         pair = columns.read(row)
-        met[pair.column] = None
+        met[" and ".join(pair.columns)] = None
         split = _split_of(row, columns.split, source, options)
         metadata = _metadata(row, columns.used(pair), numbers)
         query = writer.query(pair.query, pair.query_id, None, row.place)

@@ -37,7 +37,7 @@ class Pair(NamedTuple):
     answers: list[Passage]
     """Relevant, unless they have a grade of their own."""
     negatives: list[Passage]
-    column: str
+    columns: tuple[str, ...]
     """Where the answers stand."""
 
 
@@ -51,7 +51,8 @@ class PairColumns:
         self.query = query
         self.context = source.column(("input",)) if sources.plain(query) == "instruction" else None
         """What Alpaca's instructions are about."""
-        self.answers = source.columns_in(sources.POSITIVES)
+        self.answers = sources.answers_in(source.columns)
+        """Columns that answer together, the best first."""
         self.graded = source.columns_in(sources.GRADED)
         self.negatives = [
             name for name in source.columns if sources.without_number(name) in sources.NEGATIVES
@@ -75,7 +76,7 @@ class PairColumns:
         query = "\n".join(
             text for name in (self.query, self.context) if name and (text := text_of(row, name)).strip()
         )
-        column, answers = self._answers(row)
+        columns, answers = self._answers(row)
         if (
             query
             and not answers
@@ -85,35 +86,35 @@ class PairColumns:
                 f'{row.place}: no grade for each of "{name}"; give each text and label: 1 or 0'
             )
         if not query or not answers:
-            raise DatasetError(
-                f'{row.place}: "{self.query}" or "{column}" is empty; fill it in or cut the row'
-            )
+            names = '" or "'.join((self.query, *columns))
+            raise DatasetError(f'{row.place}: "{names}" is empty; fill it in or cut the row')
         negatives = [one for name in self.negatives for one in passages(row, name)]
-        return Pair(query, id_of(row, self.query_id), answers, negatives, column)
+        return Pair(query, id_of(row, self.query_id), answers, negatives, columns)
 
     def used(self, pair: Pair) -> set[str | None]:
         """The columns that are no metadata of a document."""
-        if self.facts or pair.column == sources.SUPPORTED:
+        if self.facts or pair.columns == (sources.SUPPORTED,):
             return set(self._columns)  # they tell of the question
         document_id = self.document_id if len(pair.answers) == 1 else None
         return {
-            self.query, self.context, pair.column, self.query_id, document_id, self.title, self.grade,
+            self.query, self.context, *pair.columns, self.query_id, document_id, self.title, self.grade,
             self.split, *self.negatives,
         }  # fmt: skip
 
-    def _answers(self, row: Row) -> tuple[str, list[Passage]]:
+    def _answers(self, row: Row) -> tuple[tuple[str, ...], list[Passage]]:
         if self.facts:
-            return "context", _supported(row, self.facts)
+            return ("context",), _supported(row, self.facts)
         for name in self.graded:  # a list of candidates says nothing unless each has a grade
             found = _candidates(row, name)
             if found and all(one.grade is not None for one in found):
-                return name, found
-        for name in self.answers:
-            if found := passages(row, name):
+                return (name,), found
+        for names in self.answers:
+            if found := [one for name in names for one in passages(row, name)]:
                 title = text_of(row, self.title) if self.title else ""
                 own = id_of(row, self.document_id) if len(found) == 1 else None
-                return name, [one._replace(title=one.title or title, id=one.id or own) for one in found]
-        return next(iter([*self.answers, *self.graded])), []
+                found = [one._replace(title=one.title or title, id=one.id or own) for one in found]
+                return tuple(names), found
+        return tuple(next(iter([*self.answers, self.graded]))), []
 
 
 def passages(row: Row, column: str) -> list[Passage]:

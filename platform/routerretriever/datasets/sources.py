@@ -113,6 +113,16 @@ def first_column(available: Iterable[str], names: Iterable[str]) -> str | None:
     return next(iter(columns_in(available, names)), None)
 
 
+def answers_in(available: Iterable[str]) -> list[list[str]]:
+    """Columns that may answer a query, the best first; ``positive_1`` and ``positive_2`` do so together."""
+    columns = list(available)
+    numbered: dict[str, list[str]] = {}
+    for name in columns:
+        if plain(name).startswith("pos"):
+            numbered.setdefault(without_number(name), []).append(name)
+    return [found for name in POSITIVES if (found := numbered.get(name) or columns_in(columns, (name,)))]
+
+
 class UnknownColumns(DatasetError):
     """A table whose columns mean nothing here."""
 
@@ -255,7 +265,7 @@ def _table(path: Path, named: str, split: str | None) -> Source | None:
 
 def _role(table: Source, named: str) -> Role | None:
     """What a table holds, by its columns; its name decides where they leave a choice."""
-    pairs = table.column(QUERIES) and table.column((*POSITIVES, *GRADED))
+    pairs = table.column(QUERIES) and (answers_in(table.columns) or table.column(GRADED))
     queries, documents = judged_columns(table, named)
     texts = pairs or table.column(("text",))
     if queries and documents and ("qrel" in named or not texts):
