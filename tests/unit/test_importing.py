@@ -83,6 +83,7 @@ EXAMPLES = {
             "queries/test-00000.parquet": [{"id": one["_id"], "text": one["text"]} for one in ASKED],
             "qrels/test-00000.parquet": JUDGED,
             "top_ranked/test-00000.parquet": [{"query-id": "q0", "corpus-ids": ["d0"]}],
+            "instruction/test-00000.parquet": [{"query-id": "q0", "instruction": "Find the time."}],
         },
         {"test": PAIRS},
     ),
@@ -495,7 +496,8 @@ def test_tables_that_mean_nothing_are_named_and_one_alone_is_refused(tmp_path):
     files, _ = EXAMPLES["mteb on disk"]
     source = write(tmp_path / "a", **files)
     told = import_data(source, tmp_path / "b").told()
-    assert "not read, for their columns mean nothing here: top_ranked/test-00000.parquet" in told
+    unread = "instruction/test-00000.parquet, top_ranked/test-00000.parquet"
+    assert f"not read, for their columns mean nothing here: {unread}" in told
     with pytest.raises(
         DatasetError, match="columns query-id, corpus-ids mean nothing here; name them in the first line"
     ):

@@ -276,12 +276,12 @@ def _role(table: Source, named: str) -> Role | None:
         return "question set"
     if table.column((SUPPORTED,)) and not table.column(QUERIES):
         return "questions"
-    ids = table.column(IDS)
+    ids, asked = table.column(IDS), table.column(name for name in QUERIES if name != "instruction")
     if ids and _asks(named) and table.column(("text",)):
         return "queries"  # whatever answers lie beside the text
     if pairs:
         return "pairs"
-    if ids and (table.column(QUERIES) or (_asks(named) and table.column((*TEXTS, "title")))):
+    if ids and (asked or (_asks(named) and table.column((*TEXTS, "title")))):
         return "queries"
     if table.column(RELEVANT_IDS) and table.column(QUERIES):
         return "queries"
