@@ -381,6 +381,15 @@ EXAMPLES = {
         },
         {"train": PAIRS},
     ),
+    "trec in xml on one line, without fields": (
+        {
+            "topics.xml": '<?xml version="1.0"?><topics task="t"><topic number="301">how long</topic>'
+            '<topic number="302"> how hot </topic></topics>',
+            "qrels.txt": "301 0 d0 1\n302 0 d1 1\n",
+            "corpus.jsonl": jsonl({"id": one["_id"], "contents": one["text"]} for one in RECORDS),
+        },
+        {"train": PAIRS},
+    ),
     "ms marco": (
         {
             "collection.tsv": "0\tTen minutes.\n1\tVery hot.\n",

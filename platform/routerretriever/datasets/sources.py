@@ -215,7 +215,7 @@ def recognise(path: Path, root: Path) -> Source | None:
         return None
     split = _split_in(named)
     lines = _first_lines(path)
-    if any(trec.TOPIC.match(line.lstrip()) for line in lines):
+    if any(trec.TOPICS_START.match(line) for line in lines):
         return Source(path, "topics", (), split)
     if any(trec.DOCUMENT.match(line) for line in lines):
         return Source(path, "trec documents", (), None)

@@ -12,6 +12,8 @@ from routerretriever.datasets.tables import read_text, text_lines
 from routerretriever.errors import DatasetError
 
 TOPIC = re.compile(r"(?i)<top(?:ic)?(?=[\s>])([^>]*)>")
+TOPICS_START = re.compile(r"(?i)\s*(<\?xml[^>]*>\s*)?(<topics(?=[\s>])[^>]*>\s*)?<top(?:ic)?(?=[\s>])")
+"""The start of a line that begins a topic, though all of an XML file may be on it."""
 DOCUMENT = re.compile(r"(?i)\s*<doc>")
 JUDGEMENT = re.compile(r"\S+\s+Q?\d+\s+\S+\s+[+-]?\d+(\.\d*)?")
 SHORT_JUDGEMENT = re.compile(r"[^\t]+\t[^\t]+\t[+-]?\d+(\.\d*)?")
@@ -42,6 +44,8 @@ def topics(path: Path) -> Iterator[Record]:
         identifier = named[1] if named else fields.get("num") or fields.get("number")
         description = fields.get("desc") or fields.get("description")
         asked = fields.get("title") or fields.get("query") or fields.get("question") or description
+        if named and not fields:  # all of it is the query
+            asked = _plain(topic)
         if not identifier or not asked:
             raise DatasetError(f"{path}, topic {number}: no <num> or no <title>; write both")
         rest = {
