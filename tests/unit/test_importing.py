@@ -571,12 +571,21 @@ def test_a_folder_of_files_gives_documents_with_their_titles(tmp_path):
             "flour.html": page,
             "oven.pdf": pdf("Heat the oven first."),
             "notes of 2023.txt": "notes from year 2023",  # four words, and no judgement
+            "site/index.html": "<title>Dough\n at home</title><nav>Menu</nav><h1>Dough</h1>Fold it.",
+            "salt.rst": "====\nSalt\n====\n\nA pinch.\n",
+            "sugar.md": "Sugar\n=====\nNone.",
         },
     )
     docx(source / "yeast.docx", "Yeast", "It rises in warm water.", "Not in hot water.")
     imported = import_data(source, tmp_path / "b")
     found = {one.id: one for one in Collection("b", imported.folder).documents()}
-    assert found.keys() == {"guide/bread.md", "flour.html", "oven.pdf", "notes%20of%202023.txt", "yeast.docx"}
+    assert found.keys() == {
+        "guide/bread.md", "flour.html", "oven.pdf", "notes%20of%202023.txt", "yeast.docx", "site/index.html",
+        "salt.rst", "sugar.md",
+    }  # fmt: skip
+    assert found["site/index.html"].title == "Dough at home"
+    assert found["salt.rst"][1:3] == ("Salt", "A pinch.")
+    assert found["sugar.md"][1:3] == ("Sugar", "None.")
     assert found["guide/bread.md"][1:3] == ("Bread", "Knead it.")
     assert found["flour.html"][1:3] == ("Flour", "Rye & wheat.")
     assert found["oven.pdf"][1:3] == ("oven", "Heat the oven first.")

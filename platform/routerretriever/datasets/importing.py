@@ -43,6 +43,8 @@ from routerretriever.hashing import file_hash
 
 _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """Columns of row numbers, as pandas writes them."""
+_HEADING = re.compile(r"\s*(?:#\s+(.+)|(?:={3,}[ \t]*\r?\n)?[ \t]*(\S.*)\r?\n={3,}[ \t]*(?=\r?\n|$))")
+"""What a text begins with: ``# Title``, or a title underlined as Markdown and reStructuredText do."""
 _COMMAND = "routerretriever datasets import"
 
 
@@ -345,9 +347,10 @@ def _copy_set(source: Source, writer: FolderWriter, options: _Options) -> None:
 
 
 def _copy_text(path: Path, writer: FolderWriter, options: _Options) -> None:
-    text, named = _without_front_matter(_converted(path))
-    heading = re.match(r"\s*#\s+(.+)", text)
-    title = heading.group(1).strip() if heading else named or path.stem
+    converted, own_title = _converted(path)
+    text, named = _without_front_matter(converted)
+    heading = _HEADING.match(text)
+    title = (heading[1] or heading[2]).strip() if heading else named or own_title or path.stem
     # Other names have no percent sign or space, so no two files share an id.
     name = re.sub(r"[\s%\ud800-\udfff]", _quoted, path.relative_to(options.root).as_posix())
     document = Record(name, title, text[heading.end() :].strip() if heading else text.strip())
@@ -369,12 +372,13 @@ def _without_front_matter(text: str) -> tuple[str, str]:
     return text[block.end() :], title[2].strip() if title else ""
 
 
-def _converted(path: Path) -> str:
-    """A file's text as Markdown."""
+def _converted(path: Path) -> tuple[str, str]:
+    """A file's text as Markdown, and the title that stands outside of it, as HTML's does."""
     if suffix(path) in (".md", ".markdown", ".txt", ".rst"):
-        return read_text(path)
+        return read_text(path), ""
     try:
-        return mend(_pdf_text(path) if suffix(path) == ".pdf" else _markdown(path))
+        text, title = (_pdf_text(path), "") if suffix(path) == ".pdf" else _markdown(path)
+        return mend(text), mend(" ".join(title.split()))
     except Exception as error:  # what broken files raise is of many libraries' kinds
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise DatasetError(
@@ -389,12 +393,13 @@ def _pdf_text(path: Path) -> str:
     return str(extract_text(path)).replace("\f", "\n").strip()
 
 
-def _markdown(path: Path) -> str:
+def _markdown(path: Path) -> tuple[str, str]:
     from markitdown import MarkItDown
 
     if suffix(path) == ".docx" and not is_zipfile(path):
         raise ValueError("no Word file")  # it would be read as plain text
-    return str(MarkItDown(enable_plugins=False).convert_local(str(path)).text_content)
+    found = MarkItDown(enable_plugins=False).convert_local(str(path))
+    return str(found.text_content), str(found.title or "")
 
 
 def _metadata(row: Row, used: set[str | None], numbers: Set[str]) -> dict[str, Any]:
