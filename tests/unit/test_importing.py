@@ -228,9 +228,17 @@ EXAMPLES = {
     "lists in cells": (
         {
             "a.csv": "query,positive,negatives,score\n"
-            'how long,Ten minutes.,"[""An hour.""]",-3.5\nhow hot,Very hot.,"[\'Cold.\']",0.25\n'
+            'how long,Ten minutes.,"[""An hour.""]",-3.5\n'
+            "how hot,Very hot.,\"['Cold.'\n 'An hour.']\",0.25\n"
         },
-        {"train": TRIPLETS},
+        {"train": TRIPLETS | {("how hot", "An hour."): 0}},
+    ),
+    "lists of ids in cells": (
+        {
+            "corpus.csv": "id,text\n" + "".join(f"{n},{TEXTS[n]}\n" for n in range(2)),
+            "train.csv": "id,query,relevant_docs\n1,how long,[0]\n2,how hot,\"['0', '1']\"\n",
+        },
+        {"train": PAIRS | {("how hot", "Ten minutes."): 1}},
     ),
     "ids of documents beside the query": (
         {

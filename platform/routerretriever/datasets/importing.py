@@ -30,6 +30,7 @@ from routerretriever.datasets.tables import (
     Row,
     id_of,
     is_absent,
+    list_in,
     number_columns,
     number_of,
     read_rows,
@@ -449,6 +450,8 @@ def _grade(value: Any, place: str, options: _Options) -> int:
 
 def _ids(row: Row, column: str | None) -> list[str]:
     value = row.fields.get(column) if column else None
+    if isinstance(value, str):
+        value = list_in(value) or value
     values = value if isinstance(value, list) else [value]
     return [found for one in values if column and (found := id_of(Row(row.place, {column: one}), column))]
 

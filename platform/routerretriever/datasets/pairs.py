@@ -7,15 +7,12 @@ titles that a question needs (HotpotQA, 2WikiMultihopQA).
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from routerretriever.datasets import sources
-from routerretriever.datasets.reading import mend
 from routerretriever.datasets.sources import Source, first_column
-from routerretriever.datasets.tables import Row, id_of, text_of
+from routerretriever.datasets.tables import Row, id_of, list_in, text_of
 from routerretriever.errors import DatasetError
 
 
@@ -125,9 +122,8 @@ def passages(row: Row, column: str) -> list[Passage]:
     """
     value: Any = row.fields.get(column)
     if isinstance(value, str):
-        value = _list_in(value) or mend(value)
-        if isinstance(value, str):
-            return [Passage(value)] if value.strip() else []
+        texts = list_in(value) or [value]
+        value = texts if all(isinstance(one, str) for one in texts) else [value]
     if isinstance(value, dict):
         value = list(_transposed(value))
     values = value if isinstance(value, list) else [value]
@@ -197,17 +193,3 @@ def _transposed(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
     lists = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == size}
     for number in range(size):
         yield {name: value[number] for name, value in lists.items()}
-
-
-def _list_in(text: str) -> list[str] | None:
-    """The texts of a list that is written into one cell, as JSON or as Python writes it."""
-    if not (text.startswith("[") and text.rstrip().endswith("]")):
-        return None
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            found = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
-            return [mend(one) for one in found]
-    return None

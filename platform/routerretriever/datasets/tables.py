@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
 import re
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -136,6 +138,29 @@ def id_of(row: Row, name: str | None) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return text_of(row, name) or None
+
+
+def list_in(text: str) -> list[Any] | None:
+    """The texts and numbers of a list that is written into one cell, as JSON, Python or NumPy writes it."""
+    if not (text.startswith("[") and text.rstrip().endswith("]")):
+        return None
+    for parse in (json.loads, _python_list):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+            continue
+        if isinstance(found, list) and found and all(type(one) in (str, int) for one in found):
+            return [mend(one) if isinstance(one, str) else one for one in found]
+    return None
+
+
+def _python_list(text: str) -> Any:
+    value = ast.literal_eval(text)
+    if not all(isinstance(one, str) for one in value):
+        return value
+    # NumPy writes no commas, and Python joins texts without one between them.
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
 
 
 def read_text(path: Path) -> str:
