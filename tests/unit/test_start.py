@@ -77,6 +77,13 @@ def test_names_that_yaml_reads_as_something_else_are_quoted(data, name):
     assert load_recipe(write_recipe([data / name], data / "given.yaml", name=name)).name == name
 
 
+@pytest.mark.parametrize("name", ["two  spaces", "Ünï: #1", 'a "quote"', "back\\slash"])
+def test_paths_are_written_as_they_are(data, name):
+    write_collection(data / name / name, WORDS["fruit"])
+    recipe = load_recipe(write_recipe([data / name], data / "mine.yaml"))
+    assert [one.folder for one in Pipeline(recipe).collections.values()] == [data / name / name]
+
+
 def test_a_name_that_no_recipe_can_have_is_refused(data):
     for name in ("a: b", "[", "a #b"):
         with pytest.raises(RecipeError, match=r"name: String should match"):

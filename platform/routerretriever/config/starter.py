@@ -155,7 +155,8 @@ def _collections_in(folder: str) -> list[str]:
 
 def _question(found: Sequence[_Found]) -> str:
     asked = next(one for one in found if one.has_train).collection
-    return next(iter(asked.queries("test" if "test" in asked.splits() else "dev").values()))
+    question = next(iter(asked.queries("test" if "test" in asked.splits() else "dev").values()))
+    return " ".join(question.split())
 
 
 def _domain_name(text: str) -> str:
@@ -178,4 +179,4 @@ def _as_name(text: str) -> str:
 
 def _quoted(text: str) -> str:
     # JSON's strings are YAML's.
-    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False)
