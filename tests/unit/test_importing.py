@@ -122,6 +122,18 @@ EXAMPLES = {
         {"a.csv": "\ufeffanchor;positive\nhow long;Ten minutes.\nhow hot;Very hot.\n"},
         {"train": PAIRS},
     ),
+    "csv that tells its separator": (
+        {"a.csv": "\ufeffsep=|\r\nquestion|answer\r\nhow long|Ten minutes.\r\nhow hot|Very hot.\r\n"},
+        {"train": PAIRS},
+    ),
+    "a list of objects, called jsonl": (
+        {
+            "a.jsonl": json.dumps(
+                [{"query": one["text"], "positive": TEXTS[n]} for n, one in enumerate(ASKED)], indent=1
+            )
+        },
+        {"train": PAIRS},
+    ),
     "tsv": ({"a.tsv": "question\tanswer\nhow long\tTen minutes.\nhow hot\tVery hot.\n"}, {"train": PAIRS}),
     "n-tuples": (
         {
@@ -762,6 +774,9 @@ def test_kinds_of_metadata_are_told_as_the_file_has_them(tmp_path):
             "a.csv:2: not readable as CSV (',' expected after '\"')",
         ),
         ("a.csv", 'query,positive\nwhy,"say \\"no\\""\n', 'write a quote within quotes twice: ""'),
+        ("a.csv", "sep=;\nquery;positive\na;b;c\n", "a.csv:3: 3 columns, the header has 2"),
+        ("a.jsonl", '[{"query": 1}]\n[{"query": 2}]\n', "a.jsonl:1: not a JSON object"),
+        ("a.csv", "query,answer,label\nhow,so,billing\n", "or give a column that is no grade another name"),
         ("a.bin", "x", "nothing that can be imported (found a.bin)"),
         ("a.zip", "x", "(found a.zip (unpack it first))"),
         ("a.rar", "x", "(found a.rar (unpack it first))"),

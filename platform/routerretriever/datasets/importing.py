@@ -437,7 +437,10 @@ def _grade(value: Any, place: str, options: _Options) -> int:
     try:
         number = float({"true": 1, "false": 0}.get(text.lower(), text))
     except ValueError:
-        raise DatasetError(f"{place}: the grade is no number, found {text[:60]!r}; write 0, 1, 2") from None
+        raise DatasetError(
+            f"{place}: the grade is no number, found {text[:60]!r}; write 0, 1, 2, or give a column that is "
+            "no grade another name"
+        ) from None
     if options.relevant_from is not None and math.isfinite(number):
         return int(number >= options.relevant_from)
     if not number.is_integer() or number > HIGHEST_GRADE:

@@ -33,7 +33,11 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
 _LISTS = ("data", "rows", "items", "records", "examples", "questions", "entries")
 """What an object calls its list of rows."""
 _SAMPLE = 1 << 20
+_SEPARATOR = re.compile(r"(?i)sep=(.)\r?\n?")
+"""A first line that tells spreadsheets what separates the fields."""
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_OBJECTS = re.compile(rb"\s*\[\s*(?:\{|$)")
+"""How a list of objects begins, in a file whose name promises an object a line."""
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _DIGITS = 15
 """More digits than these are no quantity, and a float would round them."""
@@ -190,6 +194,11 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
+    first = next((raw for _, raw in read_lines(path, raise_error)), b"")
+    return (_json if _OBJECTS.match(first) else _lines)(path)
+
+
+def _lines(path: Path) -> Iterator[Row]:
     name = str(path)
     for line, raw in read_lines(path, raise_error):
         fields = _tuple(raw) or parse_object(path, line, raw, raise_error)
@@ -216,7 +225,7 @@ def _json(path: Path) -> Iterator[Row]:
         value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from _jsonl(path)  # one object a line, under another name
+            yield from _lines(path)  # one object a line, under another name
             return
         raise DatasetError(f"{path}: not JSON ({error}); write a list of objects") from None
     rows = value
@@ -281,11 +290,14 @@ def _csv(path: Path) -> Iterator[Row]:
         with open_plain(path) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             first = stream.readline()
+            if told := _SEPARATOR.fullmatch(first):
+                first = stream.readline()
+            before = 1 if told else 0
             tabs = suffix(path) == ".tsv"
             raw_quotes = tabs and not _is_quoted(path)
             reader = csv.reader(
                 chain([first], stream),
-                delimiter="\t" if tabs else _delimiter(first),
+                delimiter=told[1] if told else "\t" if tabs else _delimiter(first),
                 quoting=csv.QUOTE_NONE if raw_quotes else csv.QUOTE_MINIMAL,
                 skipinitialspace=not tabs,
                 strict=True,  # else a quote that is never closed takes the rows after it into its field
@@ -293,9 +305,9 @@ def _csv(path: Path) -> Iterator[Row]:
             header, name = [column.strip() for column in next(reader, [])], str(path)
             if twice := next((column for column in header if column and header.count(column) > 1), None):
                 raise DatasetError(f"{path}:1: two columns are named {twice!r}; name them apart")
-            number = reader.line_num + 1
+            number = before + reader.line_num + 1
             for row in reader:
-                start, number = number, reader.line_num + 1
+                start, number = number, before + reader.line_num + 1
                 if not any(row):
                     continue
                 if len(row) != len(header):
