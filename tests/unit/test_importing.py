@@ -212,6 +212,16 @@ EXAMPLES = {
         },
         {"test": TRIPLETS},
     ),
+    "pairs of sentences with labels": (
+        {
+            "a.jsonl": jsonl(
+                {"sentence1": one["text"], "sentence2": text, "labels": int(n == m)}
+                for n, one in enumerate(ASKED)
+                for m, text in enumerate(TEXTS)
+            )
+        },
+        {"train": PAIRS | {("how long", "Very hot."): 0, ("how hot", "Ten minutes."): 0}},
+    ),
     "columns in JSON": (
         {"a.json": {"question": ["how long", "how hot"], "answer": TEXTS}},
         {"train": PAIRS},
@@ -248,9 +258,10 @@ EXAMPLES = {
     "lists of ids in cells": (
         {
             "corpus.csv": "id,text\n" + "".join(f"{n},{TEXTS[n]}\n" for n in range(2)),
-            "train.csv": "id,query,relevant_docs\n1,how long,[0]\n2,how hot,\"['0', '1']\"\n",
+            "train.csv": "id,query,relevant_docs,negative_ids\n"
+            "1,how long,[0],[1]\n2,how hot,\"['0', '1']\",\n",
         },
-        {"train": PAIRS | {("how hot", "Ten minutes."): 1}},
+        {"train": PAIRS | {("how hot", "Ten minutes."): 1, ("how long", "Very hot."): 0}},
     ),
     "ids of documents beside the query": (
         {

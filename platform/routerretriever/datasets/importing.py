@@ -268,16 +268,19 @@ def _copy_corpus(source: Source, writer: FolderWriter) -> None:
 
 def _copy_queries(source: Source, writer: FolderWriter, options: _Options) -> None:
     """Queries, and the ids of documents that a query names."""
-    identifier, relevant = source.column(sources.IDS), source.column(sources.RELEVANT_IDS)
+    identifier = source.column(sources.IDS)
+    relevant, negative = source.column(sources.RELEVANT_IDS), source.column(sources.NEGATIVE_IDS)
     text = source.column(("text", *sources.QUERIES, *sources.TEXTS, "title"))
     assert text
     split = source.column(("split",)) if relevant else None
-    used, numbers = {identifier, text, relevant, split}, number_columns(source.path)
+    judged = {relevant: 1, negative: 0} if relevant else {}
+    used, numbers = {identifier, text, split, *judged}, number_columns(source.path)
     for row in read_rows(source.path):
         own = _named(id_of(row, identifier), row.place) if identifier else None
         query = writer.query(text_of(row, text), own, _metadata(row, used, numbers), row.place)
-        for document in _ids(row, relevant):
-            writer.judge(_split_of(row, split, source, options), query, document, 1, row.place)
+        for column, grade in judged.items():
+            for document in _ids(row, column):
+                writer.judge(_split_of(row, split, source, options), query, document, grade, row.place)
 
 
 def _copy_judgements(source: Source, writer: FolderWriter, options: _Options) -> None:

@@ -75,8 +75,9 @@ RELEVANT_IDS = (
     "positive_ids", "positive_doc_ids",
 )  # fmt: skip
 """Lists of document ids beside a query."""
+NEGATIVE_IDS = ("negative_ids", "negative_doc_ids", "hard_negative_ids", "hard_negative_doc_ids")
 GRADES = (
-    "score", "relevance", "label", "grade", "rel", "relevant", "is_relevant", "relevance_score",
+    "score", "relevance", "label", "labels", "grade", "rel", "relevant", "is_relevant", "relevance_score",
     "is_duplicate",
 )  # fmt: skip
 GRADES_INSIDE = ("is_selected", "label", "relevance", "grade", "is_relevant", "is_supporting")
