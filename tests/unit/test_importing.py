@@ -879,6 +879,15 @@ def test_a_split_that_a_row_names_is_never_taken_for_another(tmp_path, name, row
     assert not (tmp_path / "d").exists()
 
 
+def test_judgements_that_name_no_split_beside_others_that_do_are_never_trained_on(tmp_path):
+    files, _ = EXAMPLES["beir with qrels beside"]
+    judged = {f"qrels/{name}.tsv": files["qrels.tsv"] for name in ("train", "dl-2019")}
+    source = write(tmp_path / "a", **{**files, "qrels.tsv": ""}, **judged)
+    with pytest.raises(DatasetError, match=r"dl-2019\.tsv: its name tells no split, as that of train"):
+        import_data(source, tmp_path / "b")
+    assert import_data(source, tmp_path / "b", "test").judgements == {"test": 2, "train": 2}
+
+
 @pytest.mark.parametrize("name", ["data_hold-out.tsv", "held_out.tsv", "testset.tsv", "my holdout/a.tsv"])
 def test_names_of_files_tell_held_out_data(tmp_path, name):
     source = write(tmp_path / "a", **{name: "query\tpositive\nhow\tso\n"})
@@ -924,6 +933,21 @@ def test_an_import_without_a_document_fails_and_can_be_corrected(tmp_path):
     assert "searchable" not in done.output
     write(source, **{"kb.csv": "id,text\n1,x\n"})
     assert CliRunner().invoke(app, command).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["export", "{}/b", "--to", "{}/new"], ["split", "{}/b", "{}/new", "--test-fraction", "0"]],
+    ids=["export", "split"],
+)
+def test_judgements_that_a_new_collection_does_not_have_are_named(tmp_path, command):
+    files, _ = EXAMPLES["beir with qrels beside"]
+    folder = import_data(write(tmp_path / "a", **files), tmp_path / "b").folder
+    (folder / "qrels" / "dl-2019.tsv").write_text(files["qrels.tsv"])
+    done = CliRunner().invoke(app, ["datasets", *(word.format(tmp_path) for word in command)])
+    assert done.exit_code == 0
+    assert "left out, for they are no train, dev or test: qrels/dl-2019.tsv" in done.output
+    assert not list((tmp_path / "new" / "qrels").glob("dl*"))
 
 
 json_values = st.recursive(

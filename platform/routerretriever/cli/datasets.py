@@ -107,7 +107,7 @@ def split(
     collection = Collection(target.name, _folder(source))
     fraction = 0.0 if "test" in collection.splits() else test_fraction
     with writing(target):
-        _print(f"wrote {write_split(collection, target, fraction, close)}")
+        _print(f"wrote {write_split(collection, target, fraction, close)}{_left_out(collection.folder)}")
 
 
 @datasets_app.command("download")
@@ -133,8 +133,11 @@ def import_source(
     source: Annotated[Path, typer.Argument(help="A file, folder, or zip or tar archive of data.")],
     to: Annotated[Path, typer.Option(help="The new BEIR folder.")],
     split_name: Annotated[
-        str, typer.Option("--split", help="The split of judgements that name none.", metavar="NAME")
-    ] = "train",
+        str | None,
+        typer.Option(
+            "--split", help="The split of judgements that name none; by default train.", metavar="NAME"
+        ),
+    ] = None,
     passage_tokens: Annotated[
         int | None,
         typer.Option(help="Cut files of a folder into passages of so many words.", min=8, max=8192),
@@ -208,8 +211,19 @@ def export(
     """Write a collection in Hugging Face's retrieval layout: Parquet files of corpus, queries and qrels."""
     from routerretriever.datasets.export import export_parquet
 
+    folder = _folder(source)
     with writing(to):
-        _print(f"wrote {export_parquet(_folder(source), to)}")
+        _print(f"wrote {export_parquet(folder, to)}{_left_out(folder)}")
+
+
+def _left_out(folder: Path) -> str:
+    """What to say of judgements that a new collection does not have."""
+    from routerretriever.datasets.contents import split_files, unread_judgements
+    from routerretriever.datasets.settings import DomainSettings
+
+    unread = unread_judgements(folder, split_files(folder, DomainSettings(path="")))
+    names = ", ".join(path.relative_to(folder).as_posix() for path in unread)
+    return f"; left out, for they are no train, dev or test: {names}" if names else ""
 
 
 def _collections_of(recipe: Path) -> dict[str, Collection]:

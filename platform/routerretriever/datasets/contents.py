@@ -98,6 +98,13 @@ def split_files(folder: Path, settings: DomainSettings) -> dict[str, Path]:
     }
 
 
+def unread_judgements(folder: Path, there: Mapping[str, Path]) -> list[Path]:
+    """Files of judgements that play no split, given those that do."""
+    played = tuple(f"{path.name.partition('.')[0]}." for path in there.values())
+    beside = sorted([*folder.glob("*.tsv*"), *folder.glob("qrels/*.tsv*")])
+    return [path for path in beside if path.is_file() and not path.name.startswith(played)]
+
+
 def read_contents(
     folder: Path, settings: DomainSettings, splits: Iterable[str], report: Report, whole: bool = False
 ) -> Contents:
@@ -316,12 +323,7 @@ def _report_no_dev(contents: Contents, train: QrelsFile, report: Report) -> None
 
 
 def _report_missing_splits(folder: Path, there: Mapping[str, Path], report: Report) -> None:
-    qrels = folder / "qrels"
-    known = set(there.values())
-    beside = [
-        path for path in sorted([*folder.glob("*.tsv*"), *folder.glob("qrels/*.tsv*")]) if path.is_file()
-    ]
-    unread = [path for path in beside if path not in known]
+    qrels, unread = folder / "qrels", unread_judgements(folder, there)
     if not there:
         found = "".join(f"; found {path.relative_to(folder).as_posix()}: " for path in unread[:1])
         advice = f"{found}move it to qrels/test.tsv or qrels/train.tsv" if found else import_hint(folder)
@@ -330,8 +332,7 @@ def _report_missing_splits(folder: Path, there: Mapping[str, Path], report: Repo
         )
         return
     for path in unread:
-        if not any(path.name.startswith(f"{used.name.partition('.')[0]}.") for used in known):
-            report(Issue(issues.UNREAD_SPLIT, path, None, "not read; no split has this name"))
+        report(Issue(issues.UNREAD_SPLIT, path, None, "not read; no split has this name"))
     for split, path in there.items():
         name = path.name.partition(".")[0]
         if split == "dev" and name != "dev":

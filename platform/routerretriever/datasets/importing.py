@@ -108,7 +108,7 @@ class _Options:
 def import_data(
     source: Path,
     folder: Path,
-    split: str = "train",
+    split: str | None = None,
     passage_tokens: int | None = None,
     relevant_from: float | None = None,
 ) -> Imported:
@@ -117,7 +117,7 @@ def import_data(
     Args:
         source: a file, a folder, or a zip or tar archive of one.
         folder: the new folder. An earlier import that fails its check, and is as it was written, is replaced.
-        split: of judgements in files that name none.
+        split: of judgements in files that name none; by default train, unless others of them name one.
         passage_tokens: cut the files of a folder of texts into passages of at most so many words.
         relevant_from: make grades of scores: 1 from this score on, 0 below; by default scores are grades.
 
@@ -127,12 +127,15 @@ def import_data(
     """
     if folder.exists() and not _is_failed(folder):
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
-    split = _split_name(split)
+    named = _split_name(split or "train")
     try:
         with unpacked(source, folder.parent) as content:
             root = content if content.is_dir() else content.parent
-            options = _Options(root, split, passage_tokens, relevant_from)
-            return _write(find_sources(content), source, folder, options)
+            options = _Options(root, named, passage_tokens, relevant_from)
+            found = find_sources(content)
+            if split is None:
+                _require_splits(found.sources)
+            return _write(found, source, folder, options)
     except OSError as error:  # what cannot be read was told as such already
         reason = error.strerror or str(error)
         raise DatasetError(
@@ -482,6 +485,18 @@ def _refuse_splits(row: Row, column: str, source: Source) -> NoReturn:
         f'{row.place}: "{column}" names no split that is known: {_first(list(unknown))}; write one of '
         f"{', '.join(SPLIT_WORDS)}, leave it empty, or rename the column"
     )
+
+
+def _require_splits(found: list[Source]) -> None:
+    """Refuse judgements whose file names no split beside others that do: they may be held out."""
+    judgements = [one for one in found if one.role in ("judgements", "trec judgements")]
+    told = next((one for one in judgements if one.split), None)
+    silent = [one for one in judgements if not one.split and not one.column(("split",))]
+    if told and silent:
+        raise DatasetError(
+            f"{silent[0].path}: its name tells no split, as that of {told.path.name} does; put train, dev or "
+            "test into it, or say what such files are, as in --split test"
+        )
 
 
 def _split_name(split: str) -> str:
