@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -441,3 +442,19 @@ def test_measures_are_beirs_with_queries_judged_0_only(judged, data):
         assert round(float(measure(qrels, run, list(qrels)).ndcg_at_10.mean()), 5) == expected
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_check_takes_little_memory_for_each_query(tmp_path):
+    count = 10_000
+    one = write(
+        tmp_path / "a",
+        documents(*(f"document {number}" for number in range(count))),
+        queries(*(f"query {number}" for number in range(count))),
+        {"train": "".join(f"q{number}\td{number}\t1\n" for number in range(count))},
+    )
+    tracemalloc.start()
+    try:
+        assert check_collection(one.folder).ok
+        assert tracemalloc.get_traced_memory()[1] < 850 * count
+    finally:
+        tracemalloc.stop()

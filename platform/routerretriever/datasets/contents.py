@@ -7,7 +7,7 @@ ask for, and in what they do when they are told of an issue.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,12 @@ class QrelsFile:
             for query, judged in self.grades.items()
         }
         return {query: judged for query, judged in grades.items() if any(judged.values())}
+
+    def relevant_queries(self, missing: Set[str] = frozenset()) -> Iterator[str]:
+        """The queries of ``relevant``, one by one."""
+        for query, judged in self.grades.items():
+            if any(grade and document not in missing for document, grade in judged.items()):
+                yield query
 
     def line_of(self, query: str) -> int:
         """Where a query is judged first."""
@@ -134,7 +140,7 @@ def read_contents(
     _compare_sources(contents, report)
     _compare_ids(contents, settings, report)
     for split, file in files.items():
-        if not file.relevant():
+        if next(file.relevant_queries(), None) is None:
             text = "no query with a relevant document; add lines with a score above 0"
             report(Issue(issues.EMPTY_SPLIT, file.path, None, text))
         elif split == "train" and "dev" not in there:
@@ -308,6 +314,8 @@ def _compare_ids(contents: Contents, settings: DomainSettings, report: Report) -
 
 def _report_no_dev(contents: Contents, train: QrelsFile, report: Report) -> None:
     """Dev is held out of train, where nothing that belongs together is parted."""
+    if not contents.sources and _ask_apart(contents, train.relevant_queries(contents.survey.missing)):
+        return  # groups of a million queries would take much memory
     grades = train.relevant(contents.survey.missing)
     if len(grades) < 2:
         found = f"{len(grades)} query with a relevant document"
@@ -320,6 +328,13 @@ def _report_no_dev(contents: Contents, train: QrelsFile, report: Report) -> None
         "of different texts and documents: add queries or write qrels/dev.tsv"
     )
     report(Issue(issues.NO_DEV, train.path, None, text))
+
+
+def _ask_apart(contents: Contents, queries: Iterable[str]) -> bool:
+    """Whether two of the queries have different texts."""
+    texts = (normal_text(contents.queries[query]) for query in queries if query in contents.queries)
+    first = next(texts, None)
+    return any(text != first for text in texts)
 
 
 def _report_missing_splits(folder: Path, there: Mapping[str, Path], report: Report) -> None:
