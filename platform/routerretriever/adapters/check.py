@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from routerretriever.adapters.base import AdapterSettings
+from routerretriever.adapters.base import AdapterSettings, Vectors
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from routerretriever.encoder.card import EncoderCard
 
 _TEXTS = ("the first of two texts", "another one, which is longer than the first and says something else", "")
+_MOST_CHANGE = 0.1
+"""Of a vector, by the texts beside it, as a part of its length; half precision rounds less than this."""
 
 
 def check_encoder(settings: EncoderSettings, adapters: tuple[AdapterSettings, ...] = ()) -> EncoderCard:
@@ -28,18 +31,36 @@ def check_encoder(settings: EncoderSettings, adapters: tuple[AdapterSettings, ..
     from routerretriever.adapters.tower import load_tower
 
     tower = load_tower(settings)
-    for vectors in (tower.encode_queries(_TEXTS), tower.encode_documents(_TEXTS)):
-        if not np.isfinite(vectors).all():
-            raise EncoderError(
-                f"encoder.name: {settings.name} gives vectors that are not finite in {settings.dtype}"
-            )
-        if np.allclose(vectors[0], vectors[1], atol=1e-6):
-            raise EncoderError(
-                f"encoder.name: {settings.name} gives different texts the same vector; are weights and "
-                "tokenizer of the same model?"
-            )
-    for number, adapter in enumerate(adapters):
-        fresh = tower if number == 0 else load_tower(settings)
-        fresh.add_adapter("check", adapter)
-        fresh.encode_queries(_TEXTS, "check")
+    try:
+        for encode in (tower.encode_queries, tower.encode_documents):
+            _require_vectors(encode, settings)
+        for number, adapter in enumerate(adapters):
+            fresh = tower if number == 0 else load_tower(settings)
+            fresh.add_adapter("check", adapter)
+            fresh.encode_queries(_TEXTS, "check")
+    except EncoderError:
+        raise
+    except Exception as error:  # what a model raises that is called amiss is of many libraries' kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EncoderError(f"encoder.name: {settings.name} cannot be run here: {reason}") from error
     return tower.card
+
+
+def _require_vectors(encode: Callable[[Sequence[str]], Vectors], settings: EncoderSettings) -> None:
+    vectors = encode(_TEXTS)
+    if not np.isfinite(vectors).all():
+        raise EncoderError(
+            f"encoder.name: {settings.name} gives vectors that are not finite in {settings.dtype}"
+        )
+    if np.allclose(vectors[0], vectors[1], atol=1e-6):
+        raise EncoderError(
+            f"encoder.name: {settings.name} gives different texts the same vector; are weights and "
+            "tokenizer of the same model?"
+        )
+    alone = np.concatenate([encode([text]) for text in _TEXTS])
+    change = np.linalg.norm(vectors - alone, axis=1)
+    if (change > _MOST_CHANGE * np.linalg.norm(alone, axis=1)).any():
+        raise EncoderError(
+            f"encoder.name: {settings.name} gives a text another vector beside longer ones: it reads the "
+            "padding, as ConvBERT, FNet and Nystromformer do; name another encoder"
+        )

@@ -47,9 +47,14 @@ class QueryTower(Encoder):
         """
         self._require_torch()
         if not self.linear_layers:
+            what = (
+                f"is a {self.transformer.config.model_type} model, whose layers are no nn.Linear"
+                if self.transformer_layers
+                else "is a table of static embeddings, without a layer that an expert could adapt"
+            )
             raise EncoderError(
-                f"encoder.name: {self.settings.name} is a table of static embeddings, without a layer that "
-                "an expert could adapt; it encodes and routes, and experts need a transformer"
+                f"encoder.name: {self.settings.name} {what}; it encodes and routes, and "
+                "experts need another base"
             )
         kind_named(settings.kind).attach(self, name, settings, modules)
 

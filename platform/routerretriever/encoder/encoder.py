@@ -87,8 +87,9 @@ class Encoder:
         settings = self.settings = self.card.settings
         self.device = _pick_device(settings.device)
         if getattr(model, "pooler", None) is not None:
-            # The pooler is not part of the tower; with it, "dense" adapters would train unused weights.
-            model.pooler = None
+            # The pooler is not part of the tower; with it, "dense" adapters would train unused weights. Some
+            # models call it unasked.
+            model.pooler = nn.Identity()
         model = model.to(device=self.device).eval().requires_grad_(False)
         self.transformer = model
         self._documents: Encoder | None = None
@@ -234,6 +235,7 @@ class Encoder:
             else:
                 layer = self.transformer_layers[features]
                 hidden = hidden_entering(layer, self._tower.model, input_ids, attention_mask)
+            hidden = hidden[:, : attention_mask.shape[1]]  # Longformer pads to its window
             told = attention_mask
             if self._reader.prompt_tokens:  # all queries have it: it says nothing about any of them
                 told = attention_mask.clone()
@@ -253,8 +255,10 @@ class Encoder:
         ids = torch.tensor([self.tokenize_queries([""])[0]], device=self.device)
         try:
             alone = module(ids)
-        except TypeError:
-            return None  # it wants more than token ids
+        except Exception:  # it wants more than token ids, and says so in its own way
+            return None
+        if not isinstance(alone, Tensor):
+            return None
         expected = hidden_entering(self.transformer_layers[0], self.transformer, ids, torch.ones_like(ids))
         return module if alone.shape == expected.shape and torch.equal(alone, expected) else None
 
@@ -345,6 +349,8 @@ class Encoder:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and attention mask [B, L] on the encoder's device."""
+        if self.transformer_layers and not all(rows):  # some tokenizers add nothing to an empty text
+            rows = [row or [self._reader.pad_token] for row in rows]
         longest = max(map(len, rows))
         if self._engine is not None:
             longest = rounded_length(longest, len(rows), self.positions)

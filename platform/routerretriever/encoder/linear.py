@@ -130,4 +130,6 @@ def _pack(weight_oi: Tensor) -> Tensor:
 
 def _multiply(values: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
     output: Tensor = torch.ops.mkldnn._linear_pointwise.default(values, weight_oi, bias_o, "none", [], "")
-    return output
+    # oneDNN's is a view, which autograd lets no model change in place, as Falcon does.
+    owned: Tensor = torch.ops.aten._unsafe_view.default(output, output.shape)
+    return owned
