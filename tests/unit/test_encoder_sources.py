@@ -253,7 +253,8 @@ def test_modules_in_an_order_that_is_not_run_are_refused(listed, message, tmp_pa
     folder = write_encoder("t5-dense", tmp_path)
     written = json.loads((folder / "modules.json").read_text())
     usual = {module["type"].rpartition(".")[2]: module for module in written}
-    modules = [usual.get(kind, {"type": f"models.{kind}", "path": ""}) for kind in listed.split()]
+    others = "sentence_transformers.models."
+    modules = [usual.get(kind, {"type": others + kind, "path": ""}) for kind in listed.split()]
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(EncoderError, match=message) as caught:
         read_card(settings_of(folder))

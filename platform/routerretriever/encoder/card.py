@@ -26,6 +26,7 @@ from routerretriever.encoder.source import (
     read_json,
     transformer_options,
 )
+from routerretriever.encoder.supported import require_supported
 from routerretriever.errors import EncoderError
 
 _DEFAULTS = {
@@ -67,8 +68,6 @@ _POOLING_KEYS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken",
 }  # fmt: skip
-_ORDER = {"Transformer": 0, "StaticEmbedding": 0, "Pooling": 1, "Dense": 2, "Normalize": 3}
-"""In which order sentence-transformers' modules are run."""
 _OFFSET_POSITIONS = {
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "xmod",
     "ibert", "roberta-prelayernorm",
@@ -77,7 +76,11 @@ _OFFSET_POSITIONS = {
 _OF_DOCUMENTS = ("document_prompt", "document_max_length")
 _BESIDE = " + "
 """Between the names of poolings whose vectors are put side by side."""
+_LENGTHS = {"query_max_length": "query_length", "document_max_length": "document_length"}
+"""A recipe's names of the two lengths, and sentence-transformers'."""
 _UNSTATED_LIMIT = 512
+_UNBOUNDED = 10**6
+"""Tokens above which a tokenizer's limit is none; transformers writes 1e30."""
 _STATIC_LIMIT = 8192
 """Static embeddings have no positions; this bounds what a batch takes."""
 
@@ -115,6 +118,7 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
         return resolve_card(settings)
     folder = encoder_folder(settings)
     try:
+        require_supported(folder)
         stated, dense, contradictions = _stated(folder)
         lowered = is_lowered(model_folder(folder))
         _require_one_pooling(folder, settings, stated)
@@ -197,7 +201,6 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], dict[str, s
         if not modules:
             normalised = (read_json(folder / "config.json") or {}).get("normalize")
             stated["similarity"] = "cosine" if normalised else "dot"
-    _require_order(folder, modules)
     for module in modules:
         kind = module["type"].rpartition(".")[2]
         own = folder / module["path"]
@@ -229,30 +232,8 @@ def _stated(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...], dict[str, s
     widths = (read_json(model_folder(folder) / "config.json") or {}).get("matryoshka_dimensions")
     if widths:
         stated["matryoshka_dimensions"] = tuple(widths)
-    length = _STATIC_LIMIT if is_static(folder) else _length(model_folder(folder))
-    if length is not None:
-        stated["query_max_length"] = stated["document_max_length"] = length
+    stated |= _lengths(folder)
     return stated, tuple(dense), contradictions
-
-
-def _require_order(folder: Path, modules: list[dict[str, str]]) -> None:
-    """Modules are run in one order, whatever order they are listed in.
-
-    Raises:
-        EncoderError: there is another kind of module, or another order.
-    """
-    before = ""
-    for module in modules:
-        kind = module["type"].rpartition(".")[2]
-        if kind == "Dropout":
-            continue
-        if kind not in _ORDER:
-            raise EncoderError(f"encoder.name: {folder} has a {kind} module, which cannot be run here")
-        if before and _ORDER[kind] < _ORDER[before]:
-            raise EncoderError(
-                f"encoder.name: {folder}: modules.json has {kind} after {before}, which cannot be run here"
-            )
-        before = kind
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> list[str]:
@@ -269,8 +250,13 @@ def _require_one_pooling(folder: Path, settings: EncoderSettings, stated: Mappin
     """Vectors of several poolings side by side are not made here; a recipe can have one of them alone.
 
     Raises:
-        EncoderError: the files name several, and the recipe none.
+        EncoderError: the files name several, or modules without any, and the recipe none.
     """
+    if settings.pooling is None and modules_of(folder) and "pooling" not in stated:
+        raise EncoderError(
+            f"encoder.name: {folder}: modules.json has no Pooling, as of a model with a vector for every "
+            "token; set encoder.pooling if it makes one of a text"
+        )
     if settings.pooling is None and _BESIDE in stated.get("pooling", ""):
         raise EncoderError(
             f"encoder.name: {folder} puts the vectors of several poolings side by side "
@@ -288,13 +274,31 @@ def usable_positions(config: dict[str, Any]) -> int | None:
     return int(positions)
 
 
-def _length(folder: Path) -> int | None:
-    config = read_json(folder / "config.json") or {}
-    config = {**config, **config.get("text_config", {})}
-    positions = usable_positions(config)
-    stated = transformer_options(folder).get("max_seq_length")
-    if stated is None:
-        limit = (read_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
-        known = [int(length) for length in (limit, positions) if length is not None]
-        return min(*known, _UNSTATED_LIMIT) if known else None
-    return int(stated) if positions is None else min(int(stated), positions)
+def _lengths(folder: Path) -> dict[str, int]:
+    """Tokens that are read of a query and of a document, by field; none if the files name no length."""
+    inner = model_folder(folder)
+    if is_static(folder):
+        cut = (read_json(inner / "tokenizer.json") or {}).get("truncation") or {}
+        return dict.fromkeys(_LENGTHS, int(cut.get("max_length", _STATIC_LIMIT)))
+    config = read_json(inner / "config.json") or {}
+    positions = usable_positions({**config, **config.get("text_config", {})})
+    options = transformer_options(inner)
+    longest = _length(options, (read_json(inner / "tokenizer_config.json") or {}), positions)
+    found: dict[str, int] = {}
+    for field_name, own in _LENGTHS.items():
+        length = longest if options.get(own) is None else int(options[own])
+        if length is not None:
+            found[field_name] = length if positions is None else min(length, positions)
+    return found
+
+
+def _length(options: Mapping[str, Any], tokenizer: Mapping[str, Any], positions: int | None) -> int | None:
+    if (stated := options.get("max_seq_length")) is not None:
+        return int(stated)
+    limit = tokenizer.get("model_max_length")
+    # sentence-transformers has kept the length there since version 6. Of others it is what the tokenizer can
+    # read, which may be far more than is wanted.
+    if "transformer_task" in options and limit is not None and limit <= _UNBOUNDED:
+        return int(limit)
+    known = [int(length) for length in (limit, positions) if length is not None]
+    return min(*known, _UNSTATED_LIMIT) if known else None
