@@ -6,12 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from routerretriever.adapters.files import tower_fingerprint
 from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder.card import read_card
+from routerretriever.encoder.fingerprint import files_hash
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.whole import require_whole
 from routerretriever.errors import EncoderError
-from support.encoders import write_encoder
+from safetensors.torch import load_file, save_file
+from support.encoders import TinyEncoder, write_encoder, write_transformer
 
 ABOUT, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
 
@@ -111,6 +114,35 @@ def test_a_length_that_sentence_transformers_keeps_in_the_tokenizer_is_read(bert
 def test_queries_and_documents_have_lengths_of_their_own_where_the_files_say_so(bert):
     change(bert / TRANSFORMER, query_length=8, document_length=100)
     assert lengths(bert) == (8, 32)
+
+
+def test_a_vocabulary_without_a_tokenizer_file_is_part_of_the_fingerprint(bert):
+    (bert / "tokenizer.json").rename(bert / "vocab.json")
+    before = tower_fingerprint(settings_of(bert))
+    change(bert / "vocab.json", other=1)
+    files_hash.cache_clear()  # of a folder that changed, which none does while a process runs
+    assert tower_fingerprint(settings_of(bert)) != before
+
+
+def test_a_dense_layer_that_cannot_be_read_is_told_in_one_line(tmp_path):
+    folder = write_encoder("t5-dense", tmp_path)
+    change(folder / "2_Dense" / "config.json", activation_function="torch.nn.modules.activation.None_such")
+    with pytest.raises(EncoderError, match="a Dense layer cannot be read") as caught:
+        load_tower(settings_of(folder))
+    change(folder / "2_Dense" / "config.json", activation_function="torch.nn.Tanh", out_features=9)
+    with pytest.raises(EncoderError, match="a Dense layer cannot be read") as mismatched:
+        load_tower(settings_of(folder))
+    assert [len(str(error.value).splitlines()) for error in (caught, mismatched)] == [1, 1]
+
+
+def test_missing_weights_are_told_of_models_whose_layers_are_called_a_decoder(tmp_path):
+    opt = TinyEncoder("opt", config={"ffn_dim": 32, "word_embed_proj_dim": 16})
+    folder = write_transformer(opt, tmp_path)
+    weights = folder / "model.safetensors"
+    kept = {key: value for key, value in load_file(weights).items() if "layers.1." not in key}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match="they would be random"):
+        load_tower(settings_of(folder))
 
 
 def test_static_embeddings_are_cut_where_their_tokenizer_cuts(tmp_path):

@@ -1,5 +1,6 @@
 """Encoders from a model hub, against a small one of the tests: what is fetched, pinned, kept and refused."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -77,6 +78,22 @@ def test_only_what_is_needed_is_fetched_once_and_runs_without_a_hub(repository, 
     assert fetch(hub.url, tmp_path / "home", HF_HUB_OFFLINE="1") == folder
     ours, theirs = (load_tower(EncoderSettings(name=str(one), device="cpu")) for one in (folder, repository))
     np.testing.assert_array_equal(ours.encode_queries(["a fox"]), theirs.encode_queries(["a fox"]))
+
+
+def test_all_of_the_layout_of_old_is_fetched(tmp_path):
+    new, old = write_encoder("bert-mean", tmp_path), tmp_path / "old"
+    left_out = shutil.ignore_patterns("modules.json", "*_*", "*.safetensors")
+    shutil.copytree(new, old / "0_Transformer", ignore=left_out)
+    modules = json.loads((new / "modules.json").read_text())[:2]
+    modules[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(modules))
+    shutil.copytree(new / "1_Pooling", old / "1_Pooling")
+    needed = ("config.json", "vocab.txt", "merges.txt", "pytorch_model.bin")
+    for name in needed[1:]:
+        (old / "0_Transformer" / name).write_text(name)
+    with Hub(NAME, {FIRST: old}) as hub:
+        fetch(hub.url, tmp_path / "home")
+        assert {f"0_Transformer/{name}" for name in needed} <= set(hub.fetched)
 
 
 def test_a_pinned_revision_stays_what_it_is(repository, tmp_path):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_UNUSED = ("pooler", "position_ids", "decoder", "lm_head")
+_UNUSED = ("pooler", "position_ids", "lm_head")
 """Parts of weights' names that an encoder does without."""
 
 
@@ -155,9 +155,10 @@ def read_dense(folders: Sequence[Path]) -> list[nn.Module]:
 
     try:
         return [Dense.load(str(folder)).requires_grad_(False) for folder in folders]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # what broken files raise is of many libraries' kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EncoderError(
-            f"encoder.name: {folders[0].parent}: a Dense layer cannot be read: {error}"
+            f"encoder.name: {folders[0].parent}: a Dense layer cannot be read: {reason}"
         ) from None
 
 

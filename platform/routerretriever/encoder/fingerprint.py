@@ -64,7 +64,8 @@ def files_hash(folder: Path) -> str:
     Raises:
         EncoderError: there are no weights.
     """
-    paths = sorted({path for pattern in _CONTENT for path in folder.glob(pattern)})
+    patterns = _CONTENT if (folder / "tokenizer.json").is_file() else (*_CONTENT, "vocab.json")
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not any(path.suffix in (".safetensors", ".bin") for path in paths):
         raise EncoderError(f"encoder.name: {folder} holds no weights (*.safetensors or pytorch_model.bin)")
     digest = hashlib.sha256()

