@@ -111,7 +111,7 @@ def check_report(folder: Path, notes: Notes, contents: Contents) -> CheckReport:
         kinds=notes.kinds(),
         documents=contents.survey.documents,
         queries=len(contents.query_lines),
-        judgements={split: len(file.lines) for split, file in contents.files.items()},
+        judgements={split: len(file) for split, file in contents.files.items()},
         equal_queries={f"{one} in {other}": count for (one, other), count in contents.equal_queries.items()},
     )
 

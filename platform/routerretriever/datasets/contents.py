@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from routerretriever.datasets import issues
@@ -32,8 +33,18 @@ class QrelsFile:
     path: Path
     grades: dict[str, dict[str, int]] = field(default_factory=dict)
     """Query -> document -> grade."""
-    lines: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Pair -> its first line."""
+
+    @cached_property
+    def lines(self) -> dict[tuple[str, str], int]:
+        """Pair -> its first line. Read when an issue wants it: for millions of pairs it takes much memory."""
+        lines: dict[tuple[str, str], int] = {}
+        for line, (query, document, _) in read_judgements(self.path, lambda _: None):
+            lines.setdefault((query, document), line)
+        return lines
+
+    def __len__(self) -> int:
+        """How many pairs are judged."""
+        return sum(map(len, self.grades.values()))
 
     def relevant(self, missing: Set[str] = frozenset()) -> dict[str, dict[str, int]]:
         """Query -> document -> grade, for queries with a grade above 0; missing documents are left out."""
@@ -164,7 +175,6 @@ def read_qrels(path: Path, report: Report) -> QrelsFile:
         judged = file.grades.setdefault(query, {})
         if document not in judged:
             judged[document] = grade
-            file.lines[query, document] = line
         else:
             first = file.lines[query, document]
             kind = issues.SAME_JUDGEMENT if judged[document] == grade else issues.TWO_GRADES
@@ -229,17 +239,17 @@ def _survey(
 def _look_up(folder: Path, contents: Contents, report: Report) -> None:
     for file in contents.files.values():
         missing = 0
-        for (query, document), line in file.lines.items():
+        for query, document in ((query, one) for query, judged in file.grades.items() for one in judged):
             # Without any usable line the file itself was the issue.
             if contents.query_lines and query not in contents.query_lines:
                 text = f"query {query!r} is not in queries.jsonl; add it or cut this line"
-                report(Issue(issues.NO_QUERY, file.path, line, text))
+                report(Issue(issues.NO_QUERY, file.path, file.lines[query, document], text))
             if contents.survey.documents and document in contents.survey.missing:
                 missing += 1
                 text = f"document {document!r} is not in the corpus; add it or cut this line"
-                report(Issue(issues.NO_DOCUMENT, file.path, line, text))
-        if missing > MISSING_SHARE * len(file.lines):
-            text = f"{missing} of {len(file.lines)} judged documents are not in the corpus; mend the ids"
+                report(Issue(issues.NO_DOCUMENT, file.path, file.lines[query, document], text))
+        if missing > MISSING_SHARE * len(file):
+            text = f"{missing} of {len(file)} judged documents are not in the corpus; mend the ids"
             report(Issue(issues.NO_DOCUMENTS, file.path, None, text))
 
 
