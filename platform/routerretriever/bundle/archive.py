@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import re
 import tarfile
@@ -11,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from routerretriever.artifacts.store import MANIFEST, ArtifactStore
-from routerretriever.bundle.manifest import read_manifest
+from routerretriever.bundle.manifest import MANIFEST_FILE, read_manifest
 from routerretriever.errors import NO_ROOM, ArtifactDamaged, BadInput, BundleError, Refused
 
 _BUNDLE = "bundle"
@@ -72,6 +73,7 @@ def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
     try:
         with tarfile.open(archive) as opened:
             opened.extractall(into, filter="data")  # refuses what points outside
+        json.loads((bundle / MANIFEST_FILE).read_bytes())  # if it cannot be read, the archive is to blame
         keys = list(read_manifest(bundle)["corpora"].values())
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
