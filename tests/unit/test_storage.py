@@ -447,3 +447,12 @@ def test_leases_that_were_taken_are_given_back_if_the_next_cannot_be(store, monk
         pass
     with Leases(store.files).hold([KEY]) as mine:
         assert mine == [KEY]
+
+
+def test_a_note_that_is_not_what_was_written_is_told(store):
+    assert store.read_pointer("served") is None
+    store.write_pointer("served", {"version": 1})
+    assert store.read_pointer("served") == {"version": 1}
+    store.files.write("notes/served.json", b'{"vers')
+    with pytest.raises(StorageError, match=r"notes/served\.json: altered since it was written"):
+        store.read_pointer("served")

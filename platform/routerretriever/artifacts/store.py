@@ -26,7 +26,7 @@ from typing import Any
 
 from routerretriever.artifacts.filesystem import FileSystem, cache_folder
 from routerretriever.artifacts.leases import Leases
-from routerretriever.errors import ArtifactDamaged, ArtifactMissing
+from routerretriever.errors import ArtifactDamaged, ArtifactMissing, StorageError
 from routerretriever.hashing import content_hash, file_hash
 from routerretriever.runtime.progress import log
 
@@ -229,11 +229,18 @@ class ArtifactStore:
         self.put(_POINTERS, f"{name}.json", lambda path: _write_text(path, json.dumps(content)))
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
-        """The record as it was last written; None if it never was."""
+        """The record as it was last written; None if it never was.
+
+        Raises:
+            StorageError: it is not what was written.
+        """
         try:
             content: dict[str, Any] = json.loads(self.files.read(f"{_POINTERS}/{name}.json"))
         except FileNotFoundError:
             return None
+        except ValueError:
+            file = f"{self.location(_POINTERS)}/{name}.json"
+            raise StorageError(f"{file}: altered since it was written; restore it from a copy") from None
         return content
 
     def delete(self, key: str) -> None:
