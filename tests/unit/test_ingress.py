@@ -32,14 +32,14 @@ class LoneIngress(Ingress.func_or_class):
         self._controller, self._authenticator = controller, SimpleNamespace(replicas=0)
         desired = DesiredState(FIRST, None, 1)
         self._replica = SimpleNamespace(engines={1: old}, desired=desired, refresh=self.refreshed)
-        self.may_load = asyncio.Event()
+        self.may_load, self.may_refresh = asyncio.Event(), asyncio.Event()
         return self
 
     def __del__(self):
         """Ray's own is a coroutine."""
 
     async def refreshed(self):
-        pass
+        await self.may_refresh.wait()
 
     async def _load(self, release):
         await self.may_load.wait()
@@ -73,7 +73,8 @@ def test_a_replica_tells_what_is_loaded_while_it_loads_and_drains(monkeypatch):
         controller, old = Controller(), SlowEngine()
         replica = LoneIngress.beside(controller, old)
         follower = asyncio.create_task(replica._follow())
-        await controller.hears((1,))
+        await controller.hears((1,))  # while the writer does not answer
+        replica.may_refresh.set()
         controller.release = SECOND
         await controller.hears((1,), times=len(controller.heard) + 5)
         assert replica._replica.desired.current == FIRST

@@ -103,26 +103,29 @@ class Ingress:
         )  # fmt: skip
 
     async def _follow(self) -> None:
-        """Tell the controller what is loaded, also while a bundle is being loaded or drained: a replica that
-        says nothing for long is forgotten, and experts that it still needs are stopped."""
-        reconciling: asyncio.Task[None] | None = None
+        """Tell the controller every second what is loaded, whatever else takes long.
+
+        A replica that says nothing is forgotten, and experts that it still needs are stopped.
+        """
+        following: asyncio.Task[None] | None = None
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             try:
                 desired = await self._controller.desired.remote(self._heartbeat())
                 self._authenticator.replicas = desired.replicas
-                if reconciling is None or reconciling.done():
-                    reconciling = asyncio.create_task(self._try_to_reconcile(desired))
-                await self._replica.refresh()
+                if following is None or following.done():
+                    following = asyncio.create_task(self._take_over(desired))
             except Exception:
                 # What is loaded goes on serving while the controller is replaced.
                 log.exception("could not learn what is to be served; asking again")
 
-    async def _try_to_reconcile(self, desired: DesiredState) -> None:
+    async def _take_over(self, desired: DesiredState) -> None:
         try:
             await self._reconcile(desired)
+            await self._replica.refresh()
         except Exception:
-            log.exception("could not load what is to be served; trying again")
+            # What is loaded goes on serving.
+            log.exception("could not take over what is to be served; trying again")
 
     async def _reconcile(self, desired: DesiredState) -> None:
         """Load what is new beside what is there, switch, and let go of what is old when it is drained."""
