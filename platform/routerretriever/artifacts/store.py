@@ -33,7 +33,8 @@ from routerretriever.runtime.progress import log
 MANIFEST = "artifact.json"
 _POINTERS = "notes"
 _PLAN = "plan.json"
-_POLL_SECONDS = 1.0
+_FIRST_POLL_SECONDS, _POLL_SECONDS = 0.05, 1.0
+"""Between looks at what another run is making: the first, and the longest, to which it doubles."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def build_keys(store: ArtifactStore, keys: Sequence[str], build: Callable[[list[
         Whether anything was missing.
     """
     leases = Leases(store.files)
-    found_missing = False
+    found_missing, pause = False, _FIRST_POLL_SECONDS
     missing = list(dict.fromkeys(keys))
     while missing := [key for key in missing if not store.verify(key)]:
         found_missing = True
@@ -321,7 +322,8 @@ def build_keys(store: ArtifactStore, keys: Sequence[str], build: Callable[[list[
             if not was_waiting:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 log.info("waiting for another run, which is making %s%s", missing[0], more)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS)
     return found_missing
 
 
