@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routerretriever.datasets.collection import Document
 from routerretriever.errors import BadInput
 from routerretriever.index.base import Queries
 from routerretriever.index.changes import compact, write_change, write_deletion
-from routerretriever.index.filters import Column, parse_filter
+from routerretriever.index.filters import Column, field_names, field_value, parse_filter
 from routerretriever.index.hybrid import Tops, rank_all
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
@@ -291,6 +292,65 @@ def test_a_filter_keeps_values_apart_in_lists_too_and_needs_no_look_at_every_val
     assert passing(**{"in": ["y", 2]}) == [[["x"], None, "y"], [1.0, 2], "y"]
     assert passing(equals="['x']") == passing(equals="{'x': 1}") == passing(**{"in": []}) == []
     assert passing(gte=2) == [[1.0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("author.name", "Ada"),
+        ("a.b", "itself"),
+        ("a.b.c", 3),
+        ("editors.name", ["Bob", "Cy"]),
+        ("editors.tags", ["x", "y", "z"]),
+        ("author.name.first", None),
+        ("author.", None),
+        (".name", None),
+        ("nobody.name", None),
+    ],
+)
+def test_a_field_may_lie_in_objects(field, expected):
+    metadata = {
+        "author": {"name": "Ada"},
+        "a.b": "itself",
+        "a": {"b": {"c": 3}},
+        "editors": [{"name": "Bob", "tags": ["x", "y"]}, "nobody", {"name": "Cy", "tags": "z"}],
+    }
+    assert field_value(metadata, field) == expected
+    assert (field in set(field_names(metadata))) == (expected is not None)
+
+
+@given(
+    st.recursive(
+        st.integers() | st.text("ab.", max_size=2),
+        lambda inner: (
+            st.lists(inner, max_size=2) | st.dictionaries(st.text("ab.", max_size=2), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ).filter(lambda value: isinstance(value, dict))
+)
+def test_every_field_that_is_named_has_a_value(metadata):
+    for field in field_names(metadata):
+        assert field_value(metadata, field) is not None
+
+
+def test_documents_are_filtered_by_fields_of_objects_as_they_come(tmp_path):
+    store, held = make_corpus(tmp_path)
+    live = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+
+    def passing(**condition):
+        return int(live.allowed(parse_filter({"field": "author.name", **condition})).sum())
+
+    assert passing(exists=True) == 0
+    new = [
+        Document("new", "", "ant", {"author": {"name": "Ada"}}),
+        Document("other", "", "bee", {"author": {}}),
+    ]
+    write_change(store, CHANGES, 1, new, np.stack([vector for _, vector in list(held.values())[:2]]))
+    live.refresh()
+    assert (passing(equals="Ada"), passing(equals="Bob"), passing(exists=True)) == (1, 0, 1)
+    again = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    again.refresh()
+    assert again.allowed(parse_filter({"field": "author.name", "in": ["Ada"]})).sum() == 1
 
 
 def test_only_fields_that_rows_have_are_kept_ready_and_at_most_64(tmp_path):

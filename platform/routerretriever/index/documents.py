@@ -14,7 +14,7 @@ from routerretriever.datasets.passages import join, number_of, parent_of
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.index.base import Mask, Rows
 from routerretriever.index.changes import Change
-from routerretriever.index.filters import Column, Filter
+from routerretriever.index.filters import Column, Filter, field_names, field_value
 
 _MAX_COLUMNS = 64
 """Metadata fields that are kept ready for filters; each costs memory, and time when documents come."""
@@ -118,9 +118,9 @@ class DocumentTable:
         self.present = np.concatenate([self.present, np.ones(len(entries), dtype=bool)])
         new = [entry.document.metadata or {} for entry in entries]
         if self._fields is not None:
-            self._fields.update(*new)
+            self._fields.update(*map(field_names, new))
         for field, column in self._columns.items():
-            column.extend([None if field is None else metadata.get(field) for metadata in new])
+            column.extend([None if field is None else field_value(metadata, field) for metadata in new])
         return gone
 
     def delete(self, ids: Iterable[str]) -> Rows:
@@ -171,11 +171,12 @@ class DocumentTable:
 
     def _column(self, field: str) -> Column:
         if self._fields is None:
-            self._fields = set().union(*self._metadata())
+            self._fields = set().union(*map(field_names, self._metadata()))
         name = field if field in self._fields else None
         column = self._columns.pop(name, None)
         if column is None:
-            column = Column([None if name is None else metadata.get(name) for metadata in self._metadata()])
+            values = (None if name is None else field_value(metadata, name) for metadata in self._metadata())
+            column = Column(list(values))
         self._columns[name] = column
         if len(self._columns) > _MAX_COLUMNS:
             del self._columns[next(iter(self._columns))]

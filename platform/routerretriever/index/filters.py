@@ -4,7 +4,8 @@
     {"field": "language", "equals": "en"}               also {"in": ["en", "de"]}, {"exists": true}
     {"and": [...]}   {"or": [...]}   {"not": {...}}
 
-A field that holds a list passes when any of its elements does. Numbers and texts never equal each other.
+``author.name`` is a field of the object in ``author``. A field that holds a list passes when any of its
+elements does. Numbers and texts never equal each other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -121,6 +122,38 @@ class Column:
         for code in self._lists:
             passing[code] = condition.passes(self.values[code])
         return passing
+
+
+def field_names(metadata: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The fields that a filter can ask for, those of objects and of lists of objects among them."""
+    for name, value in metadata.items():
+        yield before + name
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from field_names(inner, f"{before}{name}.")
+
+
+def field_value(metadata: Mapping[str, Any], field: str) -> Any:
+    """What a field holds; None if it is not there, and all that it holds of a list of objects.
+
+    A field that is called ``a.b`` itself comes before the field ``b`` of ``a``.
+    """
+    if field in metadata:
+        return metadata[field]
+    for place, character in enumerate(field):
+        if character == "." and (outer := metadata.get(field[:place])) is not None:
+            inner = field[place + 1 :]
+            value = field_value(outer, inner) if isinstance(outer, dict) else _values_in(outer, inner)
+            if value is not None:
+                return value
+    return None
+
+
+def _values_in(values: Any, field: str) -> list[Any] | None:
+    objects = [each for each in values if isinstance(each, dict)] if isinstance(values, list) else []
+    found = [value for each in objects if (value := field_value(each, field)) is not None]
+    flat = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    return flat if found else None
 
 
 @dataclass(frozen=True)
