@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 import threading
 from contextlib import suppress
+from subprocess import CalledProcessError
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from support.collections import WORDS, write_collection
 
 from jobs.benchmarks import measure as measuring
 from jobs.benchmarks.documents_only import examples_of, outcome, summary, without_labels
+from jobs.benchmarks.first_run import first_seen, run
 from jobs.benchmarks.load import Load, background_load
 from jobs.benchmarks.measure import Cost
 from jobs.benchmarks.search import Searched, Way, make, search
@@ -59,6 +62,17 @@ def test_clients_that_cannot_start_are_no_reason_to_wait_for_them(monkeypatch):
     thread.start()
     thread.join(60)
     assert ended
+
+
+def test_what_a_command_shows_is_timed_when_it_is_first_seen(tmp_path):
+    command = [sys.executable, "-c", "print('start'); print('expert a: dev'); print('expert b: dev')"]
+    seen = first_seen(
+        run(command, tmp_path), {"a line": ".", "an expert": r"expert \w+: dev", "an answer": "hit"}
+    )
+    assert list(seen) == ["a line", "an expert", ""]
+    assert 0 < seen["a line"] <= seen["an expert"] <= seen[""]
+    with pytest.raises(CalledProcessError):
+        first_seen(run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path), {})
 
 
 def test_results_are_kept_with_machine_date_and_commit(tmp_path, monkeypatch):
