@@ -81,3 +81,17 @@ def test_a_model_that_cannot_be_run_is_told_in_one_line(tiny, message, tmp_path)
         check_encoder(settings_of(folder), (LoraSettings(),))
     assert len(str(caught.value).splitlines()) == 1
     assert str(folder) in str(caught.value)
+
+
+def test_features_that_a_base_does_not_have_are_told_before_a_run():
+    fake = EncoderSettings(name="fake")
+    with pytest.raises(EncoderError, match=r"routing\.features: layer 9 of 2; use 0 to 1, or 'embedding'"):
+        check_encoder(fake, features=9)
+    check_encoder(fake, features=1)
+
+
+def test_a_model_that_runs_but_cannot_be_routed_is_told_before_a_run(tmp_path):
+    folder = write_transformer(TinyEncoder("squeezebert", config={"embedding_size": 16}), tmp_path)
+    check_encoder(settings_of(folder))
+    with pytest.raises(EncoderError, match=r"routing\.features: this encoder does not run the layer"):
+        check_encoder(settings_of(folder), features=0)

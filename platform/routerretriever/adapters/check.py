@@ -13,14 +13,22 @@ from routerretriever.errors import EncoderError
 
 if TYPE_CHECKING:
     from routerretriever.encoder.card import EncoderCard
+    from routerretriever.encoder.encoder import Features
 
 _TEXTS = ("the first of two texts", "another one, which is longer than the first and says something else", "")
 _MOST_CHANGE = 0.1
 """Of a vector, by the texts beside it, as a part of its length; half precision rounds less than this."""
 
 
-def check_encoder(settings: EncoderSettings, adapters: tuple[AdapterSettings, ...] = ()) -> EncoderCard:
+def check_encoder(
+    settings: EncoderSettings, adapters: tuple[AdapterSettings, ...] = (), features: Features = "embedding"
+) -> EncoderCard:
     """Load a base once, encode a few texts, and attach a fresh adapter of each kind that will be trained.
+
+    Args:
+        settings: of the base.
+        adapters: that will be trained.
+        features: what a router will read.
 
     Returns:
         The settings that it is run with, and where each came from.
@@ -34,6 +42,7 @@ def check_encoder(settings: EncoderSettings, adapters: tuple[AdapterSettings, ..
     try:
         for encode in (tower.encode_queries, tower.encode_documents):
             _require_vectors(encode, settings)
+        tower.routing_features(_TEXTS, features)
         for number, adapter in enumerate(adapters):
             fresh = tower if number == 0 else load_tower(settings)
             fresh.add_adapter("check", adapter)

@@ -156,7 +156,9 @@ class Pipeline:
         report = preflight(self.collections.values(), needs)
         if any(step.status(self.store) is not Status.PRESENT for step in self.steps()):
             require_cluster()
-        card = check_encoder(self.recipe.encoder, (self.recipe.training.adapter,))
+        card = check_encoder(
+            self.recipe.encoder, (self.recipe.training.adapter,), self.recipe.routing.features
+        )
         if (teacher := self.recipe.training.teacher) is not None:
             open_reranker(teacher).check()
         log.info("encoder %s: %s", self.recipe.encoder.name, "; ".join(card.lines()))
