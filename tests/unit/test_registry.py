@@ -219,7 +219,7 @@ def test_a_recipe_registers_under_its_own_name_unless_it_names_another(tmp_path)
     assert tiny_recipe(tmp_path, registry={"name": "shared"}).registry.name == "shared"
 
 
-def test_files_of_a_moved_or_copied_storage_are_found_where_it_is_now(tmp_path):
+def test_files_of_a_moved_or_copied_storage_are_found_where_it_is_now(tmp_path, monkeypatch):
     (tmp_path / "old/mlflow-artifacts/models/m").mkdir(parents=True)
     location = (tmp_path / "old/mlflow-artifacts/models/m").as_uri()
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
@@ -228,6 +228,8 @@ def test_files_of_a_moved_or_copied_storage_are_found_where_it_is_now(tmp_path):
     assert present_location(location, uri) == (tmp_path / "new/mlflow-artifacts/models/m").as_uri()
     shutil.rmtree(tmp_path / "old")
     assert present_location(location, uri) == (tmp_path / "new/mlflow-artifacts/models/m").as_uri()
+    monkeypatch.chdir(tmp_path)
+    assert present_location(location, "sqlite:///new/mlflow.db") == present_location(location, uri)
     shutil.rmtree(tmp_path / "new")
     with pytest.raises(BadInput, match=r"mlflow-artifacts/models/m: .*restore"):
         present_location(location, uri)

@@ -191,7 +191,7 @@ def present_location(location: str, tracking_uri: str) -> str:
     if tracking_uri.startswith(_SQLITE) and ARTIFACTS in path.parts:
         beside = Path(tracking_uri.removeprefix(_SQLITE)).parent / _below_storage(path)
         if beside.exists():
-            return beside.as_uri()
+            return beside.absolute().as_uri()
     if os.path.exists(path):  # unlike the method of Path, also where nobody else may look
         return location
     raise BadInput(f"{path}: the registry names this folder, which is not there; restore it from a back-up")
