@@ -157,9 +157,9 @@ def test_the_address_of_a_dashboard_is_told_from_a_clusters(scheme, monkeypatch)
 def test_a_cluster_is_asked_before_the_encoder_is_loaded_and_only_if_it_is_needed(tiny_data, monkeypatch):
     loaded = []
 
-    def load(settings, adapters):
+    def load(settings, adapters, features):
         loaded.append(settings.name)
-        return check_encoder(settings, adapters)
+        return check_encoder(settings, adapters, features)
 
     monkeypatch.setattr(pipeline_module, "check_encoder", load)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
