@@ -329,6 +329,46 @@ def test_what_check_passes_can_be_read_and_what_it_refuses_cannot(corpus, asked,
         shutil.rmtree(folder)
 
 
+def crlf(data):
+    return data.replace(b"\n", b"\r\n")
+
+
+def with_mark(data):
+    return b"\xef\xbb\xbf" + data
+
+
+forms = st.tuples(
+    st.sampled_from([bytes, crlf]),
+    st.sampled_from([bytes, with_mark]),
+    st.sampled_from([bytes, gzip.compress, zstandard.compress]),
+)
+"""Each is made of what the one before gives; ``bytes`` changes nothing."""
+
+
+@FUZZ
+@given(records, records | asked_records, splits, st.data())
+def test_in_which_form_files_are_written_changes_nothing_of_what_is_read(corpus, asked, qrels, data):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        plain, odd = (write(folder / name, corpus, asked, qrels) for name in "ab")
+        for path in sorted(path for path in odd.folder.rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            for form in data.draw(forms):
+                content = form(content)
+            path.write_bytes(content)
+        one, other = check_collection(plain.folder), check_collection(odd.folder)
+        assert one.ok == other.ok, (one.issues, other.issues)
+        if one.ok:
+            assert list(plain.documents()) == list(odd.documents())
+            assert plain.splits() == odd.splits()
+            for split in plain.splits():
+                assert plain.queries(split) == odd.queries(split)
+                assert plain.qrels(split) == odd.qrels(split)
+            assert plain.corpus_hash() == odd.corpus_hash()
+    finally:
+        shutil.rmtree(folder)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["\ud83d", 2**64]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
