@@ -24,7 +24,7 @@ from jobs.benchmarks.measure import report
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = {
-    "the first line": r".",
+    "the first line": r"recipe \w+;",
     "the first documents are encoded": r"encoded \w+:",
     "the first expert is trained": r"expert \w+: dev",
     "the table of all systems": r"nDCG@10 x 100",
