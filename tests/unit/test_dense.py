@@ -1,5 +1,8 @@
 """Searches by vectors: what is found does not depend on how many are asked for, or how few may be."""
 
+import os
+
+import faiss
 import numpy as np
 import pytest
 from routerretriever.corpus.artifact import open_corpus
@@ -56,6 +59,15 @@ def test_a_filter_that_leaves_few_documents_finds_all_of_them(tmp_path, settings
     for query in queries:
         best = [row for row in np.argsort(-(vectors @ query)).tolist() if allowed[row]]
         assert found(index, query, 10, allowed) == best[:10]
+
+
+@pytest.mark.parametrize(
+    ("stated", "threads"), [("2", 2), ("3,1", 3), ("", None), ("0", None), ("all", None)]
+)
+def test_a_search_has_the_threads_that_openmps_variable_says(tmp_path, monkeypatch, stated, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    opened(tmp_path, unit(0, 6), IndexSettings())
+    assert faiss.omp_get_max_threads() == (threads or os.cpu_count())
 
 
 def test_a_collection_may_have_fewer_documents_than_ivf_lists_are_wanted(tmp_path):

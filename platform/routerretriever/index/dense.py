@@ -38,7 +38,7 @@ def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) ->
     Exact search reads the embeddings where they lie, on disk. IVF and HNSW take long to build, so they are
     artifacts of their own, keyed by the corpus and their settings.
     """
-    faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    faiss.omp_set_num_threads(_threads())
     if settings.kind == "exact" or not len(corpus):
         return SearchIndex(_Exact(corpus), corpus.ids)
     digest = content_hash(settings.model_dump(), corpus.first, len(corpus.shards))
@@ -51,6 +51,12 @@ def open_index(corpus: Corpus, settings: IndexSettings, store: ArtifactStore) ->
 
     build_keys(store, [key], build)
     return SearchIndex(faiss.read_index(str(store.fetch(key) / _INDEX_FILE)), corpus.ids)
+
+
+def _threads() -> int:
+    """What OpenMP's variable says, which may be empty, or a list for nested loops; else all CPUs."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(stated) if stated.isdigit() and int(stated) else os.cpu_count() or 1
 
 
 def _fill(index: Any, corpus: Corpus) -> Any:
