@@ -147,6 +147,11 @@ class BundleError(Damaged):
     """A bundle is damaged, or its parts do not fit together."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def failure_reason(error: Exception) -> str:
     """The innermost message of a chain of Ray errors, in one line."""
     cause: BaseException = error

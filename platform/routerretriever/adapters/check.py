@@ -9,7 +9,7 @@ import numpy as np
 
 from routerretriever.adapters.base import AdapterSettings, Vectors
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import EncoderError
+from routerretriever.errors import EncoderError, first_line
 
 if TYPE_CHECKING:
     from routerretriever.encoder.card import EncoderCard
@@ -50,7 +50,7 @@ def check_encoder(
     except EncoderError:
         raise
     except Exception as error:  # what a model raises that is called amiss is of many libraries' kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise EncoderError(f"encoder.name: {settings.name} cannot be run here: {reason}") from error
     return tower.card
 

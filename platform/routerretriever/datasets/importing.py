@@ -39,7 +39,7 @@ from routerretriever.datasets.tables import (
     text_of,
 )
 from routerretriever.datasets.writing import FolderWriter
-from routerretriever.errors import DatasetError
+from routerretriever.errors import DatasetError, first_line
 from routerretriever.hashing import file_hash
 
 _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
@@ -387,7 +387,7 @@ def _converted(path: Path) -> tuple[str, str]:
         text, title = (_pdf_text(path), "") if suffix(path) == ".pdf" else _markdown(path)
         return mend(text), mend(" ".join(title.split()))
     except Exception as error:  # what broken files raise is of many libraries' kinds
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        reason = first_line(error)[:200]
         raise DatasetError(
             f"{path}: cannot be converted to text ({reason}); save it anew or remove it"
         ) from None

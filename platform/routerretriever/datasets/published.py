@@ -24,7 +24,7 @@ from routerretriever.datasets.settings import DomainSettings
 from routerretriever.datasets.splitting import hold_out
 from routerretriever.datasets.texts import normal_text
 from routerretriever.datasets.variant import read_provenance, write_variant
-from routerretriever.errors import DatasetError
+from routerretriever.errors import DatasetError, first_line
 from routerretriever.hashing import file_hash
 
 REPOSITORY = "BeIR/{name}-generated-queries"
@@ -201,7 +201,7 @@ def _fetch(name: str) -> tuple[Path, str]:
     try:
         path = Path(hf_hub_download(repository, FILE, repo_type="dataset"))
     except Exception as error:  # of many kinds: the hub's, the HTTP client's, the disk's
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DatasetError(
             f"{name}: the hub did not give {FILE} of {repository} ({reason}); check the network, or "
             "https://huggingface.co/BeIR for the collections that have generated queries"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.encoder.source import is_static, model_folder, read_json, transformer_options
 from routerretriever.encoder.whole import refuse_pointers
-from routerretriever.errors import EncoderError
+from routerretriever.errors import EncoderError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -156,15 +156,13 @@ def read_dense(folders: Sequence[Path]) -> list[nn.Module]:
     try:
         return [Dense.load(str(folder)).requires_grad_(False) for folder in folders]
     except Exception as error:  # what broken files raise is of many libraries' kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise EncoderError(
             f"encoder.name: {folders[0].parent}: a Dense layer cannot be read: {reason}"
         ) from None
 
 
 def _reason(folder: Path, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    found = lines[0] if lines else type(error).__name__
     if "trust_remote_code" in str(error):
         return (
             f"encoder.name: {folder} needs Python code of its own; set encoder.trust_remote_code: true and a "
@@ -172,4 +170,4 @@ def _reason(folder: Path, error: Exception) -> str:
         )
     if "ignore_mismatched_sizes" in str(error):
         return f"encoder.name: {folder}: the weights are not of the sizes that its config.json gives"
-    return f"encoder.name: {folder} cannot be loaded as a text encoder: {found}"
+    return f"encoder.name: {folder} cannot be loaded as a text encoder: {first_line(error)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import EncoderError
+from routerretriever.errors import EncoderError, first_line
 
 FAKE = "fake"
 TRANSFORMER_FILES = [
@@ -190,7 +190,7 @@ def _download(name: str, revision: str | None, field: str) -> Path:
     except HFValidationError as error:
         raise EncoderError(f"{field}: {name!r} is no folder and no model id: {error}") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise EncoderError(
             f"{field}: {name!r} is no local folder, and the model hub did not give it ({reason}); "
             "check the name and the connection, or HF_TOKEN if it is private, or give a folder with the files"

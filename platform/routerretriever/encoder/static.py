@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from routerretriever.errors import EncoderError
+from routerretriever.errors import EncoderError, first_line
 
 
 def read_static(folder: Path) -> tuple[StaticTokenizer, StaticModel]:
@@ -27,7 +27,7 @@ def read_static(folder: Path) -> tuple[StaticTokenizer, StaticModel]:
     try:
         module = StaticEmbedding.load(str(folder), local_files_only=True)
     except Exception as error:  # what broken files raise is of many libraries' kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise EncoderError(f"encoder.name: {folder} holds no static embeddings: {reason}") from None
     return StaticTokenizer(module.tokenizer), StaticModel(module.embedding.weight.data)
 

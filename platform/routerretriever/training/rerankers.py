@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import numpy as np
 
-from routerretriever.errors import TeacherError
+from routerretriever.errors import TeacherError, first_line
 from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
 from routerretriever.training.teacher_settings import (
     AnyTeacherSettings,
@@ -107,7 +107,7 @@ class CrossEncoderReranker:
             model = CrossEncoder(str(folder), max_length=self._settings.max_length, local_files_only=True)
             labels = model.num_labels
         except Exception as error:  # whatever such files can cause
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            reason = first_line(error)[:200]
             raise TeacherError(
                 f"training.teacher.model: {name} cannot be loaded as a cross-encoder ({reason}); name the "
                 "folder or id of one"
