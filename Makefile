@@ -45,6 +45,7 @@ screenshots: docs ## Take the documentation's pictures anew; needs Chromium and 
 docs: install ## Write the generated pages, and build the documentation into site/
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/benchmarks/generate.py
 	$(BIN)/mkdocs build --strict
 
 clean: ## Remove what runs have left

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -161,8 +163,17 @@ def hardware() -> str:
     return f"{os.cpu_count()} x {model}, {torch.backends.cpu.get_cpu_capability()}, {memory:.0f} GiB, {gpu}"
 
 
+def command(arguments: Sequence[str]) -> str:
+    """How a benchmark was called, from its ``sys.argv``."""
+    return shlex.join(["python", "-m", f"{__package__}.{Path(arguments[0]).stem}", *arguments[1:]])
+
+
 def report(name: str, title: str, header: list[str], rows: list[list[str]], figures: dict[str, Any]) -> Path:
-    """Print a table and write the figures, with machine, date and commit, as JSON; returns the file."""
+    """Print a table and write it and the figures, with command, machine, date and commit, as JSON.
+
+    Returns:
+        The file; ``docs/benchmarks/generate.py`` makes a page's table from it.
+    """
     table, machine = figures_table(*header, title=title), hardware()
     for row in rows:
         table.add_row(*row)
@@ -170,9 +181,13 @@ def report(name: str, title: str, header: list[str], rows: list[list[str]], figu
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     facts = {
+        "command": command(sys.argv),
         "hardware": machine,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": git_commit(),
+        "title": title,
+        "columns": header,
+        "rows": rows,
     }
     path.write_text(json.dumps({**facts, **figures}, indent=2, default=asdict), encoding="utf-8")
     log.info("%s; wrote %s", machine, path)

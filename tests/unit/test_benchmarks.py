@@ -78,7 +78,7 @@ def test_what_a_command_shows_is_timed_when_it_is_first_seen(tmp_path):
 def test_results_are_kept_with_machine_date_and_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     kept = json.loads(measuring.report("name", "title", ["way"], [["base"]], {"measured": 1}).read_text())
-    assert {"hardware", "date", "commit", "measured"} == kept.keys()
+    assert {"command", "hardware", "date", "commit", "title", "columns", "rows", "measured"} == kept.keys()
 
 
 EXPORTED = """

@@ -25,6 +25,8 @@ from support.python_calls import check_python
 from support.tiny_service import tiny_service
 from typer.testing import CliRunner
 
+from jobs.benchmarks import measure as measuring
+
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about what there is now."""
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -241,6 +243,37 @@ def test_the_generated_pages_are_up_to_date():
     pages = runpy.run_path(str(folder / "generate.py"))["pages"]()
     stale = [name for name, text in pages.items() if (folder / name).read_text() != text]
     assert stale == [], "run: python docs/reference/generate.py"
+
+
+BENCHMARKS = ROOT / "docs" / "benchmarks"
+published = runpy.run_path(str(BENCHMARKS / "generate.py"))
+
+
+def test_the_pages_show_the_figures_that_the_benchmarks_left():
+    stale = [page.name for page, text in published["pages"]().items() if page.read_text() != text]
+    assert stale == [], "run: python docs/benchmarks/generate.py"
+
+
+def test_all_published_figures_are_on_a_page():
+    asked = [
+        name for page in BENCHMARKS.glob("*.md")
+        for name in re.findall(r"<!-- figures: (\S+) -->", page.read_text())
+    ]  # fmt: skip
+    assert sorted(asked) == sorted(file.stem for file in (BENCHMARKS / "figures").glob("*.json"))
+
+
+def test_a_benchmarks_file_becomes_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["/somewhere/search.py", "--sizes", "1000"])
+    rows = [["exact | flat", "1,000"], ["ivf", "2.5"]]
+    facts = {"recipe": {"storage": "/private"}, "ratios": {"ivf / exact": 0.504}}
+    left = json.loads(measuring.report("search", "title", ["index", "ms"], rows, facts).read_text())
+    lines = published["figures"](left).splitlines()
+    assert lines[1:5] == ["| index | ms |", "| --- | ---: |", "| exact \\| flat | 1,000 |", "| ivf | 2.5 |"]
+    assert lines[6] == "- ivf / exact: 0.50"
+    assert lines[8].startswith("`python -m jobs.benchmarks.search --sizes 1000`, ")
+    assert left["hardware"] in lines[8]
+    assert "recipe" not in published["KEPT"]
 
 
 def test_the_reference_of_python_names_what_there_is():
