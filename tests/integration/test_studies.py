@@ -54,7 +54,7 @@ def test_training_settings_are_tried_on_dev_and_a_trial_that_has_ended_is_not_ru
         assert trial.ended == "to its end"
     assert not files_below(Path(pipeline.store.uri) / "tuning")
     monkeypatch.setattr(
-        "routerretriever.studies.trials._run", lambda *_: pytest.fail("nothing is left to run")
+        "routerretriever.studies.trials.run_trials", lambda *_: pytest.fail("nothing is left to run")
     )
     assert tune_training(tuned) == ranking
 

@@ -26,10 +26,10 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
-                hub._answer(self, body=False)
+                hub.answer(self, body=False)
 
             def do_GET(self) -> None:
-                hub._answer(self, body=True)
+                hub.answer(self, body=True)
 
             def log_message(self, *_: object) -> None:
                 """Tests read no access log."""
@@ -47,7 +47,7 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return self._send(request, 401, b"", {"X-Error-Code": "GatedRepo"})

@@ -153,7 +153,7 @@ def test_a_copy_of_a_positive_is_no_negative(tmp_path):
     for target, positives in zip(batch.target_rows, batch.positive_rows, strict=True):
         # Copies may be drawn at random or for another query; the loss leaves a query's positives out.
         assert positives.tolist() == ([0, 2, 4] if target in (0, 2, 4) else [1])
-    assert [sorted(rows.tolist()) for rows in examples._hard] == [[1, 3], [0, 2, 3, 4]]
+    assert [sorted(rows.tolist()) for rows in examples.hard] == [[1, 3], [0, 2, 3, 4]]
 
 
 def test_a_leak_by_text_is_counted_and_refused_on_demand(tmp_path):

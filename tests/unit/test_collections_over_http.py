@@ -250,7 +250,7 @@ def test_collections_that_were_never_filled_are_let_go_of(tmp_path, monkeypatch)
 
     def left():
         asyncio.run(shard.contents(fruit))
-        return set(shard._open)
+        return set(shard.opened)
 
     wait_until(lambda: left() == {fruit, created[0]})
     monkeypatch.setattr("routerretriever.serving.deployments.index._IDLE_SECONDS", 0.0)
@@ -313,7 +313,7 @@ def test_a_compaction_that_ends_after_its_collection_was_deleted_leaves_nothing(
         await asyncio.to_thread(begun.wait)
         await writer.drop("notes", ref)
         go_on.set()
-        while writer._tasks:
+        while writer.tasks:
             await asyncio.sleep(0.01)
 
     asyncio.run(main())
@@ -468,7 +468,7 @@ def secured(folder):
 
 
 def api_of(service):
-    return service.app._app  # the routes lie within the middleware
+    return service.app.app  # the routes lie within the middleware
 
 
 def test_every_route_is_tried_with_every_token(tmp_path):

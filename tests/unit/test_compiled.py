@@ -19,7 +19,7 @@ from routerretriever.adapters.lora import LoraSettings
 from routerretriever.adapters.prefix import PrefixSettings
 from routerretriever.adapters.tower import load_tower
 from routerretriever.encoder import compiled
-from routerretriever.encoder.compiled import BoundTower, CompiledTower, in_8_bits, rounded_length
+from routerretriever.encoder.compiled import BoundTower, in_8_bits, rounded_length
 from routerretriever.encoder.settings import DocumentEncoderSettings, EncoderSettings, EngineSettings
 from routerretriever.errors import EncoderError
 from routerretriever.runtime import machine
@@ -107,14 +107,9 @@ def test_lone_documents_are_right_however_short_queries_are_cut(tmp_path):
 
 
 def test_large_encoders_have_no_graphs_for_lone_queries(monkeypatch):
-    made = []
-    right = CompiledTower._add_lone
-    monkeypatch.setattr(CompiledTower, "_add_lone", lambda *those: (made.append(those[2]), right(*those)))
-    towers(FAKE)[1].compiled()
-    assert made == [16, 32]
+    assert towers(FAKE)[1].compiled().lone_lengths == [16, 32]
     monkeypatch.setattr(compiled, "_MOST_BYTES", 1000.0)
-    towers(FAKE)[1].compiled()
-    assert made == [16, 32]
+    assert towers(FAKE)[1].compiled().lone_lengths == []
 
 
 @pytest.mark.parametrize("adapter", [Ia3Settings(), PrefixSettings()], ids=lambda adapter: adapter.kind)
@@ -318,10 +313,10 @@ def test_openvino_tells_nobody_that_it_is_used():
     """It would report to its makers when it is imported."""
     script = (
         "import sys, socket\n"
-        "from routerretriever.encoder.compiled import _import_openvino\n"
-        "_import_openvino()\n"
+        "from routerretriever.encoder.compiled import import_openvino\n"
+        "import_openvino()\n"
         "print([name for name, module in sys.modules.items() if 'telemetry' in name and module])"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert all("openvino_telemetry" not in name for name in eval(shown))
-    assert compiled._import_openvino() is sys.modules["openvino"]
+    assert compiled.import_openvino() is sys.modules["openvino"]

@@ -40,7 +40,7 @@ def test_exact_search_over_shards_is_search_over_all(corpus, tmp_path, depth):
 
 def test_exact_search_holds_no_copy_of_the_embeddings(corpus, tmp_path):
     index = open_index(corpus, IndexSettings(), ArtifactStore.open(str(tmp_path)))
-    assert all(isinstance(shard, np.memmap) for shard in index._index._shards)
+    assert all(isinstance(shard, np.memmap) for shard in index.index.shards)
 
 
 def test_mapped_documents_leave_nothing_on_the_disk_while_they_are_read(corpus, tmp_path, monkeypatch):

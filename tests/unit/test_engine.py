@@ -134,7 +134,7 @@ def test_the_cache_answers_what_was_asked_by_the_same_model_and_stays_small():
         await engine.embed(["one"], "a")
         await engine.embed_documents(["one", "two"])
         await engine.embed_documents(["one"])
-        assert len(engine._cache) == 2
+        assert len(engine.cache) == 2
         return first, again, metrics.cache_lookups.by_tag
 
     first, again, lookups = asyncio.run(main())

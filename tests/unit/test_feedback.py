@@ -168,7 +168,7 @@ def test_a_report_that_came_twice_counts_once_and_compacting_changes_nothing(log
     assert [one.id for one in before] == ["r1", "r2", "r3"]
     log.compact()
     assert log.read() == before
-    assert len(log._all_names()) == 1
+    assert len(log.files()) == 1
     assert [one.id for one in log.read("metal")] == ["r3"]
     assert log.forget("u2") == 1
     assert [one.id for one in log.read()] == ["r1", "r3"]

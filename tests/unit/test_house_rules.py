@@ -1,5 +1,6 @@
 """Rules that hold the project together and that no other test would notice."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -167,3 +168,19 @@ def test_what_only_plans_and_supervises_imports_no_models():
     code = f"import sys, {modules}; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_tests_use_nothing_private():
+    """Python's own and named tuples' methods have such names, and some packages offer nothing else."""
+    of_python = {"_replace", "_asdict", "_exit", "_repr_svg_"}
+    of_packages = {"_private", "_deployment_config", "_server", "_get_binary_path"}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and re.match(r"_(?!_)", node.attr)
+        and node.attr not in of_python | of_packages
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    ]
+    assert found == []

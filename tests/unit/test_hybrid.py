@@ -77,11 +77,12 @@ def test_hybrid_search_is_fusing_all_documents_that_pass(
     found, looks = [], []
     for each in opened:
         each.refresh()
-        looks.append(each._hybrid.look(queries, each.allowed(condition), first_look, floor))
+        looks.append(each.hybrid.look(queries, each.allowed(condition), first_look, floor))
     top = Tops.over([look[0].tops for look in looks])
     for each, look in zip(opened, looks, strict=True):
-        (fused,) = each._hybrid.fuse(queries, look, [weight], [top], depth, each.allowed(condition))
-        found += each._found("hybrid", depth, fused)
+        wanted = Wanted(text, query, depth, weight, condition, floor=floor)
+        (hits,) = each.find("hybrid", [wanted], [top], look)
+        found += hits
     found = sorted(found, key=lambda hit: -hit.score)[:depth]
 
     bm25, cosines, expected = expected_scores({"": held}, text, query, weight, filtered, floor)
@@ -178,7 +179,7 @@ def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):
         write_change(store, CHANGES, number, [document._replace(text=f"ant w{number}")], vector[None])
         live.refresh()
     assert len(live) == 12
-    assert len(live._table) < 30
+    assert len(live.table) < 30
     assert [hit.document.id for hit in words_found(live, "w40")] == ["d3"]
     assert words_found(live, "w39") == []
 
@@ -362,7 +363,7 @@ def test_only_fields_that_rows_have_are_kept_ready_and_at_most_64(tmp_path):
 
     assert passing("year") > 0
     assert {passing(f"nope{number}") for number in range(300)} == {0}
-    assert len(live._table._columns) == 2  # year, and what no row has
+    assert len(live.table.columns) == 2  # year, and what no row has
     document, vector = make_document(1, 99)
     many = document._replace(metadata={f"field{number}": number for number in range(100)})
     write_change(store, CHANGES, 1, [many], vector[None])
@@ -370,7 +371,7 @@ def test_only_fields_that_rows_have_are_kept_ready_and_at_most_64(tmp_path):
     assert {passing(f"field{number}") for number in range(100)} == {1}
     assert passing("nope0") == 0
     assert passing("year") > 0
-    assert len(live._table._columns) == 64
+    assert len(live.table.columns) == 64
     write_change(store, CHANGES, 2, [many._replace(id="other")], vector[None])
     live.refresh()
     assert [passing(name) for name in ("field0", "field99", "nope0")] == [2, 2, 0]

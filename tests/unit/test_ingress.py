@@ -35,6 +35,13 @@ class LoneIngress(Ingress.func_or_class):
         self.may_load, self.may_refresh = asyncio.Event(), asyncio.Event()
         return self
 
+    async def follow(self):
+        await self._follow()
+
+    @property
+    def desired(self):
+        return self._replica.desired
+
     def __del__(self):
         """Ray's own is a coroutine."""
 
@@ -72,15 +79,15 @@ def test_a_replica_tells_what_is_loaded_while_it_loads_and_drains(monkeypatch):
     async def main():
         controller, old = Controller(), SlowEngine()
         replica = LoneIngress.beside(controller, old)
-        follower = asyncio.create_task(replica._follow())
+        follower = asyncio.create_task(replica.follow())
         await controller.hears((1,))  # while the writer does not answer
         replica.may_refresh.set()
         controller.release = SECOND
         await controller.hears((1,), times=len(controller.heard) + 5)
-        assert replica._replica.desired.current == FIRST
+        assert replica.desired.current == FIRST
         replica.may_load.set()
         await controller.hears((1, 2))
-        assert replica._replica.desired.current == SECOND
+        assert replica.desired.current == SECOND
         old.is_drained.set()
         await controller.hears((2,))
         follower.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
@@ -10,6 +11,7 @@ from routerretriever.errors import StorageError
 from routerretriever.index.changes import write_change
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings
+from routerretriever.serving.deployments import index as deployed
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.ports import CollectionRef
 from routerretriever.serving.questions import Questions
@@ -47,8 +49,8 @@ def test_a_question_that_fails_is_answered_by_no_and_said(caplog):
 
 def test_searches_go_on_while_storage_is_away_and_find_what_changed_when_it_is_back(tmp_path, monkeypatch):
     store, held = make_corpus(tmp_path)
+    monkeypatch.setattr(deployed, "Questions", partial(Questions, patience=0.01))
     index = Index.func_or_class(IndexSettings(), store, 0.0, 0, 1)
-    index._storage = Questions(patience=0.01)
     collection = CollectionRef(CORPUS, CHANGES)
     vector = held["d3"][1]
 
@@ -89,7 +91,7 @@ def test_a_collection_in_use_is_kept_up_to_date_beside_its_searches(tmp_path, mo
         asked_in.clear()
         async with asyncio.timeout(30):
             # No search looks for it: what is asked here is what was kept up to date.
-            while index._open[collection].change == 0:
+            while index.opened[collection].change == 0:
                 await asyncio.sleep(0.01)
 
     asyncio.run(main())

@@ -59,7 +59,7 @@ def _add_versions(empty_database, registry, *recipes):
     bundle.mkdir(parents=True)
     (bundle / "bundle.json").write_text('{"experts": []}')
     client = open_to_write(registry.tracking_uri)
-    registry._ensure_model(NAME, "a model")
+    registry.ensure_model(NAME, "a model")
     for recipe in recipes:
         tags = {"experts": "fruit", **({"recipe": recipe} if recipe else {})}
         client.create_model_version(NAME, str(path.parent / "model"), tags=tags)
@@ -252,7 +252,7 @@ def test_runs_that_register_at_once_take_turns(tmp_path, monkeypatch):
     inside, most = [], []
 
     def register():
-        with open_registry(tmp_path)._alone():
+        with open_registry(tmp_path).alone():
             inside.append(1)
             most.append(len(inside))
             inside.pop()

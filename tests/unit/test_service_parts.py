@@ -286,7 +286,7 @@ def test_large_bodies_long_waits_and_crowds_are_refused():
             service.hold = asyncio.Event()
             body = {"query": "x", "collection": "fruit"}
             waiting = asyncio.create_task(http.post("/v1/search", json=body))
-            while not app._in_progress:
+            while not app.in_progress:
                 await asyncio.sleep(0)
             crowded = await http.post("/v1/search", json=body)
             healthy = await http.get("/healthz")
@@ -295,7 +295,7 @@ def test_large_bodies_long_waits_and_crowds_are_refused():
         assert (crowded.status_code, crowded.headers["retry-after"]) == (503, "1")
         assert healthy.status_code == 200
         assert late.status_code == 504
-        assert not app._in_progress
+        assert not app.in_progress
 
     asyncio.run(main())
 
@@ -318,8 +318,8 @@ def test_one_client_cannot_take_all_the_room():
             asked = []
             for client in ["greedy"] * 5 + ["modest"] * 3 + ["late"] * 2:
                 asked.append((client, asyncio.create_task(status(http, client))))
-                before = app._in_progress.total()
-                while app._in_progress.total() == before and not asked[-1][1].done():
+                before = app.in_progress.total()
+                while app.in_progress.total() == before and not asked[-1][1].done():
                     await asyncio.sleep(0)
             service.hold.set()
             return [(client, await answer) for client, answer in asked]
@@ -689,7 +689,7 @@ def shadowed(challengers, share=1.0, busy=False, seconds=5.0):
             shadows.offer(challenger, busy, asked, Access(read=frozenset({"fruit"})), answer, 0.1)
         for challenger in challengers:
             challenger.go_on.set()
-        while shadows._running:
+        while shadows.running:
             await asyncio.sleep(0.01)
 
     asyncio.run(main())
@@ -799,9 +799,9 @@ class World:
         return {}
 
     def controller(self, **releases):
-        recipe = Recipe(name="r", domains={"fruit": {"path": "here"}}, serving={"releases": releases})
+        self.recipe = Recipe(name="r", domains={"fruit": {"path": "here"}}, serving={"releases": releases})
         return ReleaseController(
-            recipe, self, self, FakeIndex(), self, self.validate, Metrics(), lambda: self.now
+            self.recipe, self, self, FakeIndex(), self, self.validate, Metrics(), lambda: self.now
         )
 
 
@@ -862,7 +862,7 @@ def test_a_refusal_whose_cause_may_pass_is_tried_again_by_itself_and_any_by_hand
         await controller.poll()
         assert world.asked == [1, 2, 2]
         world.bundles[2] = GOOD
-        ask_for_retry(world, controller._recipe)
+        ask_for_retry(world, world.recipe)
         await controller.poll()
         assert controller.desired().current.version == 2
 

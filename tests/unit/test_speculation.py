@@ -90,10 +90,10 @@ def test_a_fold_that_fails_is_the_reason(made, monkeypatch):
     courses = {name: Course() for name in jobs}
     queue = SimpleNamespace(courses=SimpleNamespace(remote=lambda: courses))
     monkeypatch.setattr(worker.ray, "get", lambda value: value)
-    assert worker._found(job, jobs, made[1], queue) is None
+    assert worker.chosen_step(job, jobs, made[1], queue) is None
     courses["fruit fold 2 of 3"].failed = "its worker was lost"
     with pytest.raises(TrainingFailed, match="fruit: its step is chosen by fruit fold 2 of 3, which failed"):
-        worker._found(job, jobs, made[1], queue)
+        worker.chosen_step(job, jobs, made[1], queue)
 
 
 def built(steps, store, monkeypatch):

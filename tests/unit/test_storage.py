@@ -385,10 +385,10 @@ def test_a_lease_of_another_machine_is_taken_over_once_it_is_renewed_no_more(sto
     waiting = Leases(store.files)
     for beat in range(3):
         store.files.write(f"leases/{KEY}", f"elsewhere:1:abc {beat}".encode())
-        clock[0] += leasing._EXPIRE_SECONDS
+        clock[0] += leasing.EXPIRE_SECONDS
         with waiting.hold([KEY]) as mine:
             assert mine == []
-    clock[0] += leasing._EXPIRE_SECONDS + 1
+    clock[0] += leasing.EXPIRE_SECONDS + 1
     with waiting.hold([KEY]) as mine:
         assert mine == [KEY]
 

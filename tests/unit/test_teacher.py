@@ -39,7 +39,7 @@ def teacher_and_base(opened, **training):
     if scores is None:
         return None, None, None
     base = torch.from_numpy(batch.base_Bd) @ candidates.T
-    settings = domain.examples._settings
+    settings = domain.examples.settings
     loss = candidate_loss(
         torch.from_numpy(batch.base_Bd), candidates, rows, batch.target_rows, batch.positive_rows,
         settings.temperature, scores, settings.distillation, settings.mask_above,

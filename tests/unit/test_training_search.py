@@ -180,7 +180,7 @@ def tuned(pipeline, monkeypatch, tmp_path):
         pass
 
     def run_all(search, store):
-        keep = trials._KeepResults(search, store)
+        keep = trials.KeepResults(search, store)
         for number in range(len(search.plans)):
             own = reported.setdefault(number, [])
 
@@ -202,7 +202,7 @@ def tuned(pipeline, monkeypatch, tmp_path):
     work_here(monkeypatch, "corpus.build")
     monkeypatch.setenv("TUNE_ORIG_WORKING_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trials, "_run", run_all)
+    monkeypatch.setattr(trials, "run_trials", run_all)
     return reported, stop
 
 
@@ -277,10 +277,10 @@ def test_a_loss_that_is_no_number_ends_its_trial_and_is_told_if_no_trial_is_left
 
 
 def test_an_interrupt_is_passed_on_and_keeps_what_has_ended(pipeline, tuned, monkeypatch):
-    run_all = trials._run
+    run_all = trials.run_trials
     search = plan_training_search(pipeline, ["fruit"])
     monkeypatch.setattr(
-        trials, "_run", lambda search, store: run_all(replace(search, plans=search.plans[:1]), store)
+        trials, "run_trials", lambda search, store: run_all(replace(search, plans=search.plans[:1]), store)
     )
     with pytest.raises(KeyboardInterrupt):
         tune_training(pipeline, ["fruit"])

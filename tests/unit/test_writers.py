@@ -151,14 +151,14 @@ def test_batches_and_the_shared_beginning_change_no_query(model):
 
     together = dict(local(model).write(MIXED))
     alone = local(model)
-    loaded, tokenizer = alone.model._loaded
+    loaded, tokenizer = alone.model.loaded
     for number, request in enumerate(MIXED):
         assert together[number] == dict(alone.write([request]))[0]
         text = continuation(request.type, EXAMPLES) + ending(request)
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         plain = loaded.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8,
-            eos_token_id=alone.model._stops, pad_token_id=0,
+            eos_token_id=alone.model.stops, pad_token_id=0,
         )  # fmt: skip
         assert together[number].query == clean(
             tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)

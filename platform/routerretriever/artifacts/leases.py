@@ -22,7 +22,7 @@ from routerretriever.errors import StorageError
 from routerretriever.runtime.progress import log
 
 _RENEW_SECONDS = 5.0
-_EXPIRE_SECONDS = 60.0
+EXPIRE_SECONDS = 60.0
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Leases:
             return True
         if key not in self._seen or self._seen[key][0] != found:
             self._seen[key] = found, time.monotonic()
-        return time.monotonic() - self._seen[key][1] > _EXPIRE_SECONDS
+        return time.monotonic() - self._seen[key][1] > EXPIRE_SECONDS
 
 
 def _path(key: str) -> str:

@@ -160,7 +160,8 @@ class FeedbackLog:
         files = self._files.read_folder(_FORGOTTEN)
         return {name: json.loads(content) for name, content in files.items() if name.endswith(".json")}
 
-    def _all_names(self) -> list[str]:
+    def files(self) -> list[str]:
+        """Names of the files that hold reports."""
         return [name for name in self._files.list_files(_FOLDER) if name.endswith(".parquet")]
 
     def _read_all(self) -> dict[str, list[Feedback]]:
@@ -170,7 +171,7 @@ class FeedbackLog:
         into another one. Compacted meanwhile, a report may be given twice.
         """
         found: dict[str, list[Feedback]] = {}
-        while unread := [name for name in self._all_names() if name not in found]:
+        while unread := [name for name in self.files() if name not in found]:
             found |= {name: self._read(name) for name in unread}
         return found
 

@@ -113,7 +113,7 @@ class CompiledTower:
         """
         self.layers = tuple(layers)
         self._encoder = encoder
-        openvino = _import_openvino()
+        openvino = import_openvino()
         self._tensor = openvino.Tensor
         core = openvino.Core()
         if engine.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -138,13 +138,18 @@ class CompiledTower:
             cosine = self._cosine(self._encoder.tokenize_queries(_CHECKED))
             if not cosine >= least:
                 raise EncoderError(f"its vectors differ from PyTorch's (cosine {cosine:.5f})")
-            for length in self._lone_lengths(engine.precision):
+            for length in self._wanted_alone(engine.precision):
                 self._add_lone(graph.clone(), length, compiling, least)  # a clone shares most of its memory
             self._base = self.bind(self._nothing)
             _return_memory()
         except Exception as error:  # OpenVINO and tracing raise many kinds
             first = str(error).strip().split("\n")[0]
             raise EncoderError(f"serving.engine: OpenVINO cannot run this encoder: {first}") from error
+
+    @property
+    def lone_lengths(self) -> list[int]:
+        """Tokens of the lone queries that have graphs of fixed shape."""
+        return [length for rows, length in self._graphs if rows == 1]
 
     def base(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Vectors [B, d] of the bare base."""
@@ -164,7 +169,7 @@ class CompiledTower:
         if not min(found) >= least:  # Qwen3's, as OpenVINO 2026.4 reshapes it
             del self._graphs[1, length]
 
-    def _lone_lengths(self, precision: str) -> list[int]:
+    def _wanted_alone(self, precision: str) -> list[int]:
         weights = sum(linear.weight.numel() for linear in self._encoder.linear_layers.values())
         if weights * _BYTES[precision] > _MOST_BYTES:
             return []
@@ -324,8 +329,8 @@ def in_8_bits(
     return rounded.astype(np.uint8), zero.astype(np.uint8), scale.astype(np.float32)
 
 
-def _import_openvino() -> Any:
-    # OpenVINO reports its use to its makers unless this package is missing; a service must not.
+def import_openvino() -> Any:
+    """OpenVINO, without the package by which it reports its use to its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino

@@ -72,11 +72,11 @@ class LocalModel:
     def _answer(self, beginning: str, prompts: Sequence[Prompt]) -> list[Answer]:
         import torch
 
-        model, tokenizer = self._loaded
+        model, tokenizer = self.loaded
         prefix, cache = self._prefix(beginning)
         rows = [tokenizer(prompt.ending, add_special_tokens=not prefix)["input_ids"] for prompt in prompts]
         longest = max(map(len, rows))
-        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._stops[0]
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
         ids = [prefix + [padding] * (longest - len(row)) + row for row in rows]
         seen = [[1] * len(prefix) + [0] * (longest - len(row)) + [1] * len(row) for row in rows]
         options: dict[str, Any] = {"do_sample": False}
@@ -93,7 +93,7 @@ class LocalModel:
                 torch.tensor(ids, device=model.device),
                 attention_mask=torch.tensor(seen, device=model.device),
                 max_new_tokens=self._max_tokens,
-                eos_token_id=self._stops,
+                eos_token_id=self.stops,
                 pad_token_id=padding,
                 **options,
             )
@@ -107,7 +107,7 @@ class LocalModel:
         """The tokens of a beginning, and the model's cache after them."""
         import torch
 
-        model, tokenizer = self._loaded
+        model, tokenizer = self.loaded
         ids: list[int] = tokenizer(text)["input_ids"] if text else []
         if not ids:
             return [], None
@@ -116,7 +116,8 @@ class LocalModel:
         return ids, read.past_key_values
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def loaded(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
         import torch
         import transformers
 
@@ -136,9 +137,9 @@ class LocalModel:
         return model.to(device).eval(), tokenizer
 
     @cached_property
-    def _stops(self) -> list[int]:
+    def stops(self) -> list[int]:
         """Tokens that end a query: the end of the text, and all that hold a line break."""
-        tokenizer = self._loaded[1]
+        tokenizer = self.loaded[1]
         tokens = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
         breaks = [number for number, token in enumerate(tokens) if "\n" in token]
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

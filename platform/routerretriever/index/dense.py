@@ -92,7 +92,7 @@ class _Exact:
     a process holds what the operating system leaves in its cache."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
+        self.shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
 
     def search(
         self, queries: Vectors, depth: int, params: NDArray[np.bool_] | None = None
@@ -100,7 +100,7 @@ class _Exact:
         """Scores and rows [B, depth], as FAISS returns them; ``params`` says which rows may be found."""
         best = faiss.ResultHeap(len(queries), depth, keep_max=True)
         start = 0
-        for shard in self._shards:
+        for shard in self.shards:
             stop = start + len(shard)
             visible = None if params is None else params[start:stop]
             scores, rows = _nearest(queries, shard, depth, visible)
@@ -144,7 +144,7 @@ class SearchIndex:
     """An index, FAISS's or our own, with the documents' ids."""
 
     def __init__(self, index: Any, ids: list[str]) -> None:
-        self._index = index
+        self.index = index
         self.ids = ids
 
     @classmethod
@@ -161,7 +161,7 @@ class SearchIndex:
     @property
     def is_exact(self) -> bool:
         """Whether it compares every vector."""
-        return isinstance(self._index, _Exact)
+        return isinstance(self.index, _Exact)
 
     def search(
         self, queries: Vectors, depth: int, visible: NDArray[np.bool_] | None = None
@@ -177,7 +177,7 @@ class SearchIndex:
         if not depth:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         parameters = None if visible is None else self._only(visible)
-        scores, rows = self._index.search(
+        scores, rows = self.index.search(
             np.ascontiguousarray(queries, dtype=np.float32), depth, params=parameters
         )
         return scores, rows
@@ -186,10 +186,10 @@ class SearchIndex:
         if self.is_exact:
             return visible
         allowed = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
-        if isinstance(self._index, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(sel=allowed, nprobe=self._index.nprobe)
-        if isinstance(self._index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(sel=allowed, efSearch=self._index.hnsw.efSearch)
+        if isinstance(self.index, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(sel=allowed, nprobe=self.index.nprobe)
+        if isinstance(self.index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(sel=allowed, efSearch=self.index.hnsw.efSearch)
         return faiss.SearchParameters(sel=allowed)
 
     def hits(self, scores: Vectors, rows: NDArray[np.int64]) -> list[list[tuple[str, float]]]:

@@ -57,7 +57,7 @@ class DocumentTable:
             self.first = np.array([number_of(each) == 1 for each in corpus.ids], dtype=bool)
         self._fields: set[str] | None = None
         """Names of metadata fields that rows have or had, once a filter has asked."""
-        self._columns: dict[str | None, Column] = {}
+        self.columns: dict[str | None, Column] = {}
         """By field, the one that was used longest ago first; None is any field that no row has."""
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class DocumentTable:
         new = [entry.document.metadata or {} for entry in entries]
         if self._fields is not None:
             self._fields.update(*map(field_names, new))
-        for field, column in self._columns.items():
+        for field, column in self.columns.items():
             column.extend([None if field is None else field_value(metadata, field) for metadata in new])
         return gone
 
@@ -145,7 +145,7 @@ class DocumentTable:
             self._moved[document.id] = range(first, row + 1)
         stay = np.concatenate([np.arange(start), np.array(kept, dtype=np.int64)])
         self.present, self.first = self.present[stay], self.first[stay]
-        self._columns.clear()
+        self.columns.clear()
         return start, kept
 
     @property
@@ -173,13 +173,13 @@ class DocumentTable:
         if self._fields is None:
             self._fields = set().union(*map(field_names, self._metadata()))
         name = field if field in self._fields else None
-        column = self._columns.pop(name, None)
+        column = self.columns.pop(name, None)
         if column is None:
             values = (None if name is None else field_value(metadata, name) for metadata in self._metadata())
             column = Column(list(values))
-        self._columns[name] = column
-        if len(self._columns) > _MAX_COLUMNS:
-            del self._columns[next(iter(self._columns))]
+        self.columns[name] = column
+        if len(self.columns) > _MAX_COLUMNS:
+            del self.columns[next(iter(self.columns))]
         return column
 
     def _metadata(self) -> Iterator[dict[str, Any]]:

@@ -118,22 +118,22 @@ class LiveCollection:
         corpus = open_corpus(store, corpus_key)
         own = corpus.part(shard, shards)
         first = sum(corpus.shards[: own.first])
-        self._table = DocumentTable(corpus, passages)
+        self.table = DocumentTable(corpus, passages)
         self._mine: Mask = np.zeros(len(corpus), dtype=bool)
         self._mine[first : first + len(own)] = True
         self._dense = DenseIndex(open_index(own, settings, store), own, first, len(corpus))
         self._indexes: list[Index] = [self._dense]
-        self._hybrid: HybridIndex | None = None
+        self.hybrid: HybridIndex | None = None
         if lexical is not None:
             words = LexicalIndex(open_postings(corpus, lexical, store), lexical)
             self._indexes.append(words)
-            self._hybrid = HybridIndex(self._dense, words)
+            self.hybrid = HybridIndex(self._dense, words)
         self.change = 0
         self.refresh()
 
     def __len__(self) -> int:
         """How many documents there are."""
-        return int((self.allowed() & self._table.first).sum())
+        return int((self.allowed() & self.table.first).sum())
 
     @property
     def rows(self) -> int:
@@ -165,8 +165,8 @@ class LiveCollection:
 
     def allowed(self, filter: Filter | None = None) -> Mask:
         """The rows of this shard that are present and pass a filter."""
-        mask = self._table.present & self._mine
-        return mask if filter is None else mask & self._table.matching(filter)
+        mask = self.table.present & self._mine
+        return mask if filter is None else mask & self.table.matching(filter)
 
     def search(self, queries: Vectors, depths: Sequence[int]) -> list[list[Found]]:
         """The nearest documents of each query [B, d], best first, at most ``depths`` of each."""
@@ -219,14 +219,14 @@ class LiveCollection:
         return [self._found(mode, each.depth, best) for each, best in zip(wanted, ranked, strict=True)]
 
     def _is_grouped(self, wanted: Wanted) -> bool:
-        by_default = self._table.has_passages and wanted.group_by_parent is None
+        by_default = self.table.has_passages and wanted.group_by_parent is None
         return by_default or bool(wanted.group_by_parent)
 
     def _best_of_each(self, ranked: Fused, wanted: Wanted) -> Fused:
         """The first row of each document."""
         first: dict[str, int] = {}
         for place, row in enumerate(ranked.rows.tolist()):
-            first.setdefault(wanted.group(self._table.name(row), self._table.passage(row)), place)
+            first.setdefault(wanted.group(self.table.name(row), self.table.passage(row)), place)
         places = list(first.values())
         return Fused(ranked.rows[places], ranked.scores[places], ranked.cosines[places], ranked.bm25[places])
 
@@ -279,50 +279,50 @@ class LiveCollection:
         Raises:
             KeyError: it is not in this shard, or was deleted.
         """
-        rows = self._table.rows(document_id)
+        rows = self.table.rows(document_id)
         if not rows or not self._mine[rows[0]]:
             raise KeyError(document_id)
-        return self._table.whole(document_id)
+        return self.table.whole(document_id)
 
     def documents(self, offset: int, limit: int, filter: Filter | None = None) -> list[StoredDocument]:
         """Documents of this shard by page, in the order of rows. Each lies where its first passage does."""
-        rows = np.flatnonzero(self.allowed(filter) & self._table.first)[offset : offset + limit]
-        return [self._table.whole(self._table.name(row)) for row in rows.tolist()]
+        rows = np.flatnonzero(self.allowed(filter) & self.table.first)[offset : offset + limit]
+        return [self.table.whole(self.table.name(row)) for row in rows.tolist()]
 
     @property
     def _both(self) -> HybridIndex:
-        assert self._hybrid is not None, "opened without a lexical index"
-        return self._hybrid
+        assert self.hybrid is not None, "opened without a lexical index"
+        return self.hybrid
 
     def _found(self, mode: Mode, depth: int, best: Fused) -> list[Found]:
         words = [None] * len(best.rows) if mode == "dense" else best.bm25.tolist()
         columns = (best.rows.tolist(), best.scores.tolist(), best.cosines.tolist(), words)
         return [
-            Found(score, self._table.document(row), cosine, word, self._table.passage(row))
+            Found(score, self.table.document(row), cosine, word, self.table.passage(row))
             for row, score, cosine, word in list(zip(*columns, strict=True))[:depth]
         ]
 
     def _take(self, change: arrow.Table, number: int) -> None:
         newest = {each.id: each for each in read_rows(change)}
-        gone = self._table.delete(each.id for each in newest.values() if each.document is None)
+        gone = self.table.delete(each.id for each in newest.values() if each.document is None)
         present = [each for each in newest.values() if each.document is not None]
-        replaced = self._table.append(present)
+        replaced = self.table.append(present)
         entries = [entry for each in present for entry in each.entries]
         mine = np.array([self._is_mine(entry.document.id) for entry in entries], dtype=bool)
         self._mine = np.concatenate([self._mine, mine])
         for index in self._indexes:
             index.append(entries)
             index.delete(np.concatenate([gone, replaced]))
-        if self._table.hidden_in_tail > max(_RECLAIM_ROWS, len(self._table) // 2):
+        if self.table.hidden_in_tail > max(_RECLAIM_ROWS, len(self.table) // 2):
             self._reclaim()
         self.change = number  # at once: the next one may be out of reach
 
     def _reclaim(self) -> None:
         """Drop the rows of documents that came and were replaced or deleted since."""
         vectors_of = self._dense.vectors
-        first, kept = self._table.reclaim()
+        first, kept = self.table.reclaim()
         vectors = vectors_of(np.array(kept, dtype=np.int64))
-        entries = [Entry(self._table.document(first + i), vector) for i, vector in enumerate(vectors)]
+        entries = [Entry(self.table.document(first + i), vector) for i, vector in enumerate(vectors)]
         self._mine = np.concatenate([self._mine[:first], self._mine[np.array(kept, dtype=np.int64)]])
         for index in self._indexes:
             index.truncate(first)

@@ -134,7 +134,7 @@ class Registry:
         Raises:
             Refused: the alias belongs to another recipe; the version is registered, not released.
         """
-        with self._alone(), reached(self.tracking_uri, patient=True):
+        with self.alone(), reached(self.tracking_uri, patient=True):
             experiment = self._experiment()
             versions = {
                 name: self._register_expert(expert, experiment) for name, expert in parts.experts.items()
@@ -161,7 +161,7 @@ class Registry:
         record = RunRecord(
             {f"{TEST_FIGURE}{name}": figure for name, figure in figures.items()}, means.get("with_expert")
         )
-        with self._alone(), reached(self.tracking_uri, patient=True):
+        with self.alone(), reached(self.tracking_uri, patient=True):
             version = self._register_files(folder, manifest, record, self._experiment())
         if release:
             self.release(version, take_over)
@@ -303,7 +303,7 @@ class Registry:
     def _writer(self) -> MlflowClient:
         return open_to_write(self.tracking_uri)
 
-    def _alone(self) -> AbstractContextManager[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep other runs that share the storage from registering meanwhile."""
         return turn(self.store.files, f"registry/{self._name}")
 
@@ -324,7 +324,7 @@ class Registry:
 
     def _register_expert(self, expert: Expert, experiment: str) -> int:
         model = self.expert_model(expert.domain)
-        self._ensure_model(
+        self.ensure_model(
             model,
             f"The adapter of domain {expert.domain!r} on base encoder {expert.card['encoder']['name']}.",
         )
@@ -369,7 +369,7 @@ class Registry:
         self, folder: Path, manifest: Mapping[str, Any], record: RunRecord, experiment: str
     ) -> int:
         recipe = str(manifest["recipe"]["name"])
-        self._ensure_model(
+        self.ensure_model(
             self._name, f"Router and experts of recipe {recipe!r}; the alias says what is served."
         )
         content = _content_of(manifest)
@@ -390,7 +390,8 @@ class Registry:
         )
         return int(created.version)
 
-    def _ensure_model(self, name: str, description: str) -> None:
+    def ensure_model(self, name: str, description: str) -> None:
+        """Create a registered model if it is not there."""
         try:
             self._writer.create_registered_model(name, description=description)
         except MlflowException as error:

@@ -152,7 +152,7 @@ class Engine:
         }
         if self._dedicated:
             self._experts[BASE] = batcher(self._embed_by_base)
-        self._cache = VectorCache(cached_vectors)
+        self.cache = VectorCache(cached_vectors)
         self.fusion = fusion if bundle.fusion is None else bundle.fusion.settings
         """How words are weighed where nothing else is known."""
         self._routed_T = np.zeros(len(bundle.router.experts))
@@ -173,7 +173,7 @@ class Engine:
         """
         if model not in self.models:
             raise UnknownName("model", model, self.models)
-        found = [self._cache.get(text, model) for text in texts]
+        found = [self.cache.get(text, model) for text in texts]
         missing = [row for row, kept in enumerate(found) if kept is None]
         self._count_lookups(len(texts) - len(missing), len(missing))
         new_texts = [texts[row] for row in missing]
@@ -189,7 +189,7 @@ class Engine:
         self._metrics.waiting_tokens.set(sum(batcher.waiting_cost for batcher in self._batchers()))
         if model != DOCUMENT_MODEL:
             for row, embedded in zip(missing, made, strict=True):
-                self._cache.put(texts[row], model, embedded)
+                self.cache.put(texts[row], model, embedded)
         return [next(new) if kept is None else kept for kept in found]
 
     @property

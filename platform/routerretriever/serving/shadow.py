@@ -49,7 +49,7 @@ class Shadows:
         self._share = share
         self._seconds = seconds
         self._metrics = metrics
-        self._running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Task[None]] = set()
 
     def offer(
         self,
@@ -72,12 +72,12 @@ class Shadows:
         """
         if random.random() >= self._share:
             return
-        if busy or len(self._running) >= _AT_ONCE:
+        if busy or len(self.running) >= _AT_ONCE:
             self._metrics.shadows.inc(1, {"outcome": "dropped"})
             return
         task = asyncio.create_task(self._answer(challenger, request, access, response, seconds))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
 
     async def _answer(
         self,

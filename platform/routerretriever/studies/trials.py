@@ -35,7 +35,7 @@ def run_search(search: Search, store: ArtifactStore) -> list[TrainingTrial]:
     """
     results = [search.result(plan, store) for plan in search.plans]
     if None in results:
-        failures = _run(search, store)
+        failures = run_trials(search, store)
         results = [search.result(plan, store) for plan in search.plans]
         if failures:
             listed = "\n".join(f"  {what}: {reason}" for what, reason in failures.items())
@@ -48,7 +48,7 @@ def run_search(search: Search, store: ArtifactStore) -> list[TrainingTrial]:
     return [result for result in results if result is not None]
 
 
-def _run(search: Search, store: ArtifactStore) -> dict[str, str]:
+def run_trials(search: Search, store: ArtifactStore) -> dict[str, str]:
     """Run Tune to its end, or to an interrupt; returns the trials that failed, with reasons."""
     connect()
     logging.getLogger("ray.tune").setLevel(
@@ -83,7 +83,7 @@ def _run(search: Search, store: ArtifactStore) -> dict[str, str]:
             storage_path=folder,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=training.max_failures),
-            callbacks=[_KeepResults(search, store)],
+            callbacks=[KeepResults(search, store)],
             verbose=0,
         ),
     )
@@ -144,7 +144,7 @@ def _report(trial: TrainingTrial, evaluated: int, ended: bool) -> None:
     )
 
 
-class _KeepResults(tune.Callback):
+class KeepResults(tune.Callback):
     """Keeps what a trial reached when it ends, in the process that looks after all of them."""
 
     def __init__(self, search: Search, store: ArtifactStore) -> None:

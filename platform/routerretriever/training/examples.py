@@ -42,7 +42,7 @@ class Examples:
     def __init__(
         self, train: Judgements, corpus: Corpus, encoder: Encoder, settings: TrainingSettings, objective: str
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._objective = objective
         self._documents = len(corpus)
         self._ids = list(train.queries)
@@ -64,7 +64,7 @@ class Examples:
             self._positives.append(rows[order])
             self._left_out.append(np.setdiff1d(own_rows(query_id, train, corpus), rows))
             self._grades.append(np.array(list(judged.values()), dtype=np.int64)[order])
-        self._hard: list[Rows] = []
+        self.hard: list[Rows] = []
         self._base: Vectors | None = None
 
     def __len__(self) -> int:
@@ -75,11 +75,11 @@ class Examples:
 
         The document of the query's own id is none where results leave it out.
         """
-        wanted = self._settings.hard_negatives
+        wanted = self.settings.hard_negatives
         vectors = encoder.encode_queries(list(train.queries.values()))
         others = [np.concatenate(rows) for rows in zip(self._positives, self._left_out, strict=True)]
         _, found = index.search(vectors, wanted + max(map(len, others)))
-        self._hard = [
+        self.hard = [
             row[(row >= 0) & ~np.isin(row, own)][:wanted] for row, own in zip(found, others, strict=True)
         ]
 
@@ -89,7 +89,7 @@ class Examples:
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps that show every query once."""
-        return -(-len(self) // self._settings.batch_size)
+        return -(-len(self) // self.settings.batch_size)
 
     def batch(self, step: int, rank: int, workers: int, copy: int = 0) -> Batch:
         """One worker's share of the batch of a step; steps go on without end.
@@ -102,11 +102,11 @@ class Examples:
         """
         epoch, position = divmod(step, self.steps_per_epoch())
         own = [copy] if copy else []  # a single copy's numbers are as they were before there were soups
-        order = np.random.default_rng([self._settings.seed, 1, epoch, *own]).permutation(len(self))
-        size = self._settings.batch_size
+        order = np.random.default_rng([self.settings.seed, 1, epoch, *own]).permutation(len(self))
+        size = self.settings.batch_size
         # A last batch with fewer queries than workers repeats them.
         members = np.resize(order[position * size :], max(workers, min(size, len(order) - position * size)))
-        random = np.random.default_rng([self._settings.seed, 2, step, rank, *own])
+        random = np.random.default_rng([self.settings.seed, 2, step, rank, *own])
         return self._batch(members[rank::workers], random)
 
     def _batch(self, members: NDArray[np.int64], random: np.random.Generator) -> Batch:
@@ -116,8 +116,8 @@ class Examples:
         if self._objective != "corpus":
             drawn = [targets]
             if self._objective == "sampled":
-                drawn += [self._hard[member] for member in members]
-                drawn.append(random.integers(0, self._documents, self._settings.random_negatives))
+                drawn += [self.hard[member] for member in members]
+                drawn.append(random.integers(0, self._documents, self.settings.random_negatives))
             candidates = np.unique(np.concatenate(drawn))
         base = None if self._base is None else self._base[members]
         tokens = [self._tokens[member] for member in members]

@@ -65,7 +65,7 @@ def _train(name: str, group: int, jobs: Mapping[str, TrainingJob], store: Artifa
         if rank == 0:
             ray.get(queue.finish.remote(group))
         return
-    speculation = Speculation(partial(_found, job, jobs, store, queue)) if job.folds else None
+    speculation = Speculation(partial(chosen_step, job, jobs, store, queue)) if job.folds else None
     up_to = inf
     if job.chosen is not None:
         up_to = job.chosen.choice.step - 1
@@ -89,7 +89,7 @@ def _train(name: str, group: int, jobs: Mapping[str, TrainingJob], store: Artifa
         ray.get(queue.finish.remote(group))
 
 
-def _found(
+def chosen_step(
     job: TrainingJob, jobs: Mapping[str, TrainingJob], store: ArtifactStore, queue: Any
 ) -> Selected | None:
     """What the folds of a job have chosen, if they are finished."""

@@ -66,7 +66,7 @@ class Index:
         self._store = store
         self._refresh_seconds = refresh_seconds
         self._part, self._parts = part, parts
-        self._open: dict[CollectionRef, LiveCollection] = {}
+        self.opened: dict[CollectionRef, LiveCollection] = {}
         self._refreshed_at: dict[CollectionRef, float] = {}
         self._used_at: dict[CollectionRef, float] = {}
         self._follower: asyncio.Task[None] | None = None
@@ -118,7 +118,7 @@ class Index:
             await asyncio.gather(*map(self._take_news, in_use))
 
     async def _take_news(self, collection: CollectionRef) -> None:
-        live, asked_at = self._open.get(collection), time.monotonic()
+        live, asked_at = self.opened.get(collection), time.monotonic()
         if live is None:
             return
         try:
@@ -127,7 +127,7 @@ class Index:
         except (RouterRetrieverError, OSError) as error:
             log.warning("%s", error)
             return  # the next search asks, and fails if it must
-        if collection in self._open:
+        if collection in self.opened:
             self._refreshed_at[collection] = asked_at
 
     def _look(self, collection: CollectionRef, wanted: list[Wanted], token: str) -> list[Whole]:
@@ -167,8 +167,8 @@ class Index:
     def _collection(self, collection: CollectionRef) -> LiveCollection:
         self._close_unused()
         self._used_at[collection] = time.monotonic()
-        if collection not in self._open:
-            self._open[collection] = LiveCollection(
+        if collection not in self.opened:
+            self.opened[collection] = LiveCollection(
                 self._store,
                 collection.corpus,
                 collection.changes,
@@ -180,11 +180,11 @@ class Index:
             )
             self._refreshed_at[collection] = time.monotonic()
         elif time.monotonic() - self._refreshed_at[collection] >= self._refresh_seconds:
-            live = self._open[collection]
+            live = self.opened[collection]
             if self._storage.ask(("news", collection), live.has_news):
                 live.refresh()
             self._refreshed_at[collection] = time.monotonic()
-        return self._open[collection]
+        return self.opened[collection]
 
     def _close_unused(self) -> None:
         """Let go of collections that were deleted, were never filled, or are not asked for any more."""
@@ -192,10 +192,10 @@ class Index:
         if now - self._swept_at < _SWEEP_SECONDS:
             return
         self._swept_at = now
-        for ref in list(self._open):
+        for ref in list(self.opened):
             unused = now - self._used_at[ref]
             if unused >= _IDLE_SECONDS or (unused >= _SWEEP_SECONDS and self._is_known_empty(ref)):
-                del self._open[ref], self._refreshed_at[ref], self._used_at[ref]
+                del self.opened[ref], self._refreshed_at[ref], self._used_at[ref]
 
     def _is_known_empty(self, ref: CollectionRef) -> bool:
         """Whether a created collection has no changes in storage. Does not wait: the next sweep may know."""

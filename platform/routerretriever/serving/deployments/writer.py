@@ -80,7 +80,7 @@ class Writer:
         self._store = store
         self._compact_every = compact_every
         self._service = service
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self._last: dict[str, int] = {}
         self._catalogues: dict[str, Catalogue] = {}
         self._turn = asyncio.Lock()
@@ -137,8 +137,8 @@ class Writer:
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)  # the event loop holds tasks weakly
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)  # the event loop holds tasks weakly
+        task.add_done_callback(self.tasks.discard)
         return task
 
     async def _change_catalogue(self, ref: CollectionRef, change: Callable[..., R], *content: Any) -> R:

@@ -48,18 +48,19 @@ class Middleware:
     def __init__(
         self, app: ASGIApp, settings: ServingSettings, authenticator: Authenticator, metrics: MetricsPort
     ) -> None:
-        self._app = app
+        self.app = app
         self._limits = settings.limits
         self._root_path = settings.root_path
         self._authenticator = authenticator
         self._metrics = metrics
-        self._in_progress: Counter[str] = Counter()
+        self.in_progress: Counter[str] = Counter()
+        """Requests, by client."""
         self._too_large = f"body: more than {settings.limits.body_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or say why not."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         start = time.perf_counter()
         method, scope = scope["method"], _plain(scope)
@@ -104,7 +105,7 @@ class Middleware:
 
     async def _admit(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         if scope["path"] in _OPEN:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         access = self._authenticator.check(
             headers.get(b"authorization", b"").decode("latin-1"),
@@ -115,7 +116,7 @@ class Middleware:
         if isinstance(access, Denied):
             response = problem(access.status, access.message, retry_after=access.retry_after)
         elif self._is_crowded(access.client):
-            response = problem(503, f"{self._in_progress.total()} requests are in progress", retry_after=1)
+            response = problem(503, f"{self.in_progress.total()} requests are in progress", retry_after=1)
         else:
             scope["state"]["access"] = access
             await self._run(scope, headers, receive, send)
@@ -124,13 +125,13 @@ class Middleware:
 
     def _is_crowded(self, client: str) -> bool:
         """Whether all room is taken, and a client has its share of it: one alone keeps nobody else out."""
-        clients = len(self._in_progress.keys() | {client})
+        clients = len(self.in_progress.keys() | {client})
         most = self._limits.requests
-        return self._in_progress.total() >= most and self._in_progress[client] >= most // clients
+        return self.in_progress.total() >= most and self.in_progress[client] >= most // clients
 
     async def _run(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         client = scope["state"]["access"].client
-        self._in_progress[client] += 1
+        self.in_progress[client] += 1
         try:
             encoding = headers.get(b"content-encoding", b"").decode("latin-1")
             if encoding not in ("", "identity"):
@@ -143,9 +144,9 @@ class Middleware:
                 return
             await self._run_in_time(scope, receive, send)
         finally:
-            self._in_progress[client] -= 1
-            if not self._in_progress[client]:
-                del self._in_progress[client]
+            self.in_progress[client] -= 1
+            if not self.in_progress[client]:
+                del self.in_progress[client]
 
     async def _run_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds = self._limits.seconds
@@ -162,7 +163,7 @@ class Middleware:
         scope["state"]["allow"] = allow
         try:
             async with deadline:
-                await self._app(scope, self._bounded(receive), send)
+                await self.app(scope, self._bounded(receive), send)
         except TimeoutError:
             if not deadline.expired():
                 raise  # somebody else's, as a socket's
