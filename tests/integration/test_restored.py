@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import routerretriever
 from ray import serve
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.client import Client
 from routerretriever.serving.deployments.run import deploy
-from support.recipes import with_changes
+from support.recipes import TINY_TRAINING, with_changes
 from support.runs import copy_artifacts, finished_recipe, run_recipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("services")]
 
 
-def test_a_minimal_back_up_that_is_restored_is_served(finished_folder, tmp_path):
+def test_a_minimal_back_up_that_is_restored_is_served(cluster, finished_folder, tmp_path):
+    """Of IA3 experts, so that this kind too is trained, scored, evaluated, released and served once."""
     root = copy_artifacts(finished_folder, tmp_path / "run")
-    recipe = run_recipe(finished_recipe(root), root).pipeline.recipe
+    training = {**TINY_TRAINING, "learning_rate": 0.05, "adapter": {"kind": "ia3"}}
+    recipe = run_recipe(finished_recipe(root, training=training, methods={}), root).pipeline.recipe
     routerretriever.backup(recipe, tmp_path / "backup.tar", minimal=True)
     shutil.rmtree(root)
     routerretriever.restore(tmp_path / "backup.tar", tmp_path / "restored")
@@ -26,6 +29,9 @@ def test_a_minimal_back_up_that_is_restored_is_served(finished_folder, tmp_path)
     try:
         with Client(deploy(recipe, ArtifactStore.open(recipe.storage))) as client:
             assert client.service().version == 1
-            assert client.search("where is grape with fig", "fruit", top_k=3).results
+            query = "where is grape with fig"
+            assert client.search(query, "fruit", top_k=3).results
+            by_expert, by_base = (client.embed([query], model=model) for model in ("fruit", "base"))
+            assert not np.allclose(by_expert, by_base)
     finally:
         serve.shutdown()
