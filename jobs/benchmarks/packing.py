@@ -25,9 +25,8 @@ import typer
 from routerretriever.config.loading import load_recipe
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.routing.protocol import Vectors
 from routerretriever.runtime.progress import set_up
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 from jobs.benchmarks.measure import report
 from jobs.benchmarks.serving import dev_queries

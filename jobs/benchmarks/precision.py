@@ -20,8 +20,8 @@ from routerretriever.datasets.judgements import judgements_step, load_judgements
 from routerretriever.measures import measure
 from routerretriever.methods.experts import Experts
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.routing.protocol import Vectors
 from routerretriever.runtime.progress import set_up
+from routerretriever.types import Vectors
 
 from jobs.benchmarks.measure import report
 

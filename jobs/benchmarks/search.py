@@ -36,7 +36,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow.parquet as parquet
 import typer
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.build import ServiceFacts
@@ -49,7 +48,7 @@ from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import FusionSettings, IndexSettings, LexicalSettings
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime.progress import log, set_up
-from routerretriever.types import Mode
+from routerretriever.types import Mode, Vectors
 
 from jobs.benchmarks.data import made_texts
 from jobs.benchmarks.load import Load, run_load
@@ -67,8 +66,6 @@ _DEPTH = 10
 _FIELD = "part"
 _WEIGHT = FusionSettings().prior
 _MODES = TypeAdapter(list[Mode])
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

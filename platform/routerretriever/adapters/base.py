@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routerretriever.errors import EncoderError
 from routerretriever.settings import Settings
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from routerretriever.encoder.encoder import Encoder
 
-Vectors = NDArray[np.float32]
 Merge = Literal["weights", "embeddings"]
 """How a query's mixture of experts is made: of their weights in one pass, or of their vectors."""
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from routerretriever.adapters.base import AdapterSettings, Vectors
+from routerretriever.adapters.base import AdapterSettings
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import EncoderError, first_line
+from routerretriever.types import Vectors
 
 if TYPE_CHECKING:
     from routerretriever.encoder.card import EncoderCard

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from routerretriever.adapters.base import AdapterSettings, Merge, Vectors, embed_by_mixture, spread_weights
+from routerretriever.adapters.base import AdapterSettings, Merge, embed_by_mixture, spread_weights
 from routerretriever.adapters.files import ADAPTER_WEIGHTS, adapter_config
 from routerretriever.adapters.peft_adapters import LAYER_PREFIX, PeftKind
 from routerretriever.errors import EncoderError
+from routerretriever.types import Vectors
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from routerretriever.adapters.base import Merge, Vectors, embed_by_mixture, spread_weights
+from routerretriever.adapters.base import Merge, embed_by_mixture, spread_weights
 from routerretriever.encoder.compiled import BoundTower, CompiledTower, LowRank
 from routerretriever.encoder.encoder import Encoder
+from routerretriever.types import Vectors
 
 
 @dataclass(frozen=True)

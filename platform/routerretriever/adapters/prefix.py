@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from routerretriever.adapters.base import AdapterKind, AdapterSettings, Merge, Vectors
+from routerretriever.adapters.base import AdapterKind, AdapterSettings, Merge
 from routerretriever.adapters.prefix_shape import UNIFORM, PrefixShape, View
 from routerretriever.errors import BadInput, EncoderError
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 if TYPE_CHECKING:
     from torch import Tensor

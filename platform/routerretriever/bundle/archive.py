@@ -16,7 +16,8 @@ from routerretriever.bundle.manifest import MANIFEST_FILE, read_manifest
 from routerretriever.errors import NO_ROOM, ArtifactDamaged, BadInput, BundleError, Refused
 
 _BUNDLE = "bundle"
-_MODES = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz"}
+ARCHIVE_MODES = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz"}
+"""How an archive of each ending is written by ``tarfile``."""
 _DAMAGE = (
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
     tarfile.TarError, zlib.error, lzma.LZMAError,
@@ -38,7 +39,7 @@ def pack(bundle: Path, to: Path, store: ArtifactStore | None) -> Path:
         BadInput: its name is that of another kind of file.
         ArtifactMissing: storage lacks documents that the bundle searches.
     """
-    mode = _MODES.get(to.suffix)
+    mode = ARCHIVE_MODES.get(to.suffix)
     if mode is None:
         raise BadInput(f"--to {to}: end its name with .tar or .tar.gz")
     if to.exists():

@@ -26,7 +26,7 @@ from routerretriever.hashing import content_hash
 from routerretriever.index.settings import FusionSettings
 from routerretriever.routing.saving import load_router
 from routerretriever.runtime.progress import track
-from routerretriever.types import as_list
+from routerretriever.types import Vectors, as_list
 
 if TYPE_CHECKING:
     from routerretriever.adapters.tower import QueryTower
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Vectors = NDArray[np.float32]
 _REGISTRY = "routerretriever.registry.loading"
 """Resolves ``models:/`` URIs."""
 _TEXTS_AT_ONCE = 1000

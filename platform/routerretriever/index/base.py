@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.datasets.collection import Document
+from routerretriever.types import Rows, Scores, Vectors
 
-Vectors = NDArray[np.float32]
-Scores = NDArray[np.float32]
-Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 

@@ -26,7 +26,8 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import read_document
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import ArtifactDamaged, Unavailable
-from routerretriever.index.base import Entry, Vectors
+from routerretriever.index.base import Entry
+from routerretriever.types import Vectors
 
 _CHECKPOINT, _FOLDED = "checkpoint-", "folded-"
 _ROWS_AT_ONCE = 1024

@@ -15,9 +15,9 @@ from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.passages import best_passages
 from routerretriever.hashing import content_hash
-from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
+from routerretriever.index.base import Entry, Hits, Mask, Queries, best_hits
 from routerretriever.index.settings import IndexSettings
-from routerretriever.types import Vectors
+from routerretriever.types import Rows, Scores, Vectors
 
 faiss: Any = faiss_module  # its stubs know less than it has
 _INDEX_FILE = "index.faiss"

@@ -12,9 +12,10 @@ from routerretriever.corpus.artifact import Corpus
 from routerretriever.datasets.collection import Document
 from routerretriever.datasets.passages import join, number_of, parent_of
 from routerretriever.datasets.settings import PassageSettings
-from routerretriever.index.base import Mask, Rows
+from routerretriever.index.base import Mask
 from routerretriever.index.changes import Change
 from routerretriever.index.filters import Column, Filter, field_names, field_value
+from routerretriever.types import Rows
 
 _MAX_COLUMNS = 64
 """Metadata fields that are kept ready for filters; each costs memory, and time when documents come."""

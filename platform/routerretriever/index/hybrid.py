@@ -35,11 +35,11 @@ import numpy as np
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus
 from routerretriever.encoder.spread import LEAST_COSINE
-from routerretriever.index.base import Hits, Index, Mask, Queries, Rows, Scores, Vectors, best_hits
+from routerretriever.index.base import Hits, Index, Mask, Queries, best_hits
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
-from routerretriever.types import Fusion, Values
+from routerretriever.types import Fusion, Rows, Scores, Values, Vectors
 
 RRF_K = 60
 """What reciprocal rank fusion adds to every rank, as its authors and the search engines do."""

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.corpus.artifact import Corpus, open_array
 from routerretriever.hashing import content_hash
-from routerretriever.index.base import Entry, Hits, Mask, Queries, Rows, Scores, best_hits
+from routerretriever.index.base import Entry, Hits, Mask, Queries, best_hits
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.words import Analyzer, words_version
+from routerretriever.types import Rows, Scores
 
 _ARRAYS = ("starts", "rows", "counts", "lengths")
 _WORDS_FILE = "words.txt"

@@ -24,7 +24,7 @@ from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.encoder.spread import LEAST_COSINE
 from routerretriever.errors import StorageError
-from routerretriever.index.base import Entry, Index, Mask, Queries, Vectors
+from routerretriever.index.base import Entry, Index, Mask, Queries
 from routerretriever.index.changes import has_news, read_rows, take_changes
 from routerretriever.index.dense import DenseIndex, open_index
 from routerretriever.index.documents import DocumentTable, StoredDocument
@@ -32,7 +32,7 @@ from routerretriever.index.filters import Filter
 from routerretriever.index.hybrid import Fused, HybridIndex, Look, Whole, look_depth
 from routerretriever.index.lexical import LexicalIndex, open_postings
 from routerretriever.index.settings import IndexSettings, LexicalSettings
-from routerretriever.types import Fusion, Mode
+from routerretriever.types import Fusion, Mode, Vectors
 
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.1

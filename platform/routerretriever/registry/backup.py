@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import routerretriever
 from routerretriever.artifacts.filesystem import FileSystem
+from routerretriever.bundle.archive import ARCHIVE_MODES
 from routerretriever.errors import (
     NO_ROOM,
     ArtifactDamaged,
@@ -38,7 +39,6 @@ from routerretriever.registry.loading import fetch_manifest
 from routerretriever.registry.registry import Registry
 
 _MANIFEST = "backup.json"
-_MODES = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz"}
 _HASHES = "hashes/"
 _LEASES = "leases/"
 _LASTING = (f"{ARTIFACTS}/", "changes/", "feedback/", "notes/", "corpora/empty-")
@@ -209,12 +209,12 @@ def _remove(path: Path) -> None:
 @contextmanager
 def _writing(fresh: Path, to: Path) -> Iterator[Add]:
     """What puts files into a new archive or folder; the name of ``to`` says which it is."""
-    if to.suffix not in _MODES:
+    if to.suffix not in ARCHIVE_MODES:
         fresh.mkdir()
         yield lambda name, source: _copy(source, fresh / name)
         return
     # A file that has two names (hard links) would be packed once, and as an empty one.
-    with tarfile.open(fresh, _MODES[to.suffix], dereference=True) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fresh, ARCHIVE_MODES[to.suffix], dereference=True) as archive:  # type: ignore[call-overload]
         yield lambda name, source: _pack(source, name, archive)
 
 

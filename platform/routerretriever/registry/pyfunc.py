@@ -21,9 +21,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 import routerretriever
-from routerretriever.bundle.model import RouterRetriever, Vectors
+from routerretriever.bundle.model import RouterRetriever
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import BadInput
+from routerretriever.types import Vectors
 
 INPUT_EXAMPLE = ["what causes scurvy", "how do vaccines work"]
 

@@ -31,10 +31,10 @@ from routerretriever.routing.fallback import (
     worth_answering,
 )
 from routerretriever.routing.familiarity import Likeness
-from routerretriever.routing.protocol import Router, Vectors, worth_running
+from routerretriever.routing.protocol import Router, worth_running
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 from routerretriever.runtime.progress import log, track
-from routerretriever.types import Rows, Values
+from routerretriever.types import Rows, Values, Vectors
 
 LEFT_OUT_LIMIT = 0.003
 """nDCG@10 that a left-out domain may lose to the base."""

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.protocol import Router, State, Vectors
+from routerretriever.routing.protocol import Router, State
 from routerretriever.routing.settings import RoutingSettings
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 
 class ConstantRouter(Router):

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from routerretriever.routing.protocol import Vectors
-from routerretriever.types import BASE, Rows
+from routerretriever.types import BASE, Rows, Vectors
 
 Answered = Callable[[str, Rows, list[str], Vectors], NDArray[np.float64]]
 """nDCG@10 [B] of a dataset's queries at these rows, when these experts are mixed by these weights [B, T]."""

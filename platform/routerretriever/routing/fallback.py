@@ -22,9 +22,9 @@ from routerretriever.routing.familiarity import (
     load_measure,
 )
 from routerretriever.routing.neighbours import References
-from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, Vectors, worth_running
+from routerretriever.routing.protocol import Explanation, Neighbour, Router, State, worth_running
 from routerretriever.routing.settings import FallbackSettings, RoutingSettings
-from routerretriever.types import BASE
+from routerretriever.types import BASE, Vectors
 
 _QUOTED = 3
 """Nearest training queries named in an explanation."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.routing.neighbours import References
-from routerretriever.routing.protocol import Vectors
+from routerretriever.types import Vectors
 
 _FOLDS = 5
 _SMALLEST = 1e-12

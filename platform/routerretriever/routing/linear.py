@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from routerretriever.errors import BadInput
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.pilot_library import best_expert
-from routerretriever.routing.protocol import MixingRouter, State, Vectors
+from routerretriever.routing.protocol import MixingRouter, State
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.types import Vectors
 
 _STRENGTH = 10.0
 """Inverse of the regularisation of every logistic regression here."""

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routerretriever.routing.data import RoutingData
-from routerretriever.routing.protocol import MixingRouter, State, Vectors
+from routerretriever.routing.protocol import MixingRouter, State
 from routerretriever.routing.settings import RoutingSettings
+from routerretriever.types import Vectors
 
 DATASET_ROUTER_SAMPLE = 100
 _CANDIDATES = 64

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.pilot_library import build_library
-from routerretriever.routing.protocol import MixingRouter, State, Vectors
+from routerretriever.routing.protocol import MixingRouter, State
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.progress import log
+from routerretriever.types import Vectors
 
 
 class PilotRouter(MixingRouter):

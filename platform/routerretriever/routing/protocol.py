@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from routerretriever.types import Vectors
+
 State = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
 

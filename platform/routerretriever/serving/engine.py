@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from routerretriever.bundle.model import Dispatch, RouterRetriever, Vectors
+from routerretriever.bundle.model import Dispatch, RouterRetriever
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import Unavailable, UnknownName
 from routerretriever.index.settings import FusionSettings
@@ -24,7 +24,7 @@ from routerretriever.serving.access import Access
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.ports import ExpertPort, MetricsPort
-from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
+from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL, Vectors
 
 _BYTES_PER_TOKEN = 4
 """About what English has. Only shares and bounds depend on it; usage is counted by the tokenizer."""

@@ -22,13 +22,12 @@ from routerretriever.methods.experts import DATASET_ORACLE, INSTANCE_ORACLE, PAP
 from routerretriever.methods.hybrid import ROUTED_FIXED, WEIGHT_ORACLE
 from routerretriever.reports.plots import Lines, Scatter, Section
 from routerretriever.reports.tables import percent
-from routerretriever.routing.protocol import Vectors
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.runtime.cluster import connect
 from routerretriever.scoring.fusion import FusedScores
 from routerretriever.scoring.table import SplitScores
 from routerretriever.studies.offline import OfflineEvaluator
-from routerretriever.types import BASE, Values
+from routerretriever.types import BASE, Values, Vectors
 
 _PROJECTED = 200
 """Queries of each test set that are projected at most: more would hide one another."""

@@ -12,10 +12,10 @@ from functools import cached_property, lru_cache
 
 from routerretriever.routing.data import RoutingData
 from routerretriever.routing.fit import calibrate, fit
-from routerretriever.routing.protocol import Router, Vectors
+from routerretriever.routing.protocol import Router
 from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.mixed_vectors import MixedVectors
-from routerretriever.types import BASE, Values
+from routerretriever.types import BASE, Values, Vectors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.manifest import expert_folder
-from routerretriever.bundle.model import Vectors
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.encoder.settings import EncoderSettings, EngineSettings
 from routerretriever.serving.batching import Batcher
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
+from routerretriever.types import Vectors
 
 
 @serve.deployment

@@ -14,7 +14,6 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.model import Vectors
 from routerretriever.errors import RouterRetrieverError
 from routerretriever.index.changes import last_change
 from routerretriever.index.documents import StoredDocument
@@ -25,7 +24,7 @@ from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.executor import SerialExecutor
 from routerretriever.serving.ports import CollectionRef, Contents
 from routerretriever.serving.questions import Questions
-from routerretriever.types import Mode
+from routerretriever.types import Mode, Vectors
 
 log = logging.getLogger("ray.serve")
 

@@ -11,12 +11,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.bundle.model import Vectors
 from routerretriever.datasets.collection import Document
 from routerretriever.index.changes import NumberTaken, compact, last_change, write_change, write_deletion
 from routerretriever.serving.catalogue import Catalogue
 from routerretriever.serving.deployments.calls import call_with_retry
 from routerretriever.serving.ports import CollectionRef
+from routerretriever.types import Vectors
 
 log = logging.getLogger("ray.serve")
 
