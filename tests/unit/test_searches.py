@@ -230,6 +230,7 @@ def test_pages_least_scores_fields_and_highlights():
         ({"weight": 0.5, "fusion": "rrf"}, "weight"),
         ({"fusion": "sum"}, "fusion"),
         ({"limit": 0}, "limit"),
+        ({"limit": 3, "top_k": 5}, "limit"),
         ({"offset": -1}, "offset"),
         ({"offset": 1001}, "offset"),
         ({"min_score": "high"}, "min_score"),

@@ -230,6 +230,8 @@ def test_answers_are_openais_and_say_which_bundle_and_request():
     assert response.headers["x-bundle-version"] == "7"
     answer = response.json()
     assert answer["object"] == "list"
+    found = ask(app, "POST", "/v1/search", json={"query": "x", "collection": "fruit"})
+    assert found.json()["request"] == found.headers["x-request-id"]
     assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     assert answer["data"][1] == {"object": "embedding", "index": 1, "embedding": [3.0, 3.0, 3.0]}
     packed = ask(app, "POST", "/v1/embeddings", json={**body, "encoding_format": "base64"}).json()

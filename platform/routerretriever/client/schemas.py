@@ -109,7 +109,7 @@ class SearchRequest(_Schema):
     top_k: Count = 10
     """How many documents are wanted."""
     limit: Count | None = None
-    """The same, by its other name."""
+    """The same, by its other name; send one of them."""
     offset: Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)] = 0
     """How many of the best documents are passed over."""
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -174,6 +174,8 @@ class SearchResponse(_Answer):
     lexical_weight: float | None = None
     """The weight of the words; null where only one side was compared, and with ``rrf``."""
     results: list[Hit]
+    request: str | None = None
+    """The answer's ``x-request-id``, by which feedback can name it and the service's log has it."""
 
 
 class FeedbackRequest(_Schema):
@@ -194,7 +196,7 @@ class FeedbackRequest(_Schema):
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
     """Of two reports of a client with the same id, one counts; by default each is new."""
     request: Annotated[str, StringConstraints(max_length=128)] = ""
-    """The `x-request-id` of the search's answer; kept with the report, so that it is found in the logs."""
+    """The search's, as its answer says; kept with the report, so that it is found in the logs."""
 
 
 class FeedbackResponse(_Answer):

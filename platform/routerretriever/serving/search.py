@@ -76,13 +76,16 @@ class Plan:
 
         Raises:
             WrongField: the filter is none, words are asked for where none are indexed, or a weight or a kind
-                of fusion where none is used.
+                of fusion where none is used; ``limit`` and ``top_k`` differ.
         """
         self.request = request
         self.names = list(collections)
         self.refs = tuple(collections.values())
         self.mode = self._mode(collections)
         self.filter: Filter | None = None if request.filter is None else parse_filter(request.filter)
+        if "top_k" in request.model_fields_set and request.wanted != request.top_k:
+            found = f"found {request.limit}, but top_k is {request.top_k}"
+            raise WrongField("limit", f"{found}; both mean the same, so send one of them")
         if request.weight is not None and self.mode != "hybrid":
             raise WrongField("weight", f"is for mode 'hybrid'; this search is {self.mode!r}")
         if request.fusion == "rrf" and self.mode != "hybrid":

@@ -81,7 +81,7 @@ def build_api(
         request.state.allow(chosen.tokens([body.query], body.model))
         response = await chosen.search(body, request.state.access)
         seconds = time.perf_counter() - start
-        sent = _ready(response)
+        sent = _ready(response.model_copy(update={"request": request.state.id}))
         sent.background = BackgroundTask(chosen.shadow, body, request.state.access, response, seconds)
         return sent
 

@@ -74,7 +74,7 @@ class Middleware:
             prefix = self._root_path
         if prefix:
             scope["root_path"] = prefix  # what openapi.json gives as the service's address
-        scope["state"] = {"bundle": None, "access": Access()}
+        scope["state"] = {"bundle": None, "access": Access(), "id": request_id}
         status = 0
 
         async def send_marked(message: Message) -> None:
