@@ -14,6 +14,7 @@ from routerretriever.generation.folder import Generated
 from support.collections import WORDS, write_collection
 
 from jobs.benchmarks import measure as measuring
+from jobs.benchmarks import seeds
 from jobs.benchmarks.documents_only import examples_of, outcome, summary, without_labels
 from jobs.benchmarks.first_run import first_seen, run
 from jobs.benchmarks.load import Load, background_load
@@ -79,6 +80,14 @@ def test_results_are_kept_with_machine_date_and_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     kept = json.loads(measuring.report("name", "title", ["way"], [["base"]], {"measured": 1}).read_text())
     assert {"command", "hardware", "date", "commit", "title", "columns", "rows", "measured"} == kept.keys()
+
+
+def test_seeds_are_told_by_their_mean_and_range():
+    found = [
+        {"base": {"law": 40.0, "mean": 40.0}, "own expert": {"law": 50.0}},
+        {"base": {"law": 40.04, "mean": 40.0}, "own expert": {"law": 53.0}},
+    ]
+    assert seeds.table(found) == [["law", "40.0", "51.5 (50.0–53.0)"], ["mean", "40.0", "–"]]
 
 
 EXPORTED = """

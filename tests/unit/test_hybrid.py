@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import BadInput
-from routerretriever.index.base import Queries
+from routerretriever.index.base import Entry, Queries, best_hits
 from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import Column, field_names, field_value, parse_filter
 from routerretriever.index.hybrid import Tops, rank_all
+from routerretriever.index.lexical import LexicalIndex, Postings
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
 from routerretriever.index.snippets import snippet
@@ -33,6 +34,7 @@ from support.corpora import (
     write_corpus,
 )
 
+NOTHING = np.zeros(0, dtype=np.float32)
 CHANGE = st.tuples(
     st.sampled_from(["upsert", "delete", "compact"]),
     st.lists(st.integers(0, 15), min_size=1, max_size=6, unique=True),
@@ -522,3 +524,33 @@ def test_a_snippet_shows_where_most_words_are():
     text = "fox " + "x " * 200 + "the quick foxes jump"
     found = snippet(text, "quick fox", Analyzer(LexicalSettings()), 30)
     assert [found.text[start:stop] for start, stop in found.highlights] == ["quick", "foxes"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    texts=st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=9), min_size=1, max_size=40),
+    later=st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=9), max_size=6),
+    query=st.lists(st.sampled_from("abcdefghi"), max_size=6).map(" ".join),
+    depth=st.integers(1, 12),
+    gone=st.sets(st.integers(0, 39), max_size=8),
+    hidden=st.sets(st.integers(0, 45), max_size=20),
+    filtered=st.booleans(),
+)
+def test_documents_that_are_passed_over_are_not_among_the_best(
+    texts, later, query, depth, gone, hidden, filtered
+):
+    """However few documents are scored by all words, the answer is that of scoring all."""
+    index = LexicalIndex(Postings.build(texts), LexicalSettings(stop_words=False, language="none"))
+    index.append([Entry(Document(f"n{row}", "", " ".join(text)), NOTHING) for row, text in enumerate(later)])
+    index.delete(np.array(sorted(row for row in gone if row < len(texts)), dtype=np.int64))
+    allowed = np.array([row not in hidden for row in range(len(index))]) if filtered else None
+    scores = index.all_scores(query)
+    rows = np.flatnonzero(scores if allowed is None else scores * allowed)
+    expected = best_hits(rows, scores[rows], depth)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("routerretriever.index.lexical._FEW", 0)
+        (found,) = index.search(Queries([query], NOTHING[None]), depth, allowed)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    (again,) = index.score(Queries([query], NOTHING[None]), [np.arange(len(index))])
+    np.testing.assert_array_equal(again, scores)

@@ -234,7 +234,7 @@ class HybridIndex:
             floor: the least cosine that fusing reckons with; dot products have their own.
         """
         looks = []
-        # One query after the other: an index of words keeps the scores of the last one.
+        # One query after the other: an index of words keeps what it knows of the last one.
         found = self.dense.search(queries, depth, allowed)
         least = self._least(queries, found, allowed, floor)
         for place, dense in enumerate(found):

@@ -8,6 +8,10 @@ the mean length are those of the documents that are present, at every moment: a 
 depend on whether it came with the corpus or later, nor on documents that were deleted.
 
 Rows: those of the corpus first, then one for each document that was appended. Knows nothing of ids.
+
+A search counts rare words first. Once the other words together cannot lift a document that has none of the
+rare ones into the answer, only documents near its edge are scored by all words (MaxScore: Turtle and Flood,
+"Query evaluation: strategies and optimizations", 1995). The answer is that of scoring all documents.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ from routerretriever.types import Rows, Scores
 _ARRAYS = ("starts", "rows", "counts", "lengths")
 _WORDS_FILE = "words.txt"
 _FILES = (*(f"{name}.npy" for name in _ARRAYS), _WORDS_FILE)
+_FEW = 20_000
+"""Entries of postings that are counted sooner than it is found out whether they need be."""
+_ROUNDING = 1e-5
+"""Of a score: more than sums of the same numbers in another order differ by."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,16 @@ class Postings:
         return cls(words, *(open_array(folder / f"{name}.npy") for name in _ARRAYS))
 
 
+@dataclass(frozen=True)
+class _Word:
+    """A word of a query, and who has it."""
+
+    rows: NDArray[np.int32]
+    counts: NDArray[np.float32]
+    most: float
+    """What it adds to a score at most."""
+
+
 class LexicalIndex:
     """BM25 over a corpus's postings and the documents appended since.
 
@@ -145,38 +163,88 @@ class LexicalIndex:
         total = float(self._lengths[self._present].sum(dtype=np.float64))
         self._mean_length = max(total / max(self._documents, 1), 1e-9)
         self._none_gone = self._documents == len(self._present)
-        self._last_scored: tuple[str, Scores] | None = None
+        k1, b = self._settings.k1, self._settings.b
+        self._norms = k1 * (1 - b + b * self._lengths / self._mean_length)
+        self._last: tuple[str, list[_Word]] | None = None
 
     def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
         """The best documents that share a word with each query."""
         found = []
         for text in queries.texts:
-            scores = self.all_scores(text)
-            rows = np.flatnonzero(scores if allowed is None else scores * allowed)
-            found.append(best_hits(rows, scores[rows], depth))
+            words = self._words(text)
+            if sum(len(word.rows) for word in words) > _FEW:
+                rows = self._contenders(words, depth, allowed)
+                found.append(best_hits(rows, self._scores(words, rows), depth))
+            else:
+                scores = self.all_scores(text)
+                rows = np.flatnonzero(scores if allowed is None else scores * allowed)
+                found.append(best_hits(rows, scores[rows], depth))
         return found
 
     def score(self, queries: Queries, rows: Sequence[Rows]) -> list[Scores]:
         """Scores of given documents for each query; 0 where no word is shared."""
-        return [self.all_scores(text)[wanted] for text, wanted in zip(queries.texts, rows, strict=True)]
+        return [
+            self._scores(self._words(text), wanted) for text, wanted in zip(queries.texts, rows, strict=True)
+        ]
 
     def all_scores(self, text: str) -> Scores:
-        """BM25 of every row [N]; 0 for those that are gone. The last query's are kept."""
-        if self._last_scored is not None and self._last_scored[0] == text:
-            return self._last_scored[1]
-        k1, b = self._settings.k1, self._settings.b
+        """BM25 of every row [N]; 0 for those that are gone."""
         scores = np.zeros(len(self._present), dtype=np.float32)
-        present, mean = self._documents, self._mean_length
-        for word, repeated in Counter(self._analyze(text)).items():
-            rows, counts = self._having(word)
-            if not self._none_gone:
-                here = self._present[rows]
-                rows, counts = rows[here], counts[here]
-            if len(rows):
-                idf = np.log1p((present - len(rows) + 0.5) / (len(rows) + 0.5))
-                norm = k1 * (1 - b + b * self._lengths[rows] / mean)
-                scores[rows] += np.float32(repeated * idf) * (counts / (counts + norm))
-        self._last_scored = text, scores
+        for word in self._words(text):
+            scores[word.rows] += self._gains(word)
+        return scores
+
+    def _words(self, text: str) -> list[_Word]:
+        """The words of a query that somebody has; the last query's are kept."""
+        if self._last is None or self._last[0] != text:
+            words = []
+            for word, repeated in Counter(self._analyze(text)).items():
+                rows, counts = self._having(word)
+                if not self._none_gone:
+                    here = self._present[rows]
+                    rows, counts = rows[here], counts[here]
+                if len(rows):
+                    idf = np.log1p((self._documents - len(rows) + 0.5) / (len(rows) + 0.5))
+                    words.append(_Word(rows, counts, float(repeated * idf)))
+            self._last = text, words
+        return self._last[1]
+
+    def _gains(self, word: _Word, part: slice | NDArray[np.int64] = slice(None)) -> Scores:
+        """What a word adds to the scores of those who have it, or of some of them."""
+        counts = word.counts[part]
+        gains: Scores = np.float32(word.most) * (counts / (counts + self._norms[word.rows[part]]))
+        return gains
+
+    def _contenders(self, words: Sequence[_Word], depth: int, allowed: Mask | None) -> Rows:
+        """Rows among which the best are, and few others."""
+        ordered = sorted(words, key=lambda word: -word.most)
+        rounding = _ROUNDING * sum(word.most for word in ordered)
+        counted = np.zeros(len(self._present), dtype=np.float32)
+        rows = np.empty(0, dtype=np.int64)
+        for place, word in enumerate(ordered, start=1):
+            counted[word.rows] += self._gains(word)
+            rest = ordered[place:]
+            if rest and len(rest[0].rows) < _FEW:
+                continue
+            rows = np.flatnonzero(counted if allowed is None else counted * allowed)
+            if len(rows) <= depth:
+                continue
+            scores = counted[rows]
+            edge = float(np.partition(scores, -depth)[-depth])
+            missing = sum(word.most for word in rest) + rounding
+            if missing < edge or not rest:
+                return rows[scores >= edge - missing]
+        return rows
+
+    def _scores(self, words: Sequence[_Word], rows: Rows) -> Scores:
+        """Scores of some rows, as ``all_scores`` has them."""
+        scores = np.zeros(len(rows), dtype=np.float32)
+        sought = rows.astype(np.int32)  # as the postings are, which would be copied otherwise
+        for word in words:
+            places = np.searchsorted(word.rows, sought)
+            places[places == len(word.rows)] = 0
+            having = word.rows[places] == sought
+            scores[having] += self._gains(word, places[having])
         return scores
 
     def _having(self, word: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
