@@ -108,8 +108,8 @@ class Client:
             query: what was asked.
             collection: which collection.
             shown: ids of the results, best first.
-            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, ``user``, and ``request``, the
-                ``x-request-id`` of the search's answer.
+            marks: lists of ids ``clicked``, ``relevant`` and ``not_relevant``, ``user``, and ``request``, as
+                the search's answer has it.
         """
         answer = self._post("/v1/feedback", feedback_body(query, collection, shown, marks))
         return FeedbackResponse.model_validate(answer).id
