@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routerretriever.routing.constant import fit_uniform
+from routerretriever.routing.data import RoutingData
+from routerretriever.routing.fallback import fit_fallback
 from routerretriever.routing.familiarity import DistanceMeasure, distances_of_references
+from routerretriever.routing.settings import FallbackSettings, RoutingSettings
 
 
 def domains(sizes, width=6, seed=0):
@@ -75,3 +79,30 @@ def test_equal_queries_are_no_obstacle():
     features = np.ones((8, 5), dtype=np.float32)
     like = DistanceMeasure.fit(features, np.repeat([0, 1], 4), 2).of(features)
     assert np.isfinite(like.value_B).all()
+
+
+def in_a_cone(count, place, seed):
+    """Features whose cosines are all high, as those of many encoders; domains differ a little."""
+    random = np.random.default_rng(seed)
+    features = np.full(12, 4.0) + 2.0 * np.eye(12)[place] + random.normal(size=(count, 12)) * 0.5
+    return features.astype(np.float32)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+def test_few_domains_are_compared_with_queries_of_none(names):
+    """A domain alone cannot be told from all queries together, and all are near in a cone."""
+    features = {name: in_a_cone(200, place, place) for place, name in enumerate(names)}
+    data = RoutingData(
+        names,
+        {name: np.ones((200, len(names))) for name in names},
+        features,
+        background={f"other{place}": in_a_cone(80, place, place) for place in (5, 6, 7)},
+    )
+    settings = RoutingSettings(features="embedding")
+    fallback = FallbackSettings(answer="base", unfamiliar_quantile=0.01, familiar_quantile=0.05, slack=0.0)
+    router = fit_fallback(data, settings, fallback, fit_uniform(data, settings))
+    assert router.state()[0]["measure"] == "distance"
+    for place in range(len(names)):
+        assert router.familiarity(in_a_cone(100, place, 20 + place)).mean() > 0.9
+    for unseen in (5, 9, 10):  # of the background, and of nothing that was ever seen
+        assert router.familiarity(in_a_cone(100, unseen, 30 + unseen)).mean() < 0.1

@@ -164,7 +164,7 @@ class LexicalIndex:
         self._mean_length = max(total / max(self._documents, 1), 1e-9)
         self._none_gone = self._documents == len(self._present)
         k1, b = self._settings.k1, self._settings.b
-        self._norms = k1 * (1 - b + b * self._lengths / self._mean_length)
+        self._norms: Scores = (k1 * (1 - b + b * self._lengths / self._mean_length)).astype(np.float32)
         self._last: tuple[str, list[_Word]] | None = None
 
     def search(self, queries: Queries, depth: int, allowed: Mask | None = None) -> list[Hits]:
@@ -212,8 +212,8 @@ class LexicalIndex:
     def _gains(self, word: _Word, part: slice | NDArray[np.int64] = slice(None)) -> Scores:
         """What a word adds to the scores of those who have it, or of some of them."""
         counts = word.counts[part]
-        gains: Scores = np.float32(word.most) * (counts / (counts + self._norms[word.rows[part]]))
-        return gains
+        gains = np.float32(word.most) * (counts / (counts + self._norms[word.rows[part]]))
+        return gains.astype(np.float32, copy=False)
 
     def _contenders(self, words: Sequence[_Word], depth: int, allowed: Mask | None) -> Rows:
         """Rows among which the best are, and few others."""

@@ -17,7 +17,7 @@ from routerretriever.artifacts.step import Step, build_missing
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.corpus.build import EncodeCorpus, corpus_step
-from routerretriever.datasets.collection import Collection
+from routerretriever.datasets.collection import Collection, open_collection, sample_domains
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import Refused
 from routerretriever.evaluation.system import System
@@ -140,6 +140,21 @@ class Workspace:
             key = (name, f"{split}-{len(table.query_ids)}", features)
             if key not in self._features:
                 self._features[key] = self.base.routing_features(texts[name], features)
+            made[name] = self._features[key]
+        return made
+
+    def sample_features(self, features: Features) -> dict[str, Vectors]:
+        """Routing features of the built-in sample's training queries, without domains that the recipe has."""
+        trained = [self.collections[name] for name in self.expert_domains]
+        own = {text for each in trained for text in each.queries("train").values()}
+        made = {}
+        for name in sample_domains():
+            key = (f"sample:{name}", "train", features)
+            if key not in self._features:
+                texts = list(open_collection(name, f"sample:{name}").queries("train").values())
+                if own.intersection(texts):
+                    continue
+                self._features[key] = self.base.routing_features(texts, features)
             made[name] = self._features[key]
         return made
 

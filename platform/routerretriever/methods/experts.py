@@ -221,7 +221,14 @@ class Experts(Method):
             self._workspace.features(self.scores, split, settings.features),
             self._workspace.query_texts(self.scores, split),
             self._mixed.mixed_ndcg if settings.fallback is not None else None,
+            background=self._background(settings),
         )
+
+    def _background(self, settings: RoutingSettings) -> dict[str, Vectors]:
+        """Features of the built-in sample's queries, which a single domain is compared with."""
+        if settings.fallback is None or len(self._workspace.expert_domains) > 1:
+            return {}
+        return self._workspace.sample_features(settings.features)
 
     def _held_out(self, settings: RoutingSettings) -> HeldOut | None:
         """The dev queries, where the scored queries taught the experts."""

@@ -54,7 +54,7 @@ CANDIDATES = tuple(
     for low, high in ((0.01, 0.05), (0.01, 0.2), (0.01, 0.5), (0.05, 0.5), (0.2, 0.5), (0.2, 0.8), (0.5, 0.9))
     for slack in (0.0, 1.0)
 )
-CALIBRATION_VERSION = 4
+CALIBRATION_VERSION = 5
 """Raise it when what is chosen changes."""
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -65,7 +65,7 @@ def choose_fallback(
     """The fallback that loses least on domains left out and on those that are known, within the limits.
 
     With fewer than three domains nothing can be left out. Of the fallbacks within the limit for known domains
-    it is then the one that leaves most to the base.
+    it is then the one that leaves most to the base; of the background's queries, if there are any.
 
     Args:
         data: scored queries, with the means to measure mixtures.
@@ -91,9 +91,10 @@ def choose_fallback(
     candidates = [one for one in CANDIDATES if all_may_answer or one.answer == "base"]
     in_domain_CD = _losses(candidates, in_domain, lambda domain: domain.routed_Q)
     left_out_CD = _losses(candidates, left_out, lambda domain: domain.base_Q)
-    base_C = np.array([
-        np.mean([_base_share(domain, one) for domain in left_out or in_domain]) for one in candidates
-    ])  # fmt: skip
+    unlike = [known.foreign] if known.foreign is not None and not left_out else []
+    compared = [(domain.like, domain.known) for domain in left_out or in_domain]
+    compared = [(like, known) for like in unlike] or compared
+    base_C = np.array([np.mean([_base_share(*each, one) for each in compared]) for one in candidates])
     best = choose(in_domain_CD, left_out_CD, base_C)
     _tell(candidates[best], in_domain_CD[best], left_out_CD[best])
     kept = settings.fallback.model_dump(include={"familiarity", "neighbours"})
@@ -234,9 +235,10 @@ def _losses(
     return np.array(losses).reshape(len(candidates), len(domains))
 
 
-def _base_share(domain: _Domain, fallback: FallbackSettings) -> float:
+def _base_share(like: Likeness, known: ReferenceQueries, fallback: FallbackSettings) -> float:
     """The base's mean share; that of all experts alike counts for nothing."""
-    return base_share(fallback.answer) * float((1 - domain.familiarity(fallback)).mean())
+    familiarity_Q = familiarity_of(like, *known.bounds(fallback))
+    return base_share(fallback.answer) * float((1 - familiarity_Q).mean())
 
 
 def _tell(chosen: FallbackSettings, in_domain_D: Values, left_out_D: Values) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +38,8 @@ class RoutingData:
     """Measures mixtures of experts, and of the base; rows are those of the whole data, before any sample."""
     held_out: HeldOut | None = None
     """None if no expert has learned from the scored queries themselves, or if there are no others."""
+    background: Mapping[str, Vectors] = field(default_factory=dict)
+    """Features [Q, d] of queries of no domain, by where they are from, to compare a single domain with."""
 
     @property
     def own_datasets(self) -> list[str]:
@@ -68,6 +70,7 @@ class RoutingData:
                 for name, chosen in rows.items()
                 if name in self.queries
             },
+            background=self.background,
         )
 
     def sample_rows(self, per_dataset: int, seed: int) -> dict[str, Rows]:

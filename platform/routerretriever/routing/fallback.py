@@ -146,6 +146,8 @@ class ReferenceQueries:
     measure: Measure
     own: list[Likeness]
     """By dataset: some of its queries compared with all but themselves."""
+    foreign: Likeness | None
+    """Queries of no domain, compared alike, where there are any."""
 
     @classmethod
     def of(cls, data: RoutingData, settings: RoutingSettings, fallback: FallbackSettings) -> ReferenceQueries:
@@ -154,17 +156,26 @@ class ReferenceQueries:
         sampled = data.sample(settings.references, settings.seed)
         features_Nd, _, labels_N = sampled.stacked(names)
         own_rows = [spread(np.flatnonzero(labels_N == label)) for label in range(len(names))]
+        others = list(data.background.values())
         measure: Measure
+        foreign: Likeness | None = None
         # One domain alone is no nearer to its queries than all queries together.
-        if fallback.familiarity == "neighbours" or len(names) == 1:
+        if fallback.familiarity == "neighbours" or len(names) + len(others) == 1:
             measure = NeighbourMeasure(References(features_Nd), labels_N, fallback.neighbours)
             own = [measure.of_references(features_Nd[rows]) for rows in own_rows]
+            if others:
+                foreign = measure.of(np.concatenate(others))
         else:
-            measure = DistanceMeasure.fit(features_Nd, labels_N, len(names))
-            all_own = distances_of_references(features_Nd, labels_N, len(names), settings.seed)
-            own = [Likeness(all_own.value_B[rows], all_own.dataset_Bk[rows]) for rows in own_rows]
+            all_Nd = np.concatenate([features_Nd, *others])
+            rest = [np.full(len(each), len(names) + place) for place, each in enumerate(others)]
+            label_N, datasets = np.concatenate([labels_N, *rest]), len(names) + len(others)
+            measure = DistanceMeasure.fit(all_Nd, label_N, datasets).among(len(names))
+            like = distances_of_references(all_Nd, label_N, datasets, settings.seed, len(names))
+            own = [Likeness(like.value_B[rows], like.dataset_Bk[rows]) for rows in own_rows]
+            if others:
+                foreign = Likeness(like.value_B[len(features_Nd) :], like.dataset_Bk[len(features_Nd) :])
         texts = [text for name in names for text in sampled.queries.get(name, [])]
-        return cls(names, features_Nd, labels_N, texts, measure, own)
+        return cls(names, features_Nd, labels_N, texts, measure, own, foreign)
 
     def bounds(self, fallback: FallbackSettings) -> tuple[Vectors, Vectors]:
         """Value up to which a query is unfamiliar, and from which it is familiar, by dataset [M]."""

@@ -108,6 +108,11 @@ class DistanceMeasure(Measure):
         arrays = centre_d, overall_dd - within_dd, 2 * pulled_Md, offset_M
         return cls(*(array.astype(np.float32) for array in arrays))
 
+    def among(self, datasets: int) -> DistanceMeasure:
+        """The same, but only the first of the datasets can be the nearest."""
+        kept = slice(datasets)
+        return DistanceMeasure(self._centre_d, self._curvature_dd, self._slope_Md[kept], self._offset_M[kept])
+
     def of(self, features_Bd: Vectors) -> Likeness:
         """Compare with the nearest domain."""
         centred_Bd = features_Bd - self._centre_d
@@ -128,9 +133,17 @@ class DistanceMeasure(Measure):
 
 
 def distances_of_references(
-    features_Nd: Vectors, dataset_N: NDArray[np.int64], datasets: int, seed: int
+    features_Nd: Vectors, dataset_N: NDArray[np.int64], datasets: int, seed: int, own: int | None = None
 ) -> Likeness:
-    """Reference queries compared with what the others make known: in five parts, each by the other four."""
+    """Reference queries compared with what the others make known: in five parts, each by the other four.
+
+    Args:
+        features_Nd: of all datasets.
+        dataset_N: which dataset each is of, in ascending order.
+        datasets: how many there are.
+        seed: of the parts.
+        own: how many of the datasets, from the first, can be the nearest; by default all.
+    """
     folds = min(_FOLDS, len(features_Nd))
     fold_N = np.empty(len(features_Nd), dtype=np.int64)
     random = np.random.default_rng(seed)
@@ -140,9 +153,9 @@ def distances_of_references(
     value_N = np.empty(len(features_Nd), dtype=np.float32)
     nearest_N1 = np.empty((len(features_Nd), 1), dtype=np.int64)
     for fold in range(folds):
-        own = fold_N == fold
-        fitted = DistanceMeasure.fit(features_Nd[~own], dataset_N[~own], datasets)
-        value_N[own], nearest_N1[own] = fitted.of(features_Nd[own])
+        part = fold_N == fold
+        fitted = DistanceMeasure.fit(features_Nd[~part], dataset_N[~part], datasets).among(own or datasets)
+        value_N[part], nearest_N1[part] = fitted.of(features_Nd[part])
     return Likeness(value_N, nearest_N1)
 
 
