@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -116,6 +117,20 @@ def test_a_closed_terminal_reaches_the_command_once_ray_is_there_and_not_rays_pr
     assert held == ["True", "Ray started"]
     assert notes[0] == "stopped before the service was ready"
     assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "0"), ("10", "10")])
+def test_a_service_with_a_ray_of_its_own_does_not_give_way_to_other_programs(
+    command, monkeypatch, set_by_user, expected
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    name, seen = "RAY_worker_niceness", []  # Ray's own mix of cases
+    monkeypatch.setenv(name, set_by_user or "")
+    if set_by_user is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(run, "connect", lambda: seen.append(os.environ[name]))
+    command(lambda: signal.raise_signal(signal.SIGTERM))
+    assert seen[0] == expected
 
 
 def test_a_port_that_is_taken_is_told_before_ray_starts(monkeypatch, tmp_path):

@@ -155,6 +155,8 @@ def _connect(settings: ServingSettings, port: int) -> None:
         require_free(settings.host, port)
         if reason := why_slow(settings.engine.precision):
             log.warning("serving.engine.precision: %s", reason)
+        # By default Ray has its workers give way to every other program, clients on this machine among them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     connect()
 
 
