@@ -220,7 +220,12 @@ class Lance:
 
     def find(self, query: str) -> list[tuple[str, float]]:
         """The best documents and their scores."""
-        found = self._table.search(_plain(query), query_type="fts").select(["id"]).limit(_DEPTH).to_list()
+        found = (
+            self._table.search(_plain(query), query_type="fts")
+            .select(["id", "_score"])
+            .limit(_DEPTH)
+            .to_list()
+        )
         return [(row["id"], row["_score"]) for row in found]
 
     def change(self, documents: Sequence[Text], deleted: Sequence[str]) -> None:
