@@ -20,7 +20,8 @@ def main(url: str = URL) -> list[str]:
         rows = [{**one, "vector": vector.tolist()} for one, vector in zip(DOCUMENTS, vectors, strict=True)]
         table = lancedb.connect(folder).create_table("faq", rows)
         table.create_fts_index("text")
-        search = table.search(query_type="hybrid").vector(client.embed([QUERY])[0].tolist()).text(QUERY)
+        asked = client.embed([QUERY])[0].tolist()
+        search = table.search(query_type="hybrid").vector(asked).text(QUERY).distance_type("cosine")
         return [row["id"] for row in search.limit(2).to_list()]
 
 

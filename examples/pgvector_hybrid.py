@@ -14,6 +14,10 @@ from routerretriever.client import Client
 from examples.documents import DOCUMENTS, QUERY, URL
 
 DATABASE = os.environ.get("DATABASE_URL", "postgresql://localhost/postgres")
+UPSERT = """
+INSERT INTO faq VALUES (%s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET text = excluded.text, vector = excluded.vector
+"""
 # Ranks of both sides are fused: 1 / (60 + rank), as is usual (reciprocal rank fusion).
 SEARCH = """
 WITH near AS (
@@ -35,10 +39,12 @@ def main(url: str = URL, database: str = DATABASE) -> list[str]:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         register_vector(connection)
         vectors = client.embed([f"{one['title']} {one['text']}" for one in DOCUMENTS], "documents")
-        connection.execute(f"CREATE TEMP TABLE faq (id text, text text, vector vector({vectors.shape[1]}))")
+        width = vectors.shape[1]
+        connection.execute(f"CREATE TEMP TABLE faq (id text PRIMARY KEY, text text, vector vector({width}))")
+        connection.execute("CREATE INDEX ON faq USING hnsw (vector vector_cosine_ops)")
+        connection.execute("CREATE INDEX ON faq USING gin (to_tsvector('english', text))")
         for document, vector in zip(DOCUMENTS, vectors, strict=True):
-            row = (document["id"], document["text"], vector)
-            connection.execute("INSERT INTO faq VALUES (%s, %s, %s)", row)
+            connection.execute(UPSERT, (document["id"], document["text"], vector))
         asked = {"vector": client.embed([QUERY])[0], "words": QUERY}
         return [name for (name,) in connection.execute(SEARCH, asked).fetchall()]
 

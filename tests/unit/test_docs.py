@@ -33,6 +33,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 MARKS = {
     "sh": "run",
     "python": r"run|excerpt of \S+",
+    "sql": r"excerpt of \S+",
     "yaml": "tokens file|Serve file",
     "json": r"answer \w+",
     "jsonl": "",
@@ -85,9 +86,12 @@ def test_marked_python_runs(block, service):
     exec(compile(text, str(block), "exec"), {"__name__": "documentation"})
 
 
-@of("python", "excerpt")
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.mark.startswith("excerpt")], ids=str)
 def test_excerpts_are_in_the_code_that_they_name(block):
-    code = (ROOT / "platform" / "routerretriever" / block.mark.split()[-1]).read_text()
+    """Line by line and in order: in a file of the package, or of ``examples/``."""
+    file = block.mark.split()[-1]
+    package = ROOT if file.startswith("examples/") else ROOT / "platform" / "routerretriever"
+    code = (package / file).read_text()
     lines = [line.strip().removesuffix("...").strip() for line in block.text.split("\n")]
     rest = iter([line.strip() for line in code.split("\n")])
     assert [line for line in lines if line and line not in rest] == []
