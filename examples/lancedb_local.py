@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 
 import lancedb
+from lancedb.index import FTS
 from routerretriever.client import Client
 
 from examples.documents import DOCUMENTS, QUERY, URL
@@ -19,7 +20,7 @@ def main(url: str = URL) -> list[str]:
         vectors = client.embed([f"{one['title']} {one['text']}" for one in DOCUMENTS], "documents")
         rows = [{**one, "vector": vector.tolist()} for one, vector in zip(DOCUMENTS, vectors, strict=True)]
         table = lancedb.connect(folder).create_table("faq", rows)
-        table.create_fts_index("text")
+        table.create_index("text", config=FTS())
         asked = client.embed([QUERY])[0].tolist()
         search = table.search(query_type="hybrid").vector(asked).text(QUERY).distance_type("cosine")
         return [row["id"] for row in search.limit(2).to_list()]

@@ -37,7 +37,7 @@ def main(url: str = URL) -> list[str]:
 
         near = AnnSearchRequest([client.embed([QUERY])[0].tolist()], "vector", {}, limit=100)
         alike = AnnSearchRequest([QUERY], "words", {}, limit=100)
-        (found,) = milvus.hybrid_search("faq", [near, alike], RRFRanker(60), limit=2)
+        (found,) = milvus.hybrid_search("faq", [near, alike], RRFRanker(60), limit=2, output_fields=["text"])
         milvus.close()
         return [hit["id"] for hit in found]
 
