@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # it would call home
 
 from support.collections import write_collections
 from support.object_stores import gcs_bucket, gcs_server, s3_bucket, s3_server

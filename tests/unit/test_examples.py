@@ -1,11 +1,15 @@
-"""Every example runs against a tiny service, if the package that it shows is installed."""
+"""Every example runs against a tiny service. LanceDB's needs a package that the lock leaves out."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
+import shlex
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support.paths import ROOT
 from support.tiny_service import tiny_service
 
@@ -16,7 +20,7 @@ NEEDS = {
     "lancedb_local": "lancedb",
     "langchain_store": "langchain_core",
     "llama_index_store": "llama_index.core",
-    "milvus_lite": "pymilvus",
+    "milvus_lite": "milvus_lite",
     "openai_client": "openai",
     "opensearch_hybrid": "httpx",
     "pgvector_hybrid": "pgvector",
@@ -40,6 +44,16 @@ def test_every_example_is_tested_and_listed():
     assert files == set(NEEDS)
     page = (ROOT / "docs" / "how-to" / "integrate.md").read_text()
     assert [name for name in files if f"examples/{name}.py" not in page] == []
+
+
+def test_what_the_examples_need_is_pinned():
+    """Else they are skipped wherever the lock is installed."""
+    pinned = (ROOT / "requirements.lock").read_text().splitlines()
+    names = {canonicalize_name(Requirement(line).name) for line in pinned}
+    named = re.compile(r"^Needs: pip install ((?:[\w-]+|\"\S+\")(?: (?:[\w-]+|\"\S+\"))*)", re.M)
+    found = [named.search(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
+    needed = {Requirement(each).name for needs in found if needs for each in shlex.split(needs[1])}
+    assert {name for name in needed if canonicalize_name(name) not in names} == {"lancedb"}
 
 
 @pytest.mark.parametrize("name", sorted(set(NEEDS) - {"opensearch_hybrid", "pgvector_hybrid", "rag"}))
