@@ -13,12 +13,16 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
+.venv/examples: .venv/installed requirements-examples.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-examples.lock
+	touch $@
+
 install: .venv/installed ## Set up .venv with the pinned packages
 
 sample: install ## Set up, and run the main job on the built-in sample
 	$(BIN)/routerretriever run jobs/recipes/sample.yaml
 
-test: install check ## Set up, check the code, and run every test
+test: install .venv/examples check ## Set up, check the code, and run every test
 	$(BIN)/python -m pytest tests/unit -n 2 --cov
 	# One Ray and one service at a time: two would wait for each other's CPUs.
 	$(BIN)/python -m pytest tests/integration tests/end_to_end

@@ -1,4 +1,4 @@
-"""Every example runs against a tiny service. LanceDB's needs a package that the lock leaves out."""
+"""Every example runs against a tiny service. LanceDB's needs a package that no lock has."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def test_every_example_is_tested_and_listed():
 
 
 def test_what_the_examples_need_is_pinned():
-    """Else they are skipped wherever the lock is installed."""
-    pinned = (ROOT / "requirements.lock").read_text().splitlines()
+    """Else `make test` skips them."""
+    locks = (ROOT / name for name in ("requirements.lock", "requirements-examples.lock"))
+    pinned = [line for lock in locks for line in lock.read_text().splitlines()]
     names = {canonicalize_name(Requirement(line).name) for line in pinned}
     named = re.compile(r"^Needs: pip install ((?:[\w-]+|\"\S+\")(?: (?:[\w-]+|\"\S+\"))*)", re.M)
     found = [named.search(path.read_text()) for path in (ROOT / "examples").glob("*.py")]

@@ -23,6 +23,15 @@ def test_every_dependency_is_pinned_within_its_bounds():
     assert outside == []
 
 
+def test_what_only_examples_need_is_pinned_apart_and_changes_nothing():
+    lines = [Requirement(line) for line in (ROOT / "requirements-examples.lock").read_text().splitlines()]
+    own = {canonicalize_name(line.name): Version(str(line.specifier).removeprefix("==")) for line in lines}
+    assert not own.keys() & PINS.keys()
+    for text in PROJECT["optional-dependencies"]["examples"]:
+        wanted = Requirement(text)
+        assert own[canonicalize_name(wanted.name)] in wanted.specifier
+
+
 def test_pins_are_releases_that_every_machine_can_install():
     assert [str(line) for line in LINES if len(line.specifier) != 1 or "==" not in str(line.specifier)] == []
     assert {name for name, version in PINS.items() if version.local} == set()
