@@ -1,5 +1,5 @@
 # The image that serve_configs/kubernetes/ names: Ray's own, with the pinned packages and this project.
-# docker build -t routerretriever:0.1.0 .       Not built by us.
+# docker build -t routerretriever:0.1.0 .       Not built by us; a test follows its steps.
 FROM rayproject/ray:2.60.0-py311-gpu
 
 WORKDIR /home/ray/routerretriever
