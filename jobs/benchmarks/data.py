@@ -100,7 +100,7 @@ def main(
         f"imports of {rows:,} rows, a collection of {documents:,} documents",
         ["step", "CPU s", "wall s", "peak MiB"],
         [run.row() for run in runs],
-        {"rows": rows, "documents": documents, "measured": runs},
+        {"imported": rows, "documents": documents, "measured": runs},
     )
 
 

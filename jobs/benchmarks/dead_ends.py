@@ -104,7 +104,7 @@ def main() -> None:
         "dead ends",
         header,
         rows,
-        {"rows": [dict(zip(header, row, strict=True)) for row in rows]},
+        {},
     )
 
 
