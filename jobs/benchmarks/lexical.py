@@ -29,7 +29,7 @@ import numpy as np
 import typer
 from routerretriever.datasets.collection import Document, open_collection
 from routerretriever.index.base import Entry, Queries
-from routerretriever.index.lexical import LexicalIndex, Postings
+from routerretriever.index.lexical import POSTINGS_FILES, LexicalIndex, Postings
 from routerretriever.index.settings import LexicalSettings
 from routerretriever.index.words import Analyzer
 from routerretriever.measures import mean_ndcg
@@ -73,7 +73,7 @@ class Ours:
                 yield analyze(text)
 
         postings = Postings.build(words())
-        for name in ("starts.npy", "rows.npy", "counts.npy", "lengths.npy", "words.txt"):
+        for name in POSTINGS_FILES:
             postings.save(name, folder / name)
         (folder / "ids.txt").write_text("\n".join(ids))
 
@@ -157,7 +157,7 @@ class Tantivy:
         import tantivy
 
         fields = tantivy.SchemaBuilder()
-        fields.add_text_field("id", stored=True, tokenizer_name="raw", fast=True)
+        fields.add_text_field("id", stored=True, tokenizer_name="raw")
         fields.add_text_field("text", tokenizer_name="en_stem")
         index = tantivy.Index(fields.build(), path=str(folder))
         _tantivy_write(index, texts, [])
@@ -252,6 +252,8 @@ def main(
 ) -> None:
     """Build, ask and change each index, in processes of their own."""
     set_up(quiet=True)
+    if unknown := set(engines or ()) - ENGINES.keys():
+        raise typer.BadParameter(f"no engine {sorted(unknown)[0]!r}; there are {', '.join(ENGINES)}")
     chosen = [
         name for name in engines or ENGINES if name == "ours" or importlib.util.find_spec(name) is not None
     ]

@@ -189,6 +189,7 @@ def report(name: str, title: str, header: list[str], rows: list[list[str]], figu
         "columns": header,
         "rows": rows,
     }
+    assert not facts.keys() & figures.keys(), "a figure would take the place of the table or of a fact"
     path.write_text(json.dumps({**facts, **figures}, indent=2, default=asdict), encoding="utf-8")
     log.info("%s; wrote %s", machine, path)
     return path

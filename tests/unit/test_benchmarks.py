@@ -9,12 +9,13 @@ from subprocess import CalledProcessError
 
 import numpy as np
 import pytest
+import typer
 from routerretriever.datasets.collection import open_collection
 from routerretriever.generation.folder import Generated
 from support.collections import WORDS, write_collection
 
+from jobs.benchmarks import lexical, seeds
 from jobs.benchmarks import measure as measuring
-from jobs.benchmarks import seeds
 from jobs.benchmarks.documents_only import examples_of, outcome, summary, without_labels
 from jobs.benchmarks.first_run import first_seen, run
 from jobs.benchmarks.load import Load, background_load
@@ -80,6 +81,17 @@ def test_results_are_kept_with_machine_date_and_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     kept = json.loads(measuring.report("name", "title", ["way"], [["base"]], {"measured": 1}).read_text())
     assert {"command", "hardware", "date", "commit", "title", "columns", "rows", "measured"} == kept.keys()
+
+
+def test_a_figure_does_not_take_the_place_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    with pytest.raises(AssertionError, match="the table"):
+        measuring.report("name", "title", ["way"], [["base"]], {"rows": 1000})
+
+
+def test_an_engine_that_is_not_known_is_not_left_out_without_a_word():
+    with pytest.raises(typer.BadParameter, match="no engine 'lucene'; there are ours, bm25s"):
+        lexical.main(engines=["ours", "lucene"])
 
 
 def test_seeds_are_told_by_their_mean_and_range():

@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.renamed import new_key, rename_old_keys
 from routerretriever.config.shipped import recipe_file, shipped_recipes
-from routerretriever.errors import RecipeError
+from routerretriever.errors import RecipeError, first_line
 from routerretriever.settings import Settings
 
 Checked = TypeVar("Checked", bound=Settings)
@@ -202,7 +202,7 @@ def _read_yaml(text: str) -> Any:
 def _yaml_problem(error: YAMLError) -> str:
     """What is wrong, in one line; ruamel's own messages have up to twelve."""
     if not isinstance(error, MarkedYAMLError) or error.problem is None:
-        return str(error).splitlines()[0]
+        return first_line(error)
     problem = str(error.problem).partition(" with value ")[0]  # of a key that comes twice; it may be a secret
     if problem.startswith("but "):
         problem = f"{error.context}, {problem}"

@@ -27,7 +27,7 @@ from routerretriever.datasets.files import (
 )
 from routerretriever.datasets.issues import raise_error, refuse
 from routerretriever.datasets.reading import mend, parse_json, parse_object
-from routerretriever.errors import DatasetError
+from routerretriever.errors import DatasetError, first_line
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
 _LISTS = ("data", "rows", "items", "records", "examples", "questions", "entries")
@@ -384,7 +384,7 @@ def _arrow(path: Path) -> Iterator[Row]:
                 number += 1
                 yield Row(f"{name}, row {number}", row)
     except (arrow.lib.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DatasetError(f"{path}: not a readable {kind} file ({reason}); write it again") from None
 
 

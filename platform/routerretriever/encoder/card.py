@@ -27,7 +27,7 @@ from routerretriever.encoder.source import (
     transformer_options,
 )
 from routerretriever.encoder.supported import require_supported
-from routerretriever.errors import EncoderError
+from routerretriever.errors import EncoderError, first_line
 
 _DEFAULTS = {
     "pooling": "mean", "similarity": "cosine", "query_prompt": "", "document_prompt": "",
@@ -127,7 +127,7 @@ def read_card(settings: EncoderSettings) -> EncoderCard:
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise EncoderError(
             f"encoder.name: {folder}: its JSON files do not say what sentence-transformers' do "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from None
     own = settings
     if settings.documents is not None:

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from routerretriever.errors import EncoderError
+from routerretriever.errors import EncoderError, first_line
 from routerretriever.runtime import machine
 
 if TYPE_CHECKING:
@@ -143,8 +143,9 @@ class CompiledTower:
             self._base = self.bind(self._nothing)
             _return_memory()
         except Exception as error:  # OpenVINO and tracing raise many kinds
-            first = str(error).strip().split("\n")[0]
-            raise EncoderError(f"serving.engine: OpenVINO cannot run this encoder: {first}") from error
+            raise EncoderError(
+                f"serving.engine: OpenVINO cannot run this encoder: {first_line(error)}"
+            ) from error
 
     @property
     def lone_lengths(self) -> list[int]:

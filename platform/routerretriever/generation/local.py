@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from routerretriever.errors import WriterError
+from routerretriever.errors import WriterError, first_line
 from routerretriever.generation.prompts import Prompt
 from routerretriever.generation.protocol import Answer
 from routerretriever.generation.settings import DEFAULT_MODEL, LocalSettings
@@ -129,7 +129,7 @@ class LocalModel:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
             model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = first_line(error)[:200]
             raise WriterError(
                 f"{self._field}.model: {self._local.model!r} cannot be loaded as a causal language model "
                 f"({reason}); name the folder of one, or an endpoint"

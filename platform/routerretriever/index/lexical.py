@@ -35,7 +35,7 @@ from routerretriever.types import Rows, Scores
 
 _ARRAYS = ("starts", "rows", "counts", "lengths")
 _WORDS_FILE = "words.txt"
-_FILES = (*(f"{name}.npy" for name in _ARRAYS), _WORDS_FILE)
+POSTINGS_FILES = (*(f"{name}.npy" for name in _ARRAYS), _WORDS_FILE)
 _FEW = 20_000
 """Entries of postings that are counted sooner than it is found out whether they need be."""
 _ROUNDING = 1e-5
@@ -272,7 +272,7 @@ def open_postings(corpus: Corpus, settings: LexicalSettings, store: ArtifactStor
     def build(_: list[str]) -> None:
         analyze = Analyzer(settings)
         built = Postings.build(analyze(document.content) for document in corpus.stream())
-        for name in _FILES:
+        for name in POSTINGS_FILES:
             store.put(key, name, partial(built.save, name))
         store.commit(key, {"kind": "words", "corpus": corpus.key, "settings": settings.model_dump()})
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
 
-from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, without_secrets
+from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, first_line, without_secrets
 from routerretriever.runtime.cluster import why_silent
 
 ARTIFACTS = "mlflow-artifacts"
@@ -138,7 +138,7 @@ def _revision(uri: str) -> str | None:
         finally:
             engine.dispose()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = without_secrets(f"{uri}: {str(error).splitlines()[0]}")
+        reason = without_secrets(f"{uri}: {first_line(error)}")
         raise RegistryError(f"registry.tracking_uri: {reason}") from None
 
 

@@ -91,9 +91,9 @@ def choose_fallback(
     candidates = [one for one in CANDIDATES if all_may_answer or one.answer == "base"]
     in_domain_CD = _losses(candidates, in_domain, lambda domain: domain.routed_Q)
     left_out_CD = _losses(candidates, left_out, lambda domain: domain.base_Q)
-    unlike = [known.foreign] if known.foreign is not None and not left_out else []
     compared = [(domain.like, domain.known) for domain in left_out or in_domain]
-    compared = [(like, known) for like in unlike] or compared
+    if known.foreign is not None and not left_out:
+        compared = [(known.foreign, known)]
     base_C = np.array([np.mean([_base_share(*each, one) for each in compared]) for one in candidates])
     best = choose(in_domain_CD, left_out_CD, base_C)
     _tell(candidates[best], in_domain_CD[best], left_out_CD[best])
