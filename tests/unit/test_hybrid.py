@@ -14,7 +14,7 @@ from routerretriever.errors import BadInput
 from routerretriever.index.base import Entry, Queries, best_hits
 from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import Column, field_names, field_value, parse_filter
-from routerretriever.index.hybrid import Tops, rank_all
+from routerretriever.index.hybrid import Tops, look_depth, rank_all
 from routerretriever.index.lexical import LexicalIndex, Postings
 from routerretriever.index.live import LiveCollection, Wanted
 from routerretriever.index.settings import IndexSettings, LexicalSettings
@@ -170,6 +170,11 @@ def test_where_all_scores_are_known_the_least_of_dot_products_is_the_minimum(sco
 
 def words_found(live, text, vector=None):
     return live.find("lexical", [Wanted(text, np.zeros(4, np.float32) if vector is None else vector, 5)])[0]
+
+
+def test_the_first_lists_are_longer_in_a_large_collection():
+    assert [look_depth("convex", documents) for documents in (0, 50_000, 1_000_000)] == [100, 100, 2000]
+    assert look_depth("rrf", 1_000_000) == look_depth("rrf", 0) > 1000
 
 
 def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):

@@ -46,7 +46,10 @@ RRF_K = 60
 RRF_DEPTH = 1000
 """The last rank that counts on either side."""
 LOOK_DEPTH = 100
-"""How long the two lists are at first, for convex combination."""
+"""How long the two lists are at first, at least, for convex combination."""
+_LOOKED_AT = 500
+"""One in so many documents is in the first lists of a large collection: making them longer later goes through
+all of its vectors again."""
 _UNIT_LENGTH = 0.01
 """How far from 1 the length of a vector may be that was normalised in half precision."""
 _TELLING = 10
@@ -98,10 +101,10 @@ def whole_of(parts: Sequence[Whole]) -> Whole:
     return Tops.over(tops) if tops else Ranking.over([part for part in parts if isinstance(part, Ranking)])
 
 
-def look_depth(fusion: Fusion) -> int:
-    """How long the two lists are at first."""
+def look_depth(fusion: Fusion, documents: int) -> int:
+    """How long the two lists are at first, among so many documents that may be found."""
     # One more than ranks that count shows whether the last is shared by documents that were not seen.
-    return LOOK_DEPTH if fusion == "convex" else RRF_DEPTH + 1
+    return max(LOOK_DEPTH, documents // _LOOKED_AT) if fusion == "convex" else RRF_DEPTH + 1
 
 
 @dataclass(frozen=True)

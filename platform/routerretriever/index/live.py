@@ -177,7 +177,8 @@ class LiveCollection:
         looks: dict[int, Look] = {}
         for rows, queries, allowed in self._batches(wanted):
             first = wanted[rows[0]]
-            found = self._both.look(queries, allowed, look_depth(first.fusion), first.floor)
+            depth = look_depth(first.fusion, int(allowed.sum()))
+            found = self._both.look(queries, allowed, depth, first.floor)
             looks.update(zip(rows, found, strict=True))
         return [looks[row] for row in range(len(wanted))]
 
