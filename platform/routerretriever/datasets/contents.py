@@ -146,7 +146,7 @@ def read_contents(
     texts, query_lines, sources = _read_queries(folder, files.values(), report)
     survey = _survey(folder, settings, files, texts, report)
     contents = Contents(texts, query_lines, files, survey, sources)
-    _look_up(folder, contents, report)
+    _look_up(contents, report)
     _compare_splits(contents, settings, report)
     _compare_sources(contents, report)
     _compare_ids(contents, settings, report)
@@ -236,7 +236,7 @@ def _survey(
     return survey_corpus(path, wanted, queries, report, count)
 
 
-def _look_up(folder: Path, contents: Contents, report: Report) -> None:
+def _look_up(contents: Contents, report: Report) -> None:
     for file in contents.files.values():
         missing = 0
         for query, document in ((query, one) for query, judged in file.grades.items() for one in judged):

@@ -21,7 +21,7 @@ from routerretriever.errors import BadInput
 from routerretriever.evaluation.system import Kind, Rank, Routing, System
 from routerretriever.hashing import content_hash
 from routerretriever.measures import Measured, measure
-from routerretriever.methods.base import Calibration, Deployment, Method, Workspace
+from routerretriever.methods.base import Calibration, Deployment, Method
 from routerretriever.methods.hybrid import SYSTEMS as HYBRID_SYSTEMS
 from routerretriever.methods.hybrid import Hybrid, RoutedQueries
 from routerretriever.methods.ranking import dense_rank, search_test
@@ -64,9 +64,6 @@ class Experts(Method):
 
     name = "experts"
     settings = ExpertsSettings
-
-    def __init__(self, settings: ExpertsSettings, workspace: Workspace) -> None:
-        super().__init__(settings, workspace)
 
     @property
     def system(self) -> str:

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from routerretriever.errors import BadInput
 from routerretriever.types import Vectors
 
-NOBODY = -1
-
 
 @dataclass(frozen=True)
 class PilotLibrary:

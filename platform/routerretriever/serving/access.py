@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 Names = frozenset[str]
@@ -27,7 +26,3 @@ class Access:
     def writes(self, collection: str) -> bool:
         """Whether it may create, change and delete a collection."""
         return self.reads(collection) if self.write is None else collection in self.write
-
-    def visible(self, collections: Iterable[str]) -> list[str]:
-        """Those that it may read, in their order."""
-        return [name for name in collections if self.reads(name)]
