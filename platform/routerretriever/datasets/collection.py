@@ -8,14 +8,13 @@ about encoders, training or where a collection came from.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from routerretriever.datasets.contents import SPLITS, Contents, read_contents, split_files
-from routerretriever.datasets.files import file_hint, find_file, import_hint, read_blocks, require_file
+from routerretriever.datasets.files import content_digest, file_hint, find_file, import_hint, require_file
 from routerretriever.datasets.issues import SAME_ID, Issue, Notes, raise_error, refuse
 from routerretriever.datasets.passages import cut, passage_ids
 from routerretriever.datasets.reading import Record, read_records
@@ -343,7 +342,4 @@ def _stamp(path: Path) -> tuple[Path, int, int]:
 
 @functools.lru_cache(maxsize=256)
 def _hash_file(path: Path, _mtime: int, _size: int) -> str:
-    digest = hashlib.sha256()
-    for block in read_blocks(path):
-        digest.update(block)
-    return digest.hexdigest()[:16]
+    return content_digest(path)[:16]

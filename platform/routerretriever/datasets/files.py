@@ -173,6 +173,18 @@ def read_blocks(path: Path) -> Iterator[bytes]:
         refuse(Issue(UNREADABLE, path, None, damage(error)))
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 of what a file holds, in hex digits, the same compressed or not.
+
+    Raises:
+        DatasetError: the file is damaged or may not be read.
+    """
+    digest = hashlib.sha256()
+    for block in read_blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def read_lines(path: Path, report: Report) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every line that is not blank; a byte order mark is dropped."""
     line = 0
@@ -206,14 +218,7 @@ def shown(raw: bytes | str) -> str:
 
 
 def _different(paths: list[Path]) -> Issue | None:
-    if len(paths) < 2 or len({_digest(path) for path in paths}) == 1:
+    if len(paths) < 2 or len({content_digest(path) for path in paths}) == 1:
         return None
     names = " and ".join(path.name for path in paths)
     return Issue(TWO_FILES, paths[0], None, f"{names} are both there and differ; remove one of them")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in read_blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
