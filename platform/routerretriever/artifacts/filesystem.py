@@ -25,7 +25,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-from routerretriever.errors import NO_ROOM, StorageError, Unavailable, without_secrets
+from routerretriever.errors import NO_ROOM, StorageError, Unavailable, first_line, without_secrets
 from routerretriever.hashing import file_hash
 from routerretriever.runtime.machine import within
 from routerretriever.runtime.metrics import STORAGE_RETRIES, increment
@@ -140,8 +140,7 @@ class FileSystem:
         except Unavailable as error:
             raise StorageError(f"{error}; mend the address, or start what serves it") from None
         except Exception as error:  # each kind of storage has its own
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise StorageError(f"{place}: {reason[0]}; mend the address or the credentials") from None
+            raise StorageError(f"{place}: {first_line(error)}; mend the address or the credentials") from None
 
     def resolve(self) -> tuple[Any, str]:
         """The fsspec file system, and the path of ``uri`` in it."""

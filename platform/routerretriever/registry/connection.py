@@ -162,8 +162,7 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        lines = error.message.strip().splitlines() or [type(error).__name__]
-        reason = without_secrets(f"registry.tracking_uri: {uri}: {lines[0]}")
+        reason = without_secrets(f"registry.tracking_uri: {uri}: {first_line(error)}")
         raise RegistryError(f"{reason}; {_NOTHING_LOST}" if patient else reason) from None
     except RegistryError as error:
         if not patient:
