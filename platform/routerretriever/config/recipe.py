@@ -1,7 +1,8 @@
 """Typed, frozen settings. A recipe (YAML) is checked here and nowhere else.
 
 Every class refuses unknown keys and wrong types, so a typing mistake in a recipe stops at once with the
-name of the field. Nothing heavy is imported here: ``routerretriever --help`` stays instant.
+name of the field. Methods bring their own settings, and so NumPy, Arrow and FAISS; torch, Ray and MLflow are
+not imported.
 """
 
 from __future__ import annotations

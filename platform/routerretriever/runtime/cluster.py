@@ -1,4 +1,4 @@
-"""Connecting to Ray, and the one pattern by which shards of work are spread over it with Ray Data."""
+"""Connecting to Ray, or starting it on this machine, and what a cluster has room for."""
 
 from __future__ import annotations
 
