@@ -28,9 +28,9 @@ class FallbackSettings(Settings):
     routed without its expert, are to lose no more than 0.3 nDCG@10 points to the base, and all domains
     together no more than 0.2 to routing without a fallback."""
     familiarity: Literal["distance", "neighbours"] = "distance"
-    """What makes a query familiar: how much nearer it is to a domain than to all training queries together
-    (relative Mahalanobis ``distance``, arXiv 2106.09022), or its similarity to the nearest ``neighbours``,
-    which serve a single domain in any case."""
+    """What makes a query familiar: how much nearer it is to a domain than to all training queries together,
+    for a single domain also the built-in sample's (relative Mahalanobis ``distance``, arXiv 2106.09022), or
+    its similarity to the nearest ``neighbours``."""
     neighbours: PositiveInt = 8
     """Training queries that a query is compared with by its ``neighbours``."""
     unfamiliar_quantile: Fraction = 0.01
