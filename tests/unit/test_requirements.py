@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
+from importlib.metadata import packages_distributions
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -21,6 +23,23 @@ def test_every_dependency_is_pinned_within_its_bounds():
     assert missing == []
     outside = [str(one) for one in wanted if PINS[canonicalize_name(one.name)] not in one.specifier]
     assert outside == []
+
+
+def test_what_the_package_imports_is_asked_for_by_more_than_the_tests():
+    groups = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+    wanted = {name: {canonicalize_name(Requirement(one).name) for one in own} for name, own in groups.items()}
+    of_tests = wanted.pop("dev").difference(*wanted.values())
+    modules: set[str] = set()
+    for path in (ROOT / "platform").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {one.name.partition(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module.partition(".")[0])
+    packages = packages_distributions()
+    imported = {canonicalize_name(one) for module in modules for one in packages.get(module, ())}
+    assert imported & of_tests == set()
+    assert "numpy" in imported
 
 
 def test_what_only_examples_need_is_pinned_apart_and_changes_nothing():
