@@ -12,7 +12,7 @@ one of the two that is scaled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -135,32 +135,26 @@ class BatchedScales:
 
         def together(mixture_E: Vectors, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             own_E = torch.from_numpy(mixture_E).to(like)
-            outputs = {
-                layer: partial(_scale_output, 1 + own_E @ change_Eo)
-                for layer, change_Eo in self._outputs.items()
-            }
-            inputs = {layer: (1 + own_E @ change_Ei).mul for layer, change_Ei in self._inputs.items()}
-            with self._encoder.hooked(outputs, inputs):
-                vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
-            return vectors
+            return self._run(input_ids, attention_mask, lambda change_Ef: own_E @ change_Ef)
 
         if not self._encoder.is_rowwise:
             return embed_by_mixture(self._encoder, rows, spread_BE, together)
 
         def mixed(input_ids: Tensor, attention_mask: Tensor, batch: list[int]) -> Tensor:
             own_BE = weights_BE[batch]
-            outputs = {
-                layer: partial(_scale_output, 1 + (own_BE @ change_Eo)[:, None])
-                for layer, change_Eo in self._outputs.items()
-            }
-            inputs = {
-                layer: (1 + (own_BE @ change_Ei)[:, None]).mul for layer, change_Ei in self._inputs.items()
-            }
-            with self._encoder.hooked(outputs, inputs):
-                vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
-            return vectors
+            return self._run(input_ids, attention_mask, lambda change_Ef: (own_BE @ change_Ef)[:, None])
 
         return self._encoder.embed_tokens(rows, mixed)
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor, mixed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Vectors [b, d] of a batch; ``mixed`` makes one change of those of all experts [E, f] to a layer."""
+        outputs = {
+            layer: partial(_scale_output, 1 + mixed(change_Eo)) for layer, change_Eo in self._outputs.items()
+        }
+        inputs = {layer: (1 + mixed(change_Ei)).mul for layer, change_Ei in self._inputs.items()}
+        with self._encoder.hooked(outputs, inputs):
+            vectors: Tensor = self._encoder.tower(input_ids, attention_mask)
+        return vectors
 
 
 def keys_and_values(encoder: Encoder) -> list[str]:
