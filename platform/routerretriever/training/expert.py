@@ -191,32 +191,16 @@ def train_step(
     selection: Selection = "best_step"
     if selects:
         selection = _selection(sources[0].collection, sources[0].train_limit, training)
-    if not selects:
+    else:
         training = training.plain()
-    inputs: list[Step] = []
-    parts = []
-    for source in sources:
-        train = judgements_step(source.collection, "train", source.train_limit, training.held_out_fraction)
-        dev = judgements_step(source.collection, "dev")
-        scored = _scored_by_teacher(source, training, ("train",))
-        inputs += [source.corpus, train, dev, *scored]
-        lexical = source.lexical if training.teacher_bm25 else None
-        parts.append(
-            TrainingPart(
-                source.corpus.key,
-                train.key,
-                dev.key,
-                source.modules,
-                lexical,
-                tuple(one.key for one in scored),
-            )
-        )
+    parts = [_part(source, training) for source in sources]
+    inputs = [each for _, own in parts for each in own]
     job = TrainingJob(
         name,
         key,
         encoder,
         training,
-        tuple(parts),
+        tuple(part for part, _ in parts),
         queries_per_domain,
         modules,
         both_towers,
@@ -238,6 +222,17 @@ def train_step(
         describe=describe,
         folds=folds,
     )
+
+
+def _part(source: Source, training: TrainingSettings) -> tuple[TrainingPart, list[Step]]:
+    """A domain as a job names it, and the steps that make what the job reads of it."""
+    train = judgements_step(source.collection, "train", source.train_limit, training.held_out_fraction)
+    dev = judgements_step(source.collection, "dev")
+    scored = _scored_by_teacher(source, training, ("train",))
+    lexical = source.lexical if training.teacher_bm25 else None
+    keys = tuple(one.key for one in scored)
+    part = TrainingPart(source.corpus.key, train.key, dev.key, source.modules, lexical, keys)
+    return part, [source.corpus, train, dev, *scored]
 
 
 def _selection(collection: Collection, train_limit: int | None, training: TrainingSettings) -> Selection:
