@@ -80,7 +80,11 @@ class QueryTower(Encoder):
         self._kind(name).restrict(self, name, modules)
 
     def encode_documents(self, texts: Sequence[str], adapter: str = BASE) -> Vectors:
-        """Embed documents: [B, d] float32. By the base, unless the adapter is to become part of it."""
+        """Embed documents: [B, d] float32. By the base, unless the adapter is to become part of it.
+
+        Raises:
+            EncoderError: no such adapter is loaded, or another encoder reads the documents.
+        """
         if adapter != BASE and self._documents is not None:
             raise EncoderError("encoder.documents: another encoder reads the documents, so no adapter does")
         with self._active(adapter):

@@ -192,6 +192,7 @@ class ArtifactStore:
         """One file of an artifact that need not be finished, as a local path; for a step's own workers.
 
         Raises:
+            FileNotFoundError: there is none, or the artifact is finished.
             ArtifactDamaged: the file is not what was written.
         """
         digest = self.files.read(f"hashes/{key}/{name}").decode(errors="replace")

@@ -331,7 +331,11 @@ def in_8_bits(
 
 
 def import_openvino() -> Any:
-    """OpenVINO, without the package by which it reports its use to its makers."""
+    """OpenVINO, without the package by which it reports its use to its makers.
+
+    Raises:
+        EncoderError: it is not installed.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino

@@ -117,7 +117,11 @@ class LocalModel:
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """The model and its tokenizer."""
+        """The model and its tokenizer.
+
+        Raises:
+            WriterError: it is not here, or no causal language model.
+        """
         import torch
         import transformers
 

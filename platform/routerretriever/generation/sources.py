@@ -108,6 +108,9 @@ def held_out(sources: Sequence[str], parent: Mapping[str, str], fraction: float)
 
     Passages of one file stay together, so that no train query comes from a file of dev. Where there are only
     a few files, single passages are held out.
+
+    Raises:
+        DatasetError: there are no two to keep apart.
     """
     groups = {source: parent.get(source, source) for source in sources}
     by = "document"

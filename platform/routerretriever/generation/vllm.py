@@ -45,7 +45,11 @@ class VllmModel:
         self._budget = Budget(vllm.token_budget, spent, _FIELD)
 
     def check(self) -> None:
-        """Make sure that vLLM is installed and that the cluster has the GPUs of one engine."""
+        """Make sure that vLLM is installed and that the cluster has the GPUs of one engine.
+
+        Raises:
+            WriterError: it cannot write; the message says what to do.
+        """
         if importlib.util.find_spec("vllm") is None:
             raise WriterError(
                 f"{_FIELD}.kind: 'vllm' needs vLLM, which is not installed; get it with "

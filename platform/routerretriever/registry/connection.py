@@ -150,6 +150,9 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
         uri: the tracking URI, for the message.
         patient: for the end of a run: let MLflow try for minutes, as its own defaults do, and say that
             nothing is lost. Otherwise a server that is away is given up within half a minute.
+
+    Raises:
+        RegistryError: MLflow has raised an error.
     """
     settings = {**_QUIET, **({} if patient else _QUICK)}
     added = {name: value for name, value in settings.items() if name not in os.environ}

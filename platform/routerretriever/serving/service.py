@@ -311,6 +311,7 @@ class Service:
             Forbidden: the client may not change it.
             Refused: it belongs to the bundle, or its words are not indexed.
             WrongField: a document that is said to be relevant is not there.
+            NotFound: it was deleted meanwhile.
         """
         name, ref = await self._writable(name, access)
         if not ref.created_for:

@@ -42,6 +42,11 @@ class Examples:
     def __init__(
         self, train: Judgements, corpus: Corpus, encoder: Encoder, settings: TrainingSettings, objective: str
     ) -> None:
+        """Tokenise the queries, and find their documents in the corpus.
+
+        Raises:
+            DatasetError: a query is judged for a document that the corpus lacks.
+        """
         self.settings = settings
         self._objective = objective
         self._documents = len(corpus)

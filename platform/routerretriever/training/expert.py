@@ -182,6 +182,9 @@ def train_step(
         describe: what the plan says of it, if not the number of queries.
         selects: step and scale are found as ``training.selection`` says, and the expert is compared with the
             base; for one domain. Otherwise the best step on dev is taken.
+
+    Raises:
+        RecipeError: documents are to be encoded with the adapter, and another encoder reads them.
     """
     if both_towers is not None and encoder.documents is not None:
         raise RecipeError(

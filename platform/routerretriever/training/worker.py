@@ -92,7 +92,11 @@ def _train(name: str, group: int, jobs: Mapping[str, TrainingJob], store: Artifa
 def chosen_step(
     job: TrainingJob, jobs: Mapping[str, TrainingJob], store: ArtifactStore, queue: Any
 ) -> Selected | None:
-    """What the folds of a job have chosen, if they are finished."""
+    """What the folds of a job have chosen, if they are finished.
+
+    Raises:
+        TrainingFailed: a fold has failed, so that nothing will be chosen.
+    """
     selected = chosen_by_folds(store, job.folds, job.training.confidence)
     if selected is None:
         courses = ray.get(queue.courses.remote())

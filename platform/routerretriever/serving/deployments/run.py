@@ -33,6 +33,11 @@ def deploy(recipe: Recipe, store: ArtifactStore, port: int | None = None) -> str
     """Start or update the service with the released bundle; returns its URL once it is ready.
 
     ``port`` replaces the recipe's; 0 takes a free one. Where Serve runs already, its own address stays.
+
+    Raises:
+        Unavailable: there is no cluster at ``RAY_ADDRESS``, or the address cannot be listened on.
+        NotFound: nothing is released yet.
+        BundleError: no bundle can be served; it says why.
     """
     settings = recipe.serving
     port = (settings.port if port is None else port) or free_port(settings.host)
