@@ -27,8 +27,8 @@ from typing import Annotated, Any
 
 import psutil
 import typer
+from routerretriever.runtime.haproxy import free_port
 from routerretriever.runtime.progress import log, set_up
-from routerretriever.serving.deployments.run import free_port
 from ruamel.yaml import YAML
 
 from jobs.benchmarks.measure import report
@@ -212,7 +212,7 @@ def full_disk(folder: Path) -> tuple[str, str]:
     """Encode onto a file system without room, make room, run again."""
     if os.geteuid() != 0:
         return "not run: needs root", ""
-    trial = Trial(folder, corpus={"shard_size": 4})
+    trial = Trial(folder)
     trial.storage.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", trial.storage], check=True)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from routerretriever.serving.deployments.run import free_port
+from routerretriever.runtime.haproxy import free_port
 from ruamel.yaml import YAML
 from support.environment import users_environment
 from support.head import started_head

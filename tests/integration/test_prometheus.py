@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from routerretriever.client import Client
-from routerretriever.serving.deployments.run import free_port
+from routerretriever.runtime.haproxy import free_port
 from support.head import Head, started_head
 from support.paths import BIN, ROOT
 from support.recipes import save_recipe, with_changes

@@ -26,7 +26,7 @@ from routerretriever.errors import (
 from routerretriever.registry.connection import open_to_read, open_to_write, present_location, reached
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
-from routerretriever.serving.deployments.run import free_port
+from routerretriever.runtime.haproxy import free_port
 from support.recipes import tiny_recipe
 
 NAME = "tiny"
