@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Numbers of the operating system's errors that say that a disk, a quota or a file is full."""
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@(?:[^/?#\s\"',]*@)?")
 _NAMED = 20
 """Names that a message lists; there may be thousands of collections."""
 _SECRET_OPTIONS = re.compile(
-    r"(?i)([?&](?:[\w-]*(?:password|passwd|token|secret|signature)|sig|key)=)[^&#\s'\"]+"
+    r"(?i)([?&](?:[\w-]*(?:password|passwd|token|secret|signature|key)|sig)=)[^&#\s'\"]+"
 )
 
 

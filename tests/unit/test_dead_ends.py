@@ -142,6 +142,9 @@ def test_a_ray_that_is_gone_is_one_line(monkeypatch):
         (f"postgresql://host/db?sslpassword={SECRET}&a=1", "postgresql://host/db?sslpassword=***&a=1"),
         (f"s3://b?X-Amz-Signature={SECRET}#x", "s3://b?X-Amz-Signature=***#x"),
         (f"https://h/?token={SECRET} failed", "https://h/?token=*** failed"),
+        (f"https://h/v1?api_key={SECRET}&a=1", "https://h/v1?api_key=***&a=1"),
+        (f"http://anna:p@{SECRET}@host/x?to=a@b", "http://***@host/x?to=a@b"),
+        ('"http://anna:p@host","x@y"', '"http://***@host","x@y"'),
         ("https://h/?keyword=zinc&page=2", "https://h/?keyword=zinc&page=2"),
     ],
 )
