@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +35,17 @@ def _refuse_variables(text: str) -> str:
             f"{text}: {found[0]} is not filled in here; write it out, or have the shell do it with --set"
         )
     return text
+
+
+def _require_host(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and parts.port != 0  # reading a port checks it
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{url}: names no host and port that can be asked; write https://HOST/v1")
+    return url
 
 
 SafeUri = Annotated[str, PlainSerializer(without_secrets, when_used="json")]
@@ -81,7 +93,7 @@ class EndpointAccess(Settings):
 
     kind: Literal["endpoint"]
     """``endpoint``."""
-    url: Annotated[SafeUri, Field(pattern=r"^https?://\S+$")]
+    url: Annotated[SafeUri, Field(pattern=r"^https?://\S+$"), AfterValidator(_require_host)]
     """The API's root, usually ending in ``/v1``."""
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """The environment variable that holds the key. The key itself stands in no file and in no log."""

@@ -7,7 +7,10 @@ from email.utils import format_datetime
 
 import httpx
 import pytest
-from routerretriever.runtime.endpoint import Passing, post, retrying
+from routerretriever.config.loading import parse_settings
+from routerretriever.errors import RecipeError, WriterError
+from routerretriever.generation.settings import EndpointSettings
+from routerretriever.runtime.endpoint import Passing, key_header, post, reason_told, retrying
 
 URL = "http://host/v1"
 
@@ -52,3 +55,49 @@ def test_a_limit_is_waited_for_in_seconds_and_longer_every_time():
     assert waited[0] >= 2
     assert sum(waited) >= 30
     assert sum(pauses(answering(503))) < 10
+
+
+@pytest.mark.parametrize(
+    ("response", "told"),
+    [
+        (
+            {"status_code": 307, "headers": {"Location": "https://host/v1"}},
+            "status 307, sends to https://host/v1",
+        ),
+        ({"status_code": 200, "headers": {"Content-Encoding": "gzip"}, "content": b"{}"}, "decompressed"),
+    ],
+    ids=["redirect", "gzip"],
+)
+def test_what_is_no_answer_may_pass_and_says_what_it_was(response, told):
+    def answer(_):
+        return httpx.Response(**{**response, "stream": httpx.ByteStream(response.pop("content", b""))})
+
+    with pytest.raises(Passing, match=told):
+        post(httpx.Client(transport=httpx.MockTransport(answer)), URL, {})
+
+
+@pytest.mark.parametrize("key", ["sk-clé", "sk-1\nsk-2", "sk 1"])
+def test_what_can_be_no_key_is_refused_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("OWN_KEY", key)
+    with pytest.raises(WriterError, match="key_variable: OWN_KEY holds") as refused:
+        key_header("OWN_KEY", "generation.writer.key_variable", WriterError)
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ['{{"error": {{"message": "no such key {}"}}}}', "<html>{}</html>"])
+def test_a_key_that_an_endpoint_repeats_is_not_told(form):
+    def answer(request):
+        return httpx.Response(400, text=form.format(request.headers["Authorization"]))
+
+    http = httpx.Client(
+        transport=httpx.MockTransport(answer), headers={"Authorization": "Bearer very-secret"}
+    )
+    told = reason_told(post(http, URL, {}))
+    assert "Bearer ***" in told
+    assert "very-secret" not in told
+
+
+@pytest.mark.parametrize("url", ["http:///v1", "http://[::1/v1", "http://host:99999999/v1", "http://host:0/"])
+def test_a_url_that_nobody_can_ask_is_a_wrong_setting(url):
+    with pytest.raises(RecipeError, match=r"url: .*names no host and port"):
+        parse_settings(EndpointSettings, {"kind": "endpoint", "url": url, "model": "m"}, "writer")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from routerretriever.errors import WriterError
+from routerretriever.generation.drafts import answer_table
 from routerretriever.generation.local import model_files
 from routerretriever.generation.prompts import Request, chat, clean, continuation, ending, shorten
 from routerretriever.generation.settings import (
@@ -59,6 +60,20 @@ def test_html_in_place_of_json_is_a_problem_of_the_row():
         server.html = True
         written = dict(writer(server.url, attempts=1).write(REQUESTS[:2]))
     assert {one.problem for one in written.values()} == {"answered text/html, no completion"}
+
+
+def test_half_a_character_in_an_answer_can_be_kept():
+    with endpoint() as server:
+        server.answer = lambda prompt: "where is \ud83d fig"
+        written = dict(writer(server.url).write(REQUESTS[:1]))
+    assert answer_table(REQUESTS[:1], list(written.values()))["query"].to_pylist() == ["where is \ufffd fig"]
+
+
+def test_an_answer_in_parts_is_no_query():
+    with endpoint() as server:
+        server.answer = lambda prompt: [{"type": "text", "text": "where is fig"}]
+        written = dict(writer(server.url, attempts=1).write(REQUESTS[:1]))
+    assert written[0].problem == "answered application/json, no completion"
 
 
 def test_an_endpoint_that_is_too_slow_is_given_up():

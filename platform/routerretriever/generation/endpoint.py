@@ -13,12 +13,21 @@ from typing import Any
 
 import httpx
 
+from routerretriever.datasets.reading import mend
 from routerretriever.errors import WriterError
 from routerretriever.generation.budget import Budget
 from routerretriever.generation.prompts import Prompt, estimated_tokens, most_tokens
 from routerretriever.generation.protocol import Answer
 from routerretriever.generation.settings import EndpointSettings
-from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
+from routerretriever.runtime.endpoint import (
+    Passing,
+    key_header,
+    key_refused,
+    media_type,
+    post,
+    reason_told,
+    retrying,
+)
 from routerretriever.runtime.progress import log
 
 _NO_USE = {401, 402, 403, 404, 405}
@@ -92,16 +101,17 @@ class EndpointModel:
             raise WriterError(self._useless(response))
         if response.status_code >= 400:
             # This document is at fault: too long, or refused. It will not be better.
-            log.warning("%s: status %d: %s", self._endpoint.url, response.status_code, _message(response))
+            log.warning("%s: status %d: %s", self._endpoint.url, response.status_code, reason_told(response))
             return Answer("", 0, f"refused (status {response.status_code})")
         try:
             answer = response.json()
             content = answer["choices"][0]["message"]["content"] or ""
+            text = mend(content)  # half a character could not be kept
             used = int((answer.get("usage") or {}).get("total_tokens") or 0)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise Passing(f"answered {media_type(response)}, no completion") from None
         asked = (message["content"] for message in body["messages"])
-        return Answer(str(content), used or estimated_tokens(*asked, str(content)))
+        return Answer(text, used or estimated_tokens(*asked, text))
 
     def _headers(self) -> dict[str, str]:
         return key_header(self._endpoint.key_variable, f"{self._field}.key_variable", WriterError)
@@ -112,11 +122,3 @@ class EndpointModel:
             f"{self._field}: {url} knows no chat completions, or no model {self._endpoint.model!r} "
             f"(status {response.status_code}); the url usually ends in /v1"
         )
-
-
-def _message(response: httpx.Response) -> str:
-    """What an endpoint says of its refusal, in OpenAI's form if it has it."""
-    try:
-        return str(response.json()["error"]["message"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -55,8 +56,12 @@ def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
         response = http.post(url, json=body)
     except httpx.TimeoutException:
         raise Passing("no answer in time") from None
+    except httpx.DecodingError:
+        raise Passing("answered what cannot be decompressed") from None
     except httpx.TransportError as error:
         raise Passing(f"no connection ({type(error).__name__})") from None
+    if response.has_redirect_location:
+        raise Passing(f"status {response.status_code}, sends to {response.headers['Location'][:200]}")
     if response.status_code >= 500 or response.status_code in _TRANSIENT_STATUSES:
         first = _FIRST_PAUSE_AT_LIMIT if response.status_code == _LIMIT else _FIRST_PAUSE
         raise Passing(f"status {response.status_code}", _asked_pause(response), first)
@@ -69,13 +74,17 @@ def key_header(variable: str | None, field: str, error: type[RouterRetrieverErro
     Args:
         variable: its name; None: no key.
         field: the setting that names it.
-        error: what is raised if the variable is not set.
+        error: what is raised if the variable is not set, or holds no key.
     """
     if variable is None:
         return {}
     key = os.environ.get(variable, "").strip()
     if not key:
         raise error(f"{field}: the environment variable {variable} is not set; set it to the endpoint's key")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise error(
+            f"{field}: {variable} holds a space, a line break or a letter that no key has; set it anew"
+        )
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -90,6 +99,16 @@ def key_refused(response: httpx.Response, url: str, variable: str | None, field:
         return None
     held = f"the key in {variable}" if variable else "a request without a key"
     return f"{field}: {url} refused {held} (status {response.status_code}); set key_variable to a good one"
+
+
+def reason_told(response: httpx.Response) -> str:
+    """Why an endpoint refuses, in OpenAI's form if it has it; without the key that it was sent."""
+    try:
+        told = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        told = response.text
+    key = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return (told.replace(key, "***") if key else told)[:200]
 
 
 def media_type(response: httpx.Response) -> str:

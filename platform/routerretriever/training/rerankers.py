@@ -17,7 +17,15 @@ import httpx
 import numpy as np
 
 from routerretriever.errors import TeacherError, first_line
-from routerretriever.runtime.endpoint import Passing, key_header, key_refused, media_type, post, retrying
+from routerretriever.runtime.endpoint import (
+    Passing,
+    key_header,
+    key_refused,
+    media_type,
+    post,
+    reason_told,
+    retrying,
+)
 from routerretriever.training.teacher_settings import (
     AnyTeacherSettings,
     CrossEncoderTeacher,
@@ -206,6 +214,6 @@ class EndpointReranker:
                 f"{self._settings.model!r} (status {status}); give the API's root, without /rerank"
             )
         return (
-            f"training.teacher: {self._url} refused a request (status {status}: {response.text[:200]!r}); "
+            f"training.teacher: {self._url} refused a request (status {status}: {reason_told(response)!r}); "
             "check api and model, or set batch_size lower"
         )
