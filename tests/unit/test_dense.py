@@ -1,6 +1,7 @@
 """Searches by vectors: what is found does not depend on how many are asked for, or how few may be."""
 
 import os
+import threading
 
 import faiss
 import numpy as np
@@ -68,6 +69,25 @@ def test_a_search_has_the_threads_that_openmps_variable_says(tmp_path, monkeypat
     monkeypatch.setenv("OMP_NUM_THREADS", stated)
     opened(tmp_path, unit(0, 6), IndexSettings())
     assert faiss.omp_get_max_threads() == (threads or os.cpu_count())
+
+
+def test_a_lone_query_has_all_threads_and_many_queries_leave_them_to_faiss(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    vectors, search, threads = unit(0, 100), faiss.knn, []
+    index, together = opened(tmp_path, vectors), threading.Barrier(2)
+
+    def knn(queries, *others):
+        threads.append(threading.current_thread())
+        if len(queries) == 1:
+            together.wait(10)  # broken unless both shards are searched at the same time
+        return search(queries, *others)
+
+    monkeypatch.setattr(faiss, "knn", knn)
+    assert found(index, vectors[7], 3) == np.argsort(-(vectors @ vectors[7]))[:3].tolist()
+    assert threading.main_thread() not in threads
+    threads.clear()
+    index.search(Queries([""] * 2, vectors[:2]), 3)
+    assert set(threads) == {threading.main_thread()}
 
 
 def test_a_collection_may_have_fewer_documents_than_ivf_lists_are_wanted(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss as faiss_module
@@ -87,25 +89,37 @@ def _hnsw(corpus: Corpus, settings: IndexSettings) -> Any:
     return _fill(index, corpus)
 
 
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that all corpora of a process share."""
+    return ThreadPoolExecutor(threads)
+
+
 class _Exact:
     """Exact inner-product search, shard by shard over the memory-mapped embeddings: of a corpus of any size,
     a process holds what the operating system leaves in its cache."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.shards = [corpus.embeddings(shard) for shard in range(len(corpus.shards))]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self.shards)]).tolist()
+        self._threads = min(_threads(), len(self.shards))
 
     def search(
         self, queries: Vectors, depth: int, params: NDArray[np.bool_] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
         """Scores and rows [B, depth], as FAISS returns them; ``params`` says which rows may be found."""
-        best = faiss.ResultHeap(len(queries), depth, keep_max=True)
-        start = 0
-        for shard in self.shards:
-            stop = start + len(shard)
-            visible = None if params is None else params[start:stop]
+
+        def nearest(place: int) -> tuple[Vectors, NDArray[np.int64]]:
+            start, shard = self._starts[place], self.shards[place]
+            visible = None if params is None else params[start : start + len(shard)]
             scores, rows = _nearest(queries, shard, depth, visible)
-            best.add_result(scores, np.where(rows >= 0, rows + start, -1))
-            start = stop
+            return scores, np.where(rows >= 0, rows + start, -1)
+
+        best = faiss.ResultHeap(len(queries), depth, keep_max=True)
+        # FAISS spreads queries over its threads, so that a few of them would leave most idle.
+        spread = _pool(self._threads).map if len(queries) < self._threads else map
+        for scores, rows in spread(nearest, range(len(self.shards))):
+            best.add_result(scores, rows)
         best.finalize()
         return best.D, best.I
 

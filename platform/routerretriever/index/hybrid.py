@@ -47,7 +47,7 @@ RRF_DEPTH = 1000
 """The last rank that counts on either side."""
 LOOK_DEPTH = 100
 """How long the two lists are at first, at least, for convex combination."""
-_LOOKED_AT = 500
+_LOOKED_AT = 1000
 """One in so many documents is in the first lists of a large collection: making them longer later goes through
 all of its vectors again."""
 _UNIT_LENGTH = 0.01
