@@ -1,5 +1,6 @@
 """What people have becomes a collection: a small example of every format, and what goes wrong in one."""
 
+import errno
 import json
 import os
 import resource
@@ -624,6 +625,65 @@ def test_a_folder_of_files_gives_documents_with_their_titles(tmp_path):
     assert found["yeast.docx"].text.split("\n\n") == ["It rises in warm water.", "Not in hot water."]
     assert found["yeast.docx"].metadata == {"file": "yeast.docx"}
     assert "no judgements in it" in imported.told()
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "text"),
+    [
+        ('<meta charset="iso-8859-2">', "iso-8859-2", "Zażółć gęślą jaźń, proszę. " * 4),
+        (
+            '<meta content="text/html; charset=ISO-8859-1">',
+            "cp1252",
+            "L’été où Noël a gelé coûte 5 €. " * 200,
+        ),
+        ('<?xml version="1.0" encoding="windows-1252"?>', "cp1252", "L’été où Noël a gelé. " * 200),
+        ('<meta charset="utf-16">', "utf-8", "Grüße"),
+        ('<meta charset="no-such">', "utf-8", "Grüße"),
+        ('<meta charset="iso-8859-1">', "utf-8-sig", "Grüße"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_it_names(tmp_path, declared, encoding, text):
+    page = f"{declared}<title>t</title><p>{text}".encode(encoding)
+    imported = import_data(write(tmp_path / "a", **{"page.html": page}), tmp_path / "b")
+    (found,) = Collection("b", imported.folder).documents()
+    assert found.text.split()[-len(text.split()) :] == text.split()
+
+
+def test_a_notebook_is_its_texts_and_code_without_what_the_code_gave(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Bread\n", "\n", "Knead it."]},
+        {"cell_type": "code", "source": ["oven.heat()"], "outputs": [{"text": "x" * 100_000}]},
+        {"cell_type": "markdown", "source": "Prêt."},  # after all that tells the encoding
+    ]
+    notebook = json.dumps({"cells": cells, "metadata": {}, "nbformat": 4}, ensure_ascii=False)
+    imported = import_data(write(tmp_path / "a", **{"bread.ipynb": notebook}), tmp_path / "b")
+    (found,) = Collection("b", imported.folder).documents()
+    assert found[:3] == ("bread.ipynb", "Bread", "Knead it.\n\n```python\noven.heat()\n```\n\nPrêt.")
+
+
+def test_links_that_are_not_followed_are_named(tmp_path):
+    source = write(tmp_path / "a", **{"b.md": "text", ".git/c.md": "hidden"})
+    write(tmp_path / "other", **{"d.md": "text"})
+    (source / "linked").symlink_to(tmp_path / "other")
+    (source / "gone.md").symlink_to("nowhere.md")
+    (source / "again.md").symlink_to("b.md")
+    imported = import_data(source, tmp_path / "b")
+    assert imported.counts["documents"] == 2
+    assert "not read, beside the data: gone.md, linked\n" in imported.told()
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    source = write(tmp_path / "a", **{"b.md": "text", "locked/c.md": "text"})
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetError, match=r"locked: cannot be read \(Permission denied\); mend"):
+        import_data(source, tmp_path / "b")
 
 
 def test_scanned_pages_are_counted(tmp_path):

@@ -6,6 +6,7 @@ become one record and no two collide. ``provenance.json`` tells where all of it 
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import math
@@ -46,6 +47,13 @@ _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """Columns of row numbers, as pandas writes them."""
 _HEADING = re.compile(r"\s*(?:#\s+(.+)|(?:={3,}[ \t]*\r?\n)?[ \t]*(\S.*)\r?\n={3,}[ \t]*(?=\r?\n|$))")
 """What a text begins with: ``# Title``, or a title underlined as Markdown and reStructuredText do."""
+_ENCODING = re.compile(rb"(?i)<(?:meta[^>]*?charset|\?xml[^>]*?encoding)\s*=\s*[\"']?\s*([\w.:-]+)")
+"""How an HTML page says in which encoding it is."""
+_AS_BROWSERS = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "gb2312": "gb18030",
+    "shift_jis": "cp932", "euc_kr": "cp949",
+}  # fmt: skip
+"""Encodings that pages name for larger ones, as the HTML standard reads them."""
 _COMMAND = "routerretriever datasets import"
 
 
@@ -401,12 +409,29 @@ def _pdf_text(path: Path) -> str:
 
 
 def _markdown(path: Path) -> tuple[str, str]:
-    from markitdown import MarkItDown
+    from markitdown import MarkItDown, StreamInfo
 
     if suffix(path) == ".docx" and not is_zipfile(path):
         raise ValueError("no Word file")  # it would be read as plain text
-    found = MarkItDown(enable_plugins=False).convert_local(str(path))
+    encoding = "utf-8" if suffix(path) == ".ipynb" else _declared_encoding(path)
+    told = StreamInfo(charset=encoding)  # without it the encoding is guessed
+    found = MarkItDown(enable_plugins=False).convert_local(str(path), stream_info=told)
     return str(found.text_content), str(found.title or "")
+
+
+def _declared_encoding(path: Path) -> str | None:
+    """The encoding that a page names, as browsers take it; None if it names none, or begins with a mark."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    declared = _ENCODING.search(start)
+    if declared is None or start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None
+    try:
+        name = codecs.lookup(declared[1].decode()).name
+    except LookupError:
+        return None
+    # A page whose declaration could be read is in no such encoding, whatever it says.
+    return None if name.startswith(("utf-16", "utf-32")) else _AS_BROWSERS.get(name, name)
 
 
 def _metadata(row: Row, used: set[str | None], numbers: Set[str]) -> dict[str, Any]:

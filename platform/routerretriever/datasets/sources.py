@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ Role = Literal[
 """``numbered texts`` are lines of id, tab, text (MS MARCO); ``questions`` is SQuAD's nesting; a
 ``question set`` holds queries, corpus and relevant documents as objects by id (LlamaIndex)."""
 
-TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst")
+TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst", ".ipynb")
 IDS = (
     "_id",
     "id",
@@ -173,14 +174,10 @@ def find_sources(place: Path) -> Found:
     """
     if not place.exists():
         raise DatasetError(f"{place}: no such file or folder")
-    if place.is_dir():
-        paths = [path for path in sorted(place.rglob("*")) if path.is_file() and _is_visible(path, place)]
-    else:
-        paths = [place]
     sources, beside, refused = [], [], {}
-    for path in paths:
+    for path in _files_below(place) if place.is_dir() else [place]:
         try:
-            source = recognise(path, place)
+            source = recognise(path, place) if path.is_file() else None
         except DatasetError as error:
             refused[path] = error
         else:
@@ -335,5 +332,19 @@ def _first_lines(path: Path) -> list[str]:
     return [raw.decode(errors="replace") for _, raw in islice(read_lines(path, raise_error), 10)]
 
 
-def _is_visible(path: Path, root: Path) -> bool:
-    return not any(part.startswith(".") for part in path.relative_to(root).parts)
+def _files_below(folder: Path) -> list[Path]:
+    """The visible files of a folder, and links that are not followed: to folders, and to nothing.
+
+    Raises:
+        DatasetError: a folder in it may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"{error.filename}: cannot be read ({error.strerror}); mend its permissions")
+
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [Path(place, name) for name in (*links, *files) if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or path.is_symlink())
