@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -441,6 +442,14 @@ def test_imported_documents_are_kept_and_others_refused(tmp_path):
     archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
     folder = import_documents(archive, tmp_path / "unpacked")
     assert import_documents(archive, folder) == folder
+
+
+def test_imported_documents_are_kept_whatever_the_bytes_of_their_names(tmp_path):
+    source = tmp_path / "files"
+    source.mkdir()
+    Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.md")).write_text("# Coffee\n\nGrind it.")
+    folder = import_documents(source, tmp_path / "documents")
+    assert import_documents(source, folder) == folder
 
 
 @pytest.mark.parametrize("round_trip", ["hybrid", "base"])

@@ -21,6 +21,7 @@ from routerretriever.datasets.collection import Collection, open_collection
 from routerretriever.datasets.files import read_lines
 from routerretriever.datasets.importing import import_data
 from routerretriever.datasets.issues import raise_error
+from routerretriever.datasets.reading import mend
 from routerretriever.datasets.sources import find_sources
 from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError
@@ -225,4 +226,4 @@ def _files_now(source: Path, beside: Path) -> dict[str, str]:
     with unpacked(source, beside) as content:
         root = content if content.is_dir() else content.parent
         found = [each.path for each in find_sources(content).sources]
-        return {path.relative_to(root).as_posix(): file_hash(path) for path in found}
+        return {mend(path.relative_to(root).as_posix()): file_hash(path) for path in found}
