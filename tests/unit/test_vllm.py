@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayActorError
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import parse_settings
-from routerretriever.errors import BadInput, WriterError
+from routerretriever.errors import BadInput, RecipeError, WriterError
 from routerretriever.generation.generate import Generation
 from routerretriever.generation.settings import GenerationSettings, VllmSettings
 from routerretriever.generation.sources import RealQueries, choose
@@ -196,6 +196,13 @@ def test_ray_s_processor_gets_the_model_its_gpus_and_the_user_s_own_arguments():
     assert (config.model_source, config.concurrency, config.batch_size) == ("m", 3, 8)
     assert config.engine_kwargs.items() >= {"tensor_parallel_size": 2, "max_model_len": 4096}.items()
     assert config.should_continue_on_error
+
+
+def test_a_token_among_the_engine_s_arguments_is_refused_and_not_shown():
+    values = {"kind": "vllm", "model": "m", "engine": {"hf_token": "very-secret"}}
+    with pytest.raises(RecipeError, match=r"engine: hf_token .*set HF_TOKEN") as refused:
+        parse_settings(VllmSettings, values, "generation.writer")
+    assert "very-secret" not in str(refused.value)
 
 
 def test_as_many_engines_are_started_as_were_asked_for_and_fit(documents, store, engines):

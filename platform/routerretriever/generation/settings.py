@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from routerretriever.settings import EndpointAccess, Fraction, PoolSettings, Settings
 
@@ -76,6 +76,13 @@ class VllmSettings(Settings):
     """Tokens, read and written, that may be spent on a collection; unlimited by default."""
     temperature: NonNegativeFloat = 0.7
     """How freely the model chooses its words."""
+
+    @field_validator("engine")
+    @classmethod
+    def _hold_no_token(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        if "hf_token" in engine:
+            raise ValueError("hf_token would stand in bundles and reports; set HF_TOKEN on every machine")
+        return engine
 
     def identity(self) -> dict[str, Any]:
         """What the queries depend on; how the model is run is not part of it."""
