@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe, parse_recipe
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
+from routerretriever.datasets.download import write_qrels
 from routerretriever.datasets.feedback import Feedback, FeedbackLog, Judged
 from routerretriever.errors import RecipeError
 from routerretriever.pipeline import learning
@@ -60,6 +62,29 @@ def test_the_new_collection_has_the_old_documents_and_test_queries(fruit, tmp_pa
     assert len(made.queries("train")) == len(fruit.queries("train")) + 8
     assert len(made.queries("dev")) == len(fruit.queries("dev")) + 2
     assert not set(made.queries("train").values()) & set(made.queries("dev").values())
+
+
+def test_what_train_asks_already_stays_in_train(fruit, tmp_path):
+    asked = [Judged(text.upper(), {"d1": 1}) for text in fruit.queries("train").values()]
+    write_learned(fruit, asked, tmp_path / "learned", 20, "fruit")
+    made = open_collection("fruit", tmp_path / "learned")
+    assert made.queries("dev") == fruit.queries("dev")
+    assert len(made.queries("train")) == 2 * len(asked)
+
+
+def test_queries_that_were_written_about_one_document_stay_together(fruit, tmp_path):
+    (fruit.folder / "queries.jsonl").unlink()
+    (fruit.folder / "qrels" / "dev.tsv").unlink(missing_ok=True)
+    train = {f"q{number}": f"d{number // 2}" for number in range(8)}
+    records = [{"_id": one, "text": f"about {one}", "metadata": {"source": train[one]}} for one in train]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (fruit.folder / "queries.jsonl").write_text(lines, encoding="utf-8")
+    write_qrels(fruit.folder / "qrels" / "train.tsv", {query: {train[query]: 1} for query in train})
+    (fruit.folder / "qrels" / "test.tsv").unlink()
+    write_learned(fruit, [Judged("new query", {"d1": 1})], tmp_path / "learned", 20, "fruit")
+    made, before = open_collection("fruit", tmp_path / "learned"), fruit.groups("train", "dev")
+    assert {query: group for query, group in made.groups("train", "dev").items() if query in train} == before
+    assert len(set(before.values())) == 4
 
 
 class Versions:
@@ -157,6 +182,13 @@ def test_each_challenger_learns_from_all_feedback(project):
     learned = project.versions.recipe_of(4)["domains"]
     assert learned["fruit"] == project.versions.recipe_of(3)["domains"]["fruit"]
     assert learned["metal"]["path"].startswith("learned/metal-")
+
+
+def test_reports_that_nothing_is_learned_from_are_told(project, caplog):
+    project.ask("of sport", collection="sport")
+    project.ask("of notes", "and more", collection="notes")
+    assert project.learn() == ({}, None)
+    assert "no expert is of the collection: notes (2), sport (1)" in caplog.text
 
 
 def test_a_challenger_that_lost_comes_back_with_new_feedback_only(project):

@@ -11,10 +11,11 @@ storage, so that a challenger that lost is not registered again from the same fe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
@@ -192,13 +193,19 @@ def follow_release(recipe_path: Path, overrides: list[str] | None = None) -> dic
 
 def _collect_all(recipe: Recipe, store: ArtifactStore) -> list[Learned]:
     """The feedback on every domain that has an expert and reports, or has learned from some before."""
-    reports = FeedbackLog(store.files)
-    reports.compact()
+    feedback = FeedbackLog(store.files)
+    feedback.compact()
+    reports = defaultdict[str, list[Feedback]](list)
+    for one in feedback.read():
+        reports[one.collection].append(one)
+    if others := sorted(reports.keys() - recipe.expert_domains):
+        told = ", ".join(f"{name} ({len(reports[name])})" for name in others)
+        log.warning("reports that nothing is learned from, as no expert is of the collection: %s", told)
     settings = recipe.serving.feedback or FeedbackSettings()
     return [
-        _collect(recipe, name, own, settings)
+        _collect(recipe, name, reports[name], settings)
         for name in recipe.expert_domains
-        if (own := reports.read(name)) or _is_learned(recipe.domains[name].path)
+        if reports[name] or _is_learned(recipe.domains[name].path)
     ]
 
 
@@ -265,13 +272,17 @@ def write_learned(
         start: the first collection, as the recipe names it.
     """
     plain = collection.uncut
+    sources = plain.require("train").sources
     texts: dict[str, str] = {}
     qrels: dict[str, Qrels] = {}
     for split in plain.splits():
         texts |= plain.queries(split)
         qrels[split] = plain.qrels(split)
     new = {f"feedback-{content_hash(normal_text(one.query))}": one for one in judged}
-    held = hold_out(new, _DEV_SHARE, "feedback") if len(new) > 1 else set()
+    asked = {normal_text(text) for text in plain.queries("train").values()}
+    # What train asks already stays there: dev would be of queries that were learned from.
+    fresh = [query for query, one in new.items() if normal_text(one.query) not in asked]
+    held = hold_out(fresh, _DEV_SHARE, "feedback") if len(fresh) > 1 else set()
     for query, one in new.items():
         texts[query] = one.query
         qrels["dev" if query in held else "train"][query] = one.grades
@@ -279,10 +290,16 @@ def write_learned(
     write_variant(
         collection,
         folder,
-        ({"_id": query, "text": text} for query, text in texts.items()),
+        (_record(query, text, sources.get(query)) for query, text in texts.items()),
         qrels,
         {_START: start, "learned_by": "routerretriever learn", "counts": counts},
     )
+
+
+def _record(query: str, text: str, source: str | None) -> dict[str, Any]:
+    """A line of ``queries.jsonl``; queries that were written about one document stay together by its id."""
+    record: dict[str, Any] = {"_id": query, "text": text}
+    return record if source is None else record | {"metadata": {"source": source}}
 
 
 def _start(recipe: Recipe, path: str) -> str:
