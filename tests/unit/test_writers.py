@@ -214,6 +214,12 @@ def test_the_extracting_writer_needs_no_model():
         ("", ""),
         ("“naïve”", "naïve"),
         ('say "no" now', 'say "no" now'),
+        ("Sure! Here is a search query:\n\nplum jam", "plum jam"),
+        ("**Query:**\nplum jam", "plum jam"),
+        ("**Query:** plum jam", "plum jam"),
+        ("**plum jam**", "plum jam"),
+        ("```text\nplum jam\n```", "plum jam"),
+        ("error E37:", "error E37:"),
     ],
 )
 def test_of_an_answer_the_query_is_left(answer, query):

@@ -62,6 +62,9 @@ _LABELLED = re.compile(
     r"^(?:[-*•]|\d+[.)])?\s*(?:(?:search )?(?:query|question|keywords|claim|title|message))\s*:\s*", re.I
 )
 
+_BEFORE = re.compile(r"\W*|`{3}\w*|.*:\**")
+"""Lines before a query: marks alone, the start of a block of code, an announcement."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -158,9 +161,13 @@ def ending(request: Request) -> str:
 
 
 def clean(answer: str) -> str:
-    """The query in a model's answer: its first line, without labels and quotation marks; empty if none."""
-    line = next((line for line in without_thoughts(answer).splitlines() if line.strip()), "")
-    line = _LABELLED.sub("", " ".join(line.split()))
+    """The query in a model's answer: its first line, without labels and quotation marks; empty if none.
+
+    What stands before the query, as ``Here is one:``, is passed over, if a line follows.
+    """
+    lines = [" ".join(line.split()) for line in without_thoughts(answer).splitlines() if line.strip()]
+    line = next((line for line in lines if not _BEFORE.fullmatch(line)), lines[0] if lines else "")
+    line = _LABELLED.sub("", re.sub(r"^\*\*(.+?)\*\*", r"\1", line))
     if len(line) > 1 and (line[0], line[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("`", "`")}:
         line = line[1:-1]
     return line.strip()
