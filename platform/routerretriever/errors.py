@@ -101,7 +101,7 @@ class UnknownName(NotFound):
     def __init__(self, field: str, found: str | None, known: Sequence[str]) -> None:
         what = "none was named" if found is None else f"found {found!r}"
         more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-        super().__init__(f"{field}: {what}; there are {', '.join(known[:_NAMED])}{more}")
+        super().__init__(f"{field}: {what}; there are {', '.join(known[:_NAMED]) or 'none'}{more}")
         self.field = field
 
 

@@ -552,6 +552,24 @@ def test_a_route_knows_only_collections_that_its_token_may_read(tmp_path, token)
             assert set(told.split(", ")) == MAY_READ[token]
 
 
+@pytest.mark.parametrize(
+    ("token", "missing", "seen"), [("fruit-owner", "fruit", "none"), ("metal-writer", "metal", "fruit")]
+)
+def test_a_write_to_a_collection_that_is_gone_names_no_other_that_its_token_may_not_read(
+    tmp_path, token, missing, seen
+):
+    service = secured(tmp_path)
+    for replica in service.replicas:
+        kept = dict(replica.desired.current.collections)
+        del kept[missing]
+        replica.desired = DesiredState(Release(1, "", kept, {}), None)
+    for (method, path), (kind, body) in ROUTES.items():
+        if kind is WRITES and "{name}" in path:
+            status, answer = service.ask(method, path.replace("{name}", missing), body, token)
+            assert status == 404, (path, answer)
+            assert answer["error"]["message"] == f"collection: found {missing!r}; there are {seen}"
+
+
 @pytest.mark.parametrize("token", TOKENS)
 def test_why_a_version_was_refused_names_no_collection_that_a_token_may_not_read(tmp_path, token):
     status, answer = secured(tmp_path).ask("GET", "/v1/service", token=token)

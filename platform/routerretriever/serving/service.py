@@ -442,10 +442,12 @@ class Service:
 
     async def _writable(self, name: str, access: Access) -> tuple[str, CollectionRef]:
         await self._replica.refresh()
-        if access.writes(name):
-            return await self._readable(name, Access())
-        await self._readable(name, access)
-        raise Forbidden(f"collection: this token may not change {name!r}")
+        if not access.writes(name):
+            await self._readable(name, access)
+            raise Forbidden(f"collection: this token may not change {name!r}")
+        if name not in self.collections:
+            raise UnknownName("collection", name, list(self._visible(access)))
+        return name, self.collections[name]
 
     async def _state(self, name: str, ref: CollectionRef, access: Access) -> CollectionState:
         held = await self._replica.index.contents(ref)
