@@ -617,6 +617,35 @@ def test_a_clients_patience_ends(trouble):
         client.route(["x"])
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "told"),
+    [
+        (308, {"Location": "https://service/v1/route"}, "308: redirected to https://service/v1/route; give"),
+        (200, {"Content-Type": "text/html"}, "200: found text/html where the service sends JSON; check"),
+    ],
+)
+def test_an_answer_that_is_not_the_services_says_what_is_wrong_with_the_address(status, headers, told):
+    def elsewhere(_):
+        return httpx.Response(status, headers=headers, content=b"<html>")
+
+    client = Client("http://service", transport=httpx.MockTransport(elsewhere))
+    for ask_it in (client.route, client.create_collection, client.delete_collection):
+        with pytest.raises(ServiceError, match=told):
+            ask_it("x")
+
+
+def test_a_proxy_that_says_0_seconds_is_not_asked_without_a_pause(monkeypatch):
+    waited: list[float] = []
+    clock = SimpleNamespace(sleep=waited.append)
+    monkeypatch.setattr("routerretriever.client.synchronous.client.time", clock)
+    answers = [httpx.Response(503, headers={"Retry-After": "0"})] * 2 + [
+        httpx.Response(200, json={"data": []})
+    ]
+    client = Client("http://service", transport=httpx.MockTransport(lambda _: answers.pop(0)))
+    assert client.route(["x"]) == []
+    assert waited == [0.25, 0.5]
+
+
 def test_a_wrong_address_and_a_late_answer_are_told_at_once():
     unreachable = Restarted()
     unreachable.troubles = [httpx.ConnectError("refused")]

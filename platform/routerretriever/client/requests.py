@@ -29,15 +29,23 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 
 
 class ServiceError(RuntimeError):
-    """The service answered with an error; the message is the service's own."""
+    """The service answered with an error, in its own words, or something else answered in its place."""
 
     def __init__(self, response: httpx.Response) -> None:
-        try:
-            message = response.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = response.text[:200]
-        super().__init__(f"{response.status_code}: {message}")
+        super().__init__(f"{response.status_code}: {_message(response)}")
         self.status = response.status_code
+
+
+def _message(response: httpx.Response) -> str:
+    if response.has_redirect_location:
+        return f"redirected to {response.headers['Location']}; give the client the address where that leads"
+    if response.is_success:
+        kind = response.headers.get("Content-Type", "nothing")
+        return f"found {kind} where the service sends JSON; check the client's address"
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
 
 
 LOST = (httpx.NetworkError, httpx.RemoteProtocolError)
@@ -62,7 +70,7 @@ class Attempts:
 
     def pause(self, seconds: float | None = None) -> float | None:
         """The same when there was no answer; so many seconds if they are given."""
-        if seconds is None:
+        if not seconds:  # a proxy's 0 does not mean without end and without a pause
             seconds, self._next = self._next, min(2 * self._next, _LONGEST_PAUSE)
         return seconds if time.monotonic() + seconds <= self._until else None
 
@@ -91,11 +99,14 @@ def checked(response: httpx.Response) -> Any:
     """An answer's JSON.
 
     Raises:
-        ServiceError: it is an error.
+        ServiceError: it is an error, or not the service's.
     """
-    if response.is_error:
+    if not response.is_success:
         raise ServiceError(response)
-    return response.json()
+    try:
+        return response.json()
+    except ValueError:
+        raise ServiceError(response) from None
 
 
 def search_body(
