@@ -469,6 +469,9 @@ def test_tokens_are_needed_beyond_loopback_and_read_with_care(tmp_path):
     assert SECRET not in str(error.value)
     with pytest.raises(RecipeError, match="tokens_file"):
         read_tokens(ServingSettings(tokens_file=str(tmp_path / "none.yaml")))
+    file.write_text(f"team: {{sha256: '{'a' * 64}'}}\nboss: {{sha256: '{'a' * 64}', write: true}}")
+    with pytest.raises(RecipeError, match=r"boss\.sha256: is that of team, too; give each client"):
+        read_tokens(ServingSettings(tokens_file=str(file)))
 
 
 def test_a_tokens_weight_goes_with_its_client_and_is_bounded(tmp_path):

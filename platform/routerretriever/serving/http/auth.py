@@ -70,13 +70,21 @@ def read_tokens(settings: ServingSettings) -> dict[str, Token]:
         return {}
     path = Path(settings.tokens_file).expanduser()
     try:
-        return _TOKENS.validate_python(read_settings(path))
+        tokens = _TOKENS.validate_python(read_settings(path))
     except RecipeError as error:
         raise RecipeError(f"serving.tokens_file: {error}") from None
     except ValidationError as error:
         # Without the values: they are secrets.
         lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
         raise RecipeError(f"serving.tokens_file: {path}: {'; '.join(lines)}") from None
+    owners: dict[str, str] = {}
+    for name, token in tokens.items():
+        if (owner := owners.setdefault(token.sha256, name)) != name:
+            raise RecipeError(
+                f"serving.tokens_file: {path}: {name}.sha256: is that of {owner}, too; "
+                "give each client a token of its own"
+            )
+    return tokens
 
 
 def is_loopback(host: str) -> bool:
