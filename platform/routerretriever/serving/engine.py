@@ -216,10 +216,10 @@ class Engine:
             self._metrics.routing_entropy.observe(max(entropy, 1e-9))
         return routed
 
-    async def drained(self) -> None:
-        """Return when the last query is answered; until then it needs its experts."""
-        while not all(batcher.idle for batcher in self._batchers()):
-            await asyncio.sleep(0.1)
+    @property
+    def idle(self) -> bool:
+        """Whether no query is being answered; until then it needs its experts."""
+        return all(batcher.idle for batcher in self._batchers())
 
     async def explain(
         self, texts: Sequence[str], access: Access = _ANYBODY

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -94,6 +95,7 @@ class Ingress:
         await self._reconcile(desired)
         await self._replica.refresh()
         self._follower = asyncio.create_task(self._follow())
+        self._refresher = asyncio.create_task(self._refresh())
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray's name for what makes the application once the constructor is done."""
@@ -119,25 +121,38 @@ class Ingress:
                 # What is loaded goes on serving while the controller is replaced.
                 log.exception("could not learn what is to be served; asking again")
 
+    async def _refresh(self) -> None:
+        """Learn every second which collections there are, however long releases and the controller take."""
+        while True:
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+            try:
+                await self._replica.refresh()
+            except Exception:
+                log.exception("could not learn which collections were created; asking again")
+
     async def _take_over(self, desired: DesiredState) -> None:
         try:
             await self._reconcile(desired)
-            await self._replica.refresh()
         except Exception:
             # What is loaded goes on serving.
             log.exception("could not take over what is to be served; trying again")
 
     async def _reconcile(self, desired: DesiredState) -> None:
-        """Load what is new beside what is there, switch, and let go of what is old when it is drained."""
-        engines = self._replica.engines
-        wanted = {release.version: release for release in (desired.current, desired.challenger) if release}
-        for version, release in wanted.items():
-            if version not in engines:
-                engines[version] = await self._load(release)
+        """Load what is new beside what is there, switch, and let go of what is old and idle.
+
+        What is released does not wait for what is only tried, which may be slow to load or fail to.
+        """
+        engines, challenger = self._replica.engines, desired.challenger
+        if desired.current.version not in engines:
+            engines[desired.current.version] = await self._load(desired.current)
+        if challenger is not None and challenger.version not in engines:
+            self._replica.desired = replace(desired, challenger=None)
+            engines[challenger.version] = await self._load(challenger)
         self._replica.desired = desired
-        for version in engines.keys() - wanted.keys():
-            await engines[version].drained()
-            del engines[version]
+        wanted = {release.version for release in (desired.current, challenger) if release}
+        for version in engines.keys() - wanted:
+            if engines[version].idle:  # else the next time: a roll-back must not wait for its last query
+                del engines[version]
 
     async def _load(self, release: Release) -> Engine:
         settings = self._recipe.serving
