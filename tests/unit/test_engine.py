@@ -205,6 +205,23 @@ def test_an_expert_that_does_not_answer_keeps_nobody_else_waiting():
     assert {type(error) for error in failed} == {Unavailable}
 
 
+def test_nothing_is_said_to_wait_when_all_who_waited_have_left():
+    async def main():
+        metrics = Metrics()
+        metrics.waiting = metrics.waiting_tokens = SimpleNamespace(set=told.append)
+        engine = Engine(HalfBundle(), SerialExecutor(), None, ReplicaSettings(max_batch_size=1), metrics)
+        big = asyncio.create_task(engine.embed(["big"] * 100, ROUTED_MODEL, Access("one")))
+        await asyncio.sleep(0)
+        await engine.embed(["small"], ROUTED_MODEL, Access("two"))
+        assert told[-1] > 0
+        big.cancel()
+        await asyncio.gather(big, return_exceptions=True)
+
+    told = []
+    asyncio.run(main())
+    assert told[-2:] == [0, 0]
+
+
 def test_an_expert_that_is_overloaded_fails_its_own_queries_alone():
     async def main():
         engine = dedicated(a=Expert(Overloaded("full")), b=Expert())

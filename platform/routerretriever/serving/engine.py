@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -177,16 +178,15 @@ class Engine:
         missing = [row for row, kept in enumerate(found) if kept is None]
         self._count_lookups(len(texts) - len(missing), len(missing))
         new_texts = [texts[row] for row in missing]
-        routed = await self._router.submit(
-            [(text, model) for text in new_texts],
-            self.costs(new_texts, model),
-            access.client,
-            access.weight,
-        )
-        made = await self._embedded(routed, access)
+        with self._waiting_told():
+            routed = await self._router.submit(
+                [(text, model) for text in new_texts],
+                self.costs(new_texts, model),
+                access.client,
+                access.weight,
+            )
+            made = await self._embedded(routed, access)
         new = iter(made)
-        self._metrics.waiting.set(self.waiting)
-        self._metrics.waiting_tokens.set(sum(batcher.waiting_cost for batcher in self._batchers()))
         if model != DOCUMENT_MODEL:
             for row, embedded in zip(missing, made, strict=True):
                 self.cache.put(texts[row], model, embedded)
@@ -230,7 +230,8 @@ class Engine:
             Overloaded: too much is waiting.
         """
         costs = self.costs(texts, ROUTED_MODEL)
-        return await self._explainer.submit(texts, costs, access.client, access.weight)
+        with self._waiting_told():
+            return await self._explainer.submit(texts, costs, access.client, access.weight)
 
     def lexical_weight(self, weights: Mapping[str, float], collection: str | None = None) -> float:
         """The weight of the words in a hybrid search.
@@ -252,6 +253,15 @@ class Engine:
         """About how many tokens will be read of each text."""
         most = self.bundle.encoder.limit(model == DOCUMENT_MODEL)
         return [min(most, 2 + len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
+
+    @contextmanager
+    def _waiting_told(self) -> Iterator[None]:
+        """Tell what still waits after a block, also if that fails or its client hangs up."""
+        try:
+            yield
+        finally:
+            self._metrics.waiting.set(self.waiting)
+            self._metrics.waiting_tokens.set(sum(batcher.waiting_cost for batcher in self._batchers()))
 
     def _count_lookups(self, hits: int, misses: int) -> None:
         for outcome, count in (("hit", hits), ("miss", misses)):
