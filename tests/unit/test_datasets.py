@@ -302,7 +302,7 @@ def test_hashes_see_a_changed_file_of_the_same_size(toy):
 def test_hashes_are_computed_once(toy, monkeypatch):
     module = importlib.import_module("routerretriever.datasets.collection")
     before = toy.corpus_hash(), toy.split_hash("test")
-    monkeypatch.setattr(module, "read_blocks", None)
+    monkeypatch.setattr(module, "content_digest", None)
     monkeypatch.setattr(module, "read_contents", None)
     again = Collection(toy.name, toy.folder)
     assert (again.corpus_hash(), again.split_hash("test")) == before
