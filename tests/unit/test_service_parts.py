@@ -505,6 +505,7 @@ def test_the_client_reads_every_answer_and_waits_when_it_is_told():
         assert (await client.route(["fig"]))[0].nearest[0].query == "a fig?"
         assert refusals == 2
         assert (await client.experts())[0].replicas == {"STARTING": 1}
+        assert (await client.models())[:2] == ["router", "base"]
         assert (await client.upsert("fruit", [{"id": "d2", "text": "a plum"}])).change == 1
         assert service.stored["d2"].text == "a plum"
         await client.delete("fruit", ["d2"])
@@ -586,6 +587,23 @@ def test_whatever_a_collection_is_called_the_client_asks_for_no_other(name):
     client = Client("http://service", transport=httpx.MockTransport(service))
     client.delete_collection(name)
     assert asked == [("DELETE", f"/v1/collections/{name}", 3)]
+
+
+def test_the_client_sends_what_an_embedding_may_say_and_warns_of_texts_that_were_cut():
+    sent = []
+    vector = {"index": 0, "embedding": base64.b64encode(np.ones(2, "<f4").tobytes()).decode()}
+    answer = {"data": [vector], "model": "base", "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+    def service(request):
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json={**answer, "truncated": [0] if len(sent) > 1 else []})
+
+    client = Client("http://service", transport=httpx.MockTransport(service))
+    client.embed(["fig"], "base", dimensions=2, truncate="NONE")
+    assert sent[0].items() >= {"model": "base", "dimensions": 2, "truncate": "NONE"}.items()
+    with pytest.warns(UserWarning, match="longer than the encoder reads"):
+        client.embed(["fig"])
+    assert not sent[1].keys() & {"dimensions", "truncate"}
 
 
 def test_a_text_or_an_id_that_stands_alone_is_not_taken_for_a_list_of_its_letters():

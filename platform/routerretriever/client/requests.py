@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 from urllib.parse import quote
 
 import httpx
@@ -26,6 +27,10 @@ _JSON = "application/json"
 COLLECTIONS = "/v1/collections"
 DEFAULT_LEXICAL: Mapping[str, Any] = MappingProxyType({})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
+_CUT = (
+    "some texts are longer than the encoder reads, and their ends are not in the vectors; "
+    "cut them into passages, or have them refused with truncate='NONE'"
+)
 
 
 class ServiceError(RuntimeError):
@@ -90,6 +95,13 @@ class SearchOptions(TypedDict, total=False):
     highlight: bool
 
 
+class EmbedOptions(TypedDict, total=False):
+    """What a request for vectors may say besides; see ``EmbeddingsRequest``."""
+
+    dimensions: int | None
+    truncate: Literal["NONE", "END"] | None
+
+
 def headers(token: str | None) -> dict[str, str]:
     """With the token, if there is one."""
     return {"Authorization": f"Bearer {token}"} if token else {}
@@ -121,9 +133,9 @@ def route_body(texts: Sequence[str], collection: str | None) -> dict[str, Any]:
     return {"input": as_list(texts), "collection": collection}
 
 
-def embeddings_body(texts: Sequence[str], model: str) -> dict[str, Any]:
+def embeddings_body(texts: Sequence[str], model: str, options: EmbedOptions) -> dict[str, Any]:
     """Of ``/v1/embeddings``."""
-    return {"input": as_list(texts), "model": model, "encoding_format": "base64"}
+    return {"input": as_list(texts), "model": model, "encoding_format": "base64", **options}
 
 
 def feedback_body(
@@ -159,9 +171,11 @@ def documents_path(collection: str) -> str:
 
 
 def vectors_of(answer: Any) -> Vectors:
-    """The vectors [B, d] of an answer."""
-    data = EmbeddingsResponse.model_validate(answer).data
-    return np.stack([np.frombuffer(base64.b64decode(str(one.embedding)), "<f4") for one in data])
+    """The vectors [B, d] of an answer; warns if ends of texts are not in them."""
+    read = EmbeddingsResponse.model_validate(answer)
+    if read.truncated:
+        warnings.warn(_CUT, stacklevel=3)
+    return np.stack([np.frombuffer(base64.b64decode(str(one.embedding)), "<f4") for one in read.data])
 
 
 def metadata_of(hit: Hit) -> dict[str, Any]:

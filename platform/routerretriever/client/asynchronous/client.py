@@ -14,6 +14,7 @@ from routerretriever.client.requests import (
     LOST,
     Attempts,
     Document,
+    EmbedOptions,
     SearchOptions,
     Vectors,
     checked,
@@ -37,6 +38,7 @@ from routerretriever.client.schemas import (
     ExpertState,
     FeedbackResponse,
     ForgetResponse,
+    ModelsResponse,
     Route,
     RouteResponse,
     SearchResponse,
@@ -84,9 +86,23 @@ class AsyncClient:
         answer = await self._post("/v1/search", body)
         return SearchResponse.model_validate(answer)
 
-    async def embed(self, texts: Sequence[str], model: str = ROUTED_MODEL) -> Vectors:
-        """Vectors [B, d] of queries, by the router's choice or by the expert named; or of ``documents``."""
-        return vectors_of(await self._post("/v1/embeddings", embeddings_body(texts, model)))
+    async def embed(
+        self, texts: Sequence[str], model: str = ROUTED_MODEL, **options: Unpack[EmbedOptions]
+    ) -> Vectors:
+        """Vectors [B, d] of queries, by the router's choice or by the expert named; or of ``documents``.
+
+        Args:
+            texts: what is embedded.
+            model: one of ``models()``, or ``documents``.
+            options: ``dimensions``, the length of the vectors, of an encoder that was trained to be cut; and
+                ``truncate``, whether a text that is longer than the encoder reads is refused (``"NONE"``) or
+                cut (``"END"``). One that was cut is warned of.
+        """
+        return vectors_of(await self._post("/v1/embeddings", embeddings_body(texts, model, options)))
+
+    async def models(self) -> list[str]:
+        """What can embed queries: the router, the base and every expert."""
+        return [one.id for one in ModelsResponse.model_validate(await self._get("/v1/models")).data]
 
     async def route(self, texts: Sequence[str], collection: str | None = None) -> list[Route]:
         """Which experts would answer each query, and why, with the weight of words in a collection."""
