@@ -892,7 +892,7 @@ def test_a_release_is_taken_over_and_a_refused_one_is_not_asked_again():
         await controller.poll()
         assert controller.desired().current.version == 3
         assert (await controller.state())["refused"] == {}
-        assert {"version": 3} in world.pointers.values()
+        assert {"version": 3, "refused": []} in world.pointers.values()
 
     asyncio.run(main())
 
@@ -932,6 +932,32 @@ def test_a_service_starts_with_what_was_served_last_if_the_released_bundle_is_ba
         world.bundles[1] = LASTING
         with pytest.raises(BundleError, match="version 2: file altered; version 1: file altered"):
             await world.controller().start()
+
+    asyncio.run(main())
+
+
+def test_a_restart_lets_in_nothing_that_was_refused_for_being_worse():
+    async def main():
+        worse = validated("one", {"fruit": 0.5})
+        world = World(v1=GOOD, v2=worse, v3=worse)
+        controller = world.controller()
+        await controller.start()
+        world.aliases["released"] = 2
+        await controller.poll()
+        for _ in range(2):
+            controller = world.controller()
+            await controller.start()
+            assert controller.desired().current.version == 1
+            assert "is 0.5000; the present bundle has 1.0000" in (await controller.state())["refused"][2]
+        controller = world.controller(max_validation_loss=0.5)  # as the runbook says, where the loss is meant
+        await controller.start()
+        assert controller.desired().current.version == 2
+        world.pointers.clear()
+        await world.controller().start()
+        world.aliases["released"] = 3  # refused by nobody: there is no present bundle at a start
+        controller = world.controller()
+        await controller.start()
+        assert controller.desired().current.version == 3
 
     asyncio.run(main())
 

@@ -115,9 +115,14 @@ class ReleaseController:
             BundleError: neither can be served.
         """
         released = await asyncio.to_thread(self._registry.released)
-        last = await asyncio.to_thread(self._pointers.read_pointer, self._last_served)
-        for version in dict.fromkeys([released, int(last["version"]) if last else None]):
-            candidate = None if version is None else await self._prepare(version, None)
+        note = await asyncio.to_thread(self._pointers.read_pointer, self._last_served)
+        last, refused = (int(note["version"]), note.get("refused", [])) if note else (None, [])
+        for version in dict.fromkeys([released, last]):
+            present = None
+            if last is not None and version in refused:
+                # Else a restart would let in what is worse than what was served before.
+                present = await self._served_before(last)
+            candidate = None if version is None else await self._prepare(version, present)
             if candidate is not None:
                 self._current_or_none = candidate
                 await self._remember(candidate)
@@ -125,6 +130,13 @@ class ReleaseController:
         reasons = "; ".join(f"version {version}: {reason}" for version, reason in self._reasons().items())
         uri = f"models:/{self._recipe.registry.name}@{self._recipe.registry.alias}"
         raise BundleError(f"{uri}: {reasons or 'nothing was released yet'}")
+
+    async def _served_before(self, version: int) -> Candidate | None:
+        """What was served last, if it still can be."""
+        validated = await self._validate(version)
+        if isinstance(validated, Rejection):
+            return None
+        return Candidate(self._release(version, validated), validated)
 
     async def follow(self) -> None:
         """Poll for ever. The registry may be away for a while; what is served is not touched by that."""
@@ -209,7 +221,7 @@ class ReleaseController:
             if candidate is not None:
                 log.info("serving version %d, before %d", released, self._current.release.version)
                 self._current_or_none = candidate
-                await self._remember(candidate)
+            await self._remember(self._current)
         await self._take_challenger(challenger)
         self._metrics.drift.set(self._drift() or 0.0)
         await self._clean_up()
@@ -226,8 +238,8 @@ class ReleaseController:
         return {version: rejected.rejection.reason for version, rejected in self._rejected.items()}
 
     async def _remember(self, candidate: Candidate) -> None:
-        """Note what is served, for a service that starts when the alias points at a bad bundle."""
-        note = {"version": candidate.release.version}
+        """Note what is served and what was refused, for a start at which the alias points at a bad bundle."""
+        note = {"version": candidate.release.version, "refused": sorted(self._rejected)}
         await asyncio.to_thread(self._pointers.write_pointer, self._last_served, note)
 
     async def _take_challenger(self, version: int | None) -> None:
@@ -247,6 +259,8 @@ class ReleaseController:
             rejection = validated
         else:
             candidate = Candidate(self._release(version, validated), validated)
+            if self._current_or_none is None and present and _base(present) != _base(candidate):
+                present = None  # a service that starts may have another base than the last time
             rejection = await self.rejection_reason(candidate, present) or await self._start_experts(
                 candidate
             )
@@ -284,7 +298,7 @@ class ReleaseController:
         if present is None:
             return None
         theirs = present.bundle.manifest
-        if mine["encoder_fingerprint"] != theirs["encoder_fingerprint"]:
+        if _base(candidate) != _base(present):
             return Rejection(
                 f"made for base {mine['encoder']['name']} ({mine['encoder_fingerprint']}); this service runs "
                 f"{theirs['encoder']['name']} ({theirs['encoder_fingerprint']})"
@@ -370,6 +384,10 @@ class ReleaseController:
     def _last_served(self) -> str:
         """Name of the note that says which version was last let in."""
         return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
+
+
+def _base(candidate: Candidate) -> str:
+    return str(candidate.bundle.manifest["encoder_fingerprint"])
 
 
 def ask_for_retry(pointers: PointersPort, recipe: Recipe) -> None:
