@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -41,6 +42,15 @@ def evaluated(tmp_path_factory):
     return pipeline
 
 
+@pytest.fixture
+def changed(evaluated, tmp_path, monkeypatch):
+    """Opens a copy of the run, with its data and storage in the test's folder and other settings."""
+    work_here(monkeypatch, "corpus.build", "runtime.shards")
+    shutil.copytree(evaluated.recipe.data_root, tmp_path / "data")
+    shutil.copytree(evaluated.recipe.storage, tmp_path / "storage")
+    return lambda **changes: Pipeline(tiny_recipe(tmp_path, **changes))
+
+
 def judged_by(evaluated, name, url, **changes):
     """The evaluated run with a judge of its own name, who has graded nothing yet."""
     writer = {"kind": "endpoint", "url": url, "model": name, "attempts": 1}
@@ -71,6 +81,17 @@ def test_what_systems_find_when_asked_again_is_what_was_measured(evaluated):
             one = system.rank(dataset, ids[-1:], 5)
             assert list(one) == ids[-1:]
             assert len(one[ids[-1]]) <= 5
+
+
+def test_documents_that_are_cut_later_are_measured_as_documents(evaluated, changed):
+    """They are short, so that each is a passage of its own and is found as before."""
+    own = {name: {"path": name} for name in ("fruit", "metal")}
+    sport = {"path": "sport", "expert": False, "passages": {"tokens": 8, "overlap": 2}}
+    again = changed(domains={**own, "sport": sport}).evaluation
+    for name, system in evaluated.evaluation.measured.items():
+        if "sport" in system:
+            found, before = again.measured[name]["sport"].ndcg_at_10, system["sport"].ndcg_at_10
+            np.testing.assert_allclose(found, before, err_msg=name)
 
 
 def test_a_judge_that_knows_agrees_with_people_and_with_itself(evaluated):

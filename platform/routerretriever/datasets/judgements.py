@@ -80,7 +80,9 @@ class Judgements:
 def judgements_key(collection: Collection, split: str, limit: int | None = None) -> str:
     """Where a split's judgements lie, or those of a sample of it: a hash of its queries and judgements."""
     sample = "" if limit is None else f"-{limit}"
-    return f"judgements/{collection.name}-{split}-{collection.split_hash(split)}{sample}"
+    # Dev and test name documents, cut or not, so their judgements do not tell what results are of.
+    cut = "-passages" if collection.settings.passages and split != "train" else ""
+    return f"judgements/{collection.name}-{split}-{collection.split_hash(split)}{cut}{sample}"
 
 
 def judgements_step(
