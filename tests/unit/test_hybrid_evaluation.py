@@ -142,6 +142,16 @@ def test_another_language_is_another_artifact(pipeline):
     assert "7 test queries at 13 weights" in plain[0].work()
 
 
+def test_figures_by_another_least_cosine_are_made_anew(pipeline):
+    def measured(**fusion):
+        hybrid = opened(pipeline(corpus={"shard_size": 10, "fusion": fusion}))
+        return next(system for system in hybrid.systems() if system.name == BASE_FIXED).measured["sport"]
+
+    plain, set_high, again = measured(), measured(cosine_floor=0.9), measured()
+    assert not np.allclose(plain.ndcg_at_10, set_high.ndcg_at_10)
+    np.testing.assert_array_equal(plain.ndcg_at_10, again.ndcg_at_10)
+
+
 def test_without_words_there_are_no_rows(pipeline):
     hybrid = opened(pipeline(corpus={"lexical": None}))
     assert hybrid.systems() == []

@@ -75,13 +75,12 @@ class Hybrid:
     def _step(self, name: str, split: str, vectors: QueryVectors, *, others_words: bool = False) -> FuseSplit:
         workspace, lexical = self._workspace, self._workspace.lexical[name]
         assert lexical is not None
-        prior = workspace.corpus.fusion.prior
         return fuse_step(
             workspace.corpus_step(name),
             split,
             vectors,
             lexical,
-            prior,
+            workspace.corpus.fusion,
             lambda: workspace.fusion.floor,
             workspace.scoring,
             others_words=others_words,

@@ -28,7 +28,7 @@ from routerretriever.index.dense import as_run, search_depth
 from routerretriever.index.fusion_weights import GRID
 from routerretriever.index.hybrid import holds_cosines, rank_all
 from routerretriever.index.lexical import LexicalIndex, open_postings
-from routerretriever.index.settings import LexicalSettings
+from routerretriever.index.settings import FusionSettings, LexicalSettings
 from routerretriever.index.words import words_version
 from routerretriever.measures import Measured, measure
 from routerretriever.runtime.shards import ShardWorker, make_parts
@@ -62,7 +62,7 @@ def fuse_step(
     split: str,
     vectors: QueryVectors,
     lexical: LexicalSettings,
-    prior: float,
+    fusion: FusionSettings,
     floor: Callable[[], float],
     settings: ScoringSettings,
     *,
@@ -75,12 +75,13 @@ def fuse_step(
         split: whose queries.
         vectors: of these queries, in parts of ``settings.chunk_size``.
         lexical: how words are searched.
-        prior: the weight where nothing is known.
-        floor: gives the least cosine, which the encoder decides; asked only if there is something to measure.
+        fusion: as the recipe says it; its prior is the weight where nothing is known.
+        floor: gives the least cosine, which the encoder decides unless the recipe does; asked only if
+            there is something to measure.
         settings: how deep, and how the work is shared out.
         others_words: search the words of another query, see ``FuseSplit``.
     """
-    judgements, grid = judgements_step(corpus.collection, split), tuple(sorted({*GRID, prior}))
+    judgements, grid = judgements_step(corpus.collection, split), tuple(sorted({*GRID, fusion.prior}))
     mixed = b"" if vectors.weights_QT is None else vectors.weights_QT.astype(np.float32).tobytes()
     digest = content_hash(
         judgements.key,
@@ -95,6 +96,7 @@ def fuse_step(
         MEASURED_COLUMNS,
         _VERSION,
         *(["others' words"] if others_words else []),
+        *([] if fusion.cosine_floor is None else [["cosine floor", fusion.cosine_floor]]),
     )
     return FuseSplit(
         name=corpus.collection.name,
