@@ -83,6 +83,14 @@ def test_what_systems_find_when_asked_again_is_what_was_measured(evaluated):
             assert len(one[ids[-1]]) <= 5
 
 
+def test_queries_in_chunks_of_another_size_have_the_same_figures(evaluated, changed):
+    again = changed(scoring={"workers": 1, "chunk_size": 3}).evaluation
+    for name, system in evaluated.evaluation.measured.items():
+        for dataset, measured in system.items():
+            found = again.measured[name][dataset].ndcg_at_10
+            np.testing.assert_allclose(found, measured.ndcg_at_10, err_msg=name)
+
+
 def test_documents_that_are_cut_later_are_measured_as_documents(evaluated, changed):
     """They are short, so that each is a passage of its own and is found as before."""
     own = {name: {"path": name} for name in ("fruit", "metal")}

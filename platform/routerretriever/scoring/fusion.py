@@ -33,7 +33,7 @@ from routerretriever.index.words import words_version
 from routerretriever.measures import Measured, measure
 from routerretriever.runtime.shards import ShardWorker, make_parts
 from routerretriever.scoring.settings import ScoringSettings
-from routerretriever.scoring.worker import MEASURED_COLUMNS, embedding_of
+from routerretriever.scoring.worker import MEASURED_COLUMNS, embedding_of, vectors_of
 from routerretriever.types import Values, Vectors
 
 _BLOCK = 64
@@ -73,7 +73,7 @@ def fuse_step(
     Args:
         corpus: the collection, encoded.
         split: whose queries.
-        vectors: of these queries, in parts of ``settings.chunk_size``.
+        vectors: of these queries.
         lexical: how words are searched.
         fusion: as the recipe says it; its prior is the weight where nothing is known.
         floor: gives the least cosine, which the encoder decides unless the recipe does; asked only if
@@ -254,8 +254,8 @@ class ChunkFuser(ShardWorker):
 
     def _vectors(self, row: dict[str, Any]) -> Vectors:
         """Query vectors [Q, d] of a chunk."""
-        sources = row["sources"].split(",")
-        vectors = [embedding_of(parquet.read_table(self._store.fetch(key) / row["part"])) for key in sources]
+        sources, chunk = row["sources"].split(","), (int(row["start"]), int(row["stop"]))
+        vectors = [vectors_of(self._store.fetch(key), *chunk) for key in sources]
         if not row["weights"]:
             return vectors[0]
         weights_QT = np.frombuffer(row["weights"], dtype="<f4").reshape(-1, len(sources))

@@ -84,6 +84,8 @@ class EncodeMixtures(Step):
     def build_all(cls, steps: Sequence[EncodeMixtures], store: ArtifactStore) -> None:
         """Encode all of them in one Ray Data run; they are of one router."""
         first = steps[0]
+        for step in steps:
+            store.begin(step.key, {"chunk_size": step.settings.chunk_size})
         make_parts(
             {step.key: step.rows() for step in steps},
             {s.key: {"kind": "mixtures", "split": s.split, "experts": list(s.columns)} for s in steps},

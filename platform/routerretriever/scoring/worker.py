@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,18 @@ class MixtureEncoder(ShardWorker):
 def _embedding_column(vectors: Vectors) -> arrow.FixedSizeListArray:
     flat = arrow.array(np.ascontiguousarray(vectors).reshape(-1))
     return arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def vectors_of(folder: Path, start: int, stop: int) -> Vectors:
+    """Vectors of an artifact's queries ``start`` to ``stop``, however many of them each part holds."""
+    found, first = [], 0
+    for path in sorted(folder.glob("part-*.parquet")):
+        last = first + parquet.read_metadata(path).num_rows
+        if first < stop and last > start:
+            part = embedding_of(parquet.read_table(path, columns=["embedding"]))
+            found.append(part[max(0, start - first) : stop - first])
+        first = last
+    return np.concatenate(found)
 
 
 def embedding_of(table: arrow.Table) -> Vectors:
