@@ -102,6 +102,28 @@ def test_documents_that_are_cut_later_are_measured_as_documents(evaluated, chang
             np.testing.assert_allclose(found, before, err_msg=name)
 
 
+def test_queries_in_another_order_keep_their_figures(evaluated, changed, tmp_path):
+    """What lies in storage is in the order that the file had when it was measured."""
+    file = tmp_path / "data" / "fruit" / "queries.jsonl"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    pipeline = changed()
+    before, after = (
+        dict(zip(each.query_ids["fruit"], each.measured[BASE]["fruit"].ndcg_at_10.tolist(), strict=True))
+        for each in (evaluated.evaluation, pipeline.evaluation)
+    )
+    assert before == after
+    asked = pipeline.collections["fruit"].queries("test")
+    told = pipeline.evaluation.query_ids["fruit"], pipeline.evaluation.texts["fruit"]
+    assert dict(zip(*told, strict=True)) == asked
+    for name in (BASE, ROUTED_LEARNED):
+        system = pipeline.evaluation.system(name)
+        found = measure(
+            pipeline.collections["fruit"].qrels("test"), system.rank("fruit", list(asked), 100), list(asked)
+        )
+        measured = dict(zip(told[0], system.measured["fruit"].ndcg_at_10, strict=True))
+        np.testing.assert_allclose(found.ndcg_at_10, [measured[query] for query in asked], err_msg=name)
+
+
 def test_a_judge_that_knows_agrees_with_people_and_with_itself(evaluated):
     with endpoint() as server:
         server.answer = knows

@@ -18,6 +18,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, open_corpus
 from routerretriever.corpus.build import EncodeCorpus, corpus_step
 from routerretriever.datasets.collection import Collection, open_collection, sample_domains
+from routerretriever.datasets.judgements import judgements_step, load_judgements
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import Refused
 from routerretriever.evaluation.system import System
@@ -142,6 +143,15 @@ class Workspace:
                 self._features[key] = self.base.routing_features(texts[name], features)
             made[name] = self._features[key]
         return made
+
+    def test_queries(self, name: str) -> dict[str, str]:
+        """Query id -> text of a domain's test queries, in the order of all that was measured on them.
+
+        The files may have another since: only what they say is part of a key.
+        """
+        step = judgements_step(self.collections[name], "test")
+        self.build([step])
+        return load_judgements(self.store, step.key).queries
 
     def sample_features(self, features: Features) -> dict[str, Vectors]:
         """Routing features of the built-in sample's training queries, without domains that the recipe has."""

@@ -63,5 +63,5 @@ def hybrid_rank(workspace: Workspace, vectors: VectorsOf, weights: Callable[[str
 
 
 def _rows(workspace: Workspace, dataset: str, query_ids: Sequence[str]) -> np.ndarray:
-    places = {query: row for row, query in enumerate(workspace.collections[dataset].queries("test"))}
+    places = {query: row for row, query in enumerate(workspace.test_queries(dataset))}
     return np.array([places[query] for query in query_ids], dtype=np.int64)

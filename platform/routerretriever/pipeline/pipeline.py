@@ -235,7 +235,7 @@ class Pipeline:
                 systems,
                 self.deployed.system,
                 self.recipe.expert_domains,
-                {each.name: each.queries("test") for each in tested},
+                {each.name: self.workspace.test_queries(each.name) for each in tested},
                 self.recipe.model_dump(mode="json"),
                 {name: self.preflight.notes(name) for name in self.collections},
                 read_card(self.recipe.encoder).stated(),
