@@ -199,10 +199,14 @@ def test_it_is_told_who_answers_what_is_unfamiliar_and_whether_that_gains(caplog
     )
 
 
-def test_a_single_scored_query_is_no_obstacle():
+@pytest.mark.parametrize("background", [{}, {"other": -np.eye(DIMENSION, dtype=np.float32)}])
+def test_a_single_scored_query_is_no_obstacle(background):
     data, _, _ = world(["a"], harm=1.0)
     one = dataclasses.replace(
-        data, utilities={"a": data.utilities["a"][:1]}, features={"a": data.features["a"][:1]}
+        data,
+        utilities={"a": data.utilities["a"][:1]},
+        features={"a": data.features["a"][:1]},
+        background=background,
     )
     router, _ = fit_and_choose(one, SETTINGS)
     weights = router.weights(data.features["a"])

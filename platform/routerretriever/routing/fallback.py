@@ -159,8 +159,10 @@ class ReferenceQueries:
         others = list(data.background.values())
         measure: Measure
         foreign: Likeness | None = None
-        # One domain alone is no nearer to its queries than all queries together.
-        if fallback.familiarity == "neighbours" or len(names) + len(others) == 1:
+        # One domain alone is no nearer to its queries than all queries together. A single query, left out,
+        # leaves no domain to compare it with.
+        alone = len(names) + len(others) == 1 or len(features_Nd) == 1
+        if fallback.familiarity == "neighbours" or alone:
             measure = NeighbourMeasure(References(features_Nd), labels_N, fallback.neighbours)
             own = [measure.of_references(features_Nd[rows]) for rows in own_rows]
             if others:
