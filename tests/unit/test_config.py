@@ -49,6 +49,11 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
             {"training": {"adapter": {"kind": "prefix"}}},
             "(?s)training.adapter.*set routing.merge to 'embeddings'",
         ),
+        ({"methods": {"baselines": {"base": {}}}}, "methods.baselines.base: this name is taken"),
+        (
+            {"domains": {"ddr-prior": {"path": "x"}}, "methods": {"ddr": {}}},
+            "domains.ddr-prior: methods.ddr calls a model of its own so",
+        ),
         ({"deploy": "ddr"}, "needs settings under methods.ddr"),
         ({"methods": {"ddr": {"general": {"domains": []}}}}, "ddr.general.domains"),
         ({"methods": {"ddr": {"general": {"domains": ["b"]}}}}, "ddr.general.domains: no such domain as 'b'"),

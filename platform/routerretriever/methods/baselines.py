@@ -33,7 +33,7 @@ from routerretriever.training.expert import (
     train_step,
 )
 from routerretriever.training.settings import TrainingSettings
-from routerretriever.types import Vectors
+from routerretriever.types import BASE, Vectors
 
 
 class JointSettings(Settings):
@@ -66,9 +66,11 @@ class Baselines(Method):
 
     @classmethod
     def problems(cls, settings: Any, domains: Mapping[str, bool], placement: str) -> Any:
-        """A baseline must not have a domain's name."""
+        """A baseline must not have a domain's name, nor the base's."""
         if taken := sorted(settings.root.keys() & domains.keys()):
             yield f"methods.baselines: {', '.join(taken)}: a domain has this name"
+        if BASE in settings.root:
+            yield f"methods.baselines.{BASE}: this name is taken; it stands for another model"
 
     @cached_property
     def train_steps(self) -> dict[str, Step]:

@@ -125,7 +125,11 @@ class Ddr(Method):
 
     @classmethod
     def problems(cls, settings: DdrSettings, domains: Mapping[str, bool], placement: str) -> Iterator[str]:
-        """Names that no domain has; a placement that one model cannot have."""
+        """Names that no domain has, or that stand for models of its own; a placement that one model cannot
+        have."""
+        own = {ALL, TOP_K, PRIOR, *map(_UNROUTED.format, domains)}
+        for name in sorted(own & domains.keys()):
+            yield f"domains.{name}: methods.ddr calls a model of its own so; rename the domain"
         trained = [name for name, is_trained in domains.items() if is_trained]
         general = (settings.general.domains or ()) if settings.general else ()
         for field, names, there in (
