@@ -11,8 +11,9 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe, parse_recipe
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
-from routerretriever.datasets.download import write_qrels
 from routerretriever.datasets.feedback import Feedback, FeedbackLog, Judged
+from routerretriever.datasets.settings import DomainSettings
+from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import RecipeError
 from routerretriever.pipeline import learning
 from routerretriever.pipeline.domains import set_collections, with_collections
@@ -64,27 +65,43 @@ def test_the_new_collection_has_the_old_documents_and_test_queries(fruit, tmp_pa
     assert not set(made.queries("train").values()) & set(made.queries("dev").values())
 
 
-def test_what_train_asks_already_stays_in_train(fruit, tmp_path):
-    asked = [Judged(text.upper(), {"d1": 1}) for text in fruit.queries("train").values()]
-    write_learned(fruit, asked, tmp_path / "learned", 20, "fruit")
+@pytest.mark.parametrize("name", ["final", "dev"])
+def test_the_new_collection_is_read_by_the_settings_of_the_old(tiny_data, tmp_path, name):
+    qrels = tiny_data / "data" / "fruit" / "qrels"
+    (qrels / "test.tsv").rename(qrels / f"{name}.tsv")
+    settings = DomainSettings(path="", test_split=name)
+    fruit = open_collection("fruit", qrels.parent, settings)
+    judged = [Judged(f"new query {n}", {f"d{n}": 1}) for n in range(10)]
+    write_learned(fruit, judged, tmp_path / "learned", 20, "fruit")
+    made = open_collection("fruit", tmp_path / "learned", settings)
+    assert made.split_hash("test") == fruit.split_hash("test")
+    counts = read_provenance(made.folder)["counts"]
+    labelled = {split: len(made.queries(split)) for split in ("train", "dev")}
+    assert sum(labelled.values()) == 10 + sum(len(fruit.queries(split)) for split in ("train", "dev"))
+    assert counts["dev"] == (0 if name == "dev" else 2)
+
+
+def test_what_train_asks_already_is_not_held_out(fruit, tmp_path):
+    asked = [text.upper() for text in fruit.queries("train").values()]
+    judged = [Judged(text, {"d1": 1}) for text in [*asked, "fresh", "fresher"]]
+    write_learned(fruit, judged, tmp_path / "learned", 20, "fruit")
     made = open_collection("fruit", tmp_path / "learned")
-    assert made.queries("dev") == fruit.queries("dev")
-    assert len(made.queries("train")) == 2 * len(asked)
+    assert not made.read()[0].equal_queries
+    assert len(made.queries("dev")) == len(fruit.queries("dev")) + 1
 
 
-def test_queries_that_were_written_about_one_document_stay_together(fruit, tmp_path):
-    (fruit.folder / "queries.jsonl").unlink()
-    (fruit.folder / "qrels" / "dev.tsv").unlink(missing_ok=True)
-    train = {f"q{number}": f"d{number // 2}" for number in range(8)}
-    records = [{"_id": one, "text": f"about {one}", "metadata": {"source": train[one]}} for one in train]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (fruit.folder / "queries.jsonl").write_text(lines, encoding="utf-8")
-    write_qrels(fruit.folder / "qrels" / "train.tsv", {query: {train[query]: 1} for query in train})
-    (fruit.folder / "qrels" / "test.tsv").unlink()
-    write_learned(fruit, [Judged("new query", {"d1": 1})], tmp_path / "learned", 20, "fruit")
-    made, before = open_collection("fruit", tmp_path / "learned"), fruit.groups("train", "dev")
-    assert {query: group for query, group in made.groups("train", "dev").items() if query in train} == before
-    assert len(set(before.values())) == 4
+def test_queries_written_about_one_document_stay_together(fruit, tmp_path):
+    file = fruit.folder / "queries.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**one, "metadata": {"source": f"d{one['_id'][1:]}"}}) + "\n"
+                            for one in records))  # fmt: skip
+    train = fruit.folder / "qrels" / "train.tsv"
+    train.write_text(train.read_text().replace("q1\td1\t1\n", "q1\td1\t1\nq1\td0\t1\nq0\td1\t1\n"))
+    file.write_text(file.read_text().replace('"source": "d1"', '"source": "d0"'))
+    assert fruit.groups("train")["q0"] == fruit.groups("train")["q1"]
+    write_learned(fruit, [Judged("new query", {"d2": 1})], tmp_path / "learned", 1, "fruit")
+    made = open_collection("fruit", tmp_path / "learned")
+    assert {query: made.groups("train")[query] for query in fruit.groups("train")} == fruit.groups("train")
 
 
 class Versions:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
@@ -262,7 +262,10 @@ def usable(collection: Collection, judged: Sequence[Judged]) -> list[Judged]:
 def write_learned(
     collection: Collection, judged: Sequence[Judged], folder: Path, reports: int, start: str
 ) -> None:
-    """Write a collection with more train and dev queries; test stays.
+    """Write a collection with more train and dev queries; test stays, and what each was written about.
+
+    Its files have the names by which the domain's settings look for them. Where dev plays test, dev is held
+    out of train when that is read, as it is of the domain's first collection.
 
     Args:
         collection: the domain's first.
@@ -272,34 +275,32 @@ def write_learned(
         start: the first collection, as the recipe names it.
     """
     plain = collection.uncut
-    sources = plain.require("train").sources
+    test = plain.settings.test_split
+    file_of = {"train": "train", "dev": "train" if test == "dev" else "dev", "test": test}
     texts: dict[str, str] = {}
+    about: dict[str, dict[str, object]] = {}
     qrels: dict[str, Qrels] = {}
     for split in plain.splits():
         texts |= plain.queries(split)
-        qrels[split] = plain.qrels(split)
+        sources = plain.require(split).sources
+        about |= {query: {"metadata": {"source": source}} for query, source in sources.items()}
+        qrels.setdefault(file_of[split], {}).update(plain.qrels(split))
     new = {f"feedback-{content_hash(normal_text(one.query))}": one for one in judged}
-    asked = {normal_text(text) for text in plain.queries("train").values()}
-    # What train asks already stays there: dev would be of queries that were learned from.
-    fresh = [query for query, one in new.items() if normal_text(one.query) not in asked]
-    held = hold_out(fresh, _DEV_SHARE, "feedback") if len(fresh) > 1 else set()
+    # What train asks already stays there: held out, it would be known.
+    known = {normal_text(text) for text in texts.values()}
+    fresh = [query for query, one in new.items() if normal_text(one.query) not in known]
+    held = hold_out(fresh, _DEV_SHARE, "feedback") if len(fresh) > 1 and file_of["dev"] == "dev" else set()
     for query, one in new.items():
         texts[query] = one.query
-        qrels["dev" if query in held else "train"][query] = one.grades
+        qrels[file_of["dev" if query in held else "train"]][query] = one.grades
     counts = {"reports": reports, "train": len(new) - len(held), "dev": len(held)}
     write_variant(
         collection,
         folder,
-        (_record(query, text, sources.get(query)) for query, text in texts.items()),
+        ({"_id": query, "text": text} | about.get(query, {}) for query, text in texts.items()),
         qrels,
         {_START: start, "learned_by": "routerretriever learn", "counts": counts},
     )
-
-
-def _record(query: str, text: str, source: str | None) -> dict[str, Any]:
-    """A line of ``queries.jsonl``; queries that were written about one document stay together by its id."""
-    record: dict[str, Any] = {"_id": query, "text": text}
-    return record if source is None else record | {"metadata": {"source": source}}
 
 
 def _start(recipe: Recipe, path: str) -> str:
