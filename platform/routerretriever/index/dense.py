@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import faiss as faiss_module
@@ -91,8 +92,8 @@ def _hnsw(corpus: Corpus, settings: IndexSettings) -> Any:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that all corpora of a process share."""
-    return ThreadPoolExecutor(threads)
+    """Threads that all corpora of a process share. Each would have FAISS start as many of its own again."""
+    return ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
 class _Exact:
@@ -115,10 +116,16 @@ class _Exact:
             scores, rows = _nearest(queries, shard, depth, visible)
             return scores, np.where(rows >= 0, rows + start, -1)
 
+        def nearest_of(places: NDArray[np.int64]) -> list[tuple[Vectors, NDArray[np.int64]]]:
+            return [nearest(place) for place in places.tolist()]
+
+        found: Iterable[tuple[Vectors, NDArray[np.int64]]] = map(nearest, range(len(self.shards)))
+        if len(queries) < self._threads:
+            # FAISS spreads queries over its threads, so that a few of them would leave most idle.
+            parts = np.array_split(np.arange(len(self.shards)), self._threads)
+            found = chain.from_iterable(_pool(self._threads).map(nearest_of, parts))
         best = faiss.ResultHeap(len(queries), depth, keep_max=True)
-        # FAISS spreads queries over its threads, so that a few of them would leave most idle.
-        spread = _pool(self._threads).map if len(queries) < self._threads else map
-        for scores, rows in spread(nearest, range(len(self.shards))):
+        for scores, rows in found:
             best.add_result(scores, rows)
         best.finalize()
         return best.D, best.I
