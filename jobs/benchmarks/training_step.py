@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from routerretriever.adapters.lora import LoraSettings
+from routerretriever.adapters.lora import ALL_LINEAR, LoraSettings
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.datasets.collection import Collection
@@ -127,13 +127,14 @@ class Peer:
         self._model = SentenceTransformer(modules=modules)
         lora = training.adapter
         assert isinstance(lora, LoraSettings), "the peer trains LoRAs"
+        targets = list(lora.target_modules)
         self._model.add_adapter(
             LoraConfig(
                 task_type=TaskType.FEATURE_EXTRACTION,
                 r=lora.rank,
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
-                target_modules=list(lora.target_modules),
+                target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
             )
         )
         self._training = training
