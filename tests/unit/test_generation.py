@@ -19,6 +19,7 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import parse_settings
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
+from routerretriever.datasets.settings import DomainSettings
 from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError, WriterError
 from routerretriever.generation.filters import Draft, apply_filters, longest_run, reasons
@@ -32,6 +33,7 @@ from routerretriever.pipeline import documents as pipeline_documents
 from routerretriever.pipeline.documents import (
     add_from_documents,
     estimate_documents,
+    generation,
     import_documents,
     with_examples,
 )
@@ -369,6 +371,27 @@ def test_real_queries_become_dev_and_test_stays(tmp_path):
     assert there.queries("test") == collection.queries("test")
     assert there.qrels("test") == collection.qrels("test")
     assert list(there.queries("train").values()) == ["what else is there"]
+
+
+def test_the_new_folder_is_read_by_the_settings_of_the_old(tmp_path):
+    folder = write_collection(tmp_path / "fruit", WORDS["fruit"])
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "final.tsv")
+    own = DomainSettings(path="", test_split="final")
+    collection = open_collection("fruit", folder, own)
+    drafts = [draft("what else is there")]
+    made = write_generated(collection, real_queries(collection), drafts, tmp_path / "new", 0.2, {})
+    there = open_collection("new", made.folder, own)
+    assert there.split_hash("test") == collection.split_hash("test")
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_split_that_plays_test_has_no_room_for_generated_queries(tiny_data, split):
+    folder = tiny_data / "data" / "fruit"
+    (folder / "qrels" / "test.tsv").replace(folder / "qrels" / f"{split}.tsv")
+    domains = {"fruit": {"path": "fruit", "test_split": split, "expert": False}, "metal": {"path": "metal"}}
+    with pytest.raises(DatasetError, match=rf"^domains\.fruit\.test_split: {split} is test here") as error:
+        generation(tiny_recipe(tiny_data, domains=domains), "fruit")
+    assert f"rename {folder / 'qrels' / split}.tsv to test.tsv" in str(error.value)
 
 
 def test_nothing_left_is_said_with_the_reasons(documents, tmp_path):

@@ -1,4 +1,7 @@
-"""A collection with the documents of another, byte for byte, and queries of its own."""
+"""A collection with the documents of another, byte for byte, and queries of its own.
+
+Its judgement files have the names by which the other's settings look for them.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,13 @@ def write_variant(
             with (made / name).open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         for split, judged in qrels.items():
+            name = collection.settings.test_split if split == "test" else split
             rows = [
                 f"{query}\t{doc}\t{grade}\n" for query, own in judged.items() for doc, grade in own.items()
             ]
             if rows:
                 text = "query-id\tcorpus-id\tscore\n" + "".join(rows)
-                (made / "qrels" / f"{split}.tsv").write_text(text, encoding="utf-8")
+                (made / "qrels" / f"{name}.tsv").write_text(text, encoding="utf-8")
         text = json.dumps(provenance, indent=2, ensure_ascii=False)
         (made / PROVENANCE).write_text(text + "\n", encoding="utf-8")
         made.rename(folder)

@@ -84,7 +84,7 @@ def generation(recipe: Recipe, name: str) -> Generation:
 
     Raises:
         RecipeError: the recipe has no such domain.
-        DatasetError: its folder is missing.
+        DatasetError: its folder is missing, or its train or dev plays test.
     """
     if name not in recipe.domains:
         raise RecipeError(f"domains: no domain {name!r}; there are {', '.join(sorted(recipe.domains))}")
@@ -92,7 +92,16 @@ def generation(recipe: Recipe, name: str) -> Generation:
 
 
 def generation_for(recipe: Recipe, collection: Collection) -> Generation:
-    """The same for a collection that need not be in the recipe."""
+    """The same for a collection that need not be in the recipe.
+
+    Raises:
+        DatasetError: its train or dev plays test, so that there is no place for what is generated.
+    """
+    if (split := collection.settings.test_split) in ("train", "dev"):
+        raise DatasetError(
+            f"domains.{collection.name}.test_split: {split} is test here, and generated queries become train "
+            f"and dev; rename {collection.folder / 'qrels' / split}.tsv to test.tsv and leave test_split out"
+        )
     teacher = recipe.training.teacher
     return Generation(
         collection,

@@ -264,8 +264,7 @@ def write_learned(
 ) -> None:
     """Write a collection with more train and dev queries; test stays, and what each was written about.
 
-    Its files have the names by which the domain's settings look for them. Where dev plays test, dev is held
-    out of train when that is read, as it is of the domain's first collection.
+    Where dev plays test, dev is held out of train when that is read, as it is of the first collection.
 
     Args:
         collection: the domain's first.
@@ -275,8 +274,7 @@ def write_learned(
         start: the first collection, as the recipe names it.
     """
     plain = collection.uncut
-    test = plain.settings.test_split
-    file_of = {"train": "train", "dev": "train" if test == "dev" else "dev", "test": test}
+    has_dev = plain.settings.test_split != "dev"
     texts: dict[str, str] = {}
     about: dict[str, dict[str, object]] = {}
     qrels: dict[str, Qrels] = {}
@@ -284,15 +282,15 @@ def write_learned(
         texts |= plain.queries(split)
         sources = plain.require(split).sources
         about |= {query: {"metadata": {"source": source}} for query, source in sources.items()}
-        qrels.setdefault(file_of[split], {}).update(plain.qrels(split))
+        qrels.setdefault(split if has_dev or split != "dev" else "train", {}).update(plain.qrels(split))
     new = {f"feedback-{content_hash(normal_text(one.query))}": one for one in judged}
     # What train asks already stays there: held out, it would be known.
     known = {normal_text(text) for text in texts.values()}
     fresh = [query for query, one in new.items() if normal_text(one.query) not in known]
-    held = hold_out(fresh, _DEV_SHARE, "feedback") if len(fresh) > 1 and file_of["dev"] == "dev" else set()
+    held = hold_out(fresh, _DEV_SHARE, "feedback") if len(fresh) > 1 and has_dev else set()
     for query, one in new.items():
         texts[query] = one.query
-        qrels[file_of["dev" if query in held else "train"]][query] = one.grades
+        qrels["dev" if query in held else "train"][query] = one.grades
     counts = {"reports": reports, "train": len(new) - len(held), "dev": len(held)}
     write_variant(
         collection,
