@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # it would call home
 
+from routerretriever.runtime import progress
 from support.collections import write_collections
 from support.object_stores import gcs_bucket, gcs_server, s3_bucket, s3_server
 from support.runs import Run, build_finished, built_once, copy_artifacts, finished_recipe, run_recipe
@@ -38,6 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of remote artifacts and notes on checked files stay out of the home folder."""
     monkeypatch.setenv("ROUTERRETRIEVER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bars and log lines are for the next test as they were; a command run in this process sets them."""
+    monkeypatch.setattr(progress, "_quiet", progress.is_quiet())
+    before = list(progress.log.handlers), progress.log.propagate, progress.log.level
+    yield
+    progress.log.handlers[:], progress.log.propagate = before[:2]
+    progress.log.setLevel(before[2])
 
 
 @pytest.fixture

@@ -60,15 +60,9 @@ def test_direction_marks_never_reach_the_terminal():
 
 
 def test_plain_log_lines_carry_the_runs_id(capsys):
-    before = list(console.log.handlers), console.log.propagate
-    try:
-        console.set_up(quiet=True)
-        console.log.info("hello")
-        assert f"INFO run={console.RUN_ID} hello" in capsys.readouterr().err
-    finally:
-        console.set_up(quiet=False)
-        console.log.handlers[:], console.log.propagate = before
-        console.log.setLevel(logging.NOTSET)
+    console.set_up(quiet=True)
+    console.log.info("hello")
+    assert f"INFO run={console.RUN_ID} hello" in capsys.readouterr().err
 
 
 def test_a_quiet_log_is_never_silent_for_long_while_something_is_at_work(monkeypatch, caplog):

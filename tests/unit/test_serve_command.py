@@ -32,6 +32,12 @@ def own_handlers():
         signal.signal(number, handler)
 
 
+def receive(number):
+    """The signal, unless nothing would keep it from ending the process that runs the tests."""
+    assert callable(signal.getsignal(number)) or signal.getsignal(number) == signal.SIG_IGN
+    signal.raise_signal(number)
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """``serve``, with Ray and Serve replaced by notes of what they are asked for."""
@@ -53,15 +59,15 @@ def command(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("number", ENDING)
 def test_a_start_that_is_stopped_ends_with_one_line_and_leaves_nothing(command, number):
-    notes = command(lambda: signal.raise_signal(number))
+    notes = command(lambda: receive(number))
     assert notes == ["Ray started", "stopped before the service was ready", "Serve shut down"]
 
 
 def test_a_stop_whose_exception_is_swallowed_still_ends_the_service(command):
     def deploy():
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # a second one does not interrupt the end
+            receive(signal.SIGTERM)
+        receive(signal.SIGTERM)  # a second one does not interrupt the end
         return "http://here"
 
     assert command(deploy)[-2:] == ["shutting down", "Serve shut down"]
@@ -73,7 +79,7 @@ def test_a_terminal_that_is_gone_does_not_keep_serve_from_being_shut_down(comman
 
     def deploy():
         try:
-            signal.raise_signal(signal.SIGHUP)
+            receive(signal.SIGHUP)
         finally:
             raise OSError(5, "Input/output error")
 
@@ -96,8 +102,8 @@ def test_nohup_keeps_a_service_from_hanging_up(command):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def deploy():
-        signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGTERM)
+        receive(signal.SIGHUP)
+        receive(signal.SIGTERM)
 
     assert "stopped before the service was ready" in command(deploy)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -109,7 +115,7 @@ def test_a_closed_terminal_reaches_the_command_once_ray_is_there_and_not_rays_pr
     def connect():
         shown = "import signal; print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
         held.append(subprocess.check_output([sys.executable, "-c", shown], text=True).strip())
-        signal.raise_signal(signal.SIGHUP)
+        receive(signal.SIGHUP)
         held.append("Ray started")
 
     monkeypatch.setattr(run, "connect", connect)
@@ -129,7 +135,7 @@ def test_a_service_with_a_ray_of_its_own_does_not_give_way_to_other_programs(
     if set_by_user is None:
         monkeypatch.delenv(name)
     monkeypatch.setattr(run, "connect", lambda: seen.append(os.environ[name]))
-    command(lambda: signal.raise_signal(signal.SIGTERM))
+    command(lambda: receive(signal.SIGTERM))
     assert seen[0] == expected
 
 
@@ -150,7 +156,7 @@ def test_a_precision_that_this_machine_is_slow_in_is_told_once_at_the_start(comm
     monkeypatch.setattr(run.log, "warning", lambda text, *values: warnings.append(text % values))
     monkeypatch.setattr(machine, "vector_units", lambda: ["AVX2"])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    command(lambda: signal.raise_signal(signal.SIGTERM), engine={"precision": "int8"})
+    command(lambda: receive(signal.SIGTERM), engine={"precision": "int8"})
     told = "serving.engine.precision: int8 may be slower than fp32, since this CPU has no VNNI"
     assert warnings == [told]
 
