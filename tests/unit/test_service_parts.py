@@ -799,6 +799,8 @@ class FakeIndex:
     async def search(self, collection, queries, depths):
         if collection.corpus == "lost":
             raise ArtifactMissing("corpora/lost: not here")
+        if collection.corpus == "gone":
+            raise ConnectionError("the replica is gone")
         return [[Found(1.0, Document(f"d{int(query[0])}", "", ""))] for query in queries]
 
 
@@ -833,7 +835,10 @@ class World:
 
     async def validate(self, version):
         self.asked.append(version)
-        return self.bundles[version]
+        bundle = self.bundles[version]
+        if isinstance(bundle, Exception):
+            raise bundle
+        return bundle
 
     def released(self):
         return self.aliases["released"]
@@ -915,6 +920,33 @@ def test_a_refusal_whose_cause_may_pass_is_tried_again_by_itself_and_any_by_hand
         assert world.asked == [1, 2, 2]
         world.bundles[2] = GOOD
         ask_for_retry(world, world.recipe)
+        await controller.poll()
+        assert controller.desired().current.version == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("bundle", "told"),
+    [
+        (MemoryError("killed by the node"), "it could not be checked: MemoryError: killed by the node"),
+        (validated("one", {"gone": 1.0}), "it could not be checked: ConnectionError: the replica is gone"),
+    ],
+)
+def test_a_check_that_breaks_off_is_told_and_not_begun_again_at_every_poll(bundle, told):
+    async def main():
+        world = World(v1=GOOD, v2=bundle)
+        controller = world.controller(retry_seconds=60)
+        await controller.start()
+        world.aliases["released"] = 2
+        for _ in range(3):
+            await controller.poll()
+        assert world.asked == [1, 2]
+        assert (await controller.state())["refused"] == {2: told}
+        controller = world.controller()
+        await controller.start()  # with what was served last
+        assert controller.desired().current.version == 1
+        world.bundles[2], world.now = GOOD, 61
         await controller.poll()
         assert controller.desired().current.version == 2
 

@@ -20,7 +20,13 @@ import numpy as np
 
 from routerretriever.bundle.manifest import cut_collections
 from routerretriever.config.recipe import Recipe
-from routerretriever.errors import ArtifactMissing, BundleError, RouterRetrieverError, Unavailable
+from routerretriever.errors import (
+    ArtifactMissing,
+    BundleError,
+    RouterRetrieverError,
+    Unavailable,
+    failure_reason,
+)
 from routerretriever.hashing import content_hash
 from routerretriever.measures import measure
 from routerretriever.serving.ports import (
@@ -133,7 +139,7 @@ class ReleaseController:
 
     async def _served_before(self, version: int) -> Candidate | None:
         """What was served last, if it still can be."""
-        validated = await self._validate(version)
+        validated = await self._validated(version)
         if isinstance(validated, Rejection):
             return None
         return Candidate(self._release(version, validated), validated)
@@ -168,7 +174,7 @@ class ReleaseController:
 
     async def repair(self, version: int) -> None:
         """Have a served bundle's copy in storage checked, and fetched again if it is damaged."""
-        rejected = await self._validate(version)
+        rejected = await self._validated(version)
         if isinstance(rejected, Rejection):
             log.error("version %d cannot be repaired: %s", version, rejected.reason)
 
@@ -253,23 +259,33 @@ class ReleaseController:
     async def _prepare(self, version: int, present: Candidate | None) -> Candidate | None:
         """Validate a bundle, and start those of its experts that are not running; None if it is rejected."""
         signal = await self._retry_signal()
-        validated = await self._validate(version)
-        candidate, rejection = None, None
-        if isinstance(validated, Rejection):
-            rejection = validated
-        else:
-            candidate = Candidate(self._release(version, validated), validated)
-            if self._current_or_none is None and present and _base(present) != _base(candidate):
-                present = None  # a service that starts may have another base than the last time
-            rejection = await self.rejection_reason(candidate, present) or await self._start_experts(
-                candidate
-            )
-        self._metrics.releases.inc(1, {"outcome": "refused" if rejection else "let in"})
-        if rejection is not None:
-            self._rejected[version] = _Rejected(rejection, self._clock(), signal)
-            log.error("version %d is refused: %s", version, rejection.reason)
+        try:
+            checked = await self._checked(version, present)
+        except Exception as error:
+            checked = _not_checked(version, error)
+        outcome = "refused" if isinstance(checked, Rejection) else "let in"
+        self._metrics.releases.inc(1, {"outcome": outcome})
+        if isinstance(checked, Rejection):
+            self._rejected[version] = _Rejected(checked, self._clock(), signal)
+            log.error("version %d is refused: %s", version, checked.reason)
             return None
-        return candidate
+        return checked
+
+    async def _checked(self, version: int, present: Candidate | None) -> Candidate | Rejection:
+        validated = await self._validated(version)
+        if isinstance(validated, Rejection):
+            return validated
+        candidate = Candidate(self._release(version, validated), validated)
+        if self._current_or_none is None and present and _base(present) != _base(candidate):
+            present = None  # a service that starts may have another base than the last time
+        rejection = await self.rejection_reason(candidate, present) or await self._start_experts(candidate)
+        return rejection or candidate
+
+    async def _validated(self, version: int) -> ValidatedBundle | Rejection:
+        try:
+            return await self._validate(version)
+        except Exception as error:
+            return _not_checked(version, error)
 
     def _release(self, version: int, bundle: ValidatedBundle) -> Release:
         fingerprint = bundle.manifest["encoder_fingerprint"]
@@ -384,6 +400,12 @@ class ReleaseController:
     def _last_served(self) -> str:
         """Name of the note that says which version was last let in."""
         return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
+
+
+def _not_checked(version: int, error: Exception) -> Rejection:
+    """Of what went wrong on the way, as where a task has no memory: else it would be tried at every poll."""
+    log.error("version %d could not be checked", version, exc_info=error)
+    return Rejection(f"it could not be checked: {failure_reason(error)}", transient=True)
 
 
 def _base(candidate: Candidate) -> str:
