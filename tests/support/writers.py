@@ -22,6 +22,9 @@ class Endpoint:
         """Number of a request -> whether it gets a 500."""
         self.html = False
         self.status = 0
+        self.refuses: dict[str, str] = {}
+        """Field of a request -> the message of the 400 that it gets."""
+        self.finish_reason = "stop"
         self.hold: threading.Event | None = None
         """While it is there and not set, nothing is answered."""
         self.answer: Any = None
@@ -75,6 +78,9 @@ def endpoint(
                 self._send(200, "text/html; charset=utf-8", b"<html><body>Welcome</body></html>")
             elif told.status:
                 self._send(told.status, "application/json", b'{"error": {"message": "no"}}')
+            elif refused := next((name for name in told.refuses if name in body), None):
+                answer = {"error": {"message": told.refuses[refused], "param": refused}}
+                self._send(400, "application/json", json.dumps(answer).encode())
             elif told.fails(number):
                 self._send(500, "application/json", b'{"error": {"message": "broken"}}')
             elif reply is not None:
@@ -83,7 +89,12 @@ def endpoint(
                 prompt = body["messages"][-1]["content"]
                 content = told.answer(prompt) if told.answer else _words_of(prompt)
                 answer = {
-                    "choices": [{"message": {"role": "assistant", "content": content}}],
+                    "choices": [
+                        {
+                            "message": {"role": "assistant", "content": content},
+                            "finish_reason": told.finish_reason,
+                        }
+                    ],
                     "usage": {"total_tokens": told.tokens},
                 }
                 self._send(200, "application/json", json.dumps(answer).encode())

@@ -190,7 +190,7 @@ def test_an_interrupted_writer_goes_on_and_pays_for_nothing_twice(documents, tmp
 def test_answers_of_no_use_count_for_the_budget_in_all_later_runs(documents, tmp_path, inline):
     store = ArtifactStore.open(str(tmp_path / "storage"))
     with endpoint() as server:
-        server.answer = lambda prompt: "<think>let me"
+        server.answer = lambda prompt: " "
         own = settings(writer={"kind": "endpoint", "url": server.url, "model": "m", "token_budget": 2000})
         step = write_step(documents, choose(documents, RealQueries(), own), own)
         for _ in range(4):

@@ -195,8 +195,9 @@ def test_a_port_that_is_taken_and_storage_whose_package_is_missing(monkeypatch):
         taken.listen()
         assert doctor.check_port("127.0.0.1", taken.getsockname()[1])[0] is Verdict.NOTE
     assert doctor.check_port("127.0.0.1", 0)[0] is Verdict.OK
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    verdict, text = doctor.check_storage("s3://bucket/x")
+    with monkeypatch.context() as bare:
+        bare.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+        verdict, text = doctor.check_storage("s3://bucket/x")
     assert (verdict, "routerretriever[s3]" in text) == (Verdict.FAIL, True)
 
 

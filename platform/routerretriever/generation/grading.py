@@ -20,7 +20,7 @@ import pyarrow.parquet as parquet
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.errors import WriterError
 from routerretriever.generation.prompts import SHOWN, Prompt, most_tokens, seed_of, without_thoughts
-from routerretriever.generation.protocol import Answer, LanguageModel
+from routerretriever.generation.protocol import Answer, LanguageModel, remedy
 from routerretriever.generation.settings import ExtractSettings, WriterSettings
 from routerretriever.generation.writers import open_model
 from routerretriever.hashing import content_hash
@@ -203,12 +203,13 @@ class Judge:
             finally:
                 self._write(collection, [(pair, answer) for pair, answer in answers if not answer.problem])
             if answers and all(answer.problem for _, answer in answers):
-                problems = ", ".join(sorted({answer.problem for _, answer in answers}))
-                raise WriterError(
-                    f"{self.field}: none of {len(answers)} requests was answered ({problems}); check url and "
-                    "model (the url usually ends in /v1) and run the same command again: it asks only what "
-                    "is missing"
+                problems = sorted({answer.problem for _, answer in answers})
+                told = remedy(problems, "judging.max_tokens", self.field) or (
+                    "check url and model (the url usually ends in /v1) and run the same command again: it "
+                    "asks only what is missing"
                 )
+                found = f"none of {len(answers)} requests was answered ({', '.join(problems)})"
+                raise WriterError(f"{self.field}: {found}; {told}")
 
     def _open(self, spent: int) -> LanguageModel:
         return open_model(_at_temperature_0(self.writer), self.max_tokens, spent, self.field)

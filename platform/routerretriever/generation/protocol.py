@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from routerretriever.generation.prompts import Prompt, Request
 from routerretriever.types import Scores
+
+_THINKING = "still thinking"
+
+
+def still_thinking(tokens: int) -> str:
+    """The problem of an answer that ended, after so many tokens, before it had begun."""
+    return f"{_THINKING} after {tokens} tokens"
+
+
+def remedy(problems: Iterable[str], setting: str, writer: str) -> str | None:
+    """What to do if every answer ended before it had begun; None if they have failed otherwise.
+
+    Args:
+        problems: of all answers.
+        setting: how long an answer may be.
+        writer: where the model's settings stand in the recipe.
+    """
+    told = list(problems)
+    if not told or not all(problem.startswith(_THINKING) for problem in told):
+        return None
+    return (
+        f"raise {setting}, to 2000 perhaps, or keep the model from thinking, as by {writer}.extra_body: "
+        "{reasoning_effort: none}"
+    )
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from routerretriever.settings import EndpointAccess, Fraction, PoolSettings, Settings
 
 QueryType = Literal["question", "keywords", "claim", "title", "conversational", "examples"]
 """The form of a query; ``examples`` is the form of the user's own."""
 PLAIN_TYPES: tuple[QueryType, ...] = get_args(QueryType)[:-1]
+_OURS = ("api_key", "messages", "model", "n", "stream")
 DEFAULT_MODEL = "SmolLM2-135M"
 """The local model that a package carries, so that it needs no model hub."""
 
@@ -34,10 +43,21 @@ class EndpointSettings(EndpointAccess):
     """Tokens, read and written, that may be spent on a collection; unlimited by default."""
     temperature: NonNegativeFloat = 0.7
     """How freely the model chooses its words."""
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further fields of every request, as ``{reasoning_effort: none}``, which keeps many models from thinking
+    aloud. ``null`` leaves a field out that is sent otherwise: ``temperature``, ``seed`` or ``max_tokens``."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leave_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(body.keys() & set(_OURS)):
+            raise ValueError(f"{', '.join(taken)}: not to be set here; leave it out")
+        return body
 
     def identity(self) -> dict[str, Any]:
         """What the queries depend on; where the model runs is not part of it."""
-        return self.model_dump(include={"kind", "model", "temperature"})
+        more = {"extra_body"} if self.extra_body else set()
+        return self.model_dump(include={"kind", "model", "temperature"} | more)
 
 
 class LocalSettings(Settings):
@@ -166,7 +186,7 @@ class GenerationSettings(PoolSettings):
     document_words: PositiveInt = 180
     """The writer reads so many words of a document."""
     max_query_tokens: PositiveInt = 32
-    """The writer writes at most so many tokens."""
+    """The writer writes at most so many tokens; models that think aloud need more."""
     shard_size: PositiveInt = 80
     """Queries in one shard, the unit of work that is kept when a run stops."""
     seed: int = 0

@@ -20,7 +20,7 @@ from routerretriever.errors import WriterError
 from routerretriever.generation.drafts import MANY, Answered, Drafts, answer_table, new_file, writer_failed
 from routerretriever.generation.filters import Draft
 from routerretriever.generation.prompts import PROMPT_VERSION, Request
-from routerretriever.generation.protocol import Writer, Written
+from routerretriever.generation.protocol import Writer, Written, remedy
 from routerretriever.generation.settings import EndpointSettings, GenerationSettings, VllmSettings
 from routerretriever.generation.vllm import engine_pool
 from routerretriever.generation.writers import open_writer
@@ -202,6 +202,8 @@ def require_answer(answers: Sequence[Written]) -> None:
     Raises:
         WriterError: so it is.
     """
+    if told := _remedy(answers):
+        raise WriterError(f"generation.writer: the model was {_problems(answers)}; {told}")
     if all(one.problem and not one.tokens for one in answers):
         raise WriterError(
             f"generation.writer: a trial call failed in all its attempts ({_problems(answers)}); check url "
@@ -216,15 +218,22 @@ def _require_any(answers: Sequence[Written]) -> None:
         WriterError: so it is.
     """
     if writer_failed(answers):
+        told = _remedy(answers) or (
+            "mend the writer, or wait for it, and run the same command again: what was written is kept"
+        )
         raise WriterError(
             f"generation.writer: none of {len(answers)} requests in a row gave a query "
-            f"({_problems(answers)}); mend the writer, or wait for it, and run the same command again: "
-            "what was written is kept"
+            f"({_problems(answers)}); {told}"
         )
 
 
 def _cut(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
     return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+
+def _remedy(answers: Sequence[Written]) -> str | None:
+    problems = [one.problem for one in answers]
+    return remedy(problems, "generation.max_query_tokens", "generation.writer")
 
 
 def _problems(answers: Sequence[Written]) -> str:

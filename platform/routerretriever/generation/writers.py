@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from routerretriever.errors import WriterError
 from routerretriever.generation.prompts import Request, clean, prompt_for
-from routerretriever.generation.protocol import LanguageModel, Writer, Written
+from routerretriever.generation.protocol import LanguageModel, Writer, Written, still_thinking
 from routerretriever.generation.settings import (
     EndpointSettings,
     ExtractSettings,
@@ -81,7 +81,10 @@ class ModelWriter:
         prompts = [prompt_for(request, self._settings) for request in requests]
         for number, answer in self.model.answer(prompts):
             query = clean(answer.text)
-            problem = answer.problem or ("" if query else "empty answer")
+            problem = answer.problem
+            if not query and not problem:
+                thought = "<think>" in answer.text
+                problem = still_thinking(self._settings.max_query_tokens) if thought else "empty answer"
             yield number, Written(query, answer.tokens, problem, answer.passing)
 
 
