@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pptx import Presentation
 from routerretriever.cli.main import app
 from routerretriever.datasets.collection import Collection
 from routerretriever.datasets.importing import import_data
@@ -594,6 +595,52 @@ def docx(path, heading, *paragraphs):
         archive.writestr("word/styles.xml", f"<w:styles {word}>{styles}</w:styles>")
 
 
+def pptx(path):
+    """Two slides: a text with notes, and a table."""
+    slides = Presentation()
+    first = slides.slides.add_slide(slides.slide_layouts[1])
+    first.shapes.title.text, first.placeholders[1].text = "Oven care", "Clean it weekly."
+    first.notes_slide.notes_text_frame.text = "Mention the warranty."
+    second = slides.slides.add_slide(slides.slide_layouts[5])
+    second.shapes.title.text = "Heat"
+    table = second.shapes.add_table(1, 2, 0, 5_000_000, 1000, 1000).table
+    table.cell(0, 0).text, table.cell(0, 1).text = "bread", "230"
+    slides.save(path)
+
+
+def epub(path):
+    """A book of one chapter."""
+    package = "http://www.idpf.org/2007/opf"
+    container = "urn:oasis:names:tc:opendocument:xmlns:container"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml",
+            f'<container xmlns="{container}"><rootfiles><rootfile full-path="a.opf"/></rootfiles>'
+            "</container>",
+        )
+        archive.writestr(
+            "a.opf",
+            f'<package xmlns="{package}"><metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>Baking'
+            '</dc:title></metadata><manifest><item id="c" href="c.xhtml" media-type="application/xhtml+xml"/>'
+            '</manifest><spine><itemref idref="c"/></spine></package>',
+        )
+        archive.writestr("c.xhtml", "<html><body><h1>Dough</h1><p>Knead it.</p></body></html>")
+
+
+def test_slides_and_books_are_documents(tmp_path):
+    source = write(tmp_path / "a", **{"b.md": "text"})
+    pptx(source / "oven.pptx")
+    epub(source / "book.epub")
+    imported = import_data(source, tmp_path / "b")
+    found = {one.id: one for one in Collection("b", imported.folder).documents()}
+    assert found["oven.pptx"].title == "Oven care"
+    assert found["oven.pptx"].text == (
+        "Clean it weekly.\n\n### Notes:\nMention the warranty.\n\n# Heat\n| bread | 230 |\n| --- | --- |"
+    )
+    assert found["book.epub"].title == "Baking"
+    assert found["book.epub"].text.endswith("# Dough\n\nKnead it.")
+
+
 def test_a_folder_of_files_gives_documents_with_their_titles(tmp_path):
     page = "<html><body><h1>Flour</h1><p>Rye &amp; wheat.</p><script>no()</script></body></html>"
     source = write(
@@ -700,7 +747,7 @@ def test_long_files_become_passages_that_know_their_file(tmp_path):
     assert {word for one in found for word in one.text.split()} == set(text.split())
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "a.docx"])
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.pptx", "a.epub"])
 @pytest.mark.parametrize("data", [b"\0", b"%PDF-1.4 and no more", b"PK\x03\x04 and no more"])
 def test_a_broken_file_is_named_and_leaves_nothing(tmp_path, name, data):
     with pytest.raises(DatasetError, match=f"{name}: cannot be converted"):
@@ -1041,7 +1088,7 @@ def test_no_rows_make_an_import_fail_but_by_an_error_of_ours(tmp_path_factory, r
 @FUZZ
 @given(
     st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace")),
-    st.sampled_from(["a.pdf", "a.docx", "a.html", "a.rst", "topics.txt", "qrels.txt"]),
+    st.sampled_from(["a.pdf", "a.docx", "a.pptx", "a.epub", "a.html", "a.rst", "topics.txt", "qrels.txt"]),
     st.sampled_from([b"", b"%PDF-1.4\n", b"PK\x03\x04", b"<html>", b"<top>\n<num>", b"<topic number='1'>",
                      b"1 0 2 3\n"]),
 )  # fmt: skip

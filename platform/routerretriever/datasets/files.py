@@ -101,7 +101,10 @@ def file_hint(path: Path) -> str:
 
 def import_hint(folder: Path) -> str:
     """Which import command to type for what lies in a folder, if it looks like data; else nothing."""
-    known = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".trec", ".md", ".txt", ".html", ".pdf", ".docx")
+    known = (
+        ".parquet", ".csv", ".tsv", ".jsonl", ".json", ".trec",
+        ".md", ".txt", ".html", ".pdf", ".docx", ".pptx", ".epub",
+    )  # fmt: skip
     if not folder.is_dir():
         return ""
     there = sorted(

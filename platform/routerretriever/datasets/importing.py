@@ -45,6 +45,7 @@ from routerretriever.hashing import file_hash
 
 _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """Columns of row numbers, as pandas writes them."""
+_SLIDE = re.compile(r"<!-- Slide number: \d+ -->\n?")
 _HEADING = re.compile(r"\s*(?:#\s+(.+)|(?:={3,}[ \t]*\r?\n)?[ \t]*(\S.*)\r?\n={3,}[ \t]*(?=\r?\n|$))")
 """What a text begins with: ``# Title``, or a title underlined as Markdown and reStructuredText do."""
 _ENCODING = re.compile(rb"(?i)<(?:meta[^>]*?charset|\?xml[^>]*?encoding)\s*=\s*[\"']?\s*([\w.:-]+)")
@@ -411,12 +412,13 @@ def _pdf_text(path: Path) -> str:
 def _markdown(path: Path) -> tuple[str, str]:
     from markitdown import MarkItDown, StreamInfo
 
-    if suffix(path) == ".docx" and not is_zipfile(path):
-        raise ValueError("no Word file")  # it would be read as plain text
-    encoding = "utf-8" if suffix(path) == ".ipynb" else _declared_encoding(path)
+    kind = suffix(path)
+    if kind in sources.ZIPPED_TEXTS and not is_zipfile(path):
+        raise ValueError(f"no {kind[1:]} file, or one with a password")  # it would be read as plain text
+    encoding = "utf-8" if kind == ".ipynb" else _declared_encoding(path)
     told = StreamInfo(charset=encoding)  # without it the encoding is guessed
     found = MarkItDown(enable_plugins=False).convert_local(str(path), stream_info=told)
-    return str(found.text_content), str(found.title or "")
+    return _SLIDE.sub("", str(found.text_content)), str(found.title or "")
 
 
 def _declared_encoding(path: Path) -> str | None:

@@ -32,7 +32,9 @@ Role = Literal[
 """``numbered texts`` are lines of id, tab, text (MS MARCO); ``questions`` is SQuAD's nesting; a
 ``question set`` holds queries, corpus and relevant documents as objects by id (LlamaIndex)."""
 
-TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst", ".ipynb")
+ZIPPED_TEXTS = (".docx", ".pptx", ".epub")
+"""Files of texts that are zip files."""
+TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", *ZIPPED_TEXTS, ".rst", ".ipynb")
 IDS = (
     "_id",
     "id",
@@ -327,7 +329,7 @@ def _split_in(named: str) -> str | None:
 
 
 def _first_lines(path: Path) -> list[str]:
-    if suffix(path) in (".parquet", ".arrow", ".pdf", ".docx"):
+    if suffix(path) in (".parquet", ".arrow", ".pdf", *ZIPPED_TEXTS):
         return []
     return [raw.decode(errors="replace") for _, raw in islice(read_lines(path, raise_error), 10)]
 
