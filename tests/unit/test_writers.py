@@ -167,6 +167,11 @@ def test_more_fields_are_sent_and_ours_can_be_left_out():
     asked = server.requests[0]
     assert (asked["reasoning_effort"], asked["max_completion_tokens"]) == ("none", 500)
     assert "max_tokens" not in asked
+    with (
+        endpoint() as server,
+        pytest.raises(WriterError, match="token_budget"),
+    ):  # what such an answer may take
+        dict(writer(server.url, extra_body=extra, token_budget=600).write(REQUESTS[:1]))
     plain = EndpointSettings(kind="endpoint", url=server.url, model="m")
     assert plain.model_copy(update={"extra_body": extra}).identity() != plain.identity()
     with pytest.raises(ValueError, match="api_key, stream: not to be set here"):

@@ -54,7 +54,8 @@ class EndpointModel:
     def __init__(self, endpoint: EndpointSettings, max_tokens: int, spent: int, field: str) -> None:
         """Nothing is asked yet; see ``open_model``."""
         self._endpoint = endpoint
-        self._max_tokens = max_tokens
+        own = (endpoint.extra_body.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        self._max_tokens = max([max_tokens, *(tokens for tokens in own if isinstance(tokens, int))])
         self._field = field
         self._budget = Budget(endpoint.token_budget, spent, field)
         self._refused = set[str]()
