@@ -58,7 +58,7 @@ class TrainingSettings(Settings):
     """Passes over the train queries at most."""
     evaluate_every: PositiveInt = 20
     """Steps between two evaluations on dev."""
-    patience: PositiveInt = 5
+    patience: PositiveInt = 10
     """Evaluations on dev without a new best nDCG@10 before training stops."""
     dev_queries: PositiveInt = 400
     """At most this many dev queries are used for early stopping (a fixed sample): an evaluation should cost
