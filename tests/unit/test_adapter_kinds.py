@@ -225,16 +225,20 @@ def test_settings_need_no_torch():
 @pytest.mark.parametrize(
     ("training", "expected"),
     [
-        (TrainingSettings(), "547169ebec64ca1d"),
+        (TrainingSettings(patience=5), "547169ebec64ca1d"),
         (
-            TrainingSettings(adapter=LoraSettings(rank=4, target_modules=("query",)), max_steps=20),
+            TrainingSettings(
+                adapter=LoraSettings(rank=4, target_modules=("query",)), max_steps=20, patience=5
+            ),
             "73b6f9443125802c",
         ),
-        (TrainingSettings(adapter=PrefixSettings(length=5)), "8ed239183a19d3df"),
+        (TrainingSettings(adapter=PrefixSettings(length=5), patience=5), "8ed239183a19d3df"),
     ],
 )
 def test_experts_keep_the_keys_of_the_first_release(training, expected):
-    """Hashes that the first release computed: with another one, what is stored would be trained again."""
+    """Hashes that the first release computed: with another one, what is stored would be trained again.
+
+    Its ``patience`` was 5."""
     assert content_hash(training.plain().identity()) == expected
 
 
