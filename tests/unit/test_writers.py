@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
@@ -22,6 +23,7 @@ from routerretriever.generation.settings import (
 )
 from routerretriever.generation.step import write_step
 from routerretriever.generation.writers import open_writer
+from routerretriever.runtime.progress import log
 from support.collections import WORDS, write_collection
 from support.writers import endpoint, write_language_model
 
@@ -118,7 +120,7 @@ def test_a_document_that_is_refused_is_a_problem_of_the_row():
     assert written[0].problem == "refused (status 400)"
 
 
-def test_fields_that_a_model_does_not_take_are_left_out_for_good(caplog):
+def test_fields_that_a_model_does_not_take_are_left_out_for_good():
     """As the models of OpenAI that reason refuse them."""
     with endpoint() as server:
         server.refuses = {
@@ -134,7 +136,9 @@ def test_fields_that_a_model_does_not_take_are_left_out_for_good(caplog):
     assert server.requests[-1]["max_completion_tokens"] == server.requests[0]["max_tokens"]
 
 
-def test_threads_that_meet_the_same_refusal_all_go_on():
+def test_threads_that_meet_the_same_refusal_all_go_on(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, log.name)
     with endpoint() as server:
         server.refuses = {
             name: f"Unrecognized request argument supplied: {name}"
@@ -143,6 +147,10 @@ def test_threads_that_meet_the_same_refusal_all_go_on():
         written = dict(writer(server.url, concurrency=6).write(REQUESTS))
     assert all(one.query for one in written.values())
     assert server.requests[-1].keys() == {"model", "messages", "temperature"}
+    told = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert sorted(told) == [
+        f"m takes no {name}; it is asked without" for name in ("max_completion_tokens", "max_tokens", "seed")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -60,6 +61,7 @@ class EndpointModel:
         self._budget = Budget(endpoint.token_budget, spent, field)
         self._refused = set[str]()
         """Fields that the model does not take."""
+        self._learning = Lock()
 
     def check(self) -> None:
         """Make sure that there is a key."""
@@ -150,9 +152,11 @@ class EndpointModel:
             return False
         for name in _OPTIONAL.keys() & body.keys() - self._endpoint.extra_body.keys():
             if re.search(rf"\b{name}\b", response.text):
-                if name not in self._refused:
-                    log.info("%s: %s takes no %s", self._endpoint.url, self._endpoint.model, name)
-                self._refused.add(name)
+                with self._learning:
+                    if name not in self._refused:
+                        told = "%s: %s takes no %s; it is asked without"
+                        log.info(told, self._endpoint.url, self._endpoint.model, name)
+                    self._refused.add(name)
                 return True
         return False
 
