@@ -101,6 +101,7 @@ def test_nobody_there_is_a_problem_of_the_row():
     [
         (401, "refused a request without a key"),
         (402, "wants to be paid first.*run the same command again"),
+        (403, r"refused a request without a key \(status 403: no\); mend that, or set key_variable"),
         (404, "ends in /v1"),
     ],
 )

@@ -22,7 +22,7 @@ _LONGEST_PAUSE = 20.0
 _FIRST_PAUSE = 0.25
 _FIRST_PAUSE_AT_LIMIT = 2.0
 """Limits are counted by the second or the minute."""
-_NO_CREDIT, _LIMIT = 402, 429
+_NO_CREDIT, _FORBIDDEN, _LIMIT = 402, 403, 429
 _TRANSIENT_STATUSES = {408, 409, 425, _LIMIT}
 
 
@@ -95,9 +95,13 @@ def key_refused(response: httpx.Response, url: str, variable: str | None, field:
             f"{field}: {url} wants to be paid first (status {_NO_CREDIT}); add credit there and run the same "
             "command again: what was answered is kept"
         )
-    if response.status_code not in (401, 403):
+    if response.status_code not in (401, _FORBIDDEN):
         return None
     held = f"the key in {variable}" if variable else "a request without a key"
+    if response.status_code == _FORBIDDEN and media_type(response) == "application/json":
+        # Not always for the key: of a model that it may not use, or a place that is not served.
+        reason = " ".join(reason_told(response).split())
+        return f"{field}: {url} refused {held} (status 403: {reason}); mend that, or set key_variable"
     return f"{field}: {url} refused {held} (status {response.status_code}); set key_variable to a good one"
 
 
