@@ -20,6 +20,10 @@ from routerretriever.errors import DatasetError
 
 _BUFFER = 1 << 18
 SUFFIXES = ("", ".gz", ".zst")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
+ZIPPED_TEXTS = (".docx", ".pptx", ".epub")
+"""Files of texts that are zip files."""
+TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", *ZIPPED_TEXTS, ".rst", ".ipynb")
 DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, OSError)  # a damaged gzip file is an OSError
 _GZIP, _ZSTD, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -101,10 +105,7 @@ def file_hint(path: Path) -> str:
 
 def import_hint(folder: Path) -> str:
     """Which import command to type for what lies in a folder, if it looks like data; else nothing."""
-    known = (
-        ".parquet", ".csv", ".tsv", ".jsonl", ".json", ".trec",
-        ".md", ".txt", ".html", ".pdf", ".docx", ".pptx", ".epub",
-    )  # fmt: skip
+    known = (*TABLES, *TEXT_FILES, ".trec")
     if not folder.is_dir():
         return ""
     there = sorted(

@@ -21,7 +21,7 @@ from zipfile import is_zipfile
 from routerretriever.datasets import sources, trec
 from routerretriever.datasets.archives import unpacked
 from routerretriever.datasets.checking import check_collection
-from routerretriever.datasets.files import SPLIT_WORDS, known_split
+from routerretriever.datasets.files import SPLIT_WORDS, ZIPPED_TEXTS, known_split
 from routerretriever.datasets.pairs import PairColumns
 from routerretriever.datasets.passages import cut
 from routerretriever.datasets.reading import HIGHEST_GRADE, Record, mend
@@ -413,7 +413,7 @@ def _markdown(path: Path) -> tuple[str, str]:
     from markitdown import MarkItDown, StreamInfo
 
     kind = suffix(path)
-    if kind in sources.ZIPPED_TEXTS and not is_zipfile(path):
+    if kind in ZIPPED_TEXTS and not is_zipfile(path):
         raise ValueError(f"no {kind[1:]} file, or one with a password")  # it would be read as plain text
     encoding = "utf-8" if kind == ".ipynb" else _declared_encoding(path)
     told = StreamInfo(charset=encoding)  # without it the encoding is guessed

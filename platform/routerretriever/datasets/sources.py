@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from routerretriever.datasets import trec
-from routerretriever.datasets.files import known_split, read_lines
+from routerretriever.datasets.files import TABLES, TEXT_FILES, ZIPPED_TEXTS, known_split, read_lines
 from routerretriever.datasets.issues import raise_error
-from routerretriever.datasets.tables import TABLES, columns_of, suffix
+from routerretriever.datasets.tables import columns_of, suffix
 from routerretriever.errors import DatasetError
 
 Role = Literal[
@@ -32,9 +32,6 @@ Role = Literal[
 """``numbered texts`` are lines of id, tab, text (MS MARCO); ``questions`` is SQuAD's nesting; a
 ``question set`` holds queries, corpus and relevant documents as objects by id (LlamaIndex)."""
 
-ZIPPED_TEXTS = (".docx", ".pptx", ".epub")
-"""Files of texts that are zip files."""
-TEXT_FILES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf", *ZIPPED_TEXTS, ".rst", ".ipynb")
 IDS = (
     "_id",
     "id",

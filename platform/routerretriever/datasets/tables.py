@@ -29,7 +29,6 @@ from routerretriever.datasets.issues import raise_error, refuse
 from routerretriever.datasets.reading import mend, parse_json, parse_object
 from routerretriever.errors import DatasetError, first_line
 
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
 _LISTS = ("data", "rows", "items", "records", "examples", "questions", "entries")
 """What an object calls its list of rows."""
 _SAMPLE = 1 << 20

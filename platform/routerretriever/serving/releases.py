@@ -272,7 +272,7 @@ class ReleaseController:
         return checked
 
     async def _checked(self, version: int, present: Candidate | None) -> Candidate | Rejection:
-        validated = await self._validated(version)
+        validated = await self._validate(version)
         if isinstance(validated, Rejection):
             return validated
         candidate = Candidate(self._release(version, validated), validated)
