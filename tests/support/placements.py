@@ -63,7 +63,8 @@ def watched(nodes: dict[str, str]) -> Iterator[dict[str, set[str]]]:
     def watch() -> None:
         while not ended.wait(0.2):
             for actor in state.actor_table(None).values():
-                if kind := nodes.get(actor["Address"]["NodeID"]):
+                # The address of one that waits is that of the machine which looks for its place.
+                if actor["State"] == "ALIVE" and (kind := nodes.get(actor["Address"]["NodeID"])):
                     seen[actor["ActorClassName"]].add(kind)
 
     watching = threading.Thread(target=watch)
