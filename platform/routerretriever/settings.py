@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -11,11 +12,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeFloat,
     PlainSerializer,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    field_validator,
 )
 
 from routerretriever.errors import without_secrets
@@ -103,6 +106,23 @@ class EndpointAccess(Settings):
     """Seconds that an answer may take."""
     attempts: PositiveInt = 5
     """How often a request is sent before it counts as failed."""
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further fields of every request, for what this server alone knows. ``null`` leaves a field out that is
+    sent otherwise."""
+
+    _OURS: ClassVar[frozenset[str]] = frozenset({"api_key", "model"})
+    """Fields of a request that ``extra_body`` may not set."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leave_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(body.keys() & cls._OURS):
+            raise ValueError(f"{', '.join(taken)}: not to be set here; leave it out")
+        return body
+
+    def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request's body with the fields of ``extra_body``, without those that are ``null``."""
+        return {name: value for name, value in {**body, **self.extra_body}.items() if value is not None}
 
 
 def amount(cpus: float, gpus: float) -> str:

@@ -105,6 +105,18 @@ def test_scores_come_in_the_order_of_the_documents_some_requests_at_a_time(api, 
         assert {body["model"] for body in server.requests} == {"m"}
 
 
+def test_more_fields_are_sent_and_ours_can_be_left_out():
+    extra = {"truncate_prompt_tokens": -1, "top_n": None}
+    with endpoint("rerank", cohere) as server:
+        asked(server, extra_body=extra).score(QUESTIONS[:1])
+        plain = EndpointTeacher(kind="endpoint", url=server.url, model="m")
+        with pytest.raises(ValueError, match="documents, model: not to be set here"):
+            asked(server, extra_body={"model": "n", "documents": [], "top_k": 3})
+    assert server.requests[0]["truncate_prompt_tokens"] == -1
+    assert "top_n" not in server.requests[0]
+    assert plain.model_copy(update={"extra_body": extra}).identity() != plain.identity()
+
+
 def test_an_endpoint_that_fails_half_of_the_time_gives_every_score():
     with endpoint("rerank", cohere) as server:
         server.fails = lambda number: number % 2 == 0
@@ -120,7 +132,7 @@ def test_an_endpoint_that_fails_half_of_the_time_gives_every_score():
         ({"status": 401}, r"refused a request without a key \(status 401\)"),
         ({"status": 402}, r"wants to be paid first \(status 402\)"),
         ({"status": 404}, r"reranks nothing.*give the API's root, without /rerank"),
-        ({"status": 422}, r"refused a request \(status 422: .*batch_size lower"),
+        ({"status": 422}, r"refused a request \(status 422: .*batch_size lower.*truncate_prompt_tokens"),
     ],
     ids=str,
 )

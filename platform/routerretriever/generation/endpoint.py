@@ -143,8 +143,7 @@ class EndpointModel:
             if instead is not None and instead not in refused:
                 options[instead] = value
         own = {"model": self._endpoint.model, "messages": prompt.messages}
-        body = {**own, **options, **self._endpoint.extra_body}
-        return {name: value for name, value in body.items() if value is not None}
+        return self._endpoint.complete(own | options)
 
     def _has_learned(self, response: httpx.Response, body: dict[str, Any]) -> bool:
         """Whether the model has refused a field of this request that it can be asked without."""

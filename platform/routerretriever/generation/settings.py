@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     Field,
@@ -19,7 +19,6 @@ from routerretriever.settings import EndpointAccess, Fraction, PoolSettings, Set
 QueryType = Literal["question", "keywords", "claim", "title", "conversational", "examples"]
 """The form of a query; ``examples`` is the form of the user's own."""
 PLAIN_TYPES: tuple[QueryType, ...] = get_args(QueryType)[:-1]
-_OURS = ("api_key", "messages", "model", "n", "stream")
 DEFAULT_MODEL = "SmolLM2-135M"
 """The local model that a package carries, so that it needs no model hub."""
 
@@ -47,12 +46,7 @@ class EndpointSettings(EndpointAccess):
     """Further fields of every request, as ``{reasoning_effort: none}``, which keeps many models from thinking
     aloud. ``null`` leaves a field out that is sent otherwise: ``temperature``, ``seed`` or ``max_tokens``."""
 
-    @field_validator("extra_body")
-    @classmethod
-    def _leave_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(body.keys() & set(_OURS)):
-            raise ValueError(f"{', '.join(taken)}: not to be set here; leave it out")
-        return body
+    _OURS: ClassVar[frozenset[str]] = EndpointAccess._OURS | {"messages", "n", "stream"}
 
     def identity(self) -> dict[str, Any]:
         """What the queries depend on; where the model runs is not part of it."""

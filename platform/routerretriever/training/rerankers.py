@@ -193,13 +193,15 @@ class EndpointReranker:
     def _body(self, part: Candidates) -> dict[str, Any]:
         documents = list(part.documents)
         if self._settings.api == "tei":
-            return {"query": part.query, "texts": documents, "raw_scores": True, "truncate": True}
-        return {
-            "model": self._settings.model,
-            "query": part.query,
-            "documents": documents,
-            "top_n": len(documents),
-        }
+            own = {"query": part.query, "texts": documents, "raw_scores": True, "truncate": True}
+        else:
+            own = {
+                "model": self._settings.model,
+                "query": part.query,
+                "documents": documents,
+                "top_n": len(documents),
+            }
+        return self._settings.complete(own)
 
     def _headers(self) -> dict[str, str]:
         return key_header(self._settings.key_variable, "training.teacher.key_variable", TeacherError)
@@ -215,5 +217,6 @@ class EndpointReranker:
             )
         return (
             f"training.teacher: {self._url} refused a request (status {status}: {reason_told(response)!r}); "
-            "check api and model, or set batch_size lower"
+            "check api and model, or set batch_size lower; a server that refuses long documents may cut them "
+            "if asked to, as vLLM by extra_body: {truncate_prompt_tokens: -1}"
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, JsonValue, PositiveInt
 
 from routerretriever.hashing import content_hash, file_hash
 from routerretriever.settings import EndpointAccess, PoolSettings
@@ -69,6 +69,12 @@ class EndpointTeacher(TeacherSettings, EndpointAccess):
     model: Annotated[str, Field(min_length=1)]
     """The name by which the endpoint knows the model. Text Embeddings Inference has one model and is not
     asked for it by name; but scores are kept under this name."""
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further fields of every request, as ``{truncate_prompt_tokens: -1}``, by which vLLM cuts documents that
+    are longer than its model reads, rather than refuse them. ``null`` leaves a field out that is sent
+    otherwise: ``top_n``, ``raw_scores`` or ``truncate``."""
+
+    _OURS: ClassVar[frozenset[str]] = EndpointAccess._OURS | {"query", "documents", "texts"}
 
     @property
     def pool(self) -> PoolSettings:
@@ -77,7 +83,8 @@ class EndpointTeacher(TeacherSettings, EndpointAccess):
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on; where the model runs is not part of it."""
-        return self.model_dump(include={"kind", "depth", "api", "model"})
+        more = {"extra_body"} if self.extra_body else set()
+        return self.model_dump(include={"kind", "depth", "api", "model"} | more)
 
 
 AnyTeacherSettings = Annotated[CrossEncoderTeacher | EndpointTeacher, Field(discriminator="kind")]
