@@ -20,6 +20,7 @@ from routerretriever.config.loading import parse_settings
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import open_collection
 from routerretriever.datasets.settings import DomainSettings
+from routerretriever.datasets.texts import first_words, words
 from routerretriever.datasets.variant import read_provenance
 from routerretriever.errors import DatasetError, RecipeError, WriterError
 from routerretriever.generation.filters import Draft, apply_filters, longest_run, reasons
@@ -115,6 +116,31 @@ def test_a_teacher_is_asked_about_what_the_round_trip_keeps_and_may_drop_it():
     assert asked == ["apple", "disliked", "plum"]
     assert found[0].rank == 7
     assert reasons(apply_filters(drafts, [], own, ranks)) == {"source not found": 1}
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ("蜜蜂怎样在冬天保暖？", ""),
+        ("ผึ้งอบอุ่นได้อย่างไรในฤดูหนาว", ""),
+        ("蜂", "too short"),
+        ("蜜蜂怎样在冬天保暖" * 10, "too long"),
+        ("保暖保暖保暖保暖保暖保暖", "repeats itself"),
+        ("群在冬天会聚成一团并用飞行肌颤抖取", "copied"),
+    ],
+)
+def test_words_are_counted_where_there_are_no_spaces(query, problem):
+    text = "蜂群在冬天会聚成一团，并用飞行肌颤抖取暖。外面的蜜蜂轮流进入中间。"
+    if "ผ" in query:
+        text = "ในฤดูหนาวผึ้งจะรวมกลุ่มกันและสั่นกล้ามเนื้อปีกเพื่อสร้างความร้อน"
+    written = Draft(Request("d", "question", text.replace("，", "")), query)
+    assert [one.problem for one in apply_filters([written], [], FilterSettings(), None)] == [problem]
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x0DFF)), st.integers(0, 9))
+def test_words_are_what_stands_between_spaces(text, count):
+    assert words(text) == text.split()
+    assert first_words(text, count) == " ".join(text.split()[:count])
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))

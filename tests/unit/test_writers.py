@@ -13,7 +13,15 @@ from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import WriterError
 from routerretriever.generation.drafts import answer_table
 from routerretriever.generation.local import model_files
-from routerretriever.generation.prompts import Request, chat, clean, continuation, ending, shorten
+from routerretriever.generation.prompts import (
+    Request,
+    chat,
+    clean,
+    continuation,
+    ending,
+    estimated_tokens,
+    shorten,
+)
 from routerretriever.generation.settings import (
     EndpointSettings,
     Example,
@@ -312,6 +320,8 @@ def test_the_extracting_writer_needs_no_model():
         ("**plum jam**", "plum jam"),
         ("```text\nplum jam\n```", "plum jam"),
         ("error E37:", "error E37:"),
+        ("以下是一个查询：\n「蜜蜂过冬」", "蜜蜂过冬"),
+        ("Query：蜜蜂过冬", "蜜蜂过冬"),
     ],
 )
 def test_of_an_answer_the_query_is_left(answer, query):
@@ -334,3 +344,10 @@ def test_prompts_show_examples_only_where_their_form_is_asked_for():
 def test_a_document_is_shortened_and_its_title_said_once():
     assert shorten("Fig", "Fig is a\nfruit", 10) == "Fig is a fruit"
     assert shorten("A title", "one two three", 3) == "A title. one"
+    assert shorten("", "蜂群在冬天会聚成一团。", 3) == "蜂群在冬天会"
+
+
+def test_a_token_is_reckoned_for_each_character_of_many_scripts():
+    assert estimated_tokens("a" * 30) == 10
+    assert estimated_tokens("蜂群在冬天会聚成一团") == 10
+    assert estimated_tokens("\ud800" * 3) == 1  # half a character is no error

@@ -6,14 +6,36 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
+HAN_AND_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+THAI_AND_LIKE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""Thai, Lao, Myanmar and Khmer."""
+UNSPACED = HAN_AND_KANA + THAI_AND_LIKE
+"""Ranges of the scripts that are written without spaces."""
+_WORD = re.compile(rf"[{HAN_AND_KANA}]{{1,2}}|[{THAI_AND_LIKE}]{{1,4}}|[^\s{UNSPACED}]+")
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def normal_text(text: str) -> str:
     """A text without its case and spacing; texts that agree in it ask the same."""
     return " ".join(text.casefold().split())
+
+
+def words(text: str) -> list[str]:
+    """What stands between spaces; where a script has none, so many characters as a word has on average: two,
+    or four where vowels and tones are characters too."""
+    return _WORD.findall(text)
+
+
+def first_words(text: str, count: int) -> str:
+    """The beginning of a text, of so many words at most, on one line."""
+    line = " ".join(text.split())
+    end = 0
+    for word in islice(_WORD.finditer(line), count):
+        end = word.end()
+    return line[:end]
 
 
 def equal_groups(texts: Mapping[str, str]) -> dict[str, str]:

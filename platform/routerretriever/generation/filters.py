@@ -10,16 +10,35 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from routerretriever.datasets.texts import close_groups, normal_text, scripts
+from routerretriever.datasets.texts import (
+    HAN_AND_KANA,
+    THAI_AND_LIKE,
+    UNSPACED,
+    close_groups,
+    normal_text,
+    scripts,
+    words,
+)
 from routerretriever.generation.prompts import Request
 from routerretriever.generation.settings import FilterSettings
 
 Ranks = Callable[[Sequence["Draft"]], Sequence[int | None]]
 """Gives the rank of each query's source document, None where it was not found."""
 
+_UNIT = re.compile(rf"(?P<han>[{HAN_AND_KANA}])|(?P<thai>[{THAI_AND_LIKE}])|[^\W{UNSPACED}]+")
+_SHARES = {"han": 0.5, "thai": 0.25, "": 1.0}
 _SCRIPT_LETTERS = 8
 """Fewer letters say nothing of a script: names and numbers are the same everywhere."""
+
+
+class _Unit(NamedTuple):
+    """A word, or a character of a script without spaces."""
+
+    text: str
+    share: float
+    """Of a word, as ``words`` counts."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +87,12 @@ def apply_filters(
 
 def text_problem(draft: Draft, known: set[str], settings: FilterSettings) -> str:
     """What is wrong with a query's text; empty if nothing is."""
-    words = draft.query.split()
-    if len(words) < settings.min_words:
+    own = words(draft.query)
+    if len(own) < settings.min_words:
         return "too short"
-    if len(words) > settings.max_words:
+    if len(own) > settings.max_words:
         return "too long"
-    if _repeats(words):
+    if _repeats(own):
         return "repeats itself"
     if normal_text(draft.query) in known:
         return "asked by people"
@@ -84,16 +103,17 @@ def text_problem(draft: Draft, known: set[str], settings: FilterSettings) -> str
     return ""
 
 
-def longest_run(query: str, document: str) -> int:
-    """The most words in a row that a query shares with a document."""
-    asked, there = _words(query), _words(document)
-    best = 0
-    before = [0] * (len(there) + 1)
-    for word in asked:
-        now = [0] * (len(there) + 1)
+def longest_run(query: str, document: str) -> float:
+    """The most words in a row that a query shares with a document; characters of scripts without spaces are
+    parts of a word."""
+    asked, there = _units(query), _units(document)
+    best = 0.0
+    before = [0.0] * (len(there) + 1)
+    for unit in asked:
+        now = [0.0] * (len(there) + 1)
         for place, other in enumerate(there):
-            if word == other:
-                now[place + 1] = before[place] + 1
+            if unit == other:
+                now[place + 1] = before[place] + unit.share
         best = max(best, *now)
         before = now
     return best
@@ -129,9 +149,9 @@ def _without_unfound(drafts: Sequence[Draft], ranks: Ranks, problem: str) -> lis
     return out
 
 
-def _repeats(words: Sequence[str]) -> bool:
+def _repeats(own: Sequence[str]) -> bool:
     """Whether a small model has run in a circle."""
-    return len(words) >= 6 and len({word.lower() for word in words}) <= len(words) / 2
+    return len(own) >= 6 and len({word.lower() for word in own}) <= len(own) / 2
 
 
 def _other_script(query: str, document: str) -> bool:
@@ -142,5 +162,5 @@ def _other_script(query: str, document: str) -> bool:
     return bool(shares) and shares.get(main, 0.0) < 0.05
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _units(text: str) -> list[_Unit]:
+    return [_Unit(found.group(), _SHARES[found.lastgroup or ""]) for found in _UNIT.finditer(text.lower())]

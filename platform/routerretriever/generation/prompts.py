@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from routerretriever.datasets.texts import first_words
 from routerretriever.generation.settings import Example, GenerationSettings, QueryType
 from routerretriever.hashing import content_hash
 
@@ -19,8 +20,8 @@ Message = dict[str, str]
 PROMPT_VERSION = 1
 """Raise it when a prompt changes: queries that were written before are then written anew."""
 
-_LETTERS_A_TOKEN = 3
-"""Fewer than there are in most languages."""
+_BYTES_A_TOKEN = 3
+"""Fewer than there are in most languages. A Chinese character has three, a Cyrillic letter two."""
 _TASKS: dict[QueryType, str] = {
     "question": "Write one question that a person would ask and that this document answers.",
     "keywords": "Write two to six keywords that a person would type into a search box to find this document.",
@@ -59,11 +60,14 @@ _BUILT_IN: dict[QueryType, tuple[str, str]] = {
     ),
 }
 _LABELLED = re.compile(
-    r"^(?:[-*•]|\d+[.)])?\s*(?:(?:search )?(?:query|question|keywords|claim|title|message))\s*:\s*", re.I
+    r"^(?:[-*•]|\d+[.)])?\s*(?:(?:search )?(?:query|question|keywords|claim|title|message))\s*[:：]\s*", re.I
 )
 
-_BEFORE = re.compile(r"\W*|`{3}\w*|.*:\**")
+_BEFORE = re.compile(r"\W*|`{3}\w*|.*[:：]\**")
 """Lines before a query: marks alone, the start of a block of code, an announcement."""
+
+
+_QUOTATION_MARKS = {'""', "''", "``", "“”", "‘’", "«»", "„“", "「」", "『』"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Request:
 def shorten(title: str, text: str, words: int) -> str:
     """The first words of a document, on one line."""
     whole = text if not title or text.startswith(title) else f"{title}. {text}"
-    return " ".join(whole.split()[:words])
+    return first_words(whole, words)
 
 
 def prompt_for(request: Request, settings: GenerationSettings) -> Prompt:
@@ -124,7 +128,7 @@ def most_tokens(prompt: Prompt, max_tokens: int) -> int:
 
 def estimated_tokens(*texts: str) -> int:
     """An estimate, rather too high."""
-    return sum(map(len, texts)) // _LETTERS_A_TOKEN
+    return sum(len(text.encode(errors="replace")) for text in texts) // _BYTES_A_TOKEN
 
 
 def without_thoughts(answer: str) -> str:
@@ -168,7 +172,7 @@ def clean(answer: str) -> str:
     lines = [" ".join(line.split()) for line in without_thoughts(answer).splitlines() if line.strip()]
     line = next((line for line in lines if not _BEFORE.fullmatch(line)), lines[0] if lines else "")
     line = _LABELLED.sub("", re.sub(r"^\*\*(.+?)\*\*", r"\1", line))
-    if len(line) > 1 and (line[0], line[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("`", "`")}:
+    if len(line) > 1 and line[0] + line[-1] in _QUOTATION_MARKS:
         line = line[1:-1]
     return line.strip()
 

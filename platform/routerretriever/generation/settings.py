@@ -120,7 +120,8 @@ WriterSettings = EndpointSettings | LocalSettings | VllmSettings | ExtractSettin
 
 
 class FilterSettings(Settings):
-    """Which generated queries are dropped."""
+    """Which generated queries are dropped. Where a script has no spaces, two characters count as a word, or
+    four in Thai, Lao, Burmese and Khmer."""
 
     round_trip: Literal["hybrid", "base", "none"] = "hybrid"
     """What must find the source document: BM25 and vectors together, vectors alone, or nothing."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from routerretriever.datasets.collection import Collection, Document, Qrels
 from routerretriever.datasets.passages import parent_of
 from routerretriever.datasets.splitting import first_by_hash, hold_out
-from routerretriever.datasets.texts import normal_text
+from routerretriever.datasets.texts import normal_text, words
 from routerretriever.errors import DatasetError
 from routerretriever.generation.prompts import Request, shorten
 from routerretriever.generation.settings import GenerationSettings, QueryType
@@ -78,7 +78,7 @@ def choose(collection: Collection, real: RealQueries, settings: GenerationSettin
         documents += 1
         parent = parents([document], cut)[document.id]
         text = shorten(document.title, document.text, settings.document_words)
-        if len(text.split()) < settings.min_document_words or parent in taken:
+        if len(words(text)) < settings.min_document_words or parent in taken:
             continue
         count += 1
         key = normal_text(text)

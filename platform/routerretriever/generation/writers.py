@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from routerretriever.datasets.texts import words
 from routerretriever.errors import WriterError
 from routerretriever.generation.prompts import Request, clean, prompt_for
 from routerretriever.generation.protocol import LanguageModel, Writer, Written, still_thinking
@@ -101,7 +102,7 @@ class ExtractWriter:
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
         """Extract the words."""
         for number, request in enumerate(requests):
-            counts = Counter(re.findall(r"\w+", request.text.lower()))
-            words = sorted(counts, key=lambda word: (counts[word], -len(word), word))[: self._settings.words]
-            random.Random(content_hash(self._seed, request.document, request.type)).shuffle(words)
-            yield number, Written(" ".join(words))
+            counts = Counter(words(re.sub(r"\W+", " ", request.text.lower())))
+            rare = sorted(counts, key=lambda word: (counts[word], -len(word), word))[: self._settings.words]
+            random.Random(content_hash(self._seed, request.document, request.type)).shuffle(rare)
+            yield number, Written(" ".join(rare))

@@ -12,16 +12,13 @@ from typing import Any, NamedTuple
 
 import regex
 
+from routerretriever.datasets.texts import UNSPACED
 from routerretriever.index.settings import LexicalSettings
 
 _VERSION, _VERSION_OF = 2, {"turkish": 3}
 
-# Scripts that are written without spaces: kana, Han, Thai, Lao, Myanmar, Khmer. Hangul has spaces, but its
-# words carry their particles, so that parts of a word must be found, too.
-_WITHOUT_SPACES = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-    "\uf900-\ufaff\U00020000-\U0003134f"
-)
+# Hangul has spaces, but its words carry their particles, so that parts of a word must be found, too.
+_WITHOUT_SPACES = f"{UNSPACED}\uac00-\ud7af"
 _UNSPACED = re.compile(f"[{_WITHOUT_SPACES}]")
 _STRETCH = regex.compile(
     rf"(?P<unspaced>[{_WITHOUT_SPACES}][{_WITHOUT_SPACES}\p{{M}}]*)|[^{_WITHOUT_SPACES}]+"
