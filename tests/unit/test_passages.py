@@ -131,7 +131,9 @@ def test_grouping_is_the_best_passage_of_every_document(
 
 
 @given(
-    words=st.lists(st.sampled_from(["one", "two.", "three,\n", "four-five", "six\n\n", "七八"]), max_size=80)
+    words=st.lists(
+        st.sampled_from(["one", "two.", "three,\n", "four-five", "six\n\n", "七八", "हिन्दी"]), max_size=80
+    )
 )
 @settings(deadline=None, max_examples=40)
 def test_passages_are_joined_to_the_text_that_they_were_cut_from(words):
@@ -166,6 +168,23 @@ def search(service, query="about the fox", **body):
     )
     assert status == 200, answer
     return answer["results"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("How do bees stay warm?", 6),
+        ("मधुमक्खियाँ सर्दियों में गर्म कैसे रहती हैं?", 8),
+        ("தேனீக்கள் குளிர்காலத்தில்", 2),
+        ("كَيْفَ يَبْقَى النَّحْلُ دَافِئًا", 4),
+        ("e\u0301te\u0301, été", 3),
+        ("蜜蜂怎样保暖？", 7),
+        ("か\u3099き", 2),
+        ("ผึ้ง", 2),
+    ],
+)
+def test_words_are_counted_with_their_marks(text, count):
+    assert count_tokens(text) == count
 
 
 def test_long_documents_are_cut_found_by_passage_and_told_whole_after_a_restart_too(tmp_path):

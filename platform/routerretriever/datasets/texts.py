@@ -14,6 +14,8 @@ THAI_AND_LIKE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Myanmar and Khmer."""
 UNSPACED = HAN_AND_KANA + THAI_AND_LIKE
 """Ranges of the scripts that are written without spaces."""
+WITH_PARTS = f"{UNSPACED}\uac00-\ud7af"
+"""Those and Hangul, which has spaces, but whose words carry particles: parts of a word say something."""
 _WORD = re.compile(rf"[{HAN_AND_KANA}]{{1,2}}|[{THAI_AND_LIKE}]{{1,4}}|[^\s{UNSPACED}]+")
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 

@@ -12,17 +12,13 @@ from typing import Any, NamedTuple
 
 import regex
 
-from routerretriever.datasets.texts import UNSPACED
+from routerretriever.datasets.texts import WITH_PARTS
 from routerretriever.index.settings import LexicalSettings
 
 _VERSION, _VERSION_OF = 2, {"turkish": 3}
 
-# Hangul has spaces, but its words carry their particles, so that parts of a word must be found, too.
-_WITHOUT_SPACES = f"{UNSPACED}\uac00-\ud7af"
-_UNSPACED = re.compile(f"[{_WITHOUT_SPACES}]")
-_STRETCH = regex.compile(
-    rf"(?P<unspaced>[{_WITHOUT_SPACES}][{_WITHOUT_SPACES}\p{{M}}]*)|[^{_WITHOUT_SPACES}]+"
-)
+_UNSPACED = re.compile(f"[{WITH_PARTS}]")
+_STRETCH = regex.compile(rf"(?P<unspaced>[{WITH_PARTS}][{WITH_PARTS}\p{{M}}]*)|[^{WITH_PARTS}]+")
 _MARK = regex.compile(r"\p{M}")
 _CHARACTER = regex.compile(r"\P{M}\p{M}*", regex.DOTALL)
 
