@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install sample test test-fast check format client screenshots docs clean
+.PHONY: help install sample test test-fast slow-tests check format client screenshots docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,8 +27,11 @@ test: install .venv/examples check ## Set up, check the code, and run every test
 	# One Ray and one service at a time: two would wait for each other's CPUs.
 	$(BIN)/python -m pytest tests/integration tests/end_to_end
 
-test-fast: install ## Tests that start nothing (seconds)
-	$(BIN)/python -m pytest tests/unit -m "not component" -n 2
+test-fast: install ## Tests that start nothing and are not in tests/slow.txt (under a minute)
+	$(BIN)/python -m pytest tests/unit -m "not component" --fast -n 2
+
+slow-tests: install ## Measure which tests are slow
+	$(BIN)/python -m pytest tests/unit --write-slow -n 2
 
 check: install ## Style, types and imports
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ from support.collections import write_collections
 from support.object_stores import gcs_bucket, gcs_server, s3_bucket, s3_server
 from support.runs import Run, build_finished, built_once, copy_artifacts, finished_recipe, run_recipe
 
+pytest_plugins = ("support.slow_tests",)
+
 # A busy machine is no reason for a test to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
