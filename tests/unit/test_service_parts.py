@@ -203,8 +203,10 @@ def test_a_slash_at_the_end_changes_nothing_and_head_answers_as_get_without_a_bo
         assert head.headers["content-length"] == str(len(get.content))
 
 
-def test_requests_of_litellm_and_nvidias_clients_are_answered():
+def test_requests_of_litellm_ragflow_and_nvidias_clients_are_answered():
     app = application(StandIn())
+    ragflow = {"input": ["x"], "model": "base", "encoding_format": "float", "drop_params": True}
+    assert ask(app, "POST", "/v1/embeddings", json=ragflow).status_code == 200
     litellm = {"input": ["x"], "model": "router", "encoding_format": None, "user": None}
     assert ask(app, "POST", "/v1/embeddings", json=litellm).json()["data"][0]["embedding"] == [1.0] * 3
     nvidia = {"model": "router", "input_type": "query", "encoding_format": "float", "truncate": "NONE"}

@@ -274,7 +274,7 @@ class EmbeddingsRequest(_Schema):
     """One text or several."""
     model: str = ROUTED_MODEL
     input_type: InputType | None = None
-    """What the texts are, as Cohere's and NVIDIA's clients say it. Documents are embedded as by the model
+    """What the texts are, in Cohere's and NVIDIA's words. Documents are embedded as by the model
     ``documents``."""
     truncate: Literal["NONE", "END"] | None = None
     """Whether a text that is longer than the encoder reads is refused (``NONE``) or its end cut (``END``), as
@@ -284,6 +284,8 @@ class EmbeddingsRequest(_Schema):
     dimensions: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
     """Length of the vectors: the encoder's own, or one that it was trained to be cut to."""
     user: str | None = None
+    drop_params: bool | None = None
+    """Changes nothing. RAGFlow sends it to every endpoint, since LiteLLM knows it."""
 
 
 class Embedding(_Answer):
