@@ -203,6 +203,20 @@ def test_a_slash_at_the_end_changes_nothing_and_head_answers_as_get_without_a_bo
         assert head.headers["content-length"] == str(len(get.content))
 
 
+def test_a_body_that_the_server_drops_beside_an_upgrade_is_told_by_its_cause():
+    headers = {"content-type": "application/json", "connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c"}
+    response = ask(application(StandIn()), "POST", "/v1/embeddings", headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (422, "Upgrade")
+    assert "found 'h2c'" in error["message"]
+    assert "HTTP_1_1" in error["message"]
+    read = ask(application(StandIn()), "POST", "/v1/embeddings", json={"input": "x"}, headers=headers)
+    assert read.status_code == 200
+    headers.pop("upgrade")
+    missing = ask(application(StandIn()), "POST", "/v1/embeddings", headers=headers)
+    assert missing.json()["error"]["message"] == "body: Field required"
+
+
 def test_requests_of_litellm_ragflow_and_nvidias_clients_are_answered():
     app = application(StandIn())
     ragflow = {"input": ["x"], "model": "base", "encoding_format": "float", "drop_params": True}

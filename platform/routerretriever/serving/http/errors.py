@@ -152,6 +152,13 @@ def explain_errors(api: FastAPI) -> None:
                 422, f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}", "body"
             )
         field = _parts(first)[0]
+        if field == "body" and error.body is None and "upgrade" in request.headers:
+            # Java asks so for HTTP/2. HAProxy takes the header out; without it, uvicorn drops the body.
+            message = (
+                f"Upgrade: found {request.headers['upgrade']!r}, beside which the body was not read; "
+                "ask by HTTP/1.1 (in Java: HttpClient.Version.HTTP_1_1)"
+            )
+            return problem(422, message, "Upgrade")
         same_field = [wrong for wrong in errors if wrong["loc"][:2] == first["loc"][:2]]
         problems: dict[str, list[str]] = {}
         for wrong in same_field:
