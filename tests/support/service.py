@@ -39,7 +39,7 @@ class StandIn:
 
     version = 7
     dimensions = (3, 2)
-    models = ("router", "base", "fruit")
+    models = ("router", "base", "documents", "fruit")
     collections = ("fruit", "metal")
 
     def __init__(self):

@@ -92,6 +92,7 @@ SECRET = "a secret that nobody knows"
         ("embeddings", {"input": "x", "input_type": "nonsense"}, 422, "input_type"),
         ("embeddings", {"input": "x", "input_type": "document", "model": "fruit"}, 422, "input_type"),
         ("embeddings", {"input": "x", "input_type": "search_query", "model": "documents"}, 422, "input_type"),
+        ("embeddings", {"input": "x", "input_type": "passage", "model": "none"}, 404, "model"),
         ("route", {"input": 3}, 422, "input"),
         ("route", {"input": ["x", "\ud800"]}, 422, "input"),
         ("collections/fruit/documents", {"documents": []}, 422, "documents"),
@@ -231,6 +232,26 @@ def test_requests_of_litellm_ragflow_and_nvidias_clients_are_answered():
         assert ask(app, "POST", "/v1/embeddings", json=long).json()["error"]["param"] == "input.1"
         cut = ask(app, "POST", "/v1/embeddings", json={**long, "truncate": "END"})
         assert cut.json()["truncated"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("model", "input_type", "asked"),
+    [
+        ("router", "query", "router"), ("router", "passage", "documents"),
+        ("base", "query", "base"), ("base", "passage", "documents"),
+        ("documents", "document", "documents"), ("fruit", "search_query", "fruit"),
+    ],
+)  # fmt: skip
+def test_a_client_with_one_name_for_both_kinds_says_which_its_texts_are(model, input_type, asked):
+    class Noting(StandIn):
+        async def embed(self, texts, model, access):
+            self.asked = model
+            return await super().embed(texts, model, access)
+
+    service = Noting()
+    body = {"input": ["x"], "model": model, "input_type": input_type}
+    response = ask(application(service), "POST", "/v1/embeddings", json=body)
+    assert (response.status_code, response.json()["model"], service.asked) == (200, model, asked)
 
 
 def test_a_message_lists_some_of_many_names():

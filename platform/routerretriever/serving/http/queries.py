@@ -21,10 +21,10 @@ from routerretriever.client.schemas import (
     Usage,
 )
 from routerretriever.config.serving import LimitSettings
-from routerretriever.errors import WrongField
+from routerretriever.errors import UnknownName, WrongField
 from routerretriever.serving.http.errors import answer, check_length
 from routerretriever.serving.http.pick import Pick
-from routerretriever.types import DOCUMENT_MODEL, ROUTED_MODEL
+from routerretriever.types import BASE, DOCUMENT_MODEL, ROUTED_MODEL
 
 
 def add_queries(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
@@ -59,7 +59,7 @@ def add_queries(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
         if length not in chosen.dimensions:
             may = f"may be cut to {', '.join(map(str, smaller))}" if smaller else "cannot be cut"
             raise WrongField("dimensions", f"found {length}; vectors of this encoder have {own} and {may}")
-        model = _model(body)
+        model = _model(body, chosen.models)
         request.state.allow(chosen.tokens(texts, model))
         embedded = await chosen.embed(texts, model, request.state.access)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
@@ -89,13 +89,16 @@ def add_queries(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
         return RouteResponse(data=await chosen.route(texts, request.state.access, body.collection))
 
 
-def _model(body: EmbeddingsRequest) -> str:
+def _model(body: EmbeddingsRequest, known: Sequence[str]) -> str:
     """The model that a request means, by its name or by what it says its texts are."""
     if body.input_type is None:
         return body.model
     is_document = body.input_type in ("document", "search_document", "passage")
-    if is_document and body.model not in (ROUTED_MODEL, DOCUMENT_MODEL):
-        raise WrongField("input_type", f"found {body.input_type!r}; documents are embedded by the base alone")
+    if is_document and body.model not in (ROUTED_MODEL, BASE, DOCUMENT_MODEL):
+        if body.model not in known:
+            raise UnknownName("model", body.model, known)
+        told = f"found {body.input_type!r}; no expert embeds documents; {ROUTED_MODEL!r} and {BASE!r} do"
+        raise WrongField("input_type", told)
     if not is_document and body.model == DOCUMENT_MODEL:
         told = f"found {body.input_type!r}; {DOCUMENT_MODEL!r} embeds documents, {ROUTED_MODEL!r} does both"
         raise WrongField("input_type", told)
