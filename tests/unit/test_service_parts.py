@@ -187,6 +187,9 @@ def test_unknown_paths_and_methods_are_told_in_the_same_form():
     app = application(StandIn())
     message = ask(app, "GET", "/v1/nothing").json()["error"]["message"]
     assert message == "/v1/nothing: Not Found; /docs lists what there is"
+    for path in ("/embeddings", "//v1/embeddings", "/v1/v1/embeddings/"):
+        message = ask(app, "POST", f"http://localhost{path}", json={"input": "x"}).json()["error"]["message"]
+        assert message == f"{path.rstrip('/')}: Not Found; there is /v1/embeddings"
     wrong = ask(app, "PUT", "/v1/collections/fruit/documents")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD, POST")
     assert wrong.json()["error"]["message"].endswith("it answers GET, HEAD, POST")

@@ -188,7 +188,8 @@ def explain_errors(api: FastAPI) -> None:
             return problem(422, "body: holds a number of more digits than are read; send it as text", "body")
         headers = dict(error.headers or {})
         if error.status_code == 404:
-            message += "; /docs lists what there is"
+            meant = _path_of_same_end(api, request.url.path)
+            message += f"; there is {meant}" if meant else "; /docs lists what there is"
         elif error.status_code == 405:  # Starlette names the methods of the first route of this path alone
             headers["Allow"] = ", ".join(sorted(_methods(api, request.scope)))
             message += f"; it answers {headers['Allow']}"
@@ -209,6 +210,13 @@ def _seconds_to_wait(error: RouterRetrieverError) -> int | None:
 def _told(wrong: dict[str, Any]) -> str:
     """One of pydantic's errors, in a few words."""
     return _WORDS.get(wrong["type"]) or str(wrong["msg"]).removeprefix("Value error, ")
+
+
+def _path_of_same_end(api: FastAPI, path: str) -> str | None:
+    """The path that a client may mean whose base URL has no ``/v1``, or has it twice."""
+    end = path.rstrip("/").rpartition("/")[2]
+    paths = (route.path for route in api.routes if isinstance(route, Route))
+    return next((each for each in paths if end and each.rpartition("/")[2] == end), None)
 
 
 def _methods(api: FastAPI, scope: Scope) -> set[str]:
