@@ -232,7 +232,9 @@ def test_requests_of_litellm_ragflow_and_nvidias_clients_are_answered():
         app = application(StandIn(), refuse_truncated=refuses)
         assert ask(app, "POST", "/v1/embeddings", json={**nvidia, "input": ["x"]}).status_code == 200
         long = {**nvidia, "input": ["x", "x" * 41]}
-        assert ask(app, "POST", "/v1/embeddings", json=long).json()["error"]["param"] == "input.1"
+        refused = ask(app, "POST", "/v1/embeddings", json=long).json()["error"]
+        assert refused["param"] == "input.1"
+        assert "`truncate: END`" in refused["message"]
         cut = ask(app, "POST", "/v1/embeddings", json={**long, "truncate": "END"})
         assert cut.json()["truncated"] == [1]
 

@@ -64,7 +64,8 @@ def add_queries(api: FastAPI, pick: Pick, limits: LimitSettings) -> None:
         embedded = await chosen.embed(texts, model, request.state.access)
         truncated = [row for row, one in enumerate(embedded) if one.truncated]
         if truncated and (body.truncate == "NONE" if body.truncate else limits.refuse_truncated):
-            raise WrongField(f"input.{truncated[0]}", "is longer than the encoder reads")
+            told = "is longer than the encoder reads; send it in parts, or `truncate: END` to have it cut"
+            raise WrongField(f"input.{truncated[0]}", told)
         tokens = sum(one.tokens for one in embedded)
         pack = _base64 if body.encoding_format == "base64" else _floats
         response = EmbeddingsResponse.model_construct(
