@@ -127,7 +127,7 @@ FOCUS = """(() => {
   return {
     where: list ? list.id : at.id,
     outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth),
-    cut: text !== null && text.scrollHeight > text.clientHeight,
+    cut: text !== null && (!text.clientHeight || text.scrollHeight > text.clientHeight),
   };
 })()"""
 
@@ -224,6 +224,22 @@ def test_three_ways_stand_side_by_side_where_words_are_indexed(service, browser)
         "Hybrid, in fruit", "Routed vectors alone", "Base encoder alone"
     ]  # fmt: skip
     assert len({top for _, top in named}) == 1
+
+
+def test_a_hit_shows_the_part_that_has_the_query_s_words_and_all_of_it_with_the_focus(service, browser):
+    url, shown = service
+    shown.stored = {"d": Document("d", "", "😀 sheep " * 60 + "have wool 😀 on them")}
+    browser.open(f"{url}?q=what+has+wool&in=fruit", 1280, 900, HEARD)
+    browser.wait(RESULTS)
+    marked = "[...document.querySelectorAll('#routed mark')].map((one) => one.innerText)"
+    assert browser.run(marked) == ["wool"]
+    seen = "document.querySelector('#routed li').innerText"
+    assert "… " in browser.run(seen)
+    assert browser.run(seen).endswith("sheep have wool 😀 on them")
+    for _ in range(4):
+        browser.press("Tab")
+    assert browser.run(FOCUS)["where"] == "routed"
+    assert browser.run(seen).count("sheep") == 60
 
 
 def test_questions_to_try_are_offered_and_asked(service, browser):

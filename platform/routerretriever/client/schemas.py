@@ -136,8 +136,8 @@ class Snippet(_Answer):
 
     text: str
     highlights: list[tuple[int, int]]
-    """First and last + 1 character of each word of the query, counted from the start of the part; words that
-    overlap are one."""
+    """First and last + 1 character of each word of the query, counted from the start of the part in Unicode
+    characters; words that overlap are one."""
 
 
 class Hit(_Answer):
