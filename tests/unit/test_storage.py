@@ -7,8 +7,13 @@ import sys
 import threading
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
+import requests
+from botocore.exceptions import ClientError
+from gcsfs.retry import HttpError
+from google.auth.exceptions import RefreshError, TransportError
 from routerretriever.artifacts import filesystem as file_system
 from routerretriever.artifacts import leases as leasing
 from routerretriever.artifacts import store as storage
@@ -17,6 +22,7 @@ from routerretriever.artifacts.store import ArtifactStore, build_keys
 from routerretriever.errors import ArtifactDamaged, ArtifactMissing, StorageError
 from routerretriever.measures import mean_ndcg, measure
 from routerretriever.runtime.metrics import STORAGE_RETRIES, drain
+from s3fs.errors import translate_boto_error
 
 KEY = "kind/one"
 
@@ -262,6 +268,45 @@ def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypat
     failures += [errno.EIO] * 100
     with pytest.raises(StorageError, match="for a while"):
         store.put("a", "file", flicker)
+
+
+def of_s3(code):
+    error = ClientError({"Error": {"Code": code, "Message": "told"}}, "PutObject")
+    return translate_boto_error(error)
+
+
+AWAY = [
+    *map(of_s3, ["InternalError", "500", "502", "503", "SlowDown", "ConditionalRequestConflict"]),
+    *(HttpError({"code": code, "message": "told"}) for code in (429, 500, 503)),
+    requests.exceptions.ProxyError("gcsfs raises it for a 502"),
+    aiohttp.ClientOSError(errno.ECONNRESET, "told"),
+    aiohttp.ServerDisconnectedError("told"),
+    TransportError("told"),
+]
+REFUSED = [
+    *map(of_s3, ["AccessDenied", "InvalidAccessKeyId", "NoSuchBucket", "400"]),
+    HttpError({"code": 401, "message": "told"}),
+    OSError("Forbidden"),
+    RefreshError("told"),
+]
+
+
+@pytest.mark.parametrize("error", [*AWAY, *REFUSED], ids=repr)
+def test_what_the_clouds_answer_when_they_are_away_is_tried_again_and_a_refusal_is_not(tmp_path, error):
+    store, attempts = ArtifactStore.open(str(tmp_path)), []
+
+    def fail_once(path):
+        attempts.append(path)
+        if len(attempts) == 1:
+            raise error
+        path.write_text("hello")
+
+    if error in AWAY:
+        store.put("a", "file", fail_once)
+    else:
+        with pytest.raises((StorageError, FileNotFoundError)):
+            store.put("a", "file", fail_once)
+    assert len(attempts) == (2 if error in AWAY else 1)
 
 
 @pytest.mark.component

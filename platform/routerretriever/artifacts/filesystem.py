@@ -37,7 +37,13 @@ _TRANSIENT = {
     errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
     errno.ENOTEMPTY,  # a folder that is removed while another run still adds to it
+    getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs's number for S3's own error 500
 }  # fmt: skip
+_TRANSIENT_KINDS = {
+    "ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError", "TransportError",
+}  # fmt: skip
+"""Of botocore, aiohttp, requests and google.auth, none of which need be installed."""
+_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,11 +51,13 @@ T = TypeVar("T")
 
 def is_transient(error: BaseException) -> bool:
     """Whether an operation that failed like this may work a little later."""
-    if isinstance(error, OSError):
-        return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
-    # botocore's and aiohttp's are no OSErrors, and neither need be installed.
     names = {base.__name__ for base in type(error).__mro__}
-    return bool(names & {"ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError"})
+    if names & _TRANSIENT_KINDS:  # some of them are OSErrors without a number of the operating system's
+        return True
+    if isinstance(error, OSError):
+        return isinstance(error, TimeoutError) or error.errno in _TRANSIENT
+    # gcsfs has one error for all answers.
+    return "HttpError" in names and getattr(error, "code", None) in _TRANSIENT_STATUSES
 
 
 def with_retries(
@@ -83,7 +91,7 @@ def with_retries(
                 ) from None
             raise StorageError(f"{files.uri}: {error}") from error
         except Exception as error:
-            if is_transient(error) or type(error).__module__.startswith(("botocore", "gcsfs")):
+            if is_transient(error) or type(error).__module__.startswith(("botocore", "gcsfs", "google.auth")):
                 # Not chained: botocore's errors cannot be carried from a Ray worker to the driver.
                 raise StorageError(f"{files.uri}: {error}") from None
             raise
