@@ -199,6 +199,29 @@ def test_a_database_of_another_mlflow_is_refused_until_it_is_migrated(tmp_path, 
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_package_that_mlflow_lacks_for_a_bucket_is_told_with_what_to_install(patient):
+    with (
+        pytest.raises(RegistryError, match=r"boto3.*routerretriever\[s3\]") as raised,
+        reached("http://m", patient),
+    ):
+        raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
+    assert ("all that was made lies in storage" in str(raised.value)) is patient
+
+
+def test_a_server_behind_a_proxy_is_left_to_mlflow(monkeypatch):
+    port = free_port()
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RegistryError, match="no server answers there"):
+        open_to_read(f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    assert open_to_read(f"http://127.0.0.1:{port}") is not None
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(RegistryError, match="no server answers there"):
+        open_to_read(f"http://127.0.0.1:{port}")
+
+
 def test_no_password_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = f"http://anna:planted@127.0.0.1:{free_port()}"

@@ -74,4 +74,6 @@ def test_what_users_need_is_locked_without_test_tools():
     assert pinned == runtime_pins()
     names = {canonicalize_name(Requirement(line).name) for line in pinned}
     assert {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} <= names
+    assert {"s3fs", "gcsfs"} <= names
+    assert {"boto3", "google-cloud-storage"} <= names  # with which MLflow opens artifacts in a bucket
     assert not names & {"pytest", "ruff", "mypy", "hypothesis", "moto", "schemathesis", "coverage"}

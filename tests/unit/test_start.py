@@ -139,6 +139,7 @@ def test_what_would_fail_is_named_with_what_to_do(tiny_data, monkeypatch):
         domains={"fruit": {"path": "fruit"}, "lost": {"path": "lost"}},
     )
     monkeypatch.setattr(doctor, "why_silent", lambda *_: "unreachable")
+    monkeypatch.setattr(machine, "goes_through_proxy", lambda _: False)
     failed = {name: one.text for name, one in found(examine(recipe)).items() if one.verdict is Verdict.FAIL}
     assert "planted" not in str(failed)
     assert "RAY_ADDRESS" in failed["Ray"]
@@ -147,6 +148,14 @@ def test_what_would_fail_is_named_with_what_to_do(tiny_data, monkeypatch):
     assert "domains.lost.path" in failed["collections"]
     assert "no server answers" in failed["MLflow"]
     assert "storage" in failed
+
+
+def test_a_model_hub_behind_a_proxy_is_within_reach(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, encoder={"name": "nobody/nothing"})
+    monkeypatch.setattr(doctor, "why_silent", lambda *_: "unreachable")
+    for proxy, verdict in ((False, Verdict.FAIL), (True, Verdict.NOTE)):
+        monkeypatch.setattr(machine, "goes_through_proxy", lambda _, proxy=proxy: proxy)
+        assert doctor.check_hub(recipe)[0] is verdict
 
 
 def test_gpus_that_are_asked_for_and_those_that_are_not(tmp_path, monkeypatch):

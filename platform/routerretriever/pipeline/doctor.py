@@ -178,7 +178,8 @@ def check_hub(recipe: Recipe | None) -> tuple[Verdict, str]:
     here = name is None or (recipe is not None and is_here(recipe.encoder))
     place = urlsplit(constants.ENDPOINT)
     offline = constants.HF_HUB_OFFLINE
-    reached = not offline and not why_silent(place.hostname or "", place.port or 443, _SECONDS / 2)
+    proxy = machine.goes_through_proxy(constants.ENDPOINT)
+    reached = not offline and (proxy or not why_silent(place.hostname or "", place.port or 443, _SECONDS / 2))
     state = "reached" if reached else "switched off by HF_HUB_OFFLINE" if offline else "not reached"
     if not here and not reached:
         return Verdict.FAIL, (

@@ -18,6 +18,7 @@ from mlflow.store.db import utils as database
 
 from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, first_line, without_secrets
 from routerretriever.runtime.cluster import why_silent
+from routerretriever.runtime.machine import goes_through_proxy
 
 ARTIFACTS = "mlflow-artifacts"
 """Folder of a local storage that holds MLflow's files."""
@@ -118,7 +119,7 @@ def _require_answer(uri: str) -> None:
         RegistryError: nobody accepts connections there.
     """
     place = urlsplit(uri)
-    if place.scheme not in ("http", "https") or place.hostname is None:
+    if place.scheme not in ("http", "https") or place.hostname is None or goes_through_proxy(uri):
         return
     port = place.port or (443 if place.scheme == "https" else 80)
     if reason := why_silent(place.hostname, port, _ANSWER_SECONDS):
@@ -167,6 +168,10 @@ def reached(uri: str, patient: bool = False) -> Iterator[None]:
     except MlflowException as error:
         reason = without_secrets(f"registry.tracking_uri: {uri}: {first_line(error)}")
         raise RegistryError(f"{reason}; {_NOTHING_LOST}" if patient else reason) from None
+    except ImportError as error:  # MLflow opens a bucket with its cloud's own package
+        reason = f"registry.tracking_uri: {without_secrets(uri)}: {error}; install it on this machine: "
+        extras = "pip install 'routerretriever[s3]' for artifacts on S3, [gcs] for Google Cloud"
+        raise RegistryError(f"{reason}{extras}{f'; {_NOTHING_LOST}' if patient else ''}") from None
     except RegistryError as error:
         if not patient:
             raise

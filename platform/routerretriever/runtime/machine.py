@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from routerretriever.errors import Unavailable
 
@@ -105,6 +107,15 @@ def why_not_listening(host: str, port: int) -> str | None:
         except OSError as error:
             return error.strerror
     return None
+
+
+def goes_through_proxy(url: str) -> bool:
+    """Whether HTTP clients send what is for a URL to a proxy that the environment names.
+
+    Its own server then need not be within reach of this machine.
+    """
+    place = urlsplit(url)
+    return bool({place.scheme, "all"} & getproxies().keys()) and not proxy_bypass(place.hostname or "")
 
 
 def within(seconds: float, call: Callable[[], T], what: str) -> T:
