@@ -10,8 +10,12 @@ import jsonschema
 import pytest
 from ray.autoscaler._private.aws.config import DEFAULT_AMI
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve._private.deploy_utils import get_app_code_version
 from ray.serve.schema import ServeDeploySchema
 from routerretriever.config.loading import load_recipe
+from routerretriever.config.recipe import Recipe
+from routerretriever.errors import RecipeError
+from routerretriever.serving.deployments import app
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +196,31 @@ def test_the_service_on_kubernetes_is_the_local_one(tmp_path):
     assert [app["import_path"] for app in config["applications"]] == [
         app["import_path"] for app in local["applications"]
     ]
+
+
+def test_serve_builds_anew_only_what_has_another_revision():
+    """Were it otherwise, the same Serve file would take up a changed recipe, and the pages were wrong."""
+
+    def version(**args: Any) -> str:
+        config = read(ROOT / "serve_configs" / "local.yaml")
+        config["applications"][0]["args"] |= args
+        return get_app_code_version(ServeDeploySchema.model_validate(config).applications[0])
+
+    assert version() == version()
+    assert version(revision=1) == version(revision=1)
+    assert len({version(), version(revision=1), version(revision=2)}) == 3
+
+
+def test_a_serve_file_may_have_a_revision_and_nothing_unknown(tmp_path, monkeypatch):
+    built: list[Recipe] = []
+    monkeypatch.setattr(app, "build_application", lambda recipe, store: built.append(recipe))
+    own = [f"storage={tmp_path}", "serving.router.max_replicas=2"]
+    app.build({"recipe": "sample", "set": own, "revision": 2})
+    assert built[0].serving.router.max_replicas == 2
+    with pytest.raises(RecipeError, match=r"Serve file: args.*\n.*sets: unknown key; did you mean set"):
+        app.build({"recipe": "sample", "sets": own})
+    with pytest.raises(RecipeError, match="recipe: missing"):
+        app.build({})
 
 
 def test_the_image_starts_from_the_locked_ray():

@@ -203,7 +203,7 @@ def test_serve_files_are_those_of_ray_serve(block):
 
     config = ServeDeploySchema.model_validate(YAML(typ="safe", pure=True).load(block.text))
     for application in config.applications:
-        settings = [word for setting in application.args["set"] for word in ("--set", setting)]
+        settings = [word for setting in application.args.get("set", []) for word in ("--set", setting)]
         check_line(" ".join(["routerretriever", "serve", application.args["recipe"], *settings]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ray.serve import Application
 
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.config.loading import load_recipe
+from routerretriever.config.loading import load_recipe, parse_settings
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.serving.deployments.index import Index
@@ -23,17 +23,34 @@ from routerretriever.serving.deployments.releases import ReleaseControllerDeploy
 from routerretriever.serving.deployments.sizes import room_for_replicas, sized
 from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import read_tokens
+from routerretriever.settings import Settings
 
 _WITHOUT_CPU = ReplicaSettings(cpus=0)
+
+
+class Arguments(Settings):
+    """``args`` of the application in a Serve file."""
+
+    recipe: str
+    """A recipe file."""
+    set: tuple[str, ...] = ()
+    """``key=value`` overrides."""
+    revision: int | str = ""
+    """Means nothing here. Serve builds an application anew only if its Serve file is another: not if the
+    recipe is, or the tokens file."""
 
 
 def build(args: dict[str, Any]) -> Application:
     """Build the application for a recipe's released bundle.
 
     Args:
-        args: ``recipe``, the path of a recipe file; ``set``, an optional list of ``key=value`` overrides.
+        args: fields of ``Arguments``.
+
+    Raises:
+        RecipeError: one of them, or the recipe, is wrong.
     """
-    recipe = load_recipe(args["recipe"], args.get("set"))
+    arguments = parse_settings(Arguments, args, "Serve file: args")
+    recipe = load_recipe(arguments.recipe, list(arguments.set))
     return build_application(recipe, ArtifactStore.open(recipe.storage))
 
 
