@@ -1,8 +1,11 @@
+import os
 import socket
+from typing import Any
 
 import pytest
 import ray
 from ray._private.state import state as ray_state
+from ray.runtime_env.runtime_env import _merge_runtime_env
 from routerretriever.adapters.check import check_encoder
 from routerretriever.config.serving import ReplicaSettings
 from routerretriever.errors import BadInput, RouterRetrieverError, Unavailable
@@ -10,7 +13,7 @@ from routerretriever.pipeline import pipeline as pipeline_module
 from routerretriever.pipeline.doctor import Verdict, examine
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime import cluster
-from routerretriever.runtime.cluster import require_answer, room_for
+from routerretriever.runtime.cluster import connect, require_answer, room_for
 from routerretriever.serving.deployments import sizes
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.sizes import room_for_replicas, sized
@@ -140,6 +143,23 @@ def test_a_cluster_that_does_not_answer_is_told_at_once():
         with pytest.raises(Unavailable, match=rf"RAY_ADDRESS: {address}: no Ray cluster answers there"):
             require_answer(address)
     require_answer("auto")
+
+
+def test_a_submitted_job_may_have_the_same_variables_in_its_runtime_env(monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": "auto", "HF_HUB_OFFLINE": "1"})
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(cluster, "start_ray", given.update)
+    monkeypatch.setattr(cluster, "export_to_ray", lambda: None)
+    monkeypatch.setattr(cluster, "_resources", lambda: (1.0, 0.0))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    connect()
+    submitted = {"working_dir": "gcs://job.zip", "env_vars": {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_1"}}
+    override = os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV") == "1"  # as ray.init reads it
+    merged = _merge_runtime_env(submitted, given["runtime_env"], override=override)
+    assert merged is not None
+    assert merged["working_dir"] == "gcs://job.zip"
+    ours = given["runtime_env"]["env_vars"]
+    assert merged["env_vars"] == {**ours, "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_1"}
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -64,6 +64,8 @@ def connect() -> None:
         require_answer(address)
         # Workers that this process's own Ray starts inherit it, and start in two thirds of the time.
         options["runtime_env"] = {"env_vars": environment}
+        # Ray refuses variables that the submitted job has too. Ours are no others: what was set came first.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     start_ray(address=address, **options)
     log.info("Ray: %g CPUs, %g GPUs", *_resources())
 
