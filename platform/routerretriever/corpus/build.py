@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +25,7 @@ from routerretriever.corpus.artifact import (
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import DatasetError
+from routerretriever.errors import DatasetError, StorageError
 from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
@@ -149,7 +151,7 @@ class _ShardEncoder(ShardWorker):
     def work(self, row: dict[str, Any]) -> None:
         """Encode one shard."""
         key, shard = row["key"], int(row["shard"])
-        table = parquet.read_table(self._store.local_file(key, documents_file(shard)))
+        table = parquet.read_table(self._documents(key, shard))
         texts = [
             Document("", title, text).content
             for title, text in zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
@@ -157,6 +159,18 @@ class _ShardEncoder(ShardWorker):
         vectors = self._encoder.encode_documents(texts)
         self._store.put(key, embeddings_file(shard), lambda path: _save(vectors, path))
         increment(DOCUMENTS_ENCODED, len(texts))
+
+    def _documents(self, key: str, shard: int) -> Path:
+        """The first file that a worker reads of what the driver wrote, perhaps on another machine."""
+        try:
+            return self._store.local_file(key, documents_file(shard))
+        except FileNotFoundError:
+            if not self._store.is_local:
+                raise
+            raise StorageError(
+                f"storage: {self._store.uri}: {key}/{documents_file(shard)} was written and is not there on "
+                f"{socket.gethostname()}; name a folder that all machines share, or s3:// or gs://"
+            ) from None
 
 
 def _save(vectors: Any, path: Any) -> None:
