@@ -19,7 +19,7 @@ from routerretriever.config.loading import load_recipe
 from support.paths import ROOT, SAMPLE
 
 _SHELL = {".", "cat", "cp", "do", "done", "export", "for", "grep", "mkdir", "printf", "seq", "sort", "uniq"}
-_OTHERS = {"aws", "mlflow", "openssl", "prometheus", "sha256sum"}
+_OTHERS = {"aws", "openssl", "prometheus", "sha256sum"}
 """Programs whose arguments are not ours to check."""
 _ANY_SETTING = {"dotted.key=value", "KEY=VALUE"}
 _FOLDERS = "jobs|serve_configs|examples|docs|platform|tests"
@@ -55,8 +55,8 @@ def _check_command(words: list[str], whole: bool) -> None:
             return
         case ["routerretriever", *rest]:
             _parse(_ours(), "routerretriever", rest, whole)
-        case ["ray" | "serve" as name, *rest]:
-            _parse(_of_ray(name), name, rest, whole)
+        case ["ray" | "serve" | "mlflow" as name, *rest]:
+            _parse(_of_library(name), name, rest, whole)
             if "--" in rest:
                 _check_command(rest[rest.index("--") + 1 :], whole)
         case ["python", "-m", module, *rest]:
@@ -165,8 +165,9 @@ def _ours() -> Any:
 
 
 @cache
-def _of_ray(name: str) -> Any:
-    module = importlib.import_module({"ray": "ray.scripts.scripts", "serve": "ray.serve.scripts"}[name])
+def _of_library(name: str) -> Any:
+    modules = {"ray": "ray.scripts.scripts", "serve": "ray.serve.scripts", "mlflow": "mlflow.cli"}
+    module = importlib.import_module(modules[name])
     return module.cli
 
 

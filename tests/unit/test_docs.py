@@ -127,6 +127,7 @@ def test_collections_that_a_page_writes_can_be_used(block, tmp_path):
         "curl 'localhost:8000/v1/collections/notes/documents?from=1'",
         """curl localhost:8000/v1/search -d '{"querry": "cold"}'""",
         "pip install 'routerretriever[s4]'",
+        "mlflow server --allowed-names mlflow:5000",
         "an-unknown-program",
     ],
 )
