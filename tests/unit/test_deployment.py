@@ -16,6 +16,7 @@ from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
 from routerretriever.errors import RecipeError
 from routerretriever.serving.deployments import app
+from routerretriever.serving.http.auth import is_loopback
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +197,21 @@ def test_the_service_on_kubernetes_is_the_local_one(tmp_path):
     assert [app["import_path"] for app in config["applications"]] == [
         app["import_path"] for app in local["applications"]
     ]
+
+
+@pytest.mark.parametrize("name", ["local", "gpu", "cluster", "kubernetes"])
+def test_a_serve_file_and_its_recipe_agree_on_who_may_ask(name, tmp_path):
+    """Serve listens on the one's host, and the service asks for tokens by the other's."""
+    if name == "kubernetes":
+        config = YAML(typ="safe").load(read(KUBERNETES / "service.yaml")["spec"]["serveConfigV2"])
+        recipe_path = tmp_path / "recipe.yaml"
+        recipe_path.write_text(read(KUBERNETES / "recipe.yaml")["data"]["recipe.yaml"])
+    else:
+        config = read(ROOT / "serve_configs" / f"{name}.yaml")
+        recipe_path = ROOT / config["applications"][0]["args"]["recipe"]
+    serving = load_recipe(recipe_path, config["applications"][0]["args"].get("set")).serving
+    assert serving.host == config["http_options"]["host"]
+    assert is_loopback(serving.host) == (serving.tokens_file is None)
 
 
 def test_serve_builds_anew_only_what_has_another_revision():
