@@ -1,5 +1,8 @@
 """Collections that change while they are searched, against a plain search over what they should hold."""
 
+import shutil
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,9 +12,10 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import documents_file, embeddings_file
 from routerretriever.datasets.collection import Document
 from routerretriever.errors import StorageError
-from routerretriever.index.changes import compact, last_change, write_change, write_deletion
+from routerretriever.index.changes import NumberTaken, compact, last_change, write_change, write_deletion
 from routerretriever.index.live import LiveCollection
 from routerretriever.index.settings import IndexSettings
+from support.paths import ROOT
 
 DIMENSION = 8
 CORPUS, CHANGES = "corpora/tiny", "changes/tiny"
@@ -247,6 +251,65 @@ def test_a_change_that_is_gone_or_altered_is_told_and_one_that_a_fold_holds_is_n
     with pytest.raises(StorageError):
         compact(store, CHANGES)
     assert store.names(CHANGES)[0] == f"{1:010d}.parquet"
+
+
+def test_of_two_services_that_give_out_one_number_one_is_refused(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path)
+    gate, outcomes, has = threading.Barrier(2), {}, ArtifactStore.has
+
+    def both_have_looked(self, key, name):
+        found = has(self, key, name)
+        gate.wait()
+        return found
+
+    def write(name):
+        try:
+            write_change(store, CHANGES, 1, [Document(name, "", name)], unit(1, 1))
+            outcomes[name] = 1
+        except NumberTaken:
+            outcomes[name] = None
+
+    monkeypatch.setattr(ArtifactStore, "has", both_have_looked)
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("mine", "theirs")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    assert sorted(outcomes.values(), key=str) == [1, None]
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    assert [reader.document(name).document.text for name, number in outcomes.items() if number] == [
+        name for name, number in outcomes.items() if number
+    ]
+
+
+def test_a_change_whose_writer_was_stopped_half_way_is_finished_by_the_next(tmp_path, monkeypatch):
+    store, _ = make_corpus(tmp_path)
+
+    def stopped(self, path, content):
+        raise StorageError("stopped")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FileSystem, "write", stopped)
+        with pytest.raises(StorageError, match="stopped"):
+            write_change(store, CHANGES, 1, [Document("first", "", "first")], unit(1, 1))
+    assert last_change(store, CHANGES) == 0
+    with pytest.raises(NumberTaken):
+        write_change(store, CHANGES, 1, [Document("second", "", "second")], unit(2, 1))
+    assert last_change(store, CHANGES) == 1
+    write_change(store, CHANGES, 2, [Document("second", "", "second")], unit(2, 1))
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    assert [reader.document(name).document.text for name in ("first", "second")] == ["first", "second"]
+
+
+def test_without_a_collections_two_folders_its_files_count_again_as_the_page_says(tmp_path):
+    store, _ = make_corpus(tmp_path)
+    write_deletion(store, CHANGES, 1, ["d1"])
+    for folder in (CHANGES, f"hashes/{CHANGES}"):
+        assert f"`{folder.removesuffix('tiny')}`" in (ROOT / "docs" / "how-to" / "serve.md").read_text()
+        shutil.rmtree(tmp_path / folder)
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    assert (reader.change, len(reader)) == (0, 20)
 
 
 def test_changes_taken_before_storage_failed_are_taken_once(tmp_path, monkeypatch):

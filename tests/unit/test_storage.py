@@ -208,6 +208,37 @@ def test_what_is_half_written_is_seen_by_nobody(tmp_path):
     assert files.list_files("a") == ["one"]
 
 
+@pytest.mark.parametrize("store", ["folder", *SERVERS], indirect=True)
+def test_of_many_that_create_a_file_one_does(store):
+    gate, made = threading.Barrier(4), []
+
+    def create(name):
+        gate.wait()
+        if store.files.create("leases/one", name.encode()):
+            made.append(name)
+
+    threads = [threading.Thread(target=create, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.files.read("leases/one").decode() == made[0]
+    assert len(made) == 1
+    assert store.files.list_files("leases") == ["one"]
+
+
+def test_a_file_is_created_on_a_disk_without_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    files = ArtifactStore.open(str(tmp_path)).files
+    assert files.create("leases/one", b"mine")
+    assert not files.create("leases/one", b"another's")
+    assert files.list_files("leases") == ["one"]
+    assert os.listdir(tmp_path / "leases") == ["one"]
+
+
 def test_a_lease_that_a_full_disk_refuses_is_held_by_nobody(tmp_path, monkeypatch):
     files = ArtifactStore.open(str(tmp_path)).files
     files.write("leases/other", b"")  # the folder is there

@@ -43,6 +43,8 @@ _TRANSIENT_KINDS = {
     "ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError", "TransportError",
 }  # fmt: skip
 """Of botocore, aiohttp, requests and google.auth, none of which need be installed."""
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a disk says that knows no links."""
 _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 
 P = ParamSpec("P")
@@ -222,7 +224,7 @@ class FileSystem:
 
     @with_retries
     def create(self, path: str, content: bytes) -> bool:
-        """Write a file unless there is one; indivisible on a local disk, S3 and GCS."""
+        """Write a file, whole, unless there is one; of two at once one does, on a local disk, S3 and GCS."""
         filesystem, root = self.resolve()
 
         def send(target: str) -> None:
@@ -310,14 +312,22 @@ def _is_temporary(path: str) -> bool:
 
 
 def _create_local(target: str, content: bytes) -> None:
-    """Write a file unless there is one; fsspec would look first and write then."""
-    file = open(target, "xb")  # noqa: SIM115 -- one that is there already must not be removed below
+    """Write a file, whole, unless there is one; fsspec would look first and write then."""
+    path = Path(target)
+    if path.exists():
+        raise FileExistsError(target)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with file:
+        with open(temporary, "xb") as file:
             file.write(content)
-    except OSError:  # a full disk: an empty file would look like somebody's lease
-        os.unlink(target)
-        raise
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(temporary, path)  # on such a disk the later of two at once wins
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

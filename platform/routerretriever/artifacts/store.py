@@ -120,6 +120,20 @@ class ArtifactStore:
         if name != MANIFEST:
             self.files.write(f"hashes/{key}/{name}", digest.encode())
 
+    def put_new(self, key: str, name: str, content: bytes) -> bool:
+        """Add one file unless there is one of this name; returns whether it was added.
+
+        One that is there without a hash gets it: its writer is at it, or was stopped in between.
+        """
+        is_new = self.files.create(f"{key}/{name}", content)
+        if not is_new:
+            try:
+                content = self.files.read(f"{key}/{name}")
+            except FileNotFoundError:
+                return False  # removed since
+        self.files.write(f"hashes/{key}/{name}", hashlib.sha256(content).hexdigest().encode())
+        return is_new
+
     def put_folder(self, key: str, folder: Path) -> None:
         """Add every file below a local folder."""
         for path in sorted(folder.rglob("*")):

@@ -11,6 +11,7 @@ next change was removed goes on from there. ``folded-N`` is the name that earlie
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -76,7 +77,7 @@ def write_change(
     vectors: Vectors,
     passages: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Record documents as added or replaced. Only one writer at a time may give out numbers.
+    """Record documents as added or replaced. Of two writers that give out one number, one is refused.
 
     Args:
         store: where changes lie.
@@ -115,10 +116,10 @@ def write_deletion(store: ArtifactStore, key: str, number: int, ids: Sequence[st
 
 
 def _write(store: ArtifactStore, key: str, number: int, rows: list[dict[str, Any]]) -> None:
-    if store.has(key, _file(number)):
+    file = io.BytesIO()
+    parquet.write_table(arrow.Table.from_pylist(rows, schema=_SCHEMA), file)
+    if store.has(key, _file(number)) or not store.put_new(key, _file(number), file.getvalue()):
         raise NumberTaken(f"{store.location(key)}: change {number} is there already; ask again")
-    table = arrow.Table.from_pylist(rows, schema=_SCHEMA)
-    store.put(key, _file(number), partial(parquet.write_table, table))
 
 
 def compact(store: ArtifactStore, key: str) -> None:
