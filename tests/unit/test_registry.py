@@ -23,7 +23,13 @@ from routerretriever.errors import (
     RegistryError,
     RouterRetrieverError,
 )
-from routerretriever.registry.connection import open_to_read, open_to_write, present_location, reached
+from routerretriever.registry.connection import (
+    open_to_read,
+    open_to_write,
+    present_location,
+    reached,
+    warn_of_local_artifacts,
+)
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime.haproxy import free_port
@@ -207,6 +213,33 @@ def test_a_package_that_mlflow_lacks_for_a_bucket_is_told_with_what_to_install(p
     ):
         raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
     assert ("all that was made lies in storage" in str(raised.value)) is patient
+
+
+@pytest.mark.parametrize(
+    ("server", "location", "told"),
+    [
+        ("http://mlflow:5000", "/srv/mlruns/1", True),
+        ("http://mlflow:5000", "file:///srv/mlruns/1", True),
+        ("http://mlflow:5000", "mlflow-artifacts:/1", False),
+        ("http://mlflow:5000", "s3://bucket/mlflow/1", False),
+        ("file:///srv/mlruns", "/srv/mlruns/1", False),
+        ("postgresql://db/mlflow", "/srv/mlruns/1", False),  # of a machine's own, as it may share the folder
+    ],
+)
+def test_a_server_whose_artifacts_stay_on_the_machine_that_registers_is_told_of(
+    caplog, monkeypatch, server, location, told
+):
+    monkeypatch.setattr(logging.getLogger("routerretriever"), "propagate", True)
+    warn_of_local_artifacts(location, server)
+    assert ("written to /srv/mlruns/1 on the machine that registers" in caplog.text) is told
+
+
+def test_a_folder_of_another_machine_is_not_looked_for_in_a_back_up(tmp_path):
+    location = str(tmp_path / "gone" / "mlruns")
+    with pytest.raises(BadInput, match="--artifacts-destination"):
+        present_location(location, "http://mlflow:5000")
+    with pytest.raises(BadInput, match="restore it from a back-up"):
+        present_location(location, f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_server_behind_a_proxy_is_left_to_mlflow(monkeypatch):

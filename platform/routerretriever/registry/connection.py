@@ -19,6 +19,7 @@ from mlflow.store.db import utils as database
 from routerretriever.errors import BadInput, NotFound, Refused, RegistryError, first_line, without_secrets
 from routerretriever.runtime.cluster import why_silent
 from routerretriever.runtime.machine import goes_through_proxy
+from routerretriever.runtime.progress import log
 
 ARTIFACTS = "mlflow-artifacts"
 """Folder of a local storage that holds MLflow's files."""
@@ -119,7 +120,7 @@ def _require_answer(uri: str) -> None:
         RegistryError: nobody accepts connections there.
     """
     place = urlsplit(uri)
-    if place.scheme not in ("http", "https") or place.hostname is None or goes_through_proxy(uri):
+    if not _is_server(uri) or place.hostname is None or goes_through_proxy(uri):
         return
     port = place.port or (443 if place.scheme == "https" else 80)
     if reason := why_silent(place.hostname, port, _ANSWER_SECONDS):
@@ -127,6 +128,10 @@ def _require_answer(uri: str) -> None:
             f"registry.tracking_uri: {without_secrets(uri)}: no server answers there ({reason}); start it or "
             "mend the address"
         )
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 def _revision(uri: str) -> str | None:
@@ -201,7 +206,22 @@ def present_location(location: str, tracking_uri: str) -> str:
             return beside.absolute().as_uri()
     if os.path.exists(path):  # unlike the method of Path, also where nobody else may look
         return location
-    raise BadInput(f"{path}: the registry names this folder, which is not there; restore it from a back-up")
+    advice = "restore it from a back-up"
+    if _is_server(tracking_uri):
+        advice = "it is one of the machine that registered: start the server with --artifacts-destination"
+    raise BadInput(f"{path}: the registry names this folder, which is not there; {advice}")
+
+
+def warn_of_local_artifacts(location: str, tracking_uri: str) -> None:
+    """Warn if a server has artifacts written to whichever machine registers; others do not find them."""
+    path = _local_path(location)
+    if path is not None and _is_server(tracking_uri):
+        log.warning(
+            "registry.tracking_uri: %s: this server has artifacts written to %s on the machine that "
+            "registers, where no other finds them; start it with --artifacts-destination, and register under "
+            "another registry.name, as this one keeps its place",
+            without_secrets(tracking_uri), path,
+        )  # fmt: skip
 
 
 def relocate(file: Path, storage: Path) -> None:

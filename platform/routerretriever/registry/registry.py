@@ -34,6 +34,7 @@ from routerretriever.registry.connection import (
     open_to_write,
     reached,
     require_folder,
+    warn_of_local_artifacts,
 )
 from routerretriever.registry.loading import fetch_manifest, find_version
 from routerretriever.registry.recording import (
@@ -318,9 +319,12 @@ class Registry:
                 # The storage was moved; what is logged under the old experiment would go to the old place.
                 name = f"{name}-{content_hash(location)[:8]}"
                 found = self._writer.get_experiment_by_name(name)
-            if found is not None:
-                return str(found.experiment_id)
-            return str(self._writer.create_experiment(name, artifact_location=location))
+            if found is None:
+                found = self._writer.get_experiment(
+                    self._writer.create_experiment(name, artifact_location=location)
+                )
+            warn_of_local_artifacts(found.artifact_location, self.tracking_uri)
+            return str(found.experiment_id)
 
     def _register_expert(self, expert: Expert, experiment: str) -> int:
         model = self.expert_model(expert.domain)
