@@ -37,6 +37,6 @@ def test_training_and_encoding_run_on_spot_machines_and_replicas_on_others(tiny_
         assert found, f"{part}: not among {sorted(seen)}"
         return found
 
-    assert machines_of("_ShardEncoder") == {"gpu-train"}
+    assert machines_of("ShardEncoder") == {"gpu-train"}
     assert machines_of("RayTrainWorker") == {"gpu-train"}
     assert machines_of("ServeReplica") == {"gpu-serve"}

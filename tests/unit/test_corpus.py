@@ -4,7 +4,7 @@ import pyarrow.parquet as parquet
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.corpus.artifact import Corpus, documents_file, embeddings_file
-from routerretriever.corpus.build import _ShardEncoder, shard_size
+from routerretriever.corpus.build import ShardEncoder, shard_size
 from routerretriever.encoder.settings import EncoderSettings
 from routerretriever.errors import StorageError
 from routerretriever.index.dense import open_index
@@ -41,7 +41,7 @@ def test_exact_search_over_shards_is_search_over_all(corpus, tmp_path, depth):
 
 
 def test_a_worker_whose_machine_does_not_share_the_storage_says_so(tmp_path):
-    worker = _ShardEncoder(EncoderSettings(name="fake"), ArtifactStore.open(str(tmp_path)))
+    worker = ShardEncoder(EncoderSettings(name="fake"), ArtifactStore.open(str(tmp_path)))
     with pytest.raises(StorageError, match=r"storage: .*/documents/.* is not there on .*all machines share"):
         worker.work({"key": "corpora/some", "shard": 0})
 

@@ -86,7 +86,7 @@ class EncodeCorpus(Step):
                 if not store.has(key, embeddings_file(shard))
             ]
             constructor = {"encoder": encoder, "store": store}
-            run_shards(todo, _ShardEncoder, constructor, own[0].settings, "encoding documents")
+            run_shards(todo, ShardEncoder, constructor, own[0].settings, "encoding documents")
             for step in own:
                 _finish(step, sizes[step.key], store)
 
@@ -139,7 +139,7 @@ def _shards(collection: Collection, size: int) -> Iterator[list[Document]]:
         yield shard
 
 
-class _ShardEncoder(ShardWorker):
+class ShardEncoder(ShardWorker):
     """A Ray Data actor: documents of a shard in, embeddings of the shard in storage."""
 
     def __init__(self, encoder: EncoderSettings, store: ArtifactStore) -> None:
