@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
@@ -37,6 +38,7 @@ from routerretriever.datasets.collection import Document
 from routerretriever.errors import (
     ArtifactMissing,
     BundleError,
+    Overloaded,
     RecipeError,
     Unavailable,
     UnknownName,
@@ -459,6 +461,23 @@ def test_a_rate_in_tokens_counts_texts_by_their_length_and_says_when_to_come_bac
     assert refused.json()["error"]["message"] == told
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert [answer("other").status_code for _ in range(3)] == [200] * 3
+
+
+def test_tokens_that_the_service_was_too_busy_to_read_are_not_counted():
+    class Busy(StandIn):
+        async def embed(self, texts, model, access):
+            raise Overloaded("busy")
+
+    service, digest = Busy(), hashlib.sha256(SECRET.encode()).hexdigest()
+    app = application(service, {"team": Token(sha256=digest, tokens_per_minute=60)})
+
+    def status():
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        return ask(app, "POST", "/v1/embeddings", json={"input": "x" * 50}, headers=headers).status_code
+
+    assert [status() for _ in range(3)] == [503] * 3
+    service.embed = partial(StandIn.embed, service)
+    assert [status() for _ in range(2)] == [200, 429]
 
 
 def test_a_rate_in_requests_says_when_there_is_room_for_another():

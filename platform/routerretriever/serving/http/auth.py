@@ -151,6 +151,11 @@ class Authenticator:
             message = f"more than {most} tokens of text in a minute; this request has about {tokens}"
             raise RateExceeded(message, seconds)
 
+    def give_back(self, client: str, tokens: int) -> None:
+        """Count tokens no longer: the service was too busy to read them."""
+        if client in self._tokens:
+            self._tokens[client].give_back(tokens, self.replicas)
+
     def _anonymous(self, host: str, address: str | None) -> Access | Denied:
         if not self._allow_anonymous:
             if not (address is None or is_loopback(address)):

@@ -74,7 +74,7 @@ class Middleware:
             prefix = self._root_path
         if prefix:
             scope["root_path"] = prefix  # what openapi.json gives as the service's address
-        scope["state"] = {"bundle": None, "access": Access(), "id": request_id}
+        scope["state"] = {"bundle": None, "access": Access(), "id": request_id, "charged": 0}
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -101,6 +101,8 @@ class Middleware:
                 message = f"this is our mistake; request id {request_id} finds it in the logs"
                 await problem(500, message)(scope, receive, send_marked)
         finally:
+            if status == 503:  # the client is asked to come again
+                self._authenticator.give_back(scope["state"]["access"].client, scope["state"]["charged"])
             self._note(scope, method, status, time.perf_counter() - start, request_id)
 
     async def _admit(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
@@ -157,6 +159,7 @@ class Middleware:
             """Count the tokens that a request has read, and move its deadline by what they may take."""
             nonlocal seconds
             self._authenticator.charge(scope["state"]["access"].client, tokens)
+            scope["state"]["charged"] += tokens
             seconds = self._limits.seconds + self._limits.seconds_per_token * tokens
             deadline.reschedule(started + seconds)
 

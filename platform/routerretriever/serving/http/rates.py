@@ -40,3 +40,7 @@ class Allowance:
             return missing / per_second
         self._left -= amount
         return 0.0
+
+    def give_back(self, amount: int, replicas: int = 1) -> None:
+        """Undo the taking of an amount."""
+        self._left = min(self.per_minute, self._left + amount * replicas)
