@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -12,9 +13,10 @@ from ray.autoscaler._private.aws.config import DEFAULT_AMI
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve._private.deploy_utils import get_app_code_version
 from ray.serve.schema import ServeDeploySchema
+from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
-from routerretriever.errors import RecipeError
+from routerretriever.errors import NotFound, RecipeError
 from routerretriever.serving.deployments import app
 from routerretriever.serving.http.auth import is_loopback
 from ruamel.yaml import YAML
@@ -237,6 +239,19 @@ def test_a_serve_file_may_have_a_revision_and_nothing_unknown(tmp_path, monkeypa
         app.build({"recipe": "sample", "sets": own})
     with pytest.raises(RecipeError, match="recipe: missing"):
         app.build({})
+
+
+def test_the_service_asks_for_tokens_where_serve_listens_for_others(tmp_path, monkeypatch):
+    recipe = load_recipe("sample", [f"storage={tmp_path}"])
+    store = ArtifactStore.open(str(tmp_path))
+    serve = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))
+    monkeypatch.setattr(app.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(app, "_get_global_client", lambda raise_if_no_controller_running: serve)
+    with pytest.raises(RecipeError, match=r"http_options\.host: 0\.0\.0\.0 lets other machines ask"):
+        app.build_application(recipe, store)
+    serve.http_config.host = "localhost"
+    with pytest.raises(NotFound):  # the next thing that is looked at: nothing is released
+        app.build_application(recipe, store)
 
 
 def test_the_image_starts_from_the_locked_ray():

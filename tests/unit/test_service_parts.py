@@ -520,6 +520,9 @@ def test_tokens_are_needed_beyond_loopback_and_read_with_care(tmp_path):
     assert read_tokens(ServingSettings(host="0.0.0.0", allow_anonymous=True)) == {}
     with pytest.raises(RecipeError, match=r"serving\.host: 0\.0\.0\.0 lets other machines ask"):
         read_tokens(ServingSettings(host="0.0.0.0"))
+    assert read_tokens(ServingSettings(), "127.0.0.1") == {}
+    with pytest.raises(RecipeError, match=r"http_options\.host: 0\.0\.0\.0 lets other machines ask"):
+        read_tokens(ServingSettings(), "0.0.0.0")
     file = tmp_path / "tokens.yaml"
     file.write_text(f"team: {{sha256: '{'a' * 64}', requests_per_minute: 5}}")
     tokens = read_tokens(ServingSettings(host="0.0.0.0", tokens_file=str(file)))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 
 from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.config.loading import load_recipe, parse_settings
@@ -64,7 +66,7 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
     from routerretriever.registry.registry import Registry
 
     serving = recipe.serving
-    tokens = read_tokens(serving)
+    tokens = read_tokens(serving, _listens_at())
     Registry.of(recipe, store).require_released()
     indexes = [
         sized(Index, f"index-{part}" if serving.index_shards > 1 else "index", serving.index).bind(
@@ -76,3 +78,11 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
     controller = sized(ReleaseControllerDeployment, "releases", _WITHOUT_CPU).bind(recipe, store, indexes)
     router = sized(Ingress, "router", serving.router, room_for_replicas(serving.router))
     return router.bind(recipe, tokens, store, controller, indexes, writer)
+
+
+def _listens_at() -> str | None:
+    """The host of a Serve that runs already: a Serve file names one, or whoever started it."""
+    if not ray.is_initialized():  # Serve would start it
+        return None
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.http_config.host

@@ -55,18 +55,23 @@ class Token(Settings):
 _TOKENS = TypeAdapter(Annotated[dict[str, Token], Field(min_length=1)])
 
 
-def read_tokens(settings: ServingSettings) -> dict[str, Token]:
+def read_tokens(settings: ServingSettings, listens_at: str | None = None) -> dict[str, Token]:
     """The clients that are let in, by name; none means that everybody is.
+
+    Args:
+        settings: whose they are.
+        listens_at: Serve's own host, where it was started by somebody else.
 
     Raises:
         RecipeError: the file is missing or wrong, or other machines could ask without a token.
     """
     if settings.tokens_file is None:
-        if not (settings.allow_anonymous or is_loopback(settings.host)):
-            raise RecipeError(
-                f"serving.host: {settings.host} lets other machines ask; name a serving.tokens_file, "
-                "or set serving.allow_anonymous: true if something in front checks who asks"
-            )
+        for field, host in (("serving.host", settings.host), ("http_options.host", listens_at)):
+            if not (host is None or settings.allow_anonymous or is_loopback(host)):
+                raise RecipeError(
+                    f"{field}: {host} lets other machines ask; name a serving.tokens_file, "
+                    "or set serving.allow_anonymous: true if something in front checks who asks"
+                )
         return {}
     path = Path(settings.tokens_file).expanduser()
     try:
