@@ -167,7 +167,11 @@ def test_gpus_that_are_asked_for_and_those_that_are_not(tmp_path, monkeypatch):
     assert (verdict, "serving.router.gpus" in text) == (Verdict.FAIL, True)
     assert doctor.check_gpu(modest)[0] is Verdict.OK
     monkeypatch.setattr(machine, "torch_gpus", lambda: 1)
-    assert doctor.check_gpu(modest)[0] is Verdict.NOTE
+    verdict, text = doctor.check_gpu(modest)
+    assert (verdict, "share its first" in text) == (Verdict.NOTE, True)
+    on_cpu = modest.model_copy(update={"encoder": modest.encoder.model_copy(update={"device": "cpu"})})
+    verdict, text = doctor.check_gpu(on_cpu)
+    assert (verdict, "leaves unused" in text) == (Verdict.NOTE, True)
     assert doctor.check_gpu(asking)[0] is Verdict.OK
 
 

@@ -142,7 +142,12 @@ def check_gpu(recipe: Recipe | None) -> tuple[Verdict, str]:
             "cluster that has GPUs"
         )
     if usable and recipe is not None and not asking:
-        return Verdict.NOTE, f"{usable} that the recipe does not use: set gpus_per_worker under training"
+        if recipe.encoder.device == "cpu":
+            return Verdict.NOTE, f"{usable} that the recipe leaves unused by encoder.device: cpu"
+        return Verdict.NOTE, (
+            f"{usable}, none of which the recipe reserves, so that all workers of a machine share its first: "
+            "set gpus_per_worker under corpus, scoring and training, and gpus under serving.router"
+        )
     if asking and not usable:
         return Verdict.OK, "none here; the recipe asks the cluster for some"
     return Verdict.OK, f"{usable} that {torch} can use" if usable else "none, and none is asked for"
