@@ -235,6 +235,10 @@ def test_a_file_is_created_on_a_disk_without_links(tmp_path, monkeypatch):
     files = ArtifactStore.open(str(tmp_path)).files
     assert files.create("leases/one", b"mine")
     assert not files.create("leases/one", b"another's")
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # as it was when both looked
+    assert not files.create("leases/one", b"another's")
+    assert files.read("leases/one") == b"mine"
+    monkeypatch.undo()
     assert files.list_files("leases") == ["one"]
     assert os.listdir(tmp_path / "leases") == ["one"]
 

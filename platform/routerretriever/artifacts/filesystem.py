@@ -325,7 +325,8 @@ def _create_local(target: str, content: bytes) -> None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            os.replace(temporary, path)  # on such a disk the later of two at once wins
+            open(path, "xb").close()  # whose it is; for a moment it is empty
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
