@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import tracemalloc
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -156,9 +157,12 @@ def test_a_copy_of_a_positive_is_no_negative(tmp_path):
     assert [sorted(rows.tolist()) for rows in examples.hard] == [[1, 3], [0, 2, 3, 4]]
 
 
-def test_a_leak_by_text_is_counted_and_refused_on_demand(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "again"), [("Where", " where"), ("Größe", normalize("NFD", "Größe")), ("ＡＢＣ　１", "abc 1")]
+)
+def test_a_leak_by_text_is_counted_and_refused_on_demand(tmp_path, text, again):
     qrels = {"train": "q0\td0\t1\n", "dev": "q1\td0\t1\n", "test": "q2\td0\t1\n"}
-    one = write(tmp_path / "a", documents("a"), queries("Where", "y", " where"), qrels)
+    one = write(tmp_path / "a", documents("a"), queries(text, "y", again), qrels)
     assert check_collection(one.folder).equal_queries == {"test in train": 1}
     assert preflight([one], {"toy": ["train", "test"]}).notes("toy")
     strict = Collection("toy", one.folder, DomainSettings(path="", equal_texts="refuse"))

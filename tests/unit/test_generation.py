@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as arrow
@@ -135,6 +136,21 @@ def test_words_are_counted_where_there_are_no_spaces(query, problem):
         text = "ในฤดูหนาวผึ้งจะรวมกลุ่มกันและสั่นกล้ามเนื้อปีกเพื่อสร้างความร้อน"
     written = Draft(Request("d", "question", text.replace("，", "")), query)
     assert [one.problem for one in apply_filters([written], [], FilterSettings(), None)] == [problem]
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "problem"),
+    [
+        ("चेन्नई नगर में वर्षा जल", "चेन्नई नगर में वर्षा जल का संग्रह अनिवार्य है", ""),  # five words in a row
+        ("சென்னை நகரத்தில் மழை நீர்", "சென்னை நகரத்தில் மழை நீர் சேகரிப்பு கட்டாயம்", ""),
+        (normalize("NFD", "hồ sơ đã nộp ở đâu thì trả"), "khi hồ sơ đã nộp ở đâu thì trả ở đó", "copied"),
+        ("パスワードリセット", "暗証番号を忘れた場合の再設定の手続きについて説明します。", ""),
+        ("ＷＩＮＤＯＷＳ　ＵＰＤＡＴＥ", "the last windows update fails with an error", ""),
+    ],
+)
+def test_words_are_compared_with_their_marks_however_they_are_encoded(query, text, problem):
+    found = apply_filters([draft(query, text)], [], FilterSettings(), None)
+    assert [one.problem for one in found] == [problem]
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x0DFF)), st.integers(0, 9))

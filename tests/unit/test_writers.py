@@ -242,6 +242,13 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(monkeypatch, ca
     assert "OWN_KEY" in str(refused.value)
 
 
+def test_rare_words_are_taken_with_their_marks():
+    settings = GenerationSettings(writer=ExtractSettings(kind="extract"))
+    request = Request("d", "keywords", "रेलवे में यात्रियों की शिकायत")
+    ((_, written),) = open_writer(settings).write([request])
+    assert set(written.query.split()) == {"रेलवे", "में", "यात्रियों", "की", "शिकायत"}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_language_model(tmp_path_factory.mktemp("writer") / "model")

@@ -231,7 +231,7 @@ def judge(reports: Iterable[Feedback], discount: float, least: float, passed_ove
         passed_over: what a passing over counts; 0 takes no notice of it.
 
     Returns:
-        Queries with at least one relevant document, by their first asking; spelling by case and spaces aside.
+        Queries with at least one relevant document, by their first asking; case, spaces and encoding aside.
     """
     votes: dict[str, dict[str, dict[tuple[str, ...], _Vote]]] = {}
     texts: dict[str, str] = {}

@@ -177,7 +177,7 @@ UNREAD_SPLIT = _warning(
 )
 LEAK = _warning(
     "equal-queries",
-    "the same question (case and spaces aside) in two splits: figures come out too high",
+    "the same question (case, spaces and Unicode forms aside) in two splits: figures come out too high",
     "write the collection anew with `datasets split`, or cut one",
 )
 SHARED_SOURCE = _warning(

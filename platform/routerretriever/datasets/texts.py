@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+import regex
+
 HAN_AND_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 THAI_AND_LIKE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Myanmar and Khmer."""
@@ -17,18 +19,24 @@ UNSPACED = HAN_AND_KANA + THAI_AND_LIKE
 WITH_PARTS = f"{UNSPACED}\uac00-\ud7af"
 """Those and Hangul, which has spaces, but whose words carry particles: parts of a word say something."""
 _WORD = re.compile(rf"[{HAN_AND_KANA}]{{1,2}}|[{THAI_AND_LIKE}]{{1,4}}|[^\s{UNSPACED}]+")
+_LETTERS = regex.compile(r"[\p{L}\p{N}_][\p{L}\p{N}\p{M}_]*")  # vowels of Hindi and Tamil are marks
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def normal_text(text: str) -> str:
-    """A text without its case and spacing; texts that agree in it ask the same."""
-    return " ".join(text.casefold().split())
+    """A text without its case, spacing and encoding of characters; texts that agree in it ask the same."""
+    return " ".join(_one_spelling(text).casefold().split())
 
 
 def words(text: str) -> list[str]:
     """What stands between spaces; where a script has none, so many characters as a word has on average: two,
     or four where vowels and tones are characters too."""
     return _WORD.findall(text)
+
+
+def without_punctuation(text: str) -> str:
+    """A text's letters and numbers with their marks, in small letters, however the text encodes them."""
+    return " ".join(_LETTERS.findall(_one_spelling(text).lower()))
 
 
 def first_words(text: str, count: int) -> str:
@@ -41,7 +49,7 @@ def first_words(text: str, count: int) -> str:
 
 
 def equal_groups(texts: Mapping[str, str]) -> dict[str, str]:
-    """Id -> the first id (by order of ids) whose text is the same but for case and spaces."""
+    """Id -> the first id (by order of ids) whose text agrees as a ``normal_text``."""
     first: dict[str, str] = {}
     for identifier in sorted(texts):
         first.setdefault(normal_text(texts[identifier]), identifier)
@@ -133,7 +141,7 @@ def scripts(texts: Iterable[str]) -> dict[str, float]:
     """Script -> share of the letters, the largest first; from the characters' Unicode names."""
     characters: Counter[str] = Counter()
     for text in texts:
-        characters.update(text)
+        characters.update(_one_spelling(text))
     counts: Counter[str] = Counter()
     for char, count in characters.items():
         if char.isalpha():
@@ -142,6 +150,11 @@ def scripts(texts: Iterable[str]) -> dict[str, float]:
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {script.capitalize(): count / total for script, count in ordered}
+
+
+def _one_spelling(text: str) -> str:
+    """A text whose characters are encoded in one way, as indexes have them (NFKC)."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def _shown(char: str) -> str:

@@ -19,6 +19,7 @@ from routerretriever.datasets.texts import (
     close_groups,
     normal_text,
     scripts,
+    without_punctuation,
     words,
 )
 from routerretriever.generation.prompts import Request
@@ -27,10 +28,12 @@ from routerretriever.generation.settings import FilterSettings
 Ranks = Callable[[Sequence["Draft"]], Sequence[int | None]]
 """Gives the rank of each query's source document, None where it was not found."""
 
-_UNIT = re.compile(rf"(?P<han>[{HAN_AND_KANA}])|(?P<thai>[{THAI_AND_LIKE}])|[^\W{UNSPACED}]+")
+_UNIT = re.compile(rf"(?P<han>[{HAN_AND_KANA}])|(?P<thai>[{THAI_AND_LIKE}])|[^\s{UNSPACED}]+")
 _SHARES = {"han": 0.5, "thai": 0.25, "": 1.0}
 _SCRIPT_LETTERS = 8
 """Fewer letters say nothing of a script: names and numbers are the same everywhere."""
+_KANA = {"Hiragana", "Katakana"}
+"""Japanese is written in both; a query of foreign words has Katakana alone."""
 
 
 class _Unit(NamedTuple):
@@ -159,8 +162,10 @@ def _other_script(query: str, document: str) -> bool:
         return False
     shares = scripts([document])
     main = next(iter(scripts([query])))
-    return bool(shares) and shares.get(main, 0.0) < 0.05
+    alike = _KANA if main in _KANA else {main}
+    return bool(shares) and sum(shares.get(one, 0.0) for one in alike) < 0.05
 
 
 def _units(text: str) -> list[_Unit]:
-    return [_Unit(found.group(), _SHARES[found.lastgroup or ""]) for found in _UNIT.finditer(text.lower())]
+    plain = without_punctuation(text)
+    return [_Unit(found.group(), _SHARES[found.lastgroup or ""]) for found in _UNIT.finditer(plain)]

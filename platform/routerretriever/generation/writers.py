@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from routerretriever.datasets.texts import words
+from routerretriever.datasets.texts import without_punctuation, words
 from routerretriever.errors import WriterError
 from routerretriever.generation.prompts import Request, clean, prompt_for
 from routerretriever.generation.protocol import LanguageModel, Writer, Written, still_thinking
@@ -102,7 +101,7 @@ class ExtractWriter:
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
         """Extract the words."""
         for number, request in enumerate(requests):
-            counts = Counter(words(re.sub(r"\W+", " ", request.text.lower())))
+            counts = Counter(words(without_punctuation(request.text)))
             rare = sorted(counts, key=lambda word: (counts[word], -len(word), word))[: self._settings.words]
             random.Random(content_hash(self._seed, request.document, request.type)).shuffle(rare)
             yield number, Written(" ".join(rare))
