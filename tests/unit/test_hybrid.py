@@ -216,6 +216,9 @@ def test_documents_that_come_and_go_leave_no_rows_behind(tmp_path, monkeypatch):
         ("turkish", "İstanbul çok kalabalık", "istanbul"),
         ("turkish", "IŞIK", "ışık"),
         ("code", "parseहिन्दीNode(…)", "हिन्दी"),
+        ("code", "def größeÄndern(maß)", "Größe"),
+        ("code", "class ИмяПользователя", "пользователя"),
+        ("english", "a week in İzmir", "izmir"),
     ],
 )
 def test_words_are_found_in_their_language(language, text, query):
@@ -228,6 +231,18 @@ def test_words_are_found_in_their_language(language, text, query):
 def test_marks_are_part_of_their_words():
     assert Analyzer(LexicalSettings(language="none"))("हिन्दी में कि़") == ["हिन्दी", "में", "कि़"]
     assert Analyzer(PLAIN)("ที่นี่") == ["ที่", "นี่", "ที่นี่"]
+
+
+def test_identifiers_of_any_script_are_cut_at_their_capitals_only():
+    words = Analyzer(LexicalSettings(language="code"))
+    assert words("größeÄndern") == ["größeändern", "größe", "ändern"]
+    assert words(unicodedata.normalize("NFD", "größe2")) == ["größe2", "größe", "2"]
+    assert words("parseHTTPHeader") == ["parsehttpheader", "parse", "http", "header"]
+    assert words("имяHTTP_Ответа") == ["имяhttp_ответа", "имя", "http", "ответа"]
+
+
+def test_a_repeated_character_is_one_of_its_script():
+    assert Analyzer(PLAIN)("人々") == ["人", "々", "人々"]
 
 
 SPELLED = st.sampled_from(
@@ -471,6 +486,14 @@ def test_a_snippet_from_the_end_of_a_text_without_spaces_shows_the_words():
     assert text.endswith(found.text)
     assert "親指の痛み" in found.text
     assert [found.text[start:stop] for start, stop in found.highlights] == ["親指"]
+
+
+@pytest.mark.parametrize("character", ["👨\u200d👩\u200d👧", "ที่", "e\u0301", "👍🏽", "क्षि"])
+def test_a_snippet_ends_with_a_whole_character(character):
+    for before in range(5):
+        found = snippet("x" * before + " " + character * 100, "x" * before, Analyzer(PLAIN), 30)
+        assert found.text.lstrip("x ").replace(character, "") == ""
+        assert len(found.text) > 20
 
 
 def test_highlights_of_a_snippet_do_not_overlap():

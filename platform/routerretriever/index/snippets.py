@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from typing import NamedTuple
 
+import regex
+
 from routerretriever.index.words import Analyzer
 
 _REACH = 20_000
 """Characters of a text that are looked at, so that a thousand long results do not take minutes."""
+_CHARACTER = regex.compile(r"\X")
+"""As it is seen: a letter with its marks, or a whole emoji."""
 
 
 class Snippet(NamedTuple):
@@ -46,9 +50,17 @@ def snippet(text: str, query: str, analyze: Analyzer, length: int = 240) -> Snip
         first, best = best, max(0, len(text) - length)
         while best < first and text[best - 1 : best].strip():
             best += 1  # to the next word, where there are spaces
-    stop = best + length
+    stop = _end_of_character(text, best, best + length)
     marks = [(start - best, end - best) for start, end, _ in places if best <= start and end <= stop]
     return Snippet(text[best:stop], _without_overlaps(marks))
+
+
+def _end_of_character(text: str, start: int, stop: int) -> int:
+    """Where the last character ends that is whole in a part of a text."""
+    if stop >= len(text) or text[stop].isascii():
+        return stop
+    *_, last = _CHARACTER.finditer(text, start, stop + 1)
+    return last.start() if last.start() > start else stop
 
 
 def _without_overlaps(marks: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

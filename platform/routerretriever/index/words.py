@@ -15,7 +15,7 @@ import regex
 from routerretriever.datasets.texts import WITH_PARTS
 from routerretriever.index.settings import LexicalSettings
 
-_VERSION, _VERSION_OF = 2, {"turkish": 3}
+_VERSION, _VERSION_OF = 3, {"turkish": 4}
 
 _UNSPACED = re.compile(f"[{WITH_PARTS}]")
 _STRETCH = regex.compile(rf"(?P<unspaced>[{WITH_PARTS}][{WITH_PARTS}\p{{M}}]*)|[^{WITH_PARTS}]+")
@@ -39,17 +39,20 @@ _SEEN_INVISIBLE = regex.compile(rf"[{_INVISIBLE}]")
 class _Patterns(NamedTuple):
     word: Any
     identifier: Any
-    part: Any
-    """Of an identifier: ``parse``, ``HTTP`` and ``Header`` in ``parseHTTPHeader``."""
 
 
-_PART = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+"
+# Parts of an identifier: ``parse``, ``HTTP`` and ``Header`` in ``parseHTTPHeader``.
+_ASCII_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# The same of other scripts' capitals and small letters, each with its marks; what is neither stays together.
+_CAPITAL, _SMALL = r"(?:\p{Lu}\p{M}*+)", r"(?:\p{Ll}\p{M}*+)"
+_PART = regex.compile(
+    rf"(?V1){_CAPITAL}+(?!\p{{Ll}})|{_CAPITAL}?{_SMALL}+|\d+|[[\p{{L}}\p{{N}}\p{{M}}]--[\p{{Lu}}\p{{Ll}}\d]]+"
+)
 # Marks belong to words; keycaps and circles around characters do not. Without marks, re is quicker.
-_PLAIN = _Patterns(re.compile(r"[^\W_]+"), re.compile(r"\w+"), re.compile(rf"{_PART}|[^\W\d_A-Za-z]+"))
+_PLAIN = _Patterns(re.compile(r"[^\W_]+"), re.compile(r"\w+"))
 _MARKED = _Patterns(
     regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{Mn}\p{Mc}]*"),
     regex.compile(r"[\p{L}\p{N}_][\p{L}\p{N}\p{Mn}\p{Mc}_]*"),
-    regex.compile(rf"(?V1)(?:{_PART})\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[A-Za-z\d]]+"),
 )
 _STOP_WORDS = {
     "dutch": "DUTCH",
@@ -92,6 +95,8 @@ class Analyzer:
         return [(word, starts[first], stops[last - 1]) for word, first, last in self._found(normal)]
 
     def _found(self, text: str) -> list[tuple[str, int, int]]:
+        if self._lower is str.lower and not text.isascii():
+            text = text.replace("İ", "I")  # Python's small letter of it is an i with two dots
         patterns = _MARKED if not text.isascii() and _MARK.search(text) else _PLAIN
         found = self._identifiers(text, patterns) if self._code else self._words(text, patterns)
         return [each for each in found if each[0] not in self._stop_words]
@@ -119,10 +124,12 @@ class Analyzer:
             if _UNSPACED.search(word):
                 found += self._words(word, patterns, start)
                 continue
-            found.append((word.lower(), start, match.end()))
-            parts = list(patterns.part.finditer(word))
+            found.append((self._lower(word), start, match.end()))
+            parts = list((_ASCII_PART if word.isascii() else _PART).finditer(word))
             if len(parts) > 1:
-                found += [(part.group().lower(), start + part.start(), start + part.end()) for part in parts]
+                found += [
+                    (self._lower(part.group()), start + part.start(), start + part.end()) for part in parts
+                ]
         return found
 
 
