@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import sys
 
 import pytest
 from routerretriever.cli.main import app, main
@@ -50,6 +53,21 @@ def fails(monkeypatch, capsys):
 @pytest.fixture
 def recipe(tiny_data):
     return save_recipe(tiny_recipe(tiny_data), tiny_data / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors"), [("ascii", "strict"), ("cp1252", "strict"), ("ascii", "surrogateescape")]
+)
+def test_a_terminal_that_lacks_a_character_is_shown_its_number(tiny_data, monkeypatch, encoding, errors):
+    folder = tiny_data / "data" / "fruit"
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "问题", "text": "x"}) + "\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["routerretriever", "datasets", "check", str(folder)])
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding, errors))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    sys.stdout.seek(0)
+    assert r"query '\u95ee\u9898' has no judgement" in sys.stdout.read()
 
 
 def test_a_file_that_cannot_be_written_is_one_line(fails, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -23,6 +24,7 @@ app.add_typer(datasets_app, name="datasets")
 
 def main() -> None:
     """Run the command; what a person can act on is one line, a mistake of ours is a traceback."""
+    _print_anything()
     try:
         app()
     except RouterRetrieverError as error:
@@ -38,6 +40,12 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(70)
+
+
+def _print_anything() -> None:
+    """A character that this terminal does not have is shown by its number; it would end the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main_for(command: str) -> None:
