@@ -520,6 +520,48 @@ def test_an_archive_is_read_as_the_folder_in_it(tmp_path, kind):
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["b"]
 
 
+def test_a_nul_that_slipped_in_is_no_reason_to_refuse_a_text(tmp_path):
+    imported = import_data(write(tmp_path / "a", **{"a.txt": "bread " * 50 + "\0"}), tmp_path / "b")
+    assert imported.counts["documents"] == 1
+
+
+class Named(zipfile.ZipInfo):
+    """A file whose name is in some encoding, which is not told."""
+
+    encoding = "utf-8"
+
+    def _encodeFilenameFlags(self):
+        return self.filename.encode(self.encoding), 0
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("资料/护照.txt", "utf-8"), ("Größe.txt", "utf-8"), ("Übung.txt", "cp437")],
+)
+def test_names_in_a_zip_are_read_though_their_encoding_is_not_told(tmp_path, name, encoding):
+    info = Named(name)
+    info.encoding = encoding
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, "text")
+    imported = import_data(tmp_path / "a.zip", tmp_path / "b")
+    (document,) = Collection("b", imported.folder).documents()
+    assert (document.id, document.title) == (name, Path(name).stem)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("资料/护照.txt", "gbk"), ("旅券.txt", "cp932"), ("паспорт.txt", "cp866")]
+)
+def test_names_in_a_zip_that_cannot_be_known_are_told(tmp_path, name, encoding):
+    info = Named(name)
+    info.encoding = encoding
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, "text")
+    with pytest.raises(
+        DatasetError, match=r"a\.zip: names of files are in an encoding that it does not tell"
+    ):
+        import_data(tmp_path / "a.zip", tmp_path / "b")
+
+
 def test_what_is_wrong_in_an_archive_is_told_with_its_place(tmp_path):
     write(tmp_path / "a", **{"a.csv": "query,positive\na,b,c\n"})
     archive = Path(shutil.make_archive(str(tmp_path / "bread"), "zip", tmp_path / "a"))
@@ -878,6 +920,12 @@ def test_kinds_of_metadata_are_told_as_the_file_has_them(tmp_path):
         ("qrels.txt", "301 0 d1 1\n301 0 d1 1\n301 0 d2 1\n301 0\n", "qrels.txt:4: 2 columns, not 4; a TREC"),
         ("topics.txt", "<top>\n<title> how\n</top>", "topics.txt, topic 1: no <num>"),
         ("a.txt", b"\xff", "a.txt: not UTF-8 at byte 1"),
+        ("a.txt", "Мой паспорт".encode("utf-16-le"), "a.txt: holds many NUL characters, as UTF-16 does"),
+        ("a.md", "Паспорт, как".encode("utf-16-be"), "a.md: holds many NUL characters"),
+        ("a.html", "<p>Мой паспорт</p>".encode("utf-16-le"), "a.html: holds many NUL characters"),
+        ("a.txt", "旅券を紛失".encode("iso2022_jp"), "a.txt: holds an escape sequence, as ISO-2022 does"),
+        ("a.txt", "여권".encode("iso2022_kr"), "a.txt: holds an escape sequence, as ISO-2022 does"),
+        ("a.csv", "_id,text\n1,Да\n".encode("utf-16-le"), "a.csv:1: holds the character NUL"),
         ("a.csv", 'query,positive\n"how\nlong",\n', 'a.csv:2: "query" or "positive" is empty'),
         ("a.csv", 'query,positive\nhow,so\n\n"why\n\nnot"\n', "a.csv:4: 1 columns, the header has 2"),
         ("a.tsv", 'query\tpositive\n"a\nb"\t"so"\n"why"\t\n', 'a.tsv:4: "query" or "positive" is empty'),

@@ -48,7 +48,10 @@ def unpacked(source: Path, beside: Path) -> Iterator[Path]:
     beside.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside, prefix=f".{source.name}-") as folder:
         try:
-            shutil.unpack_archive(source, folder, kind, filter=None if kind == "zip" else "data")
+            if kind == "zip":
+                _unzip(source, folder)
+            else:
+                shutil.unpack_archive(source, folder, kind, filter="data")
         except _DAMAGE as error:
             raise DatasetError(
                 f"{source}: not a readable {kind} archive ({error}); fetch it again, or unpack it"
@@ -57,3 +60,29 @@ def unpacked(source: Path, beside: Path) -> Iterator[Path]:
             yield Path(folder)
         except DatasetError as error:
             raise DatasetError(str(error).replace(folder, str(source))) from None
+
+
+def _unzip(source: Path, folder: str) -> None:
+    """Unpack with the names that the files had: macOS writes UTF-8 and does not say so.
+
+    Raises:
+        DatasetError: names are in another encoding, which is not told.
+    """
+    try:
+        archive = zipfile.ZipFile(source, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        archive = zipfile.ZipFile(source)  # takes it for DOS's
+        foreign = next((name for name in archive.namelist() if not _is_western(name)), None)
+        if foreign is not None:
+            archive.close()
+            raise DatasetError(
+                f"{source}: names of files are in an encoding that it does not tell, as {foreign!r}; unpack "
+                "it where they are right, and import the folder"
+            ) from None
+    with archive:
+        archive.extractall(folder)
+
+
+def _is_western(name: str) -> bool:
+    """Whether a name in DOS's encoding is of letters: what was Chinese has frames and signs."""
+    return all(char.isascii() or char.isalpha() for char in name)

@@ -50,6 +50,7 @@ _HEADING = re.compile(r"\s*(?:#\s+(.+)|(?:={3,}[ \t]*\r?\n)?[ \t]*(\S.*)\r?\n={3
 """What a text begins with: ``# Title``, or a title underlined as Markdown and reStructuredText do."""
 _ENCODING = re.compile(rb"(?i)<(?:meta[^>]*?charset|\?xml[^>]*?encoding)\s*=\s*[\"']?\s*([\w.:-]+)")
 """How an HTML page says in which encoding it is."""
+_ISO_2022 = re.compile(r"\x1b\$(?:[@AB]|[()][A-D])")
 _AS_BROWSERS = {
     "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "gb2312": "gb18030",
     "shift_jis": "cp932", "euc_kr": "cp949",
@@ -368,7 +369,7 @@ def _copy_text(path: Path, writer: FolderWriter, options: _Options) -> None:
     heading = _HEADING.match(text)
     title = (heading[1] or heading[2]).strip() if heading else named or own_title or path.stem
     # Other names have no percent sign or space, so no two files share an id.
-    name = re.sub(r"[\s%\ud800-\udfff]", _quoted, path.relative_to(options.root).as_posix())
+    name = re.sub(r"[\s%\udc80-\udcff]", _quoted, path.relative_to(options.root).as_posix())
     document = Record(name, title, text[heading.end() :].strip() if heading else text.strip())
     writer.counts["without_text"] += not document.text
     if options.passage_tokens is None:
@@ -391,15 +392,30 @@ def _without_front_matter(text: str) -> tuple[str, str]:
 def _converted(path: Path) -> tuple[str, str]:
     """A file's text as Markdown, and the title that stands outside of it, as HTML's does."""
     if suffix(path) in (".md", ".markdown", ".txt", ".rst"):
-        return read_text(path), ""
+        return _require_utf8(path, read_text(path)), ""
     try:
         text, title = (_pdf_text(path), "") if suffix(path) == ".pdf" else _markdown(path)
-        return mend(text), mend(" ".join(title.split()))
     except Exception as error:  # what broken files raise is of many libraries' kinds
         reason = first_line(error)[:200]
         raise DatasetError(
             f"{path}: cannot be converted to text ({reason}); save it anew or remove it"
         ) from None
+    text = mend(text)
+    if suffix(path) in (".html", ".htm"):
+        _require_utf8(path, text)
+    return text, mend(" ".join(title.split()))
+
+
+def _require_utf8(path: Path, text: str) -> str:
+    """Refuse what can be read as UTF-8 and is none: UTF-16 without its mark, and ISO 2022 of East Asia."""
+    found = ""
+    if 100 * text.count("\0") > len(text):  # one now and then is a slip
+        found = "many NUL characters, as UTF-16"
+    elif _ISO_2022.search(text):
+        found = "an escape sequence, as ISO-2022"
+    if found:
+        raise DatasetError(f"{path}: holds {found} does; save it as UTF-8")
+    return text
 
 
 def _pdf_text(path: Path) -> str:
@@ -539,7 +555,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _quoted(match: re.Match[str]) -> str:
-    return f"%{ord(match.group()):02x}"
+    return "".join(f"%{byte:02x}" for byte in match.group().encode("utf-8", "surrogateescape"))
 
 
 def _first(names: list[str]) -> str:

@@ -289,6 +289,8 @@ def _csv(path: Path) -> Iterator[Row]:
         with open_plain(path) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             first = stream.readline()
+            if "\0" in first:
+                raise DatasetError(f"{path}:1: holds the character NUL, as UTF-16 does; save it as UTF-8")
             if told := _SEPARATOR.fullmatch(first):
                 first = stream.readline()
             before = 1 if told else 0
