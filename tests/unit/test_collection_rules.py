@@ -287,6 +287,7 @@ def test_queries_about_one_document_alone_are_no_train_and_dev(tmp_path):
 
 def test_any_text_is_printed_as_text():
     assert printable("[/INST] a\x1b[31m\n\u202eb \ud83d é") == "[/INST] a\\u001b[31m \\u202eb \ufffd é"
+    assert printable("می\u200cخواهم 👩\u200d👧") == "می\u200cخواهم 👩\u200d👧"
 
 
 ids = st.sampled_from(["0", "1", "2", "d0", "d1"])

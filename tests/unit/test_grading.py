@@ -32,6 +32,8 @@ def digit(prompt):
         ("2", 2),
         (" Grade: 3\nIt answers.", 3),
         ("**1**", 1),
+        ("３。", 3),
+        ("Grade：2", 2),
         ("##final score: 0", 0),
         ("<think>3, or perhaps</think>\n2.", 2),
         ("4", None),

@@ -329,6 +329,8 @@ def test_the_extracting_writer_needs_no_model():
         ("error E37:", "error E37:"),
         ("以下是一个查询：\n「蜜蜂过冬」", "蜜蜂过冬"),
         ("Query：蜜蜂过冬", "蜜蜂过冬"),
+        ("„Jak zimują pszczoły?”", "Jak zimują pszczoły?"),
+        ("»Wie überwintern Bienen?«", "Wie überwintern Bienen?"),
     ],
 )
 def test_of_an_answer_the_query_is_left(answer, query):

@@ -20,6 +20,8 @@ WITH_PARTS = f"{UNSPACED}\uac00-\ud7af"
 """Those and Hangul, which has spaces, but whose words carry particles: parts of a word say something."""
 _WORD = re.compile(rf"[{HAN_AND_KANA}]{{1,2}}|[{THAI_AND_LIKE}]{{1,4}}|[^\s{UNSPACED}]+")
 _LETTERS = regex.compile(r"[\p{L}\p{N}_][\p{L}\p{N}\p{M}_]*")  # vowels of Hindi and Tamil are marks
+_JOINERS = "\u200c\u200d"
+"""Part letters of Persian, and join emoji."""
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -158,7 +160,7 @@ def _one_spelling(text: str) -> str:
 
 
 def _shown(char: str) -> str:
-    if unicodedata.category(char) not in _CONTROL or char == "\u200d":  # joins emoji
+    if unicodedata.category(char) not in _CONTROL or char in _JOINERS:
         return char
     return "\ufffd" if unicodedata.category(char) == "Cs" else f"\\u{ord(char):04x}"
 

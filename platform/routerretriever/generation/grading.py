@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -51,7 +52,7 @@ _EXAMPLES = (
 )
 """Query, which of the shown documents, grade: for models that continue a list."""
 _ANSWER = re.compile(r"(?:(?:final )?(?:grade|score|answer)\s*[:=]?\s*)?([0-3])", re.I)
-_AROUND = " \t*_`\"'()[]{}.#:"
+_AROUND = " \t*_`\"'()[]{}.#:。"
 _CHUNK = 64
 """Pairs after which grades are put into storage."""
 _TRIAL = 2
@@ -91,6 +92,7 @@ def parse_grade(answer: str) -> int | None:
     ``Grade:``. Anything else is no grade: a judge that explains itself may have meant another one.
     """
     line = next((line for line in without_thoughts(answer).splitlines() if line.strip()), "")
+    line = normalize("NFKC", line)  # digits and colons of full width
     found = _ANSWER.fullmatch(line.strip(_AROUND))
     return int(found[1]) if found else None
 

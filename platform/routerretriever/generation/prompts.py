@@ -67,7 +67,7 @@ _BEFORE = re.compile(r"\W*|`{3}\w*|.*[:：]\**")
 """Lines before a query: marks alone, the start of a block of code, an announcement."""
 
 
-_QUOTATION_MARKS = {'""', "''", "``", "“”", "‘’", "«»", "„“", "「」", "『』"}
+_QUOTATION_MARKS = {'""', "''", "``", "“”", "‘’", "«»", "„“", "„”", "””", "»«", "「」", "『』"}
 
 
 @dataclass(frozen=True)
