@@ -242,6 +242,24 @@ def test_a_hit_shows_the_part_that_has_the_query_s_words_and_all_of_it_with_the_
     assert browser.run(seen).count("sheep") == 60
 
 
+def test_hebrew_begins_at_the_right(service, browser):
+    url, shown = service
+    shown.stored = {"d": Document("d", "", "שלום עולם"), "e": Document("e", "", "hello")}
+    browser.open(f"{url}?q=a+fig&in=fruit", 1280, 900, HEARD)
+    browser.wait(RESULTS)
+    room = """[...document.querySelectorAll('#routed .part')].map((part) => {
+      const first = document.createRange(), box = part.getBoundingClientRect();
+      const text = [...part.childNodes].find((node) => node.textContent);
+      first.setStart(text, 0);
+      first.setEnd(text, 1);
+      const letter = first.getBoundingClientRect();
+      return [letter.left - box.left, box.right - letter.right];
+    })"""
+    (left, right), (left_of_latin, right_of_latin) = browser.run(room)
+    assert right < 1 < left
+    assert left_of_latin < 1 < right_of_latin
+
+
 def test_questions_to_try_are_offered_and_asked(service, browser):
     url, shown = service
     shown.examples = {"fruit": ["a question about fruit?", "another?"], "metal": ["one about metal?"]}
