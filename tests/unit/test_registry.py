@@ -22,6 +22,7 @@ from routerretriever.errors import (
     Refused,
     RegistryError,
     RouterRetrieverError,
+    StorageError,
 )
 from routerretriever.registry.connection import (
     open_to_read,
@@ -33,6 +34,8 @@ from routerretriever.registry.connection import (
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime.haproxy import free_port
+from routerretriever.serving.deployments.releases import store_bundle, validate
+from routerretriever.serving.ports import Rejection, ValidatedBundle
 from support.recipes import tiny_recipe
 
 NAME = "tiny"
@@ -69,6 +72,36 @@ def _add_versions(empty_database, registry, *recipes):
     for recipe in recipes:
         tags = {"experts": "fruit", **({"recipe": recipe} if recipe else {})}
         client.create_model_version(NAME, str(path.parent / "model"), tags=tags)
+
+
+def test_a_bundle_is_checked_by_its_copy_in_storage_while_the_registry_is_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    recipe = tiny_recipe(tmp_path, registry={"name": NAME, "tracking_uri": f"http://127.0.0.1:{free_port()}"})
+    store = ArtifactStore.open(str(tmp_path / "storage"))
+    store_bundle(store, "bundles/b", Path(__file__).parents[1] / "fixtures" / "format2" / "bundle", 1)
+    checked = validate(recipe, store, 1, "bundles/b")
+    assert isinstance(checked, ValidatedBundle)
+    assert store.manifest(checked.bundle_key)["version"] == 1
+    assert isinstance(validate(recipe, store, 1), Rejection)
+    assert isinstance(validate(recipe, store, 1, "bundles/gone"), Rejection)
+
+
+def test_a_release_is_noted_in_storage_for_when_the_registry_is_away(tmp_path, add_versions, monkeypatch):
+    registry = open_registry(tmp_path)
+    add_versions(registry, "mine", "mine")
+    note = RegistrySettings(name=NAME).released_note
+    for version in (1, 2):
+        registry.release(version)
+        assert registry.store.read_pointer(note) == {"version": version}
+    registry.roll_back()
+    assert registry.store.read_pointer(note) == {"version": 1}
+
+    def full(*_):
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(ArtifactStore, "write_pointer", full)
+    registry.release(2)
+    assert registry.released() == 2
 
 
 def everything(folder):

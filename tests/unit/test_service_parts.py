@@ -40,6 +40,7 @@ from routerretriever.errors import (
     BundleError,
     Overloaded,
     RecipeError,
+    RegistryError,
     Unavailable,
     UnknownName,
 )
@@ -53,7 +54,12 @@ from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token, read_tokens
 from routerretriever.serving.http.rates import Allowance
 from routerretriever.serving.ports import CollectionRef, Heartbeat, Rejection, Release, ValidatedBundle
-from routerretriever.serving.releases import Candidate, ReleaseController, ask_for_retry
+from routerretriever.serving.releases import (
+    Candidate,
+    ReleaseController,
+    ask_for_retry,
+    require_servable,
+)
 from routerretriever.serving.shadow import Shadows
 from support.metrics import Counted
 from support.service import StandIn, application, ask, caller, sent_to
@@ -896,16 +902,24 @@ class World:
         self.aliases = {"released": 1, "challenger": None}
         self.asked = []
         self.stopped = []
+        self.away = None
 
-    async def validate(self, version):
+    async def validate(self, version, stored):
         self.asked.append(version)
         bundle = self.bundles[version]
+        if self.away is not None and stored is None:
+            raise self.away
         if isinstance(bundle, Exception):
             raise bundle
         return bundle
 
     def released(self):
+        if self.away is not None:
+            raise self.away
         return self.aliases["released"]
+
+    def require_released(self):
+        self.released()
 
     def challenger(self):
         return self.aliases["challenger"]
@@ -961,7 +975,7 @@ def test_a_release_is_taken_over_and_a_refused_one_is_not_asked_again():
         await controller.poll()
         assert controller.desired().current.version == 3
         assert (await controller.state())["refused"] == {}
-        assert {"version": 3, "refused": []} in world.pointers.values()
+        assert {"version": 3, "bundle": "", "refused": []} in world.pointers.values()
 
     asyncio.run(main())
 
@@ -1054,6 +1068,62 @@ def test_a_restart_lets_in_nothing_that_was_refused_for_being_worse():
         controller = world.controller()
         await controller.start()
         assert controller.desired().current.version == 3
+
+    asyncio.run(main())
+
+
+def test_a_service_that_restarts_while_the_registry_is_away_serves_what_it_served_last(caplog):
+    async def main():
+        worse = validated("one", {"fruit": 0.5})
+        world = World(v1=GOOD, v2=worse, v3=GOOD)
+        world.away = RegistryError("registry.tracking_uri: nobody answers")
+        with pytest.raises(RegistryError, match="nobody answers"):  # nothing was served before
+            await world.controller().start()
+        with pytest.raises(RegistryError, match="nobody answers"):
+            require_servable(world.recipe, world, world)
+        world.away = None
+        controller = world.controller()
+        await controller.start()
+        world.aliases["released"] = 2
+        await controller.poll()  # refused, as it is worse
+        world.away = RegistryError("registry.tracking_uri: nobody answers")
+        require_servable(world.recipe, world, world)
+        controller = world.controller()
+        await controller.start()
+        assert controller.desired().current.version == 1
+        assert (await controller.state())["registry_error"] == "registry.tracking_uri: nobody answers"
+        with pytest.raises(RegistryError):
+            await controller.poll()
+        world.away = None
+        await controller.poll()
+        state = await controller.state()
+        assert (state["registry_error"], state["version"], list(state["refused"])) == (None, 1, [2])
+        world.aliases["released"] = 3
+        await controller.poll()
+        assert controller.desired().current.version == 3
+
+    with caplog.at_level("INFO", logger="ray.serve"):
+        asyncio.run(main())
+    told = [record.getMessage() for record in caplog.records]
+    assert "serving version 1, which was served last, until the registry answers" in told
+    assert told.count("the registry answers again") == 1
+    assert told.count("registry.tracking_uri: nobody answers; releases wait until the registry is back") == 2
+
+
+def test_what_was_rolled_back_from_is_not_served_while_the_registry_is_away():
+    async def main():
+        world = World(v1=GOOD, v2=GOOD, v3=GOOD)
+        world.aliases["released"] = 2
+        await world.controller().start()
+        note = world.recipe.registry.released_note
+        world.away = RegistryError("nobody answers")
+        world.pointers[note] = {"version": 1}  # while the service was down, too
+        with pytest.raises(RegistryError, match=r"version 2, .* is not served .* version 1 was released"):
+            await world.controller().start()
+        world.pointers[note] = {"version": 3}  # a newer one waits
+        controller = world.controller()
+        await controller.start()
+        assert controller.desired().current.version == 2
 
     asyncio.run(main())
 

@@ -361,6 +361,8 @@ class ServiceState(_Answer):
     """Jensen-Shannon distance of the live shares from the expected ones, 0 to 1; null with few queries."""
     refused: dict[int, str]
     """Released versions that were not let in, and why."""
+    registry_error: str | None = None
+    """Why the registry did not answer when it was last asked; null if it did."""
     feedback: bool = False
     """Whether it keeps what users click and mark."""
 

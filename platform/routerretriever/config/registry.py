@@ -35,3 +35,8 @@ class RegistrySettings(Settings):
     """The registered model. A recipe that names none registers under its own name."""
     alias: AliasName = "champion"
     """MLflow alias of the released version. Services follow it."""
+
+    @property
+    def released_note(self) -> str:
+        """Name of the note in storage that says what was released last, for when MLflow is away."""
+        return f"released-{self.name}-{self.alias}"

@@ -24,7 +24,7 @@ from routerretriever.bundle.build import BundleParts, write_bundle
 from routerretriever.bundle.manifest import read_manifest
 from routerretriever.config.recipe import Recipe, bundle_settings
 from routerretriever.config.registry import PREVIOUS, RegistrySettings
-from routerretriever.errors import BadInput, NotFound, Refused, without_secrets
+from routerretriever.errors import BadInput, NotFound, Refused, StorageError, without_secrets
 from routerretriever.hashing import content_hash
 from routerretriever.registry.connection import (
     ARTIFACTS,
@@ -49,6 +49,7 @@ from routerretriever.registry.recording import (
     record_expert,
 )
 from routerretriever.registry.turns import turn
+from routerretriever.runtime.progress import log
 from routerretriever.training.expert import Expert
 
 Entity = TypeVar("Entity")
@@ -84,6 +85,7 @@ class Registry:
         self._name = settings.name
         self._alias = settings.alias
         self._challenger = challenger_alias
+        self._released_note = settings.released_note
         self.store = store
         self._is_local = settings.tracking_uri is None
         self.tracking_uri = tracking_uri(settings, store)
@@ -203,7 +205,17 @@ class Registry:
             self._release_experts({pin.get("folder", pin["name"]): pin["version"] for pin in pins})
         if self.challenger() == version:
             self.challenge(None)
+        self._note_release(version)
         return before
+
+    def _note_release(self, version: int) -> None:
+        """Have a service that starts while the registry is away know what was rolled back from."""
+        try:
+            self.store.write_pointer(self._released_note, {"version": version})
+        except StorageError as error:
+            log.warning(
+                "%s; a service that starts while the registry is away may take what was before", error
+            )
 
     def roll_back(self) -> int:
         """Release the version that was released before the present one; returns its number.

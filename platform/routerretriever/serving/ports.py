@@ -218,6 +218,10 @@ class RegistryPort(Protocol):
         """The version that is tried beside it."""
         ...
 
+    def require_released(self) -> None:
+        """Raise ``NotFound`` if there is no released version."""
+        ...
+
 
 class ApplicationsPort(Protocol):
     """Experts that run as applications of their own."""
@@ -289,6 +293,7 @@ class MetricsPort(Protocol):
     cache_lookups: CounterPort
     drift: GaugePort
     releases: CounterPort
+    registry_away: GaugePort
     shadows: CounterPort
     shadow_documents: CounterPort
     shadow_seconds: HistogramPort

@@ -23,6 +23,7 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.errors import (
     ArtifactMissing,
     BundleError,
+    RegistryError,
     RouterRetrieverError,
     Unavailable,
     failure_reason,
@@ -52,7 +53,8 @@ _DRIFT_QUERIES = 100
 _FORGOTTEN_SECONDS = 20.0
 """An ingress replica that has not been heard of for so long is gone."""
 
-Validate = Callable[[int], Awaitable[ValidatedBundle | Rejection]]
+Validate = Callable[[int, str | None], Awaitable[ValidatedBundle | Rejection]]
+"""Given a version, and the key of its copy in storage if that may stand for it while the registry is away."""
 
 
 @dataclass
@@ -113,33 +115,66 @@ class ReleaseController:
         self._leaving: dict[str, float] = {}
         self._challenger: Candidate | None = None
         self._current_or_none: Candidate | None = None
+        self._registry_error: str | None = None
 
     async def start(self) -> None:
         """Make the released bundle ready; if it is rejected, the last one that was served.
 
+        While the registry is away, that is the last one that was served, out of storage.
+
         Raises:
             BundleError: neither can be served.
+            RegistryError: the registry is away, and nothing was served before, or was rolled back from since.
         """
-        released = await asyncio.to_thread(self._registry.released)
-        note = await asyncio.to_thread(self._pointers.read_pointer, self._last_served)
-        last, refused = (int(note["version"]), note.get("refused", [])) if note else (None, [])
+        note = await asyncio.to_thread(self._pointers.read_pointer, served_note(self._recipe)) or {}
+        last, refused, stored = note.get("version"), note.get("refused", []), note.get("bundle")
+        try:
+            released, _ = await self._aliases()
+        except RegistryError as error:
+            await self._require_not_rolled_back(last, stored, error)
+            released = None
         for version in dict.fromkeys([released, last]):
             present = None
             if last is not None and version in refused:
                 # Else a restart would let in what is worse than what was served before.
-                present = await self._served_before(last)
-            candidate = None if version is None else await self._prepare(version, present)
+                present = await self._served_before(last, stored)
+            candidate = None
+            if version is not None:
+                candidate = await self._prepare(version, present, stored if version == last else None)
             if candidate is not None:
                 self._current_or_none = candidate
-                await self._remember(candidate)
+                if self._registry_error is None:
+                    await self._remember(candidate)
+                else:
+                    log.warning("serving version %d, which was served last, until the registry answers", last)
                 return
-        reasons = "; ".join(f"version {version}: {reason}" for version, reason in self._reasons().items())
+        reasons = [f"version {version}: {reason}" for version, reason in self._reasons().items()]
+        if self._registry_error is not None:
+            reasons.append(self._registry_error)
         uri = f"models:/{self._recipe.registry.name}@{self._recipe.registry.alias}"
-        raise BundleError(f"{uri}: {reasons or 'nothing was released yet'}")
+        raise BundleError(f"{uri}: {'; '.join(reasons) or 'nothing was released yet'}")
 
-    async def _served_before(self, version: int) -> Candidate | None:
+    async def _require_not_rolled_back(
+        self, last: int | None, stored: str | None, error: RegistryError
+    ) -> None:
+        """Refuse to start without the registry with nothing, or with what was rolled back from.
+
+        Raises:
+            RegistryError: that is so.
+        """
+        if last is None or stored is None:
+            raise error
+        settings = self._recipe.registry
+        moved = await asyncio.to_thread(self._pointers.read_pointer, settings.released_note)
+        if moved is not None and moved["version"] < last:
+            raise RegistryError(
+                f"{error}; version {last}, which was served last, is not served without the registry, as "
+                f"version {moved['version']} was released in its place"
+            ) from None
+
+    async def _served_before(self, version: int, stored: str | None) -> Candidate | None:
         """What was served last, if it still can be."""
-        validated = await self._validated(version)
+        validated = await self._validated(version, stored)
         if isinstance(validated, Rejection):
             return None
         return Candidate(self._release(version, validated), validated)
@@ -150,8 +185,33 @@ class ReleaseController:
             await asyncio.sleep(self._settings.poll_seconds)
             try:
                 await self.poll()
+            except RegistryError:
+                pass  # told when it went away
             except Exception:
                 log.exception("the registry could not be followed; the present bundle goes on serving")
+
+    async def _aliases(self) -> tuple[int | None, int | None]:
+        """The released version, and the challenger if it gets any traffic.
+
+        Raises:
+            RegistryError: the registry is away; that is told once, and shown until it is back.
+        """
+        challenger = None
+        try:
+            released = await asyncio.to_thread(self._registry.released)
+            if self._settings.challenger_share or self._settings.shadow_share:
+                challenger = await asyncio.to_thread(self._registry.challenger)
+        except RegistryError as error:
+            if self._registry_error is None:
+                log.warning("%s; releases wait until the registry is back", error)
+            self._registry_error = str(error)
+            self._metrics.registry_away.set(1.0)
+            raise
+        if self._registry_error is not None:
+            log.info("the registry answers again")
+        self._registry_error = None
+        self._metrics.registry_away.set(0.0)
+        return released, challenger
 
     @property
     def _current(self) -> Candidate:
@@ -174,7 +234,7 @@ class ReleaseController:
 
     async def repair(self, version: int) -> None:
         """Have a served bundle's copy in storage checked, and fetched again if it is damaged."""
-        rejected = await self._validated(version)
+        rejected = await self._validated(version, None)
         if isinstance(rejected, Rejection):
             log.error("version %d cannot be repaired: %s", version, rejected.reason)
 
@@ -191,6 +251,7 @@ class ReleaseController:
             "routed_queries": round(current.weights.total()),
             "drift": self._drift(),
             "refused": self._reasons(),
+            "registry_error": self._registry_error,
         }
 
     async def experts(self) -> list[dict[str, Any]]:
@@ -211,10 +272,7 @@ class ReleaseController:
 
     async def poll(self) -> None:
         """Look where the aliases point, and take over what is new."""
-        released = await asyncio.to_thread(self._registry.released)
-        challenger = None
-        if self._settings.challenger_share or self._settings.shadow_share:
-            challenger = await asyncio.to_thread(self._registry.challenger)
+        released, challenger = await self._aliases()
         signal = await self._retry_signal()
         now = self._clock()
         self._rejected = {
@@ -245,8 +303,13 @@ class ReleaseController:
 
     async def _remember(self, candidate: Candidate) -> None:
         """Note what is served and what was refused, for a start at which the alias points at a bad bundle."""
-        note = {"version": candidate.release.version, "refused": sorted(self._rejected)}
-        await asyncio.to_thread(self._pointers.write_pointer, self._last_served, note)
+        release = candidate.release
+        note = {
+            "version": release.version,
+            "bundle": release.bundle_key,
+            "refused": sorted(self._rejected),
+        }
+        await asyncio.to_thread(self._pointers.write_pointer, served_note(self._recipe), note)
 
     async def _take_challenger(self, version: int | None) -> None:
         if version is None or version == self._current.release.version:
@@ -256,11 +319,13 @@ class ReleaseController:
         ):
             self._challenger = await self._prepare(version, self._current)
 
-    async def _prepare(self, version: int, present: Candidate | None) -> Candidate | None:
+    async def _prepare(
+        self, version: int, present: Candidate | None, stored: str | None = None
+    ) -> Candidate | None:
         """Validate a bundle, and start those of its experts that are not running; None if it is rejected."""
         signal = await self._retry_signal()
         try:
-            checked = await self._checked(version, present)
+            checked = await self._checked(version, present, stored)
         except Exception as error:
             checked = _not_checked(version, error)
         outcome = "refused" if isinstance(checked, Rejection) else "let in"
@@ -271,8 +336,10 @@ class ReleaseController:
             return None
         return checked
 
-    async def _checked(self, version: int, present: Candidate | None) -> Candidate | Rejection:
-        validated = await self._validate(version)
+    async def _checked(
+        self, version: int, present: Candidate | None, stored: str | None
+    ) -> Candidate | Rejection:
+        validated = await self._validate(version, stored)
         if isinstance(validated, Rejection):
             return validated
         candidate = Candidate(self._release(version, validated), validated)
@@ -281,9 +348,9 @@ class ReleaseController:
         rejection = await self.rejection_reason(candidate, present) or await self._start_experts(candidate)
         return rejection or candidate
 
-    async def _validated(self, version: int) -> ValidatedBundle | Rejection:
+    async def _validated(self, version: int, stored: str | None) -> ValidatedBundle | Rejection:
         try:
-            return await self._validate(version)
+            return await self._validate(version, stored)
         except Exception as error:
             return _not_checked(version, error)
 
@@ -396,11 +463,6 @@ class ReleaseController:
         names = sorted(live.keys() | expected.keys())
         return float(jensenshannon([live[n] for n in names], [expected.get(n, 0.0) for n in names], base=2))
 
-    @property
-    def _last_served(self) -> str:
-        """Name of the note that says which version was last let in."""
-        return f"served-{self._recipe.registry.name}-{self._recipe.registry.alias}"
-
 
 def _not_checked(version: int, error: Exception) -> Rejection:
     """Of what went wrong on the way, as where a task has no memory: else it would be tried at every poll."""
@@ -410,6 +472,26 @@ def _not_checked(version: int, error: Exception) -> Rejection:
 
 def _base(candidate: Candidate) -> str:
     return str(candidate.bundle.manifest["encoder_fingerprint"])
+
+
+def served_note(recipe: Recipe) -> str:
+    """Name of the note that says which version was last let in, and where its copy lies."""
+    return f"served-{recipe.registry.name}-{recipe.registry.alias}"
+
+
+def require_servable(recipe: Recipe, registry: RegistryPort, pointers: PointersPort) -> None:
+    """Refuse a service of nothing, before it is started.
+
+    Raises:
+        NotFound: nothing is released.
+        RegistryError: the registry is away, and nothing was served before.
+    """
+    try:
+        registry.require_released()
+    except RegistryError as error:
+        if "bundle" not in (pointers.read_pointer(served_note(recipe)) or {}):
+            raise
+        log.warning("%s; the version that was served last is taken", error)
 
 
 def ask_for_retry(pointers: PointersPort, recipe: Recipe) -> None:

@@ -409,6 +409,7 @@ class Service:
         state.feedback = self._replica.settings.feedback is not None
         if access.read is not None:
             state.refused = dict.fromkeys(state.refused, _WHY_NOT_TOLD)
+            state.registry_error = state.registry_error and _WHY_NOT_TOLD
         return state
 
     async def experts(self) -> list[ExpertState]:

@@ -25,6 +25,7 @@ from routerretriever.serving.deployments.releases import ReleaseControllerDeploy
 from routerretriever.serving.deployments.sizes import room_for_replicas, sized
 from routerretriever.serving.deployments.writer import Writer
 from routerretriever.serving.http.auth import read_tokens
+from routerretriever.serving.releases import require_servable
 from routerretriever.settings import Settings
 
 _WITHOUT_CPU = ReplicaSettings(cpus=0)
@@ -62,12 +63,13 @@ def build_application(recipe: Recipe, store: ArtifactStore) -> Application:
     Raises:
         RecipeError: other machines could ask without a token, or the tokens file is wrong.
         NotFound: nothing is released yet.
+        RegistryError: the registry is away, and nothing was served before.
     """
     from routerretriever.registry.registry import Registry
 
     serving = recipe.serving
     tokens = read_tokens(serving, _listens_at())
-    Registry.of(recipe, store).require_released()
+    require_servable(recipe, Registry.of(recipe, store), store)
     indexes = [
         sized(Index, f"index-{part}" if serving.index_shards > 1 else "index", serving.index).bind(
             recipe.corpus.index, store, serving.refresh_seconds, part, serving.index_shards

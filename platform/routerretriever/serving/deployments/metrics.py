@@ -69,6 +69,9 @@ class Metrics:
         self.releases = Counter(
             "routerretriever_releases", "Bundles that were let in or refused.", ("outcome",)
         )
+        self.registry_away = Gauge(
+            "routerretriever_registry_away", "1 while the registry does not answer, else 0.", ()
+        )
         self.shadows = Counter(
             "routerretriever_shadows", "Searches that the challenger was to answer too.", ("outcome",)
         )

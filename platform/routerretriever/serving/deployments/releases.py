@@ -22,7 +22,7 @@ from routerretriever.bundle.manifest import read_validation_queries
 from routerretriever.bundle.model import RouterRetriever
 from routerretriever.config.recipe import Recipe
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import RouterRetrieverError, Unavailable
+from routerretriever.errors import RegistryError, RouterRetrieverError, Unavailable
 from routerretriever.hashing import content_hash
 from routerretriever.serving.deployments.index import IndexShards
 from routerretriever.serving.deployments.metrics import Metrics
@@ -43,9 +43,9 @@ class ReleaseControllerDeployment:
         """Make the released bundle ready; see ``ReleaseController.start``."""
         from routerretriever.registry.registry import Registry
 
-        async def validated(version: int) -> ValidatedBundle | Rejection:
+        async def validated(version: int, stored: str | None) -> ValidatedBundle | Rejection:
             result: ValidatedBundle | Rejection = await ray.remote(num_cpus=0)(validate).remote(
-                recipe, store, version
+                recipe, store, version, stored
             )
             return result
 
@@ -138,10 +138,18 @@ def _expert_replicas() -> dict[str, dict[str, int]]:
     }
 
 
-def validate(recipe: Recipe, store: ArtifactStore, version: int) -> ValidatedBundle | Rejection:
+def validate(
+    recipe: Recipe, store: ArtifactStore, version: int, stored: str | None = None
+) -> ValidatedBundle | Rejection:
     """Check a registered bundle, put it into storage for the replicas, and embed its validation queries.
 
     Runs as a task of its own, whose memory goes with it. A copy in storage that is damaged is written anew.
+
+    Args:
+        recipe: where it is registered, and how it is served.
+        store: where the replicas look for it.
+        version: its number.
+        stored: key of the copy in storage that stands for it while the registry is away; None if none does.
     """
     from routerretriever.registry.loading import fetch_bundle
     from routerretriever.registry.registry import tracking_uri
@@ -149,7 +157,12 @@ def validate(recipe: Recipe, store: ArtifactStore, version: int) -> ValidatedBun
     uri = f"models:/{recipe.registry.name}/{version}"
     try:
         with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-            folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe.registry, store))
+            try:
+                folder = fetch_bundle(uri, Path(scratch), tracking_uri(recipe.registry, store))
+            except RegistryError:
+                if stored is None:
+                    raise
+                folder = store.fetch(stored)
             bundle = RouterRetriever(folder)
             if recipe.serving.placement == "dedicated" and bundle.merge == "weights":
                 return Rejection(

@@ -94,12 +94,14 @@ def _require_servable(recipe: Recipe, store: ArtifactStore) -> None:
     Raises:
         RecipeError: other machines could ask without a token, or the tokens file is wrong.
         NotFound: nothing is released yet.
+        RegistryError: the registry is away, and nothing was served before.
     """
     from routerretriever.registry.registry import Registry
     from routerretriever.serving.http.auth import read_tokens
+    from routerretriever.serving.releases import require_servable
 
     read_tokens(recipe.serving)
-    Registry.of(recipe, store).require_released()
+    require_servable(recipe, Registry.of(recipe, store), store)
 
 
 class _Stop:
