@@ -201,10 +201,10 @@ def interrupted(folder, happen):
     todo = [happen]
 
     class Interrupted(FileSystem):
-        def put(self, path, write):
+        def put(self, path, write, lasting=False):
             if todo:
                 todo.pop()()
-            return super().put(path, write)
+            return super().put(path, write, lasting)
 
     return FeedbackLog(Interrupted(str(folder)))
 

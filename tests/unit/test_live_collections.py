@@ -1,7 +1,9 @@
 """Collections that change while they are searched, against a plain search over what they should hold."""
 
+import os
 import shutil
 import threading
+from stat import S_ISDIR
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from routerretriever.errors import StorageError
 from routerretriever.index.changes import NumberTaken, compact, last_change, write_change, write_deletion
 from routerretriever.index.live import LiveCollection
 from routerretriever.index.settings import IndexSettings
+from routerretriever.serving.catalogue import Catalogue
+from routerretriever.serving.ports import CollectionRef
 from support.paths import ROOT
 
 DIMENSION = 8
@@ -253,6 +257,40 @@ def test_a_change_that_is_gone_or_altered_is_told_and_one_that_a_fold_holds_is_n
     assert store.names(CHANGES)[0] == f"{1:010d}.parquet"
 
 
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_and_the_changes_since_stand_for_it(tmp_path):
+    store, _ = make_corpus(tmp_path)
+    for number in range(1, 6):
+        write_deletion(store, CHANGES, number, [f"d{number}"])
+        if number in (2, 4):
+            compact(store, CHANGES)
+    assert not store.has(CHANGES, f"{1:010d}.parquet")
+    (tmp_path / CHANGES / f"checkpoint-{4:010d}.parquet").write_bytes(b"")
+    reader = LiveCollection(store, CORPUS, CHANGES, IndexSettings())
+    assert (reader.change, len(reader)) == (5, 15)
+
+
+def test_what_was_acknowledged_outlives_a_power_cut(tmp_path, monkeypatch):
+    """Each file, whole, then its name: no disk need keep anything else."""
+    synced = []
+
+    def note(descriptor):
+        stat = os.fstat(descriptor)
+        synced.append((stat.st_ino, None if S_ISDIR(stat.st_mode) else stat.st_size))
+
+    store, _ = make_corpus(tmp_path)
+    monkeypatch.setattr(os, "fsync", note)
+    write_change(store, CHANGES, 1, [Document("one", "", "one")], unit(1, 1))
+    write_deletion(store, CHANGES, 2, ["d1"])
+    compact(store, CHANGES)
+    assert Catalogue(store, "collections").create("new", CollectionRef("corpora/empty", "changes/new"), 8)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "tiny-" not in path.name]
+    lasting = [path for path in files if CORPUS not in str(path)]
+    assert len(lasting) == 9
+    for path in lasting:
+        file = synced.index((path.stat().st_ino, path.stat().st_size))
+        assert (path.parent.stat().st_ino, None) in synced[file:], path
+
+
 def test_of_two_services_that_give_out_one_number_one_is_refused(tmp_path, monkeypatch):
     store, _ = make_corpus(tmp_path)
     gate, outcomes, has = threading.Barrier(2), {}, ArtifactStore.has
@@ -286,7 +324,7 @@ def test_of_two_services_that_give_out_one_number_one_is_refused(tmp_path, monke
 def test_a_change_whose_writer_was_stopped_half_way_is_finished_by_the_next(tmp_path, monkeypatch):
     store, _ = make_corpus(tmp_path)
 
-    def stopped(self, path, content):
+    def stopped(self, path, content, lasting):
         raise StorageError("stopped")
 
     with monkeypatch.context() as broken:

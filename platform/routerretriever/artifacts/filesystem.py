@@ -213,23 +213,26 @@ class FileSystem:
         return read
 
     @with_retries
-    def write(self, path: str, content: bytes) -> None:
-        """Write a small file, over one that is there."""
+    def write(self, path: str, content: bytes, lasting: bool = False) -> None:
+        """Write a small file, over one that is there; a lasting one outlives a power cut from then on."""
         filesystem, root = self.resolve()
         if isinstance(filesystem, LocalFileSystem):
-            with _whole(Path(f"{root}/{path}")) as temporary, open(temporary, "xb") as file:
+            with _whole(Path(f"{root}/{path}"), lasting) as temporary, open(temporary, "xb") as file:
                 file.write(content)
         else:
             self._send(lambda target: filesystem.pipe_file(target, content), f"{root}/{path}")
 
     @with_retries
-    def create(self, path: str, content: bytes) -> bool:
-        """Write a file, whole, unless there is one; of two at once one does, on a local disk, S3 and GCS."""
+    def create(self, path: str, content: bytes, lasting: bool = False) -> bool:
+        """Write a file, whole, unless there is one; of two at once one does, on a local disk, S3 and GCS.
+
+        A lasting one outlives a power cut from then on.
+        """
         filesystem, root = self.resolve()
 
         def send(target: str) -> None:
             if isinstance(filesystem, LocalFileSystem):
-                _create_local(target, content)
+                _create_local(target, content, lasting)
             else:
                 filesystem.pipe_file(target, content, mode="create")
 
@@ -243,8 +246,11 @@ class FileSystem:
         return True
 
     @with_retries
-    def put(self, path: str, write: Callable[[Path], None]) -> str:
-        """Have ``write`` fill a local temporary file, which then appears whole; returns its hash."""
+    def put(self, path: str, write: Callable[[Path], None], lasting: bool = False) -> str:
+        """Have ``write`` fill a local temporary file, which then appears whole; returns its hash.
+
+        A lasting one outlives a power cut from then on.
+        """
         filesystem, root = self.resolve()
         target = f"{root}/{path}"
         if not isinstance(filesystem, LocalFileSystem):
@@ -254,7 +260,7 @@ class FileSystem:
                 digest = file_hash(local)
                 self._send(partial(filesystem.put_file, str(local)), target)
             return digest
-        with _whole(Path(target)) as temporary:
+        with _whole(Path(target), lasting) as temporary:
             write(temporary)
             return file_hash(temporary)
 
@@ -295,13 +301,17 @@ def local_path(uri: str) -> str | None:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def _whole(target: Path, lasting: bool) -> Iterator[Path]:
     """A path beside ``target``; what the block has written there takes its place, unless the block fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        if lasting:
+            _sync(temporary)
         os.replace(temporary, target)
+        if lasting:
+            _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -311,7 +321,16 @@ def _is_temporary(path: str) -> bool:
     return re.search(r"\.[0-9a-f]{32}\.tmp$", path) is not None
 
 
-def _create_local(target: str, content: bytes) -> None:
+def _sync(path: Path) -> None:
+    """Have a file's content on disk, or the names in a folder. Else a power cut may leave an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _create_local(target: str, content: bytes, lasting: bool) -> None:
     """Write a file, whole, unless there is one; fsspec would look first and write then."""
     path = Path(target)
     if path.exists():
@@ -320,6 +339,8 @@ def _create_local(target: str, content: bytes) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(content)
+        if lasting:
+            _sync(temporary)
         try:
             os.link(temporary, path)
         except OSError as error:
@@ -327,6 +348,8 @@ def _create_local(target: str, content: bytes) -> None:
                 raise
             open(path, "xb").close()  # whose it is; for a moment it is empty
             os.replace(temporary, path)
+        if lasting:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -114,24 +114,27 @@ class ArtifactStore:
             raise ArtifactDamaged(self.location(key), [MANIFEST])
         return loaded
 
-    def put(self, key: str, name: str, write: Callable[[Path], None]) -> None:
-        """Add one file: ``write`` fills a local temporary file, which then appears whole under its name."""
-        digest = self.files.put(f"{key}/{name}", write)
+    def put(self, key: str, name: str, write: Callable[[Path], None], lasting: bool = False) -> None:
+        """Add one file: ``write`` fills a local temporary file, which then appears whole under its name.
+
+        A lasting one outlives a power cut from then on; what can be made again need not.
+        """
+        digest = self.files.put(f"{key}/{name}", write, lasting)
         if name != MANIFEST:
-            self.files.write(f"hashes/{key}/{name}", digest.encode())
+            self.files.write(f"hashes/{key}/{name}", digest.encode(), lasting)
 
     def put_new(self, key: str, name: str, content: bytes) -> bool:
-        """Add one file unless there is one of this name; returns whether it was added.
+        """Add one lasting file unless there is one of this name; returns whether it was added.
 
         One that is there without a hash gets it: its writer is at it, or was stopped in between.
         """
-        is_new = self.files.create(f"{key}/{name}", content)
+        is_new = self.files.create(f"{key}/{name}", content, lasting=True)
         if not is_new:
             try:
                 content = self.files.read(f"{key}/{name}")
             except FileNotFoundError:
                 return False  # removed since
-        self.files.write(f"hashes/{key}/{name}", hashlib.sha256(content).hexdigest().encode())
+        self.files.write(f"hashes/{key}/{name}", hashlib.sha256(content).hexdigest().encode(), lasting=True)
         return is_new
 
     def put_folder(self, key: str, folder: Path) -> None:
@@ -153,7 +156,7 @@ class ArtifactStore:
         # In this order: were the artifact finished before the hashes were listed, some might be gone by then.
         if not self.exists(key):
             text = json.dumps({**manifest, "files": files}, indent=2, sort_keys=True, ensure_ascii=False)
-            self.put(key, MANIFEST, lambda path: _write_text(path, text))
+            self.put(key, MANIFEST, lambda path: _write_text(path, text), lasting=True)
         self.files.remove(f"hashes/{key}")
 
     def fetch(self, key: str) -> Path:
@@ -242,7 +245,7 @@ class ArtifactStore:
 
     def write_pointer(self, name: str, content: dict[str, Any]) -> None:
         """Keep a small record that, unlike an artifact, may be written again."""
-        self.put(_POINTERS, f"{name}.json", lambda path: _write_text(path, json.dumps(content)))
+        self.put(_POINTERS, f"{name}.json", lambda path: _write_text(path, json.dumps(content)), lasting=True)
 
     def read_pointer(self, name: str) -> dict[str, Any] | None:
         """The record as it was last written; None if it never was.

@@ -10,12 +10,12 @@ Reports may be read, forgotten and compacted at once, by several processes. What
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,7 @@ class FeedbackLog:
         def write(path: Path) -> None:
             path.write_text(content, encoding="utf-8")
 
-        self._files.put(f"{_FORGOTTEN}/{uuid.uuid4().hex}.json", write)
+        self._files.put(f"{_FORGOTTEN}/{uuid.uuid4().hex}.json", write, lasting=True)
 
     def _remove_forgotten(self) -> None:
         """Write the files anew that hold forgotten reports, until there are none."""
@@ -185,16 +185,8 @@ class FeedbackLog:
     def _write(self, reports: list[Feedback]) -> None:
         table = arrow.Table.from_pylist([asdict(one) for one in reports], schema=_SCHEMA)
 
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                parquet.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-
         name = f"{_FOLDER}/{uuid.uuid4().hex}.parquet"
-        self._files.put(name, write)
-        if self._files.is_local:
-            _sync_folder(Path(self._files.resolve()[1]) / _FOLDER)
+        self._files.put(name, partial(parquet.write_table, table), lasting=True)
 
 
 def _stamp(one: Feedback) -> _Stamp:
@@ -281,12 +273,3 @@ def _votes(report: Feedback, discount: float, passed_over: float) -> dict[str, _
     votes |= {document: _Vote(_Kind.CLICK, 1 - discount**place) for document, place in clicked.items()}
     votes |= dict.fromkeys(report.relevant, _Vote(_Kind.MARK, 1.0))
     return votes | dict.fromkeys(report.not_relevant, _Vote(_Kind.MARK, -1.0))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a new file's name on disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

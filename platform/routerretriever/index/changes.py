@@ -133,7 +133,7 @@ def compact(store: ArtifactStore, key: str) -> None:
         ArtifactDamaged, FileNotFoundError: a change is not what was written, or missing; nothing is removed.
     """
     names = store.names(key)
-    checkpoint, last = _last_checkpoint(names), max([0, *map(_number, names)])
+    checkpoint, last = next(iter(_checkpoints(names)), None), max([0, *map(_number, names)])
     before = _number(checkpoint) if checkpoint else 0
     if last == before:
         return
@@ -144,7 +144,8 @@ def compact(store: ArtifactStore, key: str) -> None:
     )
     newest = {document_id: row for row, document_id in enumerate(table["id"].to_pylist())}
     kept = table.take(sorted(newest.values()))
-    store.put(key, f"{_CHECKPOINT}{_file(last)}", partial(parquet.write_table, kept))
+    # Lasting: what it holds is removed.
+    store.put(key, f"{_CHECKPOINT}{_file(last)}", partial(parquet.write_table, kept), lasting=True)
     for name in names:
         if _number(name) < before or name == _file(before):
             store.remove_file(key, name)
@@ -169,12 +170,13 @@ def take_changes(
         The file that cannot be read, if any.
     """
     names = store.names(key)
-    checkpoint, last = _last_checkpoint(names), max([0, *map(_number, names)])
+    checkpoints, last = _checkpoints(names), max([0, *map(_number, names)])
     while change < last:
-        steps = [(_file(change + 1), change + 1)]
-        if checkpoint and _number(checkpoint) > change:
-            # At the start it is the shorter way.
-            steps.insert(len(steps) if change else 0, (checkpoint, _number(checkpoint)))
+        # The one before the newest, with the changes since, says the same.
+        sums = [(name, _number(name)) for name in checkpoints if _number(name) > change]
+        following = (_file(change + 1), change + 1)
+        # At the start a checkpoint is the shorter way.
+        steps = [following, *sums] if change else [*sums, following]
         for name, number in steps:
             with suppress(FileNotFoundError, ArtifactDamaged):
                 take(parquet.read_table(store.local_file(key, name)), number)
@@ -212,7 +214,7 @@ def _number(name: str) -> int:
     return int(name.removeprefix(_CHECKPOINT).removeprefix(_FOLDED).removesuffix(".parquet"))
 
 
-def _last_checkpoint(names: Iterable[str]) -> str | None:
-    """The newest checkpoint's file; None if there is none."""
+def _checkpoints(names: Iterable[str]) -> list[str]:
+    """The checkpoints' files, the newest first."""
     there = [name for name in names if name.startswith((_CHECKPOINT, _FOLDED))]
-    return max(there, key=_number, default=None)
+    return sorted(there, key=_number, reverse=True)
