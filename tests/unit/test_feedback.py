@@ -16,6 +16,7 @@ from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.client import AsyncClient
 from routerretriever.config.serving import FeedbackSettings, ServingSettings
 from routerretriever.datasets.feedback import Feedback, FeedbackLog, judge
+from routerretriever.errors import StorageError
 from routerretriever.serving.deployments.metrics import Metrics
 from routerretriever.serving.http.api import build_api
 from routerretriever.serving.http.auth import Authenticator, Token
@@ -273,6 +274,24 @@ def test_a_user_who_is_forgotten_after_a_compaction_has_read_them_twice_is_forgo
 
     interrupted(tmp_path, others).compact()
     assert stored_users(tmp_path) == ["bob"]
+
+
+def test_who_was_not_forgotten_as_a_disk_was_full_is_forgotten_by_the_next_attempt(log, tmp_path):
+    for number in range(4):
+        log.append(report(number, user="ann" if number % 2 else "bob"))
+    log.compact()
+
+    class Full(FileSystem):
+        def put(self, path, write, lasting=False):
+            if path.endswith(".parquet"):
+                raise StorageError("no space left")
+            return super().put(path, write, lasting)
+
+    with pytest.raises(StorageError):
+        FeedbackLog(Full(str(tmp_path))).forget("ann")
+    assert log.forget("ann") == 2
+    assert stored_users(tmp_path) == ["bob"]
+    assert log.forget("ann") == 0
 
 
 def test_lists_of_what_was_forgotten_go_once_no_compaction_can_hold_it(log, tmp_path, monkeypatch):

@@ -104,9 +104,10 @@ class FeedbackLog:
             of: which collections' reports; by default all.
         """
         reports = [one for reports in self._read_all().values() for one in reports]
-        own = {_stamp(one) for one in reports if one.user == user and of(one.collection)} - self._forgotten()
-        if own:
-            self._list_as_forgotten(own)
+        own = {_stamp(one) for one in reports if one.user == user and of(one.collection)}
+        if new := own - self._forgotten():
+            self._list_as_forgotten(new)
+        if own:  # also those that an earlier attempt has listed, and not removed
             self._remove_forgotten()
         return len({(one.client, one.id) for one in own})
 
