@@ -269,6 +269,22 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_and_the_changes_s
     assert (reader.change, len(reader)) == (5, 15)
 
 
+@pytest.mark.parametrize("kind", ["folder", "memory://"])
+def test_what_a_machine_keeps_of_changes_does_not_grow_with_their_number(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("ROUTERRETRIEVER_CACHE", str(tmp_path / "cache"))
+    store = ArtifactStore.open(str(tmp_path / "store") if kind == "folder" else f"{kind}{tmp_path.name}")
+    assert Catalogue(store, "collections").create("new", CollectionRef("corpora/new", CHANGES), DIMENSION)
+    reader = LiveCollection(store, "corpora/new", CHANGES, IndexSettings())
+    kept = []
+    for number in range(1, 41):
+        write_change(store, CHANGES, number, [Document("one", "", f"text {number}")], unit(number, 1))
+        reader.refresh()
+        if number % 4 == 0:
+            compact(store, CHANGES)
+        kept.append(sum(path.is_file() for path in (tmp_path / "cache").rglob("*")))
+    assert max(kept[20:]) <= max(kept[:20])
+
+
 def test_what_was_acknowledged_outlives_a_power_cut(tmp_path, monkeypatch):
     """Each file, whole, then its name: no disk need keep anything else."""
     synced = []

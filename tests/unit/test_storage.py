@@ -195,6 +195,24 @@ def test_a_file_that_a_full_disk_refuses_stays_what_it_was(tmp_path, monkeypatch
     assert files.read("notes/one") == b"after"
 
 
+def test_a_copy_that_a_full_disk_cut_short_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROUTERRETRIEVER_CACHE", str(tmp_path))
+    store = ArtifactStore.open("memory://full")
+    store.put(KEY, "a", write("one"))
+
+    def cut_short(_, path, target):
+        target.parent.mkdir(parents=True)
+        target.write_text("o")
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as full:
+        full.setattr(file_system.FileSystem, "download", cut_short)
+        with pytest.raises(StorageError, match="no space left"):
+            store.local_file(KEY, "a")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert store.local_file(KEY, "a").read_text() == "one"
+
+
 def test_what_is_half_written_is_seen_by_nobody(tmp_path):
     files = ArtifactStore.open(str(tmp_path)).files
     seen = []
@@ -276,8 +294,9 @@ def open_full(*given):
     return Full(open(*given))
 
 
-def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROUTERRETRIEVER_CACHE", "/dev/null/cache")
+@pytest.mark.parametrize("cache", ["/dev/null/cache", f"/{'long' * 100}"])  # root may look into any other
+def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("ROUTERRETRIEVER_CACHE", cache)
     store = ArtifactStore.open(str(tmp_path))
     make(store)
     assert (store.fetch(KEY) / "a").read_text() == "one"

@@ -149,6 +149,7 @@ def compact(store: ArtifactStore, key: str) -> None:
     for name in names:
         if _number(name) < before or name == _file(before):
             store.remove_file(key, name)
+    store.drop_copies(key, names)
 
 
 def has_news(store: ArtifactStore, key: str, change: int) -> bool:
@@ -170,6 +171,7 @@ def take_changes(
         The file that cannot be read, if any.
     """
     names = store.names(key)
+    store.drop_copies(key, names)
     checkpoints, last = _checkpoints(names), max([0, *map(_number, names)])
     while change < last:
         # The one before the newest, with the changes since, says the same.
