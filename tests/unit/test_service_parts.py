@@ -41,6 +41,7 @@ from routerretriever.errors import (
     Overloaded,
     RecipeError,
     RegistryError,
+    StorageError,
     Unavailable,
     UnknownName,
 )
@@ -903,6 +904,7 @@ class World:
         self.asked = []
         self.stopped = []
         self.away = None
+        self.full = None
 
     async def validate(self, version, stored):
         self.asked.append(version)
@@ -928,6 +930,8 @@ class World:
         return self.pointers.get(name)
 
     def write_pointer(self, name, content):
+        if self.full is not None:
+            raise self.full
         self.pointers[name] = content
 
     async def replicas(self):
@@ -1108,6 +1112,29 @@ def test_a_service_that_restarts_while_the_registry_is_away_serves_what_it_serve
     assert "serving version 1, which was served last, until the registry answers" in told
     assert told.count("the registry answers again") == 1
     assert told.count("registry.tracking_uri: nobody answers; releases wait until the registry is back") == 2
+
+
+def test_a_full_disk_keeps_nothing_from_being_served_and_what_is_served_is_noted_later(caplog):
+    async def main():
+        world = World(v1=GOOD, v2=GOOD)
+        world.full = StorageError("no space left")
+        controller = world.controller()
+        await controller.start()
+        assert controller.desired().current.version == 1
+        world.aliases["released"] = 2
+        for _ in range(2):
+            await controller.poll()
+        assert controller.desired().current.version == 2
+        assert world.pointers == {}
+        world.full = None
+        await controller.poll()
+        (note,) = world.pointers.values()
+        assert note["version"] == 2
+
+    asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records].count(
+        "no space left; which version is served is noted once storage can be written"
+    ) == 1
 
 
 def test_what_was_rolled_back_from_is_not_served_while_the_registry_is_away():

@@ -25,6 +25,7 @@ from routerretriever.errors import (
     BundleError,
     RegistryError,
     RouterRetrieverError,
+    StorageError,
     Unavailable,
     failure_reason,
 )
@@ -116,6 +117,8 @@ class ReleaseController:
         self._challenger: Candidate | None = None
         self._current_or_none: Candidate | None = None
         self._registry_error: str | None = None
+        self._is_noted = True
+        """What is served, and was refused, for the next start."""
 
     async def start(self) -> None:
         """Make the released bundle ready; if it is rejected, the last one that was served.
@@ -286,6 +289,8 @@ class ReleaseController:
                 log.info("serving version %d, before %d", released, self._current.release.version)
                 self._current_or_none = candidate
             await self._remember(self._current)
+        elif not self._is_noted:
+            await self._remember(self._current)
         await self._take_challenger(challenger)
         self._metrics.drift.set(self._drift() or 0.0)
         await self._clean_up()
@@ -302,14 +307,24 @@ class ReleaseController:
         return {version: rejected.rejection.reason for version, rejected in self._rejected.items()}
 
     async def _remember(self, candidate: Candidate) -> None:
-        """Note what is served and what was refused, for a start at which the alias points at a bad bundle."""
+        """Note what is served and what was refused, for a start at which the alias points at a bad bundle.
+
+        Storage that is full keeps nothing from being served; the next polls try again.
+        """
         release = candidate.release
         note = {
             "version": release.version,
             "bundle": release.bundle_key,
             "refused": sorted(self._rejected),
         }
-        await asyncio.to_thread(self._pointers.write_pointer, served_note(self._recipe), note)
+        try:
+            await asyncio.to_thread(self._pointers.write_pointer, served_note(self._recipe), note)
+        except StorageError as error:
+            if self._is_noted:
+                log.warning("%s; which version is served is noted once storage can be written", error)
+            self._is_noted = False
+            return
+        self._is_noted = True
 
     async def _take_challenger(self, version: int | None) -> None:
         if version is None or version == self._current.release.version:
