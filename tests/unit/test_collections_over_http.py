@@ -295,7 +295,10 @@ def test_what_was_created_is_told_while_changes_are_written(tmp_path, monkeypatc
     assert asyncio.run(main()) == {"notes": ref}
 
 
-def test_a_compaction_that_ends_after_its_collection_was_deleted_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_compaction_that_ends_after_its_collection_was_deleted_leaves_nothing(
+    tmp_path, monkeypatch, caplog, fails
+):
     store, _ = make_corpus(tmp_path, key="corpora/fruit")
     ref = CollectionRef("corpora/empty-4", "changes/notes-1", PLAIN, None, "abc")
     begun, go_on = threading.Event(), threading.Event()
@@ -304,6 +307,8 @@ def test_a_compaction_that_ends_after_its_collection_was_deleted_leaves_nothing(
         begun.set()
         assert go_on.wait(60)
         store_.put(key, "checkpoint-0000000001.parquet", lambda path: path.write_text("deleted texts"))
+        if fails:
+            raise FileNotFoundError(key)
 
     async def main():
         writer = Writer.func_or_class(store, 1, "tiny")
@@ -316,8 +321,11 @@ def test_a_compaction_that_ends_after_its_collection_was_deleted_leaves_nothing(
         while writer.tasks:
             await asyncio.sleep(0.01)
 
-    asyncio.run(main())
+    with caplog.at_level("ERROR"):
+        asyncio.run(main())
     assert store.names(ref.changes) == []
+    assert not store.holds(ref.changes)
+    assert caplog.records == []
 
 
 def test_a_bundle_that_takes_a_created_collections_name_is_said_to(tmp_path, caplog):

@@ -179,18 +179,25 @@ class Writer:
         fingerprint = collection.created_for
         return bool(fingerprint) and not (await self._catalogue(fingerprint)).holds(collection)
 
-    async def _remove_if_dropped(self, collection: CollectionRef) -> None:
+    async def _remove_if_dropped(self, collection: CollectionRef) -> bool:
         """Compaction may have written a checkpoint after the collection was deleted."""
-        if await self._is_dropped(collection):
+        is_dropped = await self._is_dropped(collection)
+        if is_dropped:
             await asyncio.to_thread(self._store.delete, collection.changes)
+        return is_dropped
 
     async def _compact(self, collection: CollectionRef) -> None:
         """Beside further changes, which do not wait for it."""
+        is_dropped = False
         try:
-            await asyncio.to_thread(compact, self._store, collection.changes)
-            if collection.created_for:
-                await self._in_turn(self._remove_if_dropped, collection)
+            try:
+                await asyncio.to_thread(compact, self._store, collection.changes)
+            finally:  # it fails where its files are deleted meanwhile
+                if collection.created_for:
+                    is_dropped = await self._in_turn(self._remove_if_dropped, collection)
         except Exception:
+            if is_dropped:
+                return
             log.exception(
                 "the changes of %s were not compacted; the next compaction does it", collection.changes
             )
