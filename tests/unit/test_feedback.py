@@ -294,6 +294,22 @@ def test_who_was_not_forgotten_as_a_disk_was_full_is_forgotten_by_the_next_attem
     assert log.forget("ann") == 0
 
 
+def test_to_forget_a_user_each_file_is_read_once(log, tmp_path):
+    """Whoever asks waits for it, and there is a file for each report."""
+    for number in range(6):
+        log.append(report(number, user="ann" if number % 2 else "bob"))
+    before, seen = set(log.files()), []
+
+    class Reading(FileSystem):
+        def read(self, path):
+            seen.append(path.rpartition("/")[2])
+            return super().read(path)
+
+    assert FeedbackLog(Reading(str(tmp_path))).forget("ann") == 3
+    assert stored_users(tmp_path) == ["bob"]
+    assert sorted(name for name in seen if name in before) == sorted(before)
+
+
 def test_lists_of_what_was_forgotten_go_once_no_compaction_can_hold_it(log, tmp_path, monkeypatch):
     log.append(report(1, user="ann"))
     log.forget("ann")

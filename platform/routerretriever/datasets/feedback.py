@@ -103,12 +103,13 @@ class FeedbackLog:
             user: as the reports name them.
             of: which collections' reports; by default all.
         """
-        reports = [one for reports in self._read_all().values() for one in reports]
+        files = self._read_all()
+        reports = [one for reports in files.values() for one in reports]
         own = {_stamp(one) for one in reports if one.user == user and of(one.collection)}
         if new := own - self._forgotten():
             self._list_as_forgotten(new)
         if own:  # also those that an earlier attempt has listed, and not removed
-            self._remove_forgotten()
+            self._remove_forgotten(files)
         return len({(one.client, one.id) for one in own})
 
     def compact(self) -> None:
@@ -116,7 +117,7 @@ class FeedbackLog:
         before = self._read_all()
         if len(before) > 1:
             self._replace(before, self._kept(before))
-        self._remove_forgotten()
+        self._remove_forgotten(before)
         for name, content in self._forgotten_lists().items():
             if content["time"] < time.time() - _LONGEST_COMPACTION:
                 self._files.remove(f"{_FORGOTTEN}/{name}")
@@ -138,10 +139,10 @@ class FeedbackLog:
 
         self._files.put(f"{_FORGOTTEN}/{uuid.uuid4().hex}.json", write, lasting=True)
 
-    def _remove_forgotten(self) -> None:
-        """Write the files anew that hold forgotten reports, until there are none."""
+    def _remove_forgotten(self, files: Mapping[str, list[Feedback]]) -> None:
+        """Write the files anew that hold forgotten reports, until there are none; some were read already."""
         while forgotten := self._forgotten():
-            files = self._read_all()
+            files = self._read_all(files)
             holding = [name for name, own in files.items() if any(_stamp(one) in forgotten for one in own)]
             if not holding:
                 return
@@ -165,15 +166,16 @@ class FeedbackLog:
         """Names of the files that hold reports."""
         return [name for name in self._files.list_files(_FOLDER) if name.endswith(".parquet")]
 
-    def _read_all(self) -> dict[str, list[Feedback]]:
-        """The reports of every file, by its name.
+    def _read_all(self, known: Mapping[str, list[Feedback]] | None = None) -> dict[str, list[Feedback]]:
+        """The reports of every file, by its name. Those of known ones are taken: no file changes.
 
         Looks again until there is no file that is not read: what vanishes between listing and reading was put
         into another one. Compacted meanwhile, a report may be given twice.
         """
         found: dict[str, list[Feedback]] = {}
+        known = known or {}
         while unread := [name for name in self.files() if name not in found]:
-            found |= {name: self._read(name) for name in unread}
+            found |= {name: known[name] if name in known else self._read(name) for name in unread}
         return found
 
     def _read(self, name: str) -> list[Feedback]:
@@ -181,7 +183,8 @@ class FeedbackLog:
             content = self._files.read(f"{_FOLDER}/{name}")
         except FileNotFoundError:
             return []
-        return [_report(row) for row in parquet.read_table(BytesIO(content)).to_pylist()]
+        # Not read_table, which is slower over a file of one row, and there is one for each report.
+        return [_report(row) for row in parquet.ParquetFile(BytesIO(content)).read().to_pylist()]
 
     def _write(self, reports: list[Feedback]) -> None:
         table = arrow.Table.from_pylist([asdict(one) for one in reports], schema=_SCHEMA)
