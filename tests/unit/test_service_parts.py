@@ -60,6 +60,7 @@ from routerretriever.serving.releases import (
     ReleaseController,
     ask_for_retry,
     require_servable,
+    served_note,
 )
 from routerretriever.serving.shadow import Shadows
 from support.metrics import Counted
@@ -1147,10 +1148,15 @@ def test_what_was_rolled_back_from_is_not_served_while_the_registry_is_away():
         world.pointers[note] = {"version": 1}  # while the service was down, too
         with pytest.raises(RegistryError, match=r"version 2, .* is not served .* version 1 was released"):
             await world.controller().start()
-        world.pointers[note] = {"version": 3}  # a newer one waits
-        controller = world.controller()
-        await controller.start()
-        assert controller.desired().current.version == 2
+        served = world.pointers[served_note(world.recipe)]
+        for released, refused in ((3, []), (1, [1])):  # a newer one waits, and what was refused is known
+            world.pointers |= {
+                note: {"version": released},
+                served_note(world.recipe): served | {"refused": refused},
+            }
+            controller = world.controller()
+            await controller.start()
+            assert controller.desired().current.version == 2
 
     asyncio.run(main())
 

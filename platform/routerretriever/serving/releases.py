@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +134,7 @@ class ReleaseController:
         try:
             released, _ = await self._aliases()
         except RegistryError as error:
-            await self._require_not_rolled_back(last, stored, error)
+            await self._require_not_rolled_back(note, error)
             released = None
         for version in dict.fromkeys([released, last]):
             present = None
@@ -157,22 +157,20 @@ class ReleaseController:
         uri = f"models:/{self._recipe.registry.name}@{self._recipe.registry.alias}"
         raise BundleError(f"{uri}: {'; '.join(reasons) or 'nothing was released yet'}")
 
-    async def _require_not_rolled_back(
-        self, last: int | None, stored: str | None, error: RegistryError
-    ) -> None:
+    async def _require_not_rolled_back(self, note: Mapping[str, Any], error: RegistryError) -> None:
         """Refuse to start without the registry with nothing, or with what was rolled back from.
 
         Raises:
             RegistryError: that is so.
         """
-        if last is None or stored is None:
+        if "bundle" not in note:
             raise error
-        settings = self._recipe.registry
-        moved = await asyncio.to_thread(self._pointers.read_pointer, settings.released_note)
-        if moved is not None and moved["version"] < last:
+        released_note = self._recipe.registry.released_note
+        released = (await asyncio.to_thread(self._pointers.read_pointer, released_note) or note)["version"]
+        if released < note["version"] and released not in note["refused"]:
             raise RegistryError(
-                f"{error}; version {last}, which was served last, is not served without the registry, as "
-                f"version {moved['version']} was released in its place"
+                f"{error}; version {note['version']}, which was served last, is not served without the "
+                f"registry, as version {released} was released in its place"
             ) from None
 
     async def _served_before(self, version: int, stored: str | None) -> Candidate | None:
