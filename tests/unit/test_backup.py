@@ -190,9 +190,9 @@ def test_an_archive_that_is_damaged_is_named_and_restores_nothing(registry, tmp_
     half = len(whole) // 2
     kept = whole[:-200] if damage == "cut off" else whole[:half] + bytes(64) + whole[half + 64 :]
     backup.write_bytes(kept)
-    with pytest.raises(
-        (BadInput, ArtifactDamaged), match=r"backup\.tar\.gz: (no archive, or damaged|missing)"
-    ):
+    # Which file the altered bytes are of depends on what there is to back up.
+    told = r"backup\.tar\.gz: (no archive, or damaged|missing|has no sound backup\.json)"
+    with pytest.raises((BadInput, ArtifactDamaged), match=told):
         restore(backup, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
 

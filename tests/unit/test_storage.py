@@ -261,6 +261,24 @@ def test_a_file_is_created_on_a_disk_without_links(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "leases") == ["one"]
 
 
+@pytest.mark.parametrize(("number", "is_kept"), [(errno.EINVAL, True), (errno.ENOSPC, False)])
+def test_a_disk_that_syncs_no_folders_is_written_to_and_a_full_one_is_told(
+    tmp_path, monkeypatch, number, is_kept
+):
+    def fsync(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files = ArtifactStore.open(str(tmp_path)).files
+    if is_kept:
+        files.write("one", b"mine", lasting=True)
+        assert files.create("two", b"mine", lasting=True)
+    else:
+        with pytest.raises(StorageError, match="no space left"):
+            files.write("one", b"mine", lasting=True)
+    assert sorted(os.listdir(tmp_path)) == (["one", "two"] if is_kept else [])
+
+
 def test_a_lease_that_a_full_disk_refuses_is_held_by_nobody(tmp_path, monkeypatch):
     files = ArtifactStore.open(str(tmp_path)).files
     files.write("leases/other", b"")  # the folder is there

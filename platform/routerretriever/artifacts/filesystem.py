@@ -45,6 +45,7 @@ _TRANSIENT_KINDS = {
 """Of botocore, aiohttp, requests and google.auth, none of which need be installed."""
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a disk says that knows no links."""
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
 _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 
 P = ParamSpec("P")
@@ -322,12 +323,19 @@ def _is_temporary(path: str) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content on disk, or the names in a folder. Else a power cut may leave an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file's content on disk, or the names in a folder. Else a power cut may leave an empty file.
+
+    A disk that knows no such thing, as many that are mounted over a network for folders, does without.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _create_local(target: str, content: bytes, lasting: bool) -> None:

@@ -314,9 +314,8 @@ class ArtifactStore:
             stats = [(folder / name).stat() for name in hashes]
             seen = content_hash(str(folder), hashes, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
             checked = cache_folder() / "checked" / seen
-            if os.path.exists(
-                checked
-            ):  # unlike the method of Path, also in a home that may not be looked into
+            # Unlike the method of Path, also in a home that may not be looked into.
+            if os.path.exists(checked):
                 return
             damaged = [name for name, digest in hashes.items() if file_hash(folder / name) != digest]
         if damaged:
