@@ -6,7 +6,7 @@ import re
 import faiss
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
@@ -40,6 +40,7 @@ tables = st.integers(1, 6).flatmap(
 )
 
 
+@example((np.full((2, 3), 0.03125), np.array([[0.002, -0.03125, 0.0, 0.0], [0.0] * 4]), np.zeros(2)))
 @given(tables)
 def test_what_is_chosen_keeps_to_the_limits_if_anything_does(table):
     in_domain, left_out, base = table

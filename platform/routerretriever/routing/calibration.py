@@ -119,8 +119,9 @@ def choose(in_domain_CD: Values, left_out_CD: Values, base_C: Values) -> int:
         return int(np.where(kept, base_C, -np.inf).argmax())
     worst_C = left_out_CD.max(axis=1)
     loss_C = in_domain_C + left_out_CD.mean(axis=1)
-    if (kept & (worst_C <= LEFT_OUT_LIMIT)).any():
-        kept &= worst_C <= LEFT_OUT_LIMIT
+    within = (in_domain_C <= IN_DOMAIN_LIMIT) & (worst_C <= LEFT_OUT_LIMIT)
+    if within.any():
+        kept = within
     else:
         loss_C = worst_C
     best = loss_C[kept].min()
