@@ -22,6 +22,7 @@ pytest_plugins = ("support.slow_tests",)
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same_inputs", settings.get_profile("patient"), derandomize=True)
 settings.load_profile("patient")
 
 
