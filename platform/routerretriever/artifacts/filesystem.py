@@ -46,6 +46,7 @@ _TRANSIENT_KINDS = {
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a disk says that knows no links."""
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
+"""What a disk says that cannot sync, or cannot sync folders."""
 _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 
 P = ParamSpec("P")
@@ -302,15 +303,15 @@ def local_path(uri: str) -> str | None:
 
 
 @contextmanager
-def _whole(target: Path, lasting: bool) -> Iterator[Path]:
-    """A path beside ``target``; what the block has written there takes its place, unless the block fails."""
+def _whole(target: Path, lasting: bool, place: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
+    """A path beside ``target``; what the block writes there is put in its place, unless the block fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         if lasting:
             _sync(temporary)
-        os.replace(temporary, target)
+        place(temporary, target)
         if lasting:
             _sync(target.parent)
     finally:
@@ -343,23 +344,19 @@ def _create_local(target: str, content: bytes, lasting: bool) -> None:
     path = Path(target)
     if path.exists():
         raise FileExistsError(target)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    with _whole(path, lasting, _place_first) as temporary, open(temporary, "xb") as file:
+        file.write(content)
+
+
+def _place_first(temporary: Path, target: Path) -> None:
+    """Give a file its name, unless there is one of this name."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        if lasting:
-            _sync(temporary)
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            open(path, "xb").close()  # whose it is; for a moment it is empty
-            os.replace(temporary, path)
-        if lasting:
-            _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        open(target, "xb").close()  # whose it is; for a moment it is empty
+        os.replace(temporary, target)
 
 
 def cache_folder() -> Path:
