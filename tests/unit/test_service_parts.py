@@ -985,6 +985,21 @@ def test_a_release_is_taken_over_and_a_refused_one_is_not_asked_again():
     asyncio.run(main())
 
 
+def test_a_challenger_whose_place_is_taken_by_a_refused_version_gets_no_more_traffic():
+    async def main():
+        world = World(v1=GOOD, v2=LASTING, v3=GOOD)
+        controller = world.controller(challenger_share=0.5)
+        await controller.start()
+        world.aliases |= {"released": 2, "challenger": 3}
+        await controller.poll()
+        assert controller.desired().challenger.version == 3
+        world.aliases |= {"released": 1, "challenger": 2}
+        await controller.poll()
+        assert (controller.desired().challenger, list((await controller.state())["refused"])) == (None, [2])
+
+    asyncio.run(main())
+
+
 def test_a_refusal_whose_cause_may_pass_is_tried_again_by_itself_and_any_by_hand():
     async def main():
         world = World(v1=GOOD, v2=PASSING)

@@ -325,11 +325,10 @@ class ReleaseController:
         self._is_noted = True
 
     async def _take_challenger(self, version: int | None) -> None:
-        if version is None or version == self._current.release.version:
+        # One that was refused before, as a release, takes the place of the challenger before it all the same.
+        if version is None or version == self._current.release.version or version in self._rejected:
             self._challenger = None
-        elif version not in self._rejected and (
-            self._challenger is None or self._challenger.release.version != version
-        ):
+        elif self._challenger is None or self._challenger.release.version != version:
             self._challenger = await self._prepare(version, self._current)
 
     async def _prepare(
