@@ -246,6 +246,20 @@ def test_the_recipe_follows_a_roll_back(project):
     assert follow_release(project.path) == {"fruit": learned}
 
 
+def test_what_was_rolled_back_from_does_not_come_back_with_another_domains_feedback(project):
+    project.ask(*FIRST)
+    project.learn()
+    project.versions.release(2)
+    project.ask("of metal", collection="metal")
+    assert project.learn() == ({"fruit": "released", "metal": "new"}, 3)
+    project.versions.release(1)
+    assert project.learn() == ({"fruit": "lost", "metal": "challenger"}, 4)
+    assert project.versions.recipe_of(4)["domains"]["fruit"]["path"] == "fruit"
+    assert project.learn() == ({"fruit": "lost", "metal": "challenger"}, None)
+    project.versions.release(2)
+    assert project.learn() == ({"fruit": "released", "metal": "challenger"}, 3)
+
+
 def test_a_release_that_learn_did_not_make_leaves_what_it_names(project):
     project.ask(*FIRST)
     project.learn()

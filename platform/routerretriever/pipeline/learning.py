@@ -94,6 +94,14 @@ class _Attempt:
     def write(self, store: ArtifactStore, recipe: Recipe) -> None:
         store.write_pointer(_note(recipe), asdict(self))
 
+    def without(self, collections: Mapping[str, str]) -> _Attempt:
+        """The same where these, by domain, were rolled back from; those that ``learn`` made have lost."""
+        lost = {name: list(paths) for name, paths in self.lost.items()}
+        for name, path in collections.items():
+            if _is_learned(path) and path not in lost.setdefault(name, []):
+                lost[name].append(path)
+        return replace(self, lost=lost)
+
     def all_lost(self, recipe: Recipe, aliased: Sequence[int | None]) -> dict[str, list[str]]:
         """Collections of challengers that are neither released nor challenge any more, this one's too."""
         lost = {name: list(paths) for name, paths in self.lost.items()}
@@ -183,6 +191,9 @@ def follow_release(recipe_path: Path, overrides: list[str] | None = None) -> dic
             log.warning("%s: domains.%s.path is %s; version %d was made of %s. It is left as it is",
                         recipe_path, name, now, version, theirs)  # fmt: skip
     if changes:
+        last = _Attempt.read(store, recipe)
+        if version != last.version:
+            last.without({name: recipe.domains[name].path for name in changes}).write(store, recipe)
         set_collections(recipe_path, changes)
     for name, path in changes.items():
         log.info(
