@@ -636,16 +636,19 @@ def test_the_client_does_all_of_it(tmp_path):
     asyncio.run(main())
 
 
-def test_a_canary_answers_for_no_collection_that_its_bundle_lacks_and_alone_for_its_own(tmp_path):
-    service = WholeService(tmp_path)
+def with_canary(service, collections):
+    """Have a challenger with these collections answer whatever it may; they may be made of the current's."""
     for replica in service.replicas:
         current = replica.desired.current
-        fruit, metal = current.collections["fruit"], current.collections["metal"]
-        challenger = Release(2, "", {"fruit": fruit, "ores": metal}, {})
-        replica.desired = DesiredState(current, challenger)
+        replica.desired = DesiredState(current, Release(2, "", collections(current.collections), {}))
         replica.engines[2] = replica.engines[1]
         always = replica.settings.releases.model_copy(update={"challenger_share": 1.0})
         replica.settings = replica.settings.model_copy(update={"releases": always})
+
+
+def test_a_canary_answers_for_no_collection_that_its_bundle_lacks_and_alone_for_its_own(tmp_path):
+    service = WholeService(tmp_path)
+    with_canary(service, lambda held: {"fruit": held["fruit"], "ores": held["metal"]})
 
     def version(path, body=None):
         async def once():
@@ -664,3 +667,17 @@ def test_a_canary_answers_for_no_collection_that_its_bundle_lacks_and_alone_for_
     assert {each["name"] for each in listed} == {"fruit", "metal", "ores"}
     assert service.ask("POST", "/v1/search", {"query": "bee", "collection": "no"})[0] == 404
     assert service.ask("POST", "/v1/search", {"query": "bee", "collections": ["metal", "ores"]})[0] == 404
+
+
+def test_a_canary_whose_bundle_has_a_created_collections_name_leaves_its_requests_to_the_current(tmp_path):
+    """A document that was written to the canary's would be found by no search of the current release."""
+    service = WholeService(tmp_path)
+    path = filled(service)
+    with_canary(service, lambda held: {"fruit": held["fruit"], "notes": held["metal"]})
+    assert service.ask("POST", path, {"documents": [{"id": "new", "text": "bee"}]})[0] == 200
+    assert service.ask("POST", f"{path}/delete", {"ids": ["a"]})[0] == 200
+    assert sorted(found(service)) == ["b", "c", "new"]
+    assert service.ask("GET", "/v1/collections/notes")[1]["created"]
+    assert service.ask("DELETE", "/v1/collections/notes")[0] == 200
+    service.heartbeat()
+    assert len(found(service, top_k=50)) == 12

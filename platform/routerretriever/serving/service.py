@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -95,8 +95,9 @@ class Replica:
         """The release that answers the next request: the current one, or by its share the challenger.
 
         Args:
-            collections: that it names; where one release alone has them all, that one answers. None if it
-                means the only one that there is.
+            collections: that it names; where one release alone has them all, that one answers. The current
+                one does where a name is of a collection that was created, and of the challenger's own. None
+                if it means the only one that there is.
         """
         current, challenger = self.current(), self.challenger()
         if challenger is None:
@@ -108,7 +109,10 @@ class Replica:
             if may_answer and not current.has(collections):
                 return challenger
         drawn = self.random() < self.settings.releases.challenger_share
-        return challenger if may_answer and drawn else current
+        if not (may_answer and drawn):
+            return current
+        names = current.collections if collections is None else collections
+        return challenger if challenger.means_the_same(current, names) else current
 
     def current(self) -> Service:
         """The release that is served."""
@@ -150,6 +154,11 @@ class Service:
     def has(self, collections: Sequence[str]) -> bool:
         """Whether all of them can be searched."""
         return set(collections) <= self.collections.keys()
+
+    def means_the_same(self, other: Service, collections: Iterable[str]) -> bool:
+        """Whether these names, which both have, are of the same documents in the other release."""
+        mine, theirs = self.collections, other.collections
+        return all(mine[name].changes == theirs[name].changes for name in collections)
 
     @property
     def dimensions(self) -> tuple[int, ...]:
