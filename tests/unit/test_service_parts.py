@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import Response
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -981,6 +984,54 @@ def test_a_release_is_taken_over_and_a_refused_one_is_not_asked_again():
         assert controller.desired().current.version == 3
         assert (await controller.state())["refused"] == {}
         assert {"version": 3, "bundle": "", "refused": []} in world.pointers.values()
+
+    asyncio.run(main())
+
+
+VERSIONS = st.integers(1, 4)
+STEP = st.one_of(
+    st.tuples(st.sampled_from(["released", "challenger"]), VERSIONS),
+    st.tuples(st.sampled_from(["mended", "away", "back", "later", "restart", "retry", "gone"]), VERSIONS),
+)
+
+
+@settings(max_examples=50)
+@given(steps=st.lists(STEP, min_size=20, max_size=40))
+def test_whatever_is_released_tried_mended_or_away_what_is_served_is_aliased_or_told_why_not(steps):
+    async def main():
+        world = World(v1=GOOD, v2=GOOD, v3=LASTING, v4=PASSING)
+        controller = world.controller(challenger_share=0.5)
+        await controller.start()
+        for what, version in steps:
+            before = controller.desired().current.version
+            if what in world.aliases:
+                world.aliases[what] = version
+            elif what == "mended":
+                world.bundles[version] = GOOD
+            elif what in ("away", "back"):
+                world.away = RegistryError("no server answers") if what == "away" else None
+            elif what == "retry":
+                ask_for_retry(world, world.recipe)
+            elif what == "gone":
+                world.aliases["challenger"] = None
+            elif what == "later":
+                world.now += 1000
+            elif world.away is None:
+                controller = world.controller(challenger_share=0.5)
+                await controller.start()  # whatever the alias names, what was served last can be
+            with suppress(RegistryError):
+                await controller.poll()
+            if world.away is not None:
+                assert controller.desired().current.version == before
+                continue
+            refused, desired = (await controller.state())["refused"], controller.desired()
+            released, challenger = world.aliases.values()
+            assert desired.current.version == released or released in refused
+            assert world.pointers[served_note(world.recipe)]["version"] == desired.current.version
+            if desired.challenger is not None:
+                assert desired.challenger.version == challenger
+            else:
+                assert challenger in (None, desired.current.version, *refused)
 
     asyncio.run(main())
 
