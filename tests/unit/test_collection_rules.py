@@ -120,6 +120,19 @@ def test_copies_are_judged_alike_in_training(tmp_path):
     assert alike.qrels("test") == {"q2": {"d0": 1, "d1": 1}}
 
 
+def test_thousands_of_copies_take_little_memory(tmp_path):
+    count = 3000
+    qrels = {"train": "q0\td5\t1\nq0\td7\t2\n", "dev": f"q1\td{count}\t1\n"}
+    one = write(tmp_path / "a", documents(*["same"] * count, "other"), queries("x", "y"), qrels)
+    one.read()
+    tracemalloc.start()
+    try:
+        assert one.qrels("train") == {"q0": {f"d{number}": 2 for number in range(count)}}
+        assert tracemalloc.get_traced_memory()[1] < 2000 * count
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_copy_of_a_positive_is_no_negative(tmp_path):
     one = write(
         tmp_path / "c",

@@ -311,11 +311,12 @@ def _with_copies(grades: Qrels, contents: Contents) -> Qrels:
         return grades
     alike: Qrels = {}
     for query, judged in grades.items():
-        alike[query] = dict(judged)
+        best: dict[str, int] = {}
         for document, grade in judged.items():
-            for copy in copies.get(document, ()):
-                alike[query][copy] = max(grade, alike[query].get(copy, 0))
-                alike[query][document] = max(alike[query][document], judged.get(copy, 0))
+            if document in copies:
+                first = copies[document][0]
+                best[first] = max(grade, best.get(first, 0))
+        alike[query] = {**judged, **{copy: grade for first, grade in best.items() for copy in copies[first]}}
     return alike
 
 
@@ -323,7 +324,7 @@ def _by_passage(grades: Qrels, contents: Contents) -> Qrels:
     passages, copies = contents.survey.passages, contents.survey.copies_of()
 
     def count(document: str) -> int:
-        return next(passages[one] for one in (document, *copies.get(document, ())) if one in passages)
+        return next(passages[one] for one in copies.get(document, [document]) if one in passages)
 
     return {
         query: {

@@ -36,10 +36,9 @@ class Survey:
     """Wanted document -> number of its passages, where they are counted."""
 
     def copies_of(self) -> dict[str, list[str]]:
-        """Document -> the other documents with its content."""
-        return {
-            one: [other for _, other in group if other != one] for group in self.copies for _, one in group
-        }
+        """Document -> all documents with its content, itself among them; those of a group share one list."""
+        groups = [[identifier for _, identifier in group] for group in self.copies]
+        return {identifier: group for group in groups for identifier in group}
 
 
 def survey_corpus(
