@@ -227,6 +227,16 @@ def test_groups_stay_together_and_single_ones_change_nothing(groups):
     assert hold_out(groups, 0.3, "dev", {query: query for query in groups}) == hold_out(groups, 0.3, "dev")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "held"), [([60, *[1] * 40], 10), ([95, *[1] * 5], 5), ([60, 40], 40), ([48, 50, 2], 2)]
+)
+def test_a_group_that_is_too_large_is_not_held_out(sizes, held):
+    for trial in range(20):
+        pairs = [(group, number) for group, size in enumerate(sizes) for number in range(size)]
+        groups = {f"{trial}-{group}-{number}": str(group) for group, number in pairs}
+        assert len(hold_out(groups, 0.1, "dev", groups)) == held
+
+
 def test_split_keeps_paraphrases_together_on_demand(tmp_path):
     texts = [f"how do I reset password number {number} of my account" for number in range(3)] * 3
     texts += [

@@ -22,8 +22,9 @@ def hold_out(
         fraction: share to hold out, above 0 and below 1. Exactly ``round(n * fraction)`` ids are chosen,
             but at least one, and at least one is left.
         salt: what it is for; choices under different salts are independent.
-        groups: query -> its group. Queries of one group stay together, so a few more may be chosen. Without
-            groups of two or more the choice is the same as without this argument.
+        groups: query -> its group. Queries of one group stay together, so a few more may be chosen. A group
+            of more than are to be chosen is left, unless all groups are: then the smallest is chosen.
+            Without groups of two or more the choice is the same as without this argument.
 
     Raises:
         BadInput: the fraction is out of range, or there are fewer than two ids, or two groups.
@@ -42,8 +43,13 @@ def hold_out(
             "others"
         )
     size = min(max(round(len(ids) * fraction), 1), len(ids) - 1)
+    # The largest group has the smallest hash more often than not, and would leave little to keep.
+    fitting = [queries for queries in members.values() if len(queries) <= size]
+    if not fitting:
+        smallest = min(members.values(), key=len)
+        return set(smallest)
     held: set[str] = set()
-    for queries in list(members.values())[:-1]:
+    for queries in fitting[: len(members) - 1]:
         if len(held) >= size:
             break
         held.update(queries)
