@@ -30,6 +30,13 @@ def test_little_evidence_leaves_the_prior():
     assert many.for_domain("a") == 0.5
 
 
+def test_without_caution_too_a_weight_that_gains_nothing_is_not_moved_to():
+    flat = np.full((40, len(GRID)), 0.5)
+    weights = FusionWeights.fit({"flat": flat, "a": curves(0.3, 400)}, FusionSettings(caution=0.0))
+    assert [weights.for_domain(name) for name in ("flat", "a", "unknown")] == [0.1, 0.3, 0.1]
+    assert weights.predict(np.zeros((1, 2))).tolist() == [0.1]
+
+
 def flat_until(bm25, queries, dense=0.6):
     """Dev queries to which no weight matters, but for BM25 alone."""
     values = np.full((queries, len(GRID)), dense)

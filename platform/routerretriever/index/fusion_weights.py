@@ -27,6 +27,8 @@ GRID = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 """Weights that are compared: vectors alone first, BM25 alone last."""
 _DOUBT = 5
 """So many queries more, on which BM25 is as good as the vectors, are assumed of each domain."""
+_LEAST_CAUTION = 1e-9
+"""Of weights with equal gains, the one that is nearest to the start is taken, whatever the caution."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ class FusionWeights:
         gains_DW = np.column_stack([self.gains_DW, np.zeros(len(self.domains))])
         moved_DW = np.abs(weights - self.starts_D[:, None])
         unknown_B1 = 1 - posterior_BD.sum(axis=1, keepdims=True)
-        values_BW = posterior_BD @ (gains_DW - self.settings.caution * moved_DW)
-        values_BW -= self.settings.caution * unknown_B1 * np.abs(weights - self.settings.prior)
+        caution = max(self.settings.caution, _LEAST_CAUTION)
+        values_BW = posterior_BD @ (gains_DW - caution * moved_DW)
+        values_BW -= caution * unknown_B1 * np.abs(weights - self.settings.prior)
         best: NDArray[np.float64] = weights[values_BW.argmax(axis=1)]
         return best
 
