@@ -133,6 +133,39 @@ def test_thousands_of_copies_take_little_memory(tmp_path):
         tracemalloc.stop()
 
 
+class Everything:
+    """A corpus, its encoder and its index, whose best documents are the first ones for every query."""
+
+    def __init__(self, count):
+        self.rows = {f"d{number}": number for number in range(count)}
+        self.most_found = 0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def tokenize_queries(self, texts, _):
+        return [[1] for _ in texts]
+
+    def encode_queries(self, texts):
+        return np.zeros((len(texts), 2), dtype=np.float32)
+
+    def search(self, vectors, depth):
+        self.most_found = max(self.most_found, len(vectors) * depth)
+        return None, np.tile(np.arange(min(depth, len(self))), (len(vectors), 1))
+
+
+def test_one_query_with_thousands_of_positives_is_searched_for_deeply_alone():
+    world, number = Everything(2000), 5000
+    grades = {f"q{query}": {f"d{query % 3}": 1} for query in range(number)}
+    grades["q7"] = {f"d{document}": 1 for document in range(1500)}
+    train = Judgements(dict.fromkeys(grades, "text"), grades)
+    examples = Examples(train, world, world, TrainingSettings(hard_negatives=2), "sampled")
+    examples.mine(world, world, train)
+    assert world.most_found < number * 1500 / 4
+    assert [rows.tolist() for rows in examples.hard[:3]] == [[1, 2], [0, 2], [0, 1]]
+    assert examples.hard[7].tolist() == [1500, 1501]
+
+
 def test_a_copy_of_a_positive_is_no_negative(tmp_path):
     one = write(
         tmp_path / "c",
@@ -141,24 +174,7 @@ def test_a_copy_of_a_positive_is_no_negative(tmp_path):
         {"train": "q0\td0\t1\nq1\td1\t1\n", "dev": "q2\td3\t1\n"},
     )
     train = Judgements(one.queries("train"), one.qrels("train"))
-
-    class Everything:
-        def __init__(self):
-            self.rows = {f"d{number}": number for number in range(5)}
-
-        def __len__(self):
-            return 5
-
-        def tokenize_queries(self, texts, _):
-            return [[1] for _ in texts]
-
-        def encode_queries(self, texts):
-            return np.zeros((len(texts), 2), dtype=np.float32)
-
-        def search(self, vectors, _):
-            return None, np.tile(np.arange(5), (len(vectors), 1))
-
-    world = Everything()
+    world = Everything(5)
     examples = Examples(
         train, world, world, TrainingSettings(hard_negatives=5, random_negatives=64), "sampled"
     )

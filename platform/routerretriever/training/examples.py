@@ -17,6 +17,9 @@ from routerretriever.training.own_documents import own_rows
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.types import Rows, Vectors
 
+_MINED_AT_ONCE = 1024
+"""Queries whose negatives are searched together, about as deep as each of them needs."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,10 +86,14 @@ class Examples:
         wanted = self.settings.hard_negatives
         vectors = encoder.encode_queries(list(train.queries.values()))
         others = [np.concatenate(rows) for rows in zip(self._positives, self._left_out, strict=True)]
-        _, found = index.search(vectors, wanted + max(map(len, others)))
-        self.hard = [
-            row[(row >= 0) & ~np.isin(row, own)][:wanted] for row, own in zip(found, others, strict=True)
-        ]
+        counts = np.array([len(rows) for rows in others])
+        self.hard = [np.empty(0, dtype=np.int64)] * len(others)
+        # One query with thousands of positives must be searched as deep; beside it only its like are.
+        order = np.argsort(counts, kind="stable")
+        for some in (order[start : start + _MINED_AT_ONCE] for start in range(0, len(order), _MINED_AT_ONCE)):
+            _, found = index.search(vectors[some], wanted + int(counts[some].max()))
+            for query, rows in zip(some.tolist(), found, strict=True):
+                self.hard[query] = rows[(rows >= 0) & ~np.isin(rows, others[query])][:wanted]
 
     def embed_by_base(self, encoder: Encoder, train: Judgements) -> None:
         """Embed the queries by the bare base, once, for the teacher."""
