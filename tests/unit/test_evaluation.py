@@ -244,6 +244,13 @@ def test_a_projection_keeps_apart_what_lies_apart():
     assert np.linalg.norm(b[0] - middle_a) < np.linalg.norm(b[0] - middle_b)
 
 
+@pytest.mark.parametrize("count", [1, 25])
+def test_queries_that_are_all_the_same_are_projected_onto_one_point(count):
+    found = project("embedding", {"a": np.ones((count, 8), dtype=np.float32)})
+    assert found.points == {"a": [[0, 0]] * count}
+    assert found.among_their_own == {"a": float(count > 1)}
+
+
 def test_a_page_of_sections_draws_what_it_is_given(tmp_path):
     lines = Lines("growth", ["1", "2", "3"], "<experts>", {"ours": [60.0, None, 62.5], "base": [55, 55, 55]})
     scatter = Scatter("plane", {"a": [[0, 0], [1, 2]], "b": [[3, 3]]})

@@ -215,14 +215,18 @@ def project(features: str | int, vectors: Mapping[str, Vectors], seed: int = 0) 
         name: group[np.sort(random.permutation(len(group))[:_PROJECTED])] for name, group in vectors.items()
     }
     every = np.concatenate(list(samples.values()))
-    reduced = PCA(min(_PRINCIPAL_COMPONENTS, *every.shape), random_state=seed).fit_transform(every)
-    # Its default perplexity, which a handful of queries is too few for.
-    tsne = TSNE(perplexity=min(30.0, (len(every) - 1) / 3), init="pca", random_state=seed)
+    plane_N2, same_N = np.zeros((len(every), 2)), np.zeros(len(every), dtype=bool)
+    if np.ptp(every, axis=0).any():  # scikit-learn's t-SNE of one point, many times or once, ends the process
+        reduced = PCA(min(_PRINCIPAL_COMPONENTS, *every.shape), random_state=seed).fit_transform(every)
+        # Its default perplexity, which a handful of queries is too few for.
+        tsne = TSNE(perplexity=min(30.0, (len(every) - 1) / 3), init="pca", random_state=seed)
+        plane_N2 = np.round(tsne.fit_transform(reduced), 2)
+    if len(every) > 1:
+        group_N = np.repeat(np.arange(len(samples)), [len(group) for group in samples.values()])
+        nearest_N = NearestNeighbors(n_neighbors=1).fit(every).kneighbors(return_distance=False)[:, 0]
+        same_N = group_N[nearest_N] == group_N
     ends = np.cumsum([len(group) for group in samples.values()])[:-1]
-    parts = np.split(np.round(tsne.fit_transform(reduced), 2), ends)
-    group_N = np.repeat(np.arange(len(samples)), [len(group) for group in samples.values()])
-    nearest_N = NearestNeighbors(n_neighbors=1).fit(every).kneighbors(return_distance=False)[:, 0]
-    same = np.split(group_N[nearest_N] == group_N, ends)
+    parts, same = np.split(plane_N2, ends), np.split(same_N, ends)
     return Projection(
         features,
         {name: part.tolist() for name, part in zip(samples, parts, strict=True)},
