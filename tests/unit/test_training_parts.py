@@ -185,6 +185,12 @@ def test_a_hybrid_teacher_of_dot_products_keeps_between_the_least_and_the_greate
     assert made.max() <= base.max() + 1e-3
 
 
+def test_a_hybrid_teacher_keeps_the_order_of_cosines_below_the_floor():
+    base, bm25 = np.array([0.3, 0.1, 0.2], dtype=np.float32), np.zeros(3, dtype=np.float32)
+    np.testing.assert_allclose(hybrid_scores(base, bm25, rows(0, 1, 2), 0.0, 0.52), base, atol=1e-6)
+    assert hybrid_scores(base, bm25, rows(0, 1, 2), 0.3, 0.52).argsort().tolist() == [1, 2, 0]
+
+
 def test_a_teacher_that_reads_words_puts_a_document_with_the_query_s_words_first():
     settings = LexicalSettings()
     analyze = Analyzer(settings)

@@ -130,5 +130,7 @@ def hybrid_scores(
         least: the least score that the base can give.
     """
     top = float(base_C.max())
+    if top < least:
+        least = LEAST_COSINE  # as fusing has it; above the greatest, the least would turn all round
     fused = fuse(base_C, bm25_N[rows], weight, Tops(top, float(bm25_N.max(initial=0.0)), least))
     return (fused * (top - least) + least).astype(np.float32)
