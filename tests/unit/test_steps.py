@@ -161,6 +161,23 @@ def test_a_step_that_fails_for_a_reason_of_its_own_says_so_once(store):
     assert not store.files.list_files("leases")
 
 
+def test_an_input_that_fails_in_the_group_it_is_built_in_is_tried_once(store):
+    calls = []
+
+    @dataclass(frozen=True, kw_only=True, eq=False)
+    class Failing(Fold):
+        @classmethod
+        def build_all(cls, steps, store):
+            calls.append([step.name for step in steps])
+            raise BadInput("f: the loss is nan")
+
+    corpus = Encode(name="c", key="corpora/c")
+    fold = Failing(name="f", key="folds/f", inputs=(corpus,))
+    with pytest.raises(BadInput, match="the loss is nan"):
+        build_missing([Failing(name="e", key="experts/e", inputs=(corpus, fold))], store)
+    assert calls == [["f", "e"]]
+
+
 def test_storage_that_loses_what_is_written_ends_with_an_error(store):
     @dataclass(frozen=True, kw_only=True, eq=False)
     class Rotting(Made):

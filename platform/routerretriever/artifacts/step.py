@@ -135,8 +135,10 @@ def _all_present(groups: Sequence[Sequence[Step]], store: ArtifactStore, timed: 
     all_present = True
     for group in groups:
         by_key = {step.key: step for step in group}
+        begun: set[str] = set()
 
-        def build(keys: list[str], by_key: dict[str, Step] = by_key) -> None:
+        def build(keys: list[str], by_key: dict[str, Step] = by_key, begun: set[str] = begun) -> None:
+            begun.update(keys)
             steps = [by_key[key] for key in keys]
             type(steps[0]).build_all(steps, store)
 
@@ -144,10 +146,12 @@ def _all_present(groups: Sequence[Sequence[Step]], store: ArtifactStore, timed: 
             with timed(group[0].stage):
                 all_present &= not build_keys(store, list(by_key), build)
         except RouterRetrieverError as error:
-            unsound = [each.key for step in group for each in step.inputs if not store.verify(each.key)]
+            # Inputs that were being built with the others are not why these failed: they are what failed.
+            inputs = {each.key: None for step in group for each in step.inputs if each.key not in begun}
+            unsound = [key for key in inputs if not store.verify(key)]
             if not unsound:
                 raise
-            log.warning("%s; %s must be made again first", error, ", ".join(dict.fromkeys(unsound)))
+            log.warning("%s; %s must be made again first", error, ", ".join(unsound))
             return False
     return all_present
 
