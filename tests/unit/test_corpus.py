@@ -1,14 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 from routerretriever.artifacts.store import ArtifactStore
-from routerretriever.corpus.artifact import Corpus, documents_file, embeddings_file
+from routerretriever.corpus.artifact import Corpus, documents_file, documents_table, embeddings_file
 from routerretriever.corpus.build import ShardEncoder, shard_size
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import StorageError
+from routerretriever.errors import EncoderError, StorageError
 from routerretriever.index.dense import open_index
 from routerretriever.index.settings import IndexSettings
+from support.corpora import make_document
 
 SHARDS = (5, 1, 7)
 
@@ -44,6 +47,22 @@ def test_a_worker_whose_machine_does_not_share_the_storage_says_so(tmp_path):
     worker = ShardEncoder(EncoderSettings(name="fake"), ArtifactStore.open(str(tmp_path)))
     with pytest.raises(StorageError, match=r"storage: .*/documents/.* is not there on .*all machines share"):
         worker.work({"key": "corpora/some", "shard": 0})
+
+
+def test_a_document_whose_vector_is_no_number_is_named_and_nothing_is_kept(tmp_path, monkeypatch):
+    store = ArtifactStore.open(str(tmp_path))
+    table = documents_table([make_document(0, number)[0] for number in range(3)])
+    store.put("corpora/some", documents_file(0), lambda path: parquet.write_table(table, path))
+    vectors = np.ones((3, 4), dtype=np.float32)
+    vectors[1, 2] = np.nan
+    monkeypatch.setattr(
+        "routerretriever.adapters.tower.load_tower",
+        lambda settings: SimpleNamespace(settings=settings, encode_documents=lambda texts: vectors),
+    )
+    worker = ShardEncoder(EncoderSettings(name="fake", dtype="fp16"), store)
+    with pytest.raises(EncoderError, match=r"corpora/some: document 'd1' .*fp16: set encoder.dtype to bf16"):
+        worker.work({"key": "corpora/some", "shard": 0})
+    assert not store.has("corpora/some", embeddings_file(0))
 
 
 def test_exact_search_holds_no_copy_of_the_embeddings(corpus, tmp_path):

@@ -25,7 +25,7 @@ from routerretriever.corpus.artifact import (
 from routerretriever.corpus.settings import CorpusSettings
 from routerretriever.datasets.collection import Collection, Document
 from routerretriever.encoder.settings import EncoderSettings
-from routerretriever.errors import DatasetError, StorageError
+from routerretriever.errors import DatasetError, EncoderError, StorageError
 from routerretriever.runtime.metrics import DOCUMENTS_ENCODED, increment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.shards import ShardWorker, run_shards
@@ -157,6 +157,13 @@ class ShardEncoder(ShardWorker):
             for title, text in zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
         ]
         vectors = self._encoder.encode_documents(texts)
+        whole = np.isfinite(vectors).all(axis=1)
+        if not whole.all():
+            document, settings = table["id"][int(whole.argmin())].as_py(), self._encoder.settings
+            raise EncoderError(
+                f"{key}: document {document!r} gets a vector that is not finite; {settings.name} runs in "
+                f"{settings.dtype}: set encoder.dtype to bf16 or fp32, or name another encoder"
+            )
         self._store.put(key, embeddings_file(shard), lambda path: _save(vectors, path))
         increment(DOCUMENTS_ENCODED, len(texts))
 
