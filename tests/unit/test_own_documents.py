@@ -67,6 +67,21 @@ def test_it_is_no_hard_negative_but_where_results_keep_it(tmp_path, encoder, pas
             assert own == set(batch.left_out_rows[0].tolist())
 
 
+def test_no_hard_negatives_are_drawn_where_none_are_wanted(tmp_path, encoder):
+    rows = [
+        (Document(one, "", text, None), vector)
+        for (one, text), vector in zip(
+            TICKETS.items(), encoder.encode_documents(list(TICKETS.values())), strict=True
+        )
+    ]
+    corpus = open_corpus(write_corpus(tmp_path, [rows]), CORPUS)
+    train = Judgements(dict(TICKETS), {ticket: {ticket: 1} for ticket in TICKETS}, frozenset(), False)
+    settings = TrainingSettings(objective="sampled", hard_negatives=0, random_negatives=3, batch_size=1)
+    batch = Examples(train, corpus, encoder, settings, "sampled").batch(0, 0, 1)
+    assert set(batch.target_rows) <= set(batch.candidate_rows)
+    assert len(batch.candidate_rows) <= 4
+
+
 def test_where_it_is_judged_relevant_it_stays_a_positive(tmp_path, encoder):
     corpus, batches = examples_of(tmp_path, encoder, "corpus", t0=1)
     assert corpus.rows["t0"] in batches["t0"].positive_rows[0]

@@ -67,6 +67,13 @@ def test_an_expert_that_does_worse_on_every_query_is_not_deployed(seed, queries)
     assert judge(base + 0.1, base).deployed
 
 
+def test_what_has_lost_is_not_deployed_however_little_confidence_is_asked_for():
+    base = np.full(40, 0.5)
+    assert not judge(base - 0.01, base, confidence=0.0).deployed
+    assert not judge(base, base, confidence=0.0).deployed
+    assert judge(base + 0.01, base, confidence=0.0).deployed
+
+
 def test_a_gain_that_may_be_luck_is_told_with_its_interval():
     random = np.random.default_rng(0)
     base = random.uniform(size=97)

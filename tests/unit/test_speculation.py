@@ -83,6 +83,32 @@ def test_a_loss_that_is_no_number_matters_up_to_the_chosen_step_only(made, monke
             ended(job, made[1], after(2, chosen))
 
 
+@pytest.mark.parametrize("chosen", [4, STEPS])
+def test_weights_that_are_no_numbers_after_the_last_step_are_no_expert(made, monkeypatch, chosen):
+    calls = []
+
+    class Overflowing(loop.Soup):
+        def __init__(self, parameters, *given):
+            super().__init__(parameters, *given)
+            self.first = next(iter(parameters.values()))
+
+        def step(self, loss_of):
+            calls.append(1)
+            loss = super().step(loss_of)
+            if len(calls) == chosen:
+                self.first.data.fill_(float("inf"))
+            return loss
+
+    monkeypatch.setattr(loop, "Soup", Overflowing)
+    job = replace(made[0].job, selection="chosen")
+    told = f"fruit: a weight is no finite number after step {chosen - 1}; lower training.learning_rate"
+    with pytest.raises(TrainingFailed, match=told):
+        ended(replace(job, chosen=selected(chosen)), made[1])
+    calls.clear()
+    with pytest.raises(TrainingFailed, match=told):
+        ended(job, made[1], after(0, chosen))
+
+
 def test_a_fold_that_fails_is_the_reason(made, monkeypatch):
     job = made[0].ready_job(made[1])
     assert job.folds == tuple(fold.key for fold in made[0].folds)

@@ -16,8 +16,9 @@ from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.training.candidates import ScoredCandidates
 from routerretriever.training.examples import Batch
 from routerretriever.training.expert import expert_step
+from routerretriever.training.loop import evaluations
 from routerretriever.training.objective import above_target, candidate_loss, draw_targets
-from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
+from routerretriever.training.schedule import DomainSchedule, learning_rate_factor, run_length
 from routerretriever.training.settings import TrainingSettings
 from routerretriever.training.soup import Soup
 from routerretriever.training.teacher import (
@@ -28,7 +29,8 @@ from routerretriever.training.teacher import (
     on_base_scale,
 )
 from routerretriever.training.teacher_settings import EndpointTeacher
-from support.recipes import tiny_recipe
+from support.recipes import TINY_TRAINING, tiny_recipe
+from support.workers import work_here
 
 TEACHER = EndpointTeacher(kind="endpoint", url="http://localhost:1", model="m")
 
@@ -105,13 +107,28 @@ def test_schedule_and_length():
 
 
 def test_every_domain_of_a_joint_model_has_its_turn_and_no_step_of_it_is_skipped():
-    plan = domain_schedule(3, 10, seed=0)
-    assert len(plan) == 10
+    schedule = DomainSchedule(3, seed=0)
+    plan = [schedule.at(step) for step in range(10)]
     for domain in range(3):
         steps = [step for chosen, step in plan if chosen == domain]
         assert steps == list(range(len(steps)))
         assert len(steps) in (3, 4)
-    assert domain_schedule(1, 4, seed=0) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert [schedule.at(step) for step in range(10)] == plan
+    # As before there were schedules without an end, so that a joint model is trained as it was.
+    assert [domain for domain, _ in plan] == np.random.default_rng([0, 3]).permuted(
+        np.tile(np.arange(3), (4, 1)), axis=1
+    ).reshape(-1)[:10].tolist()
+    alone = DomainSchedule(1, seed=0)
+    assert [alone.at(step) for step in range(4)] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def test_a_number_of_steps_that_patience_is_to_cut_short_takes_no_memory(tiny_data, monkeypatch):
+    work_here(monkeypatch, "corpus.build")
+    training = {**TINY_TRAINING, "max_steps": 10**12, "patience": 1, "learning_rate": 1e-30}
+    pipeline = Pipeline(tiny_recipe(tiny_data, training=training))
+    step = expert_step(pipeline.workspace.source("fruit"), pipeline.recipe.encoder, pipeline.recipe.training)
+    pipeline.workspace.build(step.inputs)
+    assert [each.progress.step for each in evaluations(step.job, pipeline.store)][-1] == 2
 
 
 def test_distillation_adds_the_divergence_from_the_base():

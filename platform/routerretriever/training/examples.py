@@ -128,7 +128,7 @@ class Examples:
         if self._objective != "corpus":
             drawn = [targets]
             if self._objective == "sampled":
-                drawn += [self.hard[member] for member in members]
+                drawn += [self.hard[member] for member in members if self.hard]  # none are mined of 0
                 drawn.append(random.integers(0, self._documents, self.settings.random_negatives))
             candidates = np.unique(np.concatenate(drawn))
         base = None if self._base is None else self._base[members]

@@ -29,7 +29,7 @@ from routerretriever.training.dropout import draw_in_words
 from routerretriever.training.job import BEST_FOLDER, HELD_OUT_FILE, UNDEPLOYED_FOLDER, TrainingJob
 from routerretriever.training.objective import candidate_loss
 from routerretriever.training.scaling import copies, scale_weights, weights_set
-from routerretriever.training.schedule import domain_schedule, learning_rate_factor, run_length
+from routerretriever.training.schedule import DomainSchedule, learning_rate_factor, run_length
 from routerretriever.training.selection import HeldOut, Selected, select
 from routerretriever.training.soup import Soup
 from routerretriever.training.speculation import Speculation
@@ -144,7 +144,7 @@ class _Run:
         self.last_step = self.total_steps
         if job.chosen is not None:
             self.last_step = min(self.total_steps, job.chosen.choice.step)
-        self.plan = domain_schedule(len(self.domains), self.total_steps, self.settings.seed)
+        self.plan = DomainSchedule(len(self.domains), self.settings.seed)
         self.parameters = sum(weight.numel() for weight in self.weights.values())
         self.soup = Soup(self.weights, self.settings, self._learning_rate_factor)
         self.best: dict[str, torch.Tensor] = {}
@@ -248,14 +248,19 @@ class _Run:
     def _take_steps(self) -> None:
         while True:
             self.loss = self.soup.step(self._loss_of)
-            self.progress.step += 1
-            if self.progress.step % self.settings.evaluate_every == 0 or self.progress.step >= self.last_step:
+            step = self.progress.step + 1
+            is_due = step % self.settings.evaluate_every == 0 or step >= self.last_step
+            # The loss tells of the weights before the step; those after the last one become the expert.
+            if is_due and not all(torch.isfinite(weight).all() for weight in self.weights.values()):
+                raise self._diverged(f"a weight is no finite number after step {self.progress.step}")
+            self.progress.step = step
+            if is_due:
                 return
 
     def _loss_of(self, copy: int) -> torch.Tensor:
         """A copy's loss on its batch of this step."""
         settings, step = self.settings, self.progress.step
-        chosen, domain_step = self.plan[step]
+        chosen, domain_step = self.plan.at(step)
         domain = self.domains[chosen]
         batch = domain.examples.batch(domain_step, self.rank, self.workers, copy)
         # Dropout depends on step and copy alone, so a run that was resumed ends as one that was not.
@@ -278,11 +283,14 @@ class _Run:
             batch.left_out_rows,
         )
         if not torch.isfinite(loss):
-            raise TrainingFailed(
-                f"{self.job.name}: the loss is {loss.item()} at step {step}; lower "
-                "training.learning_rate, raise training.temperature, or use precision bf16 or fp32"
-            )
+            raise self._diverged(f"the loss is {loss.item()} at step {step}")
         return loss
+
+    def _diverged(self, what: str) -> TrainingFailed:
+        return TrainingFailed(
+            f"{self.job.name}: {what}; lower training.learning_rate, raise training.temperature, or use "
+            "precision bf16 or fp32"
+        )
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(self.settings, step, self.total_steps)

@@ -27,14 +27,21 @@ def learning_rate_factor(settings: TrainingSettings, step: int, total_steps: int
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
-def domain_schedule(domains: int, total_steps: int, seed: int) -> list[tuple[int, int]]:
-    """Which domain each step trains on, every one as often as the others, and which step of it that is."""
-    order = np.random.default_rng([seed, 3]).permuted(
-        np.tile(np.arange(domains), (-(-total_steps // domains), 1)), axis=1
-    )
-    taken = [0] * domains
-    plan = []
-    for chosen in order.reshape(-1)[:total_steps].tolist():
-        plan.append((chosen, taken[chosen]))
-        taken[chosen] += 1
-    return plan
+class DomainSchedule:
+    """Which domain each step trains on, every one as often as the others.
+
+    Rounds are drawn when training comes to them: steps that patience is to save cost nothing.
+    """
+
+    def __init__(self, domains: int, seed: int) -> None:
+        """Nothing is drawn yet."""
+        self._domains = np.arange(domains)
+        self._random = np.random.default_rng([seed, 3])
+        self._rounds: list[list[int]] = []
+
+    def at(self, step: int) -> tuple[int, int]:
+        """The domain of a step, and which step of it that is."""
+        turn, place = divmod(step, len(self._domains))
+        while len(self._rounds) <= turn:
+            self._rounds.append(self._random.permuted(self._domains).tolist())
+        return self._rounds[turn][place], turn

@@ -129,8 +129,10 @@ def judge(expert_Q: Values, base_Q: Values, confidence: float = 0.9, seed: int =
     draws = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
     means = difference_Q[draws].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    deployed = count >= MIN_QUERIES and bool((means > 0).mean() >= confidence)
-    return Verdict(count, float(difference_Q.mean()), float(low), float(high), deployed)
+    gain = float(difference_Q.mean())
+    # However little confidence is asked for, what has lost is no better.
+    deployed = count >= MIN_QUERIES and gain > 0 and bool((means > 0).mean() >= confidence)
+    return Verdict(count, gain, float(low), float(high), deployed)
 
 
 def judge_choice(held_out: HeldOut, choice: Choice, confidence: float = 0.9) -> Verdict:
