@@ -168,7 +168,9 @@ def _type(field: dict[str, Any]) -> str:
 
 def _bounds(field: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    given = {sign: field[key] for key, sign in signs.items() if key in field}
+    bounds = [f"{sign} {bound:g}" if isinstance(bound, float) else f"{sign} {bound}"
+              for sign, bound in given.items()]  # fmt: skip
     return f" {', '.join(bounds)}" if bounds else ""
 
 

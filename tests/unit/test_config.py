@@ -21,6 +21,19 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"training": {"adapter": {"kind": "lora", "rnk": 4}}}, r"rnk: unknown key; did you mean rank\?"),
         ({"training": {"adapter": {"rank": 4}}}, "adapter.kind: missing; choose from ia3, lora, prefix"),
         ({"training": {"adapter": {"kind": "lorra"}}}, r"kind: choose from 'lora', .*found 'lorra'"),
+        (
+            {"training": {"adapter": {"kind": "ia3", "rank": 4}}},
+            "training.adapter.rank: unknown key; there are input_modules, kind, output_modules",
+        ),
+        (
+            {"routing": {"features": "x"}},
+            r"1 wrong setting.*\n  routing.features: Input should be 'embedding' \(found 'x'\), or .*integer",
+        ),
+        (
+            {"domains": {"a": {"path": "x", "lexical": {"k1": -1}}}},
+            r"1 wrong setting.*\n  domains.a.lexical.k1: .*\(found -1\)",
+        ),
+        ({"domains": {"Bad": {"pth": "x"}}}, r"(?s)3 wrong.*domains\.Bad: .*domains\.Bad\.pth: unknown key"),
         ({"training": None}, r"training: needs a group of settings \(found null\)"),
         ({"storage": "${HOME}/runs"}, r"storage: .*\$\{HOME\} is not filled in here"),
         ({"data_root": "$HOME"}, r"data_root: .*\$HOME is not filled in"),
@@ -31,6 +44,17 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"training": {"batch_size": -1}}, "training.batch_size"),
         ({"training": {"batch_size": "32"}}, "training.batch_size"),
         ({"training": {"seed": True}}, "training.seed"),
+        ({"training": {"seed": -1}}, r"training.seed: .*greater than or equal to 0 \(found -1\)"),
+        ({"training": {"seed": 2**64}}, r"training.seed: .*less than"),
+        ({"routing": {"temperature": 1e-320}}, r"routing.temperature: .*greater than or equal to 0.000001"),
+        ({"routing": {"fallback": {"slack": 1e300}}}, r"routing.fallback.slack: .*less than or equal"),
+        ({"routing": {"seed": 2**32}}, r"routing.seed: .*less than"),
+        ({"training": {"learning_rate": 1e38}}, r"training.learning_rate: .*less than or equal to 10"),
+        ({"training": {"scales": [1e300]}}, r"training.scales.0: .*less than or equal to 10"),
+        (
+            {"training": {"adapter": {"kind": "lora", "target_modules": []}}},
+            r"training.adapter.target_modules: .*at least 1 item",
+        ),
         ({"encoder": {"pooling": "median"}}, "encoder.pooling"),
         ({"training": {"batch_size": 5, "workers": 2}}, "does not divide"),
         ({"training": {"max_steps": None}}, "max_steps or max_epochs"),
@@ -44,7 +68,7 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
         ({"serving": {"placement": "dedicated"}}, "(?s)serving.placement.*set routing.merge to 'embeddings'"),
         ({"serving": {"expert": {"min_replicas": 3, "max_replicas": 2}}}, "max_replicas"),
-        ({"training": {"adapter": {"kind": "prefix", "length": 0}}}, r"training\.adapter\..*length"),
+        ({"training": {"adapter": {"kind": "prefix", "length": 0}}}, r"training\.adapter\.length"),
         (
             {"training": {"adapter": {"kind": "prefix"}}},
             "(?s)training.adapter.*set routing.merge to 'embeddings'",
@@ -139,6 +163,28 @@ def test_what_yaml_takes_for_a_date_is_text(tmp_path):
     assert load_recipe(path).question == "2026-01-31"
     with pytest.raises(RecipeError, match=r"training\.seed: .*found '2026-01-31'"):
         load_recipe(path, ["training.seed=2026-01-31"])
+
+
+@pytest.mark.parametrize("name", ["0123", "1_000", "2026-01-31", "1e3", "no", "null"])
+def test_a_domain_is_called_as_it_is_written(tmp_path, name):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: r\ndomains: {{{name}: {{path: 'sample:kitchen'}}}}\n")
+    assert list(load_recipe(path).domains) == [name]
+    assert load_recipe(path, [f"domains.{name}.copies=alike"]).domains[name].copies == "alike"
+
+
+def test_two_domains_of_one_name_are_refused_however_they_are_written(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains:\n  1: {path: x}\n  '1': {path: y}\n")
+    with pytest.raises(RecipeError, match=r'r\.yaml:4: .*duplicate key "1"'):
+        load_recipe(path)
+
+
+def test_a_merge_key_is_no_name(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\ndomains:\n  a: &a {path: x, copies: alike}\n  b: {<<: *a, path: y}\n")
+    domain = load_recipe(path).domains["b"]
+    assert (domain.path, domain.copies) == ("y", "alike")
 
 
 def test_identity_of_training_ignores_resources():

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from routerretriever.adapters.base import AdapterSettings
 from routerretriever.adapters.files import ADAPTER_WEIGHTS, adapter_config
@@ -48,7 +48,7 @@ class LoraSettings(AdapterSettings):
     """The update is multiplied by alpha / rank."""
     dropout: Fraction = 0.1
     """Share of the inputs that is dropped in training."""
-    target_modules: tuple[str, ...] = (ALL_LINEAR,)
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (ALL_LINEAR,)
     """Names of the linear layers that are adapted, or how their names end; by default all of them."""
 
     def identity(self) -> dict[str, Any]:

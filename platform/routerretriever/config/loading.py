@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.renamed import new_key, rename_old_keys
@@ -48,8 +50,7 @@ def parse_settings(kind: type[Checked], values: dict[str, Any], source: str) -> 
     except (TypeError, RecursionError) as error:
         raise RecipeError(f"{source}: {error}; write text, numbers, lists and groups only") from None
     except ValidationError as error:
-        schema = kind.model_json_schema()
-        lines = [_explain(dict(problem), schema) for problem in error.errors()]
+        lines = _explain_all([dict(problem) for problem in error.errors()], values, kind.model_json_schema())
         raise RecipeError(f"{source}: {len(lines)} wrong setting(s)\n" + "\n".join(lines)) from None
     except ValueError as error:  # of json: an anchor holds itself
         raise RecipeError(f"{source}: {error}; an anchor (&) must not hold itself (*)") from None
@@ -62,27 +63,56 @@ def _as_written(value: object) -> str:
     raise TypeError(f"found a {type(value).__name__}")
 
 
-def _explain(problem: dict[str, Any], schema: dict[str, Any]) -> str:
-    path = [part for part in problem["loc"] if part not in ("constrained-str", "[key]")]
+def _explain_all(
+    problems: Sequence[dict[str, Any]], values: dict[str, Any], schema: dict[str, Any]
+) -> list[str]:
+    """A line for every wrong setting. Where one may be several things, pydantic complains for each."""
+    places = [_path_of(problem, values) for problem in problems]
+    told: dict[tuple[str | int, ...], list[str]] = {}
+    for problem, path in zip(problems, places, strict=True):
+        # That a group is none of the other kinds says nothing beside what is wrong in it.
+        is_one_of_several = len(path) < len(problem["loc"]) and problem["loc"][-1] != "[key]"
+        if not (is_one_of_several and any(other[: len(path)] == path != other for other in places)):
+            told.setdefault(path, []).append(_explain(problem, path, schema))
+    lines = []
+    for path, (first, *others) in told.items():
+        field = ".".join(map(str, path))
+        lines.append("  " + ", or ".join([first, *(other.removeprefix(f"{field}: ") for other in others)]))
+    return lines
+
+
+def _path_of(problem: dict[str, Any], values: dict[str, Any]) -> tuple[str | int, ...]:
+    """The keys that lead to a wrong setting: pydantic's own place names the kinds of a union, too."""
+    *place, last = problem["loc"] or [""]
+    node: Any = values
+    path: list[str | int] = []
+    for part in (*place, last):
+        if part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int):
+            path.append(part)
+            node = node[part]
+    return (*path, last) if problem["type"] == "missing" else tuple(path)
+
+
+def _explain(problem: dict[str, Any], path: Sequence[str | int], schema: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in path)
     kind, found = problem["type"], _shown(problem["input"])
     if kind == "extra_forbidden":
-        return f"  {field}: unknown key; {_advice(str(path[-1]), _keys_at(schema, path[:-1]))}"
+        return f"{field}: unknown key; {_advice(str(path[-1]), _keys_at(schema, problem['loc'][:-1]))}"
     if kind == "missing":
-        return f"  {field}: missing"
+        return f"{field}: missing"
     if kind == "union_tag_not_found":
         key = problem["ctx"]["discriminator"].strip("'")
-        return f"  {field}.{key}: missing; choose from {', '.join(_tags_at(schema, path))}"
+        return f"{field}.{key}: missing; choose from {', '.join(_tags_at(schema, path))}"
     if kind == "union_tag_invalid":
         key, known = (problem["ctx"][name] for name in ("discriminator", "expected_tags"))
         tag = problem["ctx"]["tag"]
-        return f"  {field}.{key.strip(chr(39))}: choose from {known} (found {tag!r})"
+        return f"{field}.{key.strip(chr(39))}: choose from {known} (found {tag!r})"
     if kind in _GROUPS:
-        return f"  {field + ': ' if field else ''}needs a group of settings (found {found})"
+        return f"{field + ': ' if field else ''}needs a group of settings (found {found})"
     message = problem["msg"].removeprefix("Value error, ")
     if not field or kind == "value_error":
-        return f"  {field + ': ' if field else ''}{message}"
-    return f"  {field}: {message} (found {found})"
+        return f"{field + ': ' if field else ''}{message}"
+    return f"{field}: {message} (found {found})"
 
 
 def _shown(value: object) -> str:
@@ -113,6 +143,9 @@ def _nodes_at(schema: dict[str, Any], path: Sequence[str | int]) -> list[dict[st
     """The parts of a JSON schema that say what may stand at a place; unions have several."""
     nodes = list(_branches(schema, schema))
     for part in path:
+        if kinds := [kind for node in nodes if (kind := _kind(node, part))]:
+            nodes = [branch for kind in kinds for branch in _branches({"$ref": kind}, schema)]
+            continue
         inner = [
             branch
             for node in nodes
@@ -124,8 +157,14 @@ def _nodes_at(schema: dict[str, Any], path: Sequence[str | int]) -> list[dict[st
             if isinstance(below, dict)
             for branch in _branches(below, schema)
         ]
-        nodes = inner or nodes  # the path names the chosen kind of a union too, which is no key
+        nodes = inner or nodes  # the path may name a member of a union, which is no key
     return nodes
+
+
+def _kind(node: dict[str, Any], part: str | int) -> str | None:
+    """Where a schema has the kind of settings that one of a union's keys has chosen."""
+    kinds: dict[str | int, str] = node.get("discriminator", {}).get("mapping", {})
+    return kinds.get(part)
 
 
 def _branches(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -195,8 +234,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+class _NamesAreText(SafeConstructor):
+    """Reads keys as they are written. YAML takes 0123 for a number and 2026-01-31 for a date, but a domain
+    may be called so; and 1 and "1" would be two keys of one name."""
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
+        """A mapping, its keys text."""
+        self.flatten_mapping(node)  # first, since << is no name
+        for key, _ in node.value:
+            if isinstance(key, ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _NamesAreText
+    return reader.load(text)
 
 
 def _yaml_problem(error: YAMLError) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 
 from routerretriever.artifacts.step import Step
 from routerretriever.evaluation.system import Kind, Routing, System
@@ -29,6 +29,7 @@ from routerretriever.scoring.table import ScoredModel, ScoreSplit
 from routerretriever.scoring.worker import MEASURED_COLUMNS
 from routerretriever.settings import Settings
 from routerretriever.training.expert import TrainAdapter, expert_key, train_step
+from routerretriever.training.settings import LearningRate
 from routerretriever.types import BASE, Vectors
 
 OWN, ROUTED = "both towers, own expert", "both towers, routed"
@@ -41,7 +42,7 @@ class BothTowersSettings(Settings):
     Documents are encoded in every step, so a step costs far more than one over frozen documents.
     """
 
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Of AdamW."""
     batch_size: PositiveInt = 8
     """Queries per optimiser step."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from routerretriever.adapters.files import ADAPTER_WEIGHTS
 from routerretriever.adapters.prefix import PrefixSettings
@@ -39,7 +39,7 @@ from routerretriever.routing.settings import RoutingSettings
 from routerretriever.scoring.table import ScoredModel, ScoreSplit
 from routerretriever.settings import DomainName, Settings
 from routerretriever.training.expert import Expert, TrainAdapter, expert_key, open_expert, train_step
-from routerretriever.training.settings import TrainingSettings
+from routerretriever.training.settings import LearningRate, TrainingSettings
 from routerretriever.types import BASE, Vectors
 
 GENERAL_PREFIX, DDR, DDR_TOP_K = "general prefix", "DDR", "DDR-topk"
@@ -60,7 +60,7 @@ class GeneralPrefixSettings(Settings):
     domains: Annotated[tuple[DomainName, ...], Field(min_length=1)] | None = None
     """Domains it is trained on, in turns; by default all that have an expert. A change of these makes another
     prefix, and all documents are encoded anew: name them if domains will be added."""
-    learning_rate: PositiveFloat = 7e-3
+    learning_rate: LearningRate = 7e-3
     """Of AdamW."""
     batch_size: PositiveInt = 8
     """Queries per optimiser step."""
@@ -95,7 +95,7 @@ class DdrSettings(Settings):
     deployed: Literal["soft", "top_k", "prior"] = "soft"
     """What a service with ``deploy: ddr`` answers with. ``prior`` needs the collection's name as the model of
     a request, and answers others with all modules."""
-    learning_rate: PositiveFloat = 0.03
+    learning_rate: LearningRate = 0.03
     """Of the domain prefixes and routers."""
     max_steps: PositiveInt | None = None
     """Replaces ``training.max_steps``, which is meant for one domain."""

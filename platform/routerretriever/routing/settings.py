@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -37,7 +36,8 @@ class FallbackSettings(Settings):
     """A query less familiar than this share of the training queries is unfamiliar."""
     familiar_quantile: Fraction = 0.5
     """A query more familiar than this share of the training queries is familiar."""
-    slack: Annotated[float, Field(ge=0)] = 1.0
+    # Above, every query is familiar, until bounds are no numbers.
+    slack: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Lowers the unfamiliar bound by this many times its distance to the familiar one."""
 
     @model_validator(mode="after")
@@ -73,7 +73,8 @@ class RoutingSettings(Settings):
     embeddings, no transformer layer is run)."""
     mixing: Literal["hard", "soft"] = "soft"
     """``hard`` gives all weight to the best expert; ``soft`` spreads it by a softmax of the scores."""
-    temperature: PositiveFloat = 2.0
+    # Below, all weight is on the best expert, until scores divided by it are no numbers.
+    temperature: Annotated[float, Field(ge=1e-6)] = 2.0
     """Sharpness of soft mixing: scores are divided by this before the softmax. Log-probabilities go with
     values around 1, similarities and utilities with values around 0.05."""
     merge: Literal["weights", "embeddings"] = "weights"
@@ -98,7 +99,7 @@ class RoutingSettings(Settings):
     """Let the bare base encoder compete as if it were an expert."""
     expert: str | None = None
     """Fixed: the one expert that answers everything."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of samples, clusters and fits."""
 
     @property

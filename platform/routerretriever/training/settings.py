@@ -18,6 +18,9 @@ from routerretriever.adapters.lora import LoraSettings
 from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings
 from routerretriever.training.teacher_settings import AnyTeacherSettings
 
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+"""AdamW moves a weight by about so much in a step, and weights are well below 1."""
+
 
 class TrainingSettings(Settings):
     """One expert's training run; the same for every domain of a recipe.
@@ -42,7 +45,7 @@ class TrainingSettings(Settings):
     temperature: PositiveFloat = 0.05
     """Similarities are divided by this before the softmax, where unrelated texts are as far apart as by
     all-MiniLM-L6-v2; by less where they are closer, and by more where dot products are larger."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay."""
@@ -95,13 +98,15 @@ class TrainingSettings(Settings):
     queries). Adapters that cannot be scaled (prefixes) always use ``best_step``."""
     cross_validate_below: PositiveInt = 1000
     """Labelled queries (train and dev) below which ``auto`` cross-validates."""
-    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=10)], ...], Field(min_length=1)] = (
+        0.25, 0.5, 0.75, 1.0, 1.25,
+    )  # fmt: skip
     """Shares of an adapter that can become the expert."""
     confidence: Fraction = 0.9
     """How sure the paired test must be that an expert gains over the base before it is deployed."""
     held_out_fraction: Fraction = 0.0
     """Share of the train queries that no expert trains on, so that they can be scored honestly."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, order and samples."""
     soup: PositiveInt = 1
     """The expert is the mean of so many copies' weights (model soups, arXiv 2203.05482). They start alike and
