@@ -200,7 +200,7 @@ def test_a_domain_that_lends_its_settings_by_an_anchor_is_changed_alone(path, wo
     assert load_recipe(path).domains == {**before, "one": before["one"].model_copy(update=changes)}
 
 
-@pytest.mark.parametrize("name", ["2024", "true"])
+@pytest.mark.parametrize("name", ["2024", "true", "null", "0123", "1_000", "1e3", "2026-01-31"])
 def test_a_domain_whose_name_yaml_reads_as_no_text_is_changed_like_others(path, work, name):
     path.write_text(path.read_text().replace("  fruit:", f"  {name}: {{path: old}}\n  fruit:"))
     remove_domain(path, name)

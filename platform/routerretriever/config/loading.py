@@ -215,7 +215,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         RecipeError: the file is missing or no YAML mapping.
     """
     try:
-        values = _read_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise RecipeError(f"{path}: {reason}") from None
@@ -247,7 +247,12 @@ class _NamesAreText(SafeConstructor):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> Any:
+    """What a YAML text says, its keys as they are written.
+
+    Raises:
+        YAMLError: it is no YAML.
+    """
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _NamesAreText
     return reader.load(text)
@@ -270,7 +275,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: write it as dotted.key=value")
     # The same YAML as the file's: YAML 1.1, which OmegaConf reads, takes `no` for false and 010 for 8.
     try:
-        value = _read_yaml(text)
+        value = read_yaml(text)
     except YAMLError as error:
         raise RecipeError(
             f"--set {override}: the value is not readable as YAML: {_yaml_problem(error)}"

@@ -9,7 +9,7 @@ so that what others edit meanwhile stays.
 
 from __future__ import annotations
 
-import json
+import io
 import shlex
 import shutil
 import uuid
@@ -22,7 +22,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from routerretriever.config.loading import load_recipe
+from routerretriever.config.loading import load_recipe, read_yaml
 from routerretriever.config.recipe import Recipe
 from routerretriever.config.shipped import recipe_file
 from routerretriever.errors import RecipeError
@@ -194,7 +194,13 @@ def _own_settings(values: Any, name: str) -> Any:
 
 def _key(values: Any, name: str) -> Any:
     """What a recipe file calls a domain: YAML reads ``2024`` as a number, and the recipe as text."""
-    return next((key for key in values["domains"] if json.dumps({key: 0}) == json.dumps({name: 0})), name)
+
+    def written(key: Any) -> Any:
+        text = io.StringIO()
+        YAML().dump({key: 0}, text)
+        return read_yaml(text.getvalue())
+
+    return next((key for key in values["domains"] if written(key) == {name: 0}), name)
 
 
 def _edit(recipe_path: Path, change: Change) -> None:
