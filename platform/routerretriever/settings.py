@@ -26,7 +26,14 @@ from routerretriever.errors import without_secrets
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-ResourceAmount = NonNegativeFloat
+def _require_countable(amount: float) -> float:
+    if 0 < amount < 1e-4:
+        raise ValueError(f"{amount:g}: Ray counts no less than 0.0001; set that or more, or 0")
+    return amount
+
+
+ResourceAmount = Annotated[NonNegativeFloat, AfterValidator(_require_countable)]
+"""CPUs or GPUs that Ray reserves."""
 
 
 DomainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -58,6 +65,10 @@ password is left out."""
 
 PlaceName = Annotated[SafeUri, AfterValidator(_refuse_variables)]
 """A path, URI or model id. Recipes know no variables: ``$HOME`` would be the name of a folder."""
+
+
+TextLength = Annotated[int, Field(ge=4)]
+"""Tokens that are read of a text. Two or three are special; with less than these, tokenizers cut nothing."""
 
 
 class Settings(BaseModel):

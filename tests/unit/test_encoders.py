@@ -136,6 +136,15 @@ def test_the_driver_knows_what_will_run(bert):
         check_encoder(settings_of(bert), (LoraSettings(target_modules=("q_proj",)),))
 
 
+def test_a_prompt_that_leaves_nothing_of_a_text_to_read_is_told(bert):
+    told = "encoder.query_max_length: of a query only its prompt is read, 32 tokens; .*encoder.query_prompt"
+    with pytest.raises(EncoderError, match=told):
+        check_encoder(settings_of(bert, query_prompt="the quick brown fox " * 20))
+    told = "encoder.document_max_length: of a document only its prompt is read, 24 tokens"
+    with pytest.raises(EncoderError, match=told):
+        check_encoder(settings_of(bert, document_prompt="the quick brown fox " * 20))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

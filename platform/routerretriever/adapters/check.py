@@ -41,6 +41,13 @@ def check_encoder(
 
     tower = load_tower(settings)
     try:
+        for kind, tokenize in (("query", tower.tokenize_queries), ("document", tower.tokenize_documents)):
+            rows = tokenize(_TEXTS)
+            if rows[0] == rows[1]:
+                raise EncoderError(
+                    f"encoder.{kind}_max_length: of a {kind} only its prompt is read, {len(rows[0])} tokens; "
+                    f"allow more, or set a shorter encoder.{kind}_prompt"
+                )
         for encode in (tower.encode_queries, tower.encode_documents):
             _require_vectors(encode, settings)
         tower.routing_features(_TEXTS, features)

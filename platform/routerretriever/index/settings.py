@@ -11,6 +11,8 @@ from routerretriever.encoder.spread import LEAST_COSINE, DocumentEncoder, cosine
 from routerretriever.settings import Fraction, Settings
 from routerretriever.types import Language
 
+_Candidates = Annotated[int, Field(gt=0, le=1_000_000)]
+
 
 class LexicalSettings(Settings):
     """BM25 over words."""
@@ -19,7 +21,7 @@ class LexicalSettings(Settings):
     """Whose stemmer is used. ``none`` stems nothing; ``code`` also counts the parts of identifiers."""
     stop_words: bool = True
     """Leave out words without content, where a list of the language's is known."""
-    k1: NonNegativeFloat = 0.9
+    k1: Annotated[float, Field(ge=0, le=1000)] = 0.9  # above, a word counts as often as it stands there
     """How much repeated words count."""
     b: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
     """How much long documents are marked down."""
@@ -69,11 +71,11 @@ class IndexSettings(Settings):
     """Number of inverted lists; by default about 4 * sqrt(documents)."""
     ivf_probes: PositiveInt = 32
     """IVF: inverted lists searched for each query."""
-    hnsw_links: PositiveInt = 32
+    hnsw_links: Annotated[int, Field(ge=2, le=1024)] = 32  # of a single link FAISS crashes the process
     """HNSW: links of each document (M)."""
-    hnsw_ef_construction: PositiveInt = 200
+    hnsw_ef_construction: _Candidates = 200
     """HNSW: candidates kept while the graph is built."""
-    hnsw_ef_search: PositiveInt = 128
+    hnsw_ef_search: _Candidates = 128
     """HNSW: candidates kept while it is searched."""
 
 

@@ -15,7 +15,7 @@ from pydantic import (
 
 from routerretriever.adapters.kinds import AnyAdapterSettings, kind_named
 from routerretriever.adapters.lora import LoraSettings
-from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings
+from routerretriever.settings import Fraction, Labels, ResourceAmount, Settings, TextLength
 from routerretriever.training.teacher_settings import AnyTeacherSettings
 
 LearningRate = Annotated[float, Field(gt=0, le=10)]
@@ -70,7 +70,7 @@ class TrainingSettings(Settings):
     """Gradients are clipped to this norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass; weights stay in fp32."""
-    query_max_length: PositiveInt = 64
+    query_max_length: TextLength = 64
     """Tokens of a training query; longer ones are cut, to bound memory."""
     distillation: NonNegativeFloat = 1.0
     """Weight of the divergence KL(teacher || expert) over the candidate documents, beside the cross-entropy:

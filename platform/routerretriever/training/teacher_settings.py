@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, PositiveInt
 
 from routerretriever.hashing import content_hash, file_hash
-from routerretriever.settings import EndpointAccess, PoolSettings
+from routerretriever.settings import EndpointAccess, PoolSettings, TextLength
 
 _READ = (".safetensors", ".bin", ".json", ".txt", ".model")
 """Files that a cross-encoder is loaded from."""
@@ -40,7 +40,7 @@ class CrossEncoderTeacher(TeacherSettings):
     """A folder, or a Hugging Face id."""
     revision: str | None = None
     """Hugging Face revision: a branch, a tag or a commit."""
-    max_length: PositiveInt | None = None
+    max_length: TextLength | None = None
     """Tokens of query and document together; longer pairs are cut. By default what the model's files say."""
 
     def folder(self) -> Path:
