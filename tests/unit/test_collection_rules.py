@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
@@ -14,6 +15,7 @@ import pytrec_eval
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from routerretriever.cli.main import app
 from routerretriever.datasets.checking import check_collection
 from routerretriever.datasets.collection import Collection, open_collection, sample_domains
 from routerretriever.datasets.download import write_split
@@ -31,6 +33,7 @@ from routerretriever.errors import DatasetError, RouterRetrieverError
 from routerretriever.measures import measure
 from routerretriever.training.examples import Examples
 from routerretriever.training.settings import TrainingSettings
+from typer.testing import CliRunner
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 SAMPLE_HASHES = {
@@ -197,6 +200,25 @@ def test_a_leak_by_text_is_counted_and_refused_on_demand(tmp_path, text, again):
     strict = Collection("toy", one.folder, DomainSettings(path="", equal_texts="refuse"))
     with pytest.raises(DatasetError, match=r"test\.tsv:2: query 'q2' asks what 'q0' of train asks"):
         preflight([strict], {"toy": ["test"]})
+
+
+def test_test_queries_that_another_domains_expert_learns_are_told(tmp_path):
+    qrels = {"train": "q0\td0\t1\nq1\td0\t1\n", "dev": "q2\td0\t1\n", "test": "q3\td0\t1\nq4\td0\t1\n"}
+    asked = {"one": "abcde", "two": "fDghi", "three": "dklmn"}
+    made = {name: write(tmp_path / name, documents("x"), queries(*texts), qrels, expert=name != "three")
+            for name, texts in asked.items()}  # fmt: skip
+    collections = [replace(one, name=name) for name, one in made.items()]
+    needs = {"one": ["train", "test"], "two": ["train", "test"], "three": ["test"]}
+    report = preflight(collections, needs)
+    assert report.learned_elsewhere == {"one": {"two": 1}}
+    assert any("1 test queries are train queries of two" in note for note in report.notes("one"))
+    command = [*("datasets", "check"), *(str(tmp_path / name) for name in asked)]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 0
+    # Of a folder alone it is not known that it gets no expert.
+    assert f"{tmp_path / 'one'}: 1 test queries are train queries of {tmp_path / 'two'}" in told.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert found[str(tmp_path / "one")]["equal_queries"][f"test in train of {tmp_path / 'three'}"] == 1
 
 
 def test_another_split_may_play_test(tmp_path):

@@ -43,6 +43,7 @@ def check(
     """
     from routerretriever.datasets.checking import check_collection
     from routerretriever.datasets.collection import Collection
+    from routerretriever.datasets.preflight import learned_elsewhere, told_elsewhere
 
     if not paths and recipe is None:
         raise typer.BadParameter("name folders, or a recipe with --recipe")
@@ -53,15 +54,24 @@ def check(
         name: check_collection(one.folder, None if every else 5, one.settings)
         for name, one in collections.items()
     }
+    sound = [one for name, one in collections.items() if reports[name].ok]
+    elsewhere = learned_elsewhere(sound, {one.name: one.splits() for one in sound})
     if as_json:
         found = {name: report.as_json() for name, report in reports.items()}
+        for name, others in elsewhere.items():
+            found[name]["equal_queries"] |= {f"test in train of {other}": n for other, n in others.items()}
         _print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=2))
     else:
         for path, report in reports.items():
             if len(reports) > 1:
                 _print(f"{path}:")
             _print_report(report)
-    if any(not report.ok or (strict and report.warnings) for report in reports.values()):
+        for name, others in elsewhere.items():
+            for each in others.items():
+                _print(f"warning: {name}: {told_elsewhere(*each)}")
+    if any(not report.ok or (strict and report.warnings) for report in reports.values()) or (
+        strict and elsewhere
+    ):
         raise typer.Exit(1)
 
 
