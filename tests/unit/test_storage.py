@@ -408,6 +408,7 @@ def test_a_missing_bucket_is_told_and_not_made(s3, gcs, kind):
     [
         ("nonsense://x", "nonsense"),
         ("memory://", "names no bucket or folder"),
+        ("memory://runs[1]", r"holds '\[', which stands for other characters"),
         ("~nobody-of-this-name/x", "cannot make folder"),
         ("a\0b", "cannot make folder"),
         ("n" * 300, "cannot make folder"),
@@ -418,6 +419,27 @@ def test_a_missing_bucket_is_told_and_not_made(s3, gcs, kind):
 def test_a_storage_that_cannot_be_is_told(uri, told):
     with pytest.raises(StorageError, match=told):
         ArtifactStore.open(uri)
+
+
+@pytest.mark.parametrize("name", ["runs [1]", "a*b", "a?b", "a::b", "a%20b#c", "-x"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    store = ArtifactStore.open(str(tmp_path / name))
+    make(store)
+    assert sorted(store.manifest(KEY)["files"]) == ["a", "b"]
+    assert (store.fetch(KEY) / "a").read_text() == "one"
+    store.delete(KEY)
+    assert not store.holds(KEY)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", [".nfs0000000000a1b2c300000001", "._0000000001.parquet", ".DS_Store"])
+def test_what_file_systems_and_finders_leave_is_no_file_of_ours(tmp_path, name):
+    store = ArtifactStore.open(str(tmp_path))
+    store.put(KEY, "a", write("one"))
+    (tmp_path / "hashes" / KEY / name).write_text("not ours")
+    assert store.names(KEY) == ["a"]
+    store.commit(KEY, {"kind": "test"})
+    assert list(store.manifest(KEY)["files"]) == ["a"]
 
 
 def test_a_file_uri_is_a_folder(tmp_path):

@@ -124,6 +124,11 @@ class FileSystem:
                 raise StorageError(f"storage: {uri}: {error}") from None
             if not str(root).strip("/"):
                 raise StorageError(f"storage: {uri}: names no bucket or folder; write it as {uri}NAME")
+            if found := re.search(r"[*?[]", str(root)):
+                raise StorageError(
+                    f"storage: {uri}: holds {found[0]!r}, which stands for other characters in a bucket; "
+                    "name another place"
+                )
             return cls(uri.rstrip("/"))
         try:
             folder = Path(path).expanduser().resolve()
@@ -156,6 +161,8 @@ class FileSystem:
 
     def resolve(self) -> tuple[Any, str]:
         """The fsspec file system, and the path of ``uri`` in it."""
+        if "://" not in self.uri:  # fsspec would take a folder called ``a::b`` for a chain of two places
+            return LocalFileSystem(), self.uri.rstrip("/")
         # A remembered listing would hide what other machines have written since.
         filesystem, root = url_to_fs(self.uri, use_listings_cache=False)
         return filesystem, str(root).rstrip("/")
@@ -187,7 +194,7 @@ class FileSystem:
         """Sorted names of all files below a folder, relative to it; none if it is not there."""
         filesystem, root = self.resolve()
         prefix = f"{root}/{folder}/"
-        return sorted(path.split(prefix, 1)[1] for path in filesystem.find(prefix) if not _is_temporary(path))
+        return sorted(path.split(prefix, 1)[1] for path in filesystem.find(prefix) if not _is_passing(path))
 
     @with_retries
     def read(self, path: str) -> bytes:
@@ -204,10 +211,11 @@ class FileSystem:
         """The contents of all files below a folder, by name. One that vanishes meanwhile is left out."""
         filesystem, root = self.resolve()
         prefix = f"{root}/{folder}/"
-        found = [path for path in filesystem.find(prefix) if not _is_temporary(path)]
-        contents = filesystem.cat(found, on_error="return") if found else {}
+        found = [path for path in filesystem.find(prefix) if not _is_passing(path)]
+        # Whole files; ``cat`` would take a folder called ``runs[1]`` for a pattern.
+        contents = filesystem.cat_ranges(found, None, None, on_error="return")
         read = {}
-        for path, content in contents.items():
+        for path, content in zip(found, contents, strict=True):
             if isinstance(content, bytes):
                 read[path.split(prefix, 1)[1]] = content
             elif not isinstance(content, FileNotFoundError):
@@ -318,9 +326,12 @@ def _whole(target: Path, lasting: bool, place: Callable[[Path, Path], None] = os
         temporary.unlink(missing_ok=True)
 
 
-def _is_temporary(path: str) -> bool:
-    """Whether this is such a path: one that is being written, or was when its process died."""
-    return re.search(r"\.[0-9a-f]{32}\.tmp$", path) is not None
+def _is_passing(path: str) -> bool:
+    """Whether this is such a path, one that is being written or was when its process died; or nobody's.
+
+    NFS keeps a removed file as ``.nfs...`` while somebody reads it, macOS its own notes on files and folders.
+    """
+    return re.search(r"\.[0-9a-f]{32}\.tmp$|/(\.nfs[0-9a-f]+|\._[^/]+|\.DS_Store)$", path) is not None
 
 
 def _sync(path: Path) -> None:
