@@ -31,6 +31,7 @@ from routerretriever.registry.connection import (
     reached,
     warn_of_local_artifacts,
 )
+from routerretriever.registry.loading import fetch_bundle
 from routerretriever.registry.pyfunc import texts_of
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime.haproxy import free_port
@@ -128,6 +129,24 @@ def test_what_a_run_would_end_on_is_known_before_it_begins(tmp_path):
         open_registry(tmp_path, tracking_uri=f"sqlite:///{missing}/mlflow.db").require_answer()
     with pytest.raises(RegistryError, match="foo://x"):
         open_registry(tmp_path, tracking_uri="foo://x").require_answer()
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b=c"])
+def test_a_storage_that_cannot_hold_mlflows_database_is_told_at_once(tmp_path, name):
+    with pytest.raises(BadInput, match=r"storage: .*name another folder, or an MLflow server"):
+        open_registry(tmp_path / name)
+    open_registry(tmp_path / name, tracking_uri="http://mlflow.example.org")
+
+
+@pytest.mark.parametrize("name", ["100%", "a#b [1]"])
+def test_a_storage_of_another_name_has_its_registry_in_it(tmp_path, name):
+    registry = open_registry(tmp_path / name)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "format2" / "bundle", bundle)
+    assert registry.register_folder(bundle) == registry.released()
+    fetched = fetch_bundle(registry.bundle_uri, tmp_path / "got", registry.tracking_uri)
+    assert (fetched / "bundle.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {name, "bundle", "got"}
 
 
 def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
@@ -463,7 +464,7 @@ def tracking_uri(settings: RegistrySettings, store: ArtifactStore) -> str:
     """The recipe's tracking server, or SQLite in a local storage folder.
 
     Raises:
-        BadInput: storage is remote and no server is named.
+        BadInput: no server is named, and storage is remote or cannot hold MLflow's database.
     """
     if settings.tracking_uri is not None:
         return settings.tracking_uri
@@ -471,7 +472,15 @@ def tracking_uri(settings: RegistrySettings, store: ArtifactStore) -> str:
         raise BadInput(
             f"registry.tracking_uri: storage {store.uri} is no local folder; name an MLflow server"
         )
-    return default_tracking_uri(store.uri)
+    uri = default_tracking_uri(store.uri)
+    if "?" in uri or unquote(uri) != uri:
+        # SQLAlchemy would open a file in another folder, and MLflow makes that of an address that is encoded.
+        raise BadInput(
+            f"storage: {store.uri}: its path holds a question mark, or a percent sign before two digits, "
+            "which MLflow reads as something else; name another folder, or an MLflow server as "
+            "registry.tracking_uri"
+        )
+    return uri
 
 
 def _content_of(manifest: Mapping[str, Any]) -> str:
