@@ -8,9 +8,12 @@ from email.utils import format_datetime
 import httpx
 import pytest
 from routerretriever.config.loading import parse_settings
-from routerretriever.errors import RecipeError, WriterError
+from routerretriever.errors import RecipeError, TeacherError, WriterError
+from routerretriever.generation.endpoint import EndpointModel
 from routerretriever.generation.settings import EndpointSettings
 from routerretriever.runtime.endpoint import Passing, key_header, post, reason_told, retrying
+from routerretriever.training.rerankers import EndpointReranker
+from routerretriever.training.teacher_settings import EndpointTeacher
 
 URL = "http://host/v1"
 
@@ -95,6 +98,28 @@ def test_a_key_that_an_endpoint_repeats_is_not_told(form):
     told = reason_told(post(http, URL, {}))
     assert "Bearer ***" in told
     assert "very-secret" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "proxy"),
+    [
+        ("ALL_PROXY", "socks://127.0.0.1:9/"),
+        ("all_proxy", "socks5://127.0.0.1:9"),
+        ("http_proxy", "http://a:b/"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["writer", "teacher"])
+def test_a_proxy_that_cannot_be_used_is_told_before_anything_is_computed(monkeypatch, name, proxy, kind):
+    monkeypatch.setenv(name, proxy)
+    settings = {"kind": "endpoint", "url": URL, "model": "m"}
+    if kind == "writer":
+        asking = EndpointModel(
+            parse_settings(EndpointSettings, settings, "writer"), 64, 0, "generation.writer"
+        )
+    else:
+        asking = EndpointReranker(parse_settings(EndpointTeacher, settings, "teacher"))
+    with pytest.raises((WriterError, TeacherError), match="a proxy of the environment cannot be used"):
+        asking.check()
 
 
 @pytest.mark.parametrize("url", ["http:///v1", "http://[::1/v1", "http://host:99999999/v1", "http://host:0/"])

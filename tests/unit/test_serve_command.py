@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import psutil
@@ -18,6 +19,7 @@ from routerretriever.runtime import machine
 from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.serving.deployments import run
 from support.recipes import tiny_recipe
+from support.tiny_service import tiny_service
 from support.waiting import wait_until
 
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -53,7 +55,7 @@ def command(monkeypatch, tmp_path):
     def serve(deploy, **serving):
         monkeypatch.setattr(run, "deploy", lambda *_: deploy())
         recipe = tiny_recipe(tmp_path, serving={"port": 0, **serving})
-        run.serve_forever(recipe, ArtifactStore(tmp_path / "artifacts"))
+        run.serve_forever(recipe, ArtifactStore(str(tmp_path / "artifacts")))
         return notes
 
     return serve
@@ -150,7 +152,7 @@ def test_a_port_that_is_taken_is_told_before_ray_starts(monkeypatch, tmp_path):
         taken.listen()
         recipe = tiny_recipe(tmp_path, serving={"host": "127.0.0.1", "port": taken.getsockname()[1]})
         with pytest.raises(Unavailable, match=r"serving\.port: 127\.0\.0\.1:\d+ cannot be used"):
-            run.deploy(recipe, ArtifactStore(tmp_path / "artifacts"))
+            run.deploy(recipe, ArtifactStore(str(tmp_path / "artifacts")))
 
 
 def test_a_precision_that_this_machine_is_slow_in_is_told_once_at_the_start(command, monkeypatch, tmp_path):
@@ -161,6 +163,17 @@ def test_a_precision_that_this_machine_is_slow_in_is_told_once_at_the_start(comm
     command(lambda: receive(signal.SIGTERM), engine={"precision": "int8"})
     told = "serving.engine.precision: int8 may be slower than fp32, since this CPU has no VNNI"
     assert warnings == [told]
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks://127.0.0.1:9/"])
+def test_a_run_asks_its_own_service_past_a_proxy(monkeypatch, tmp_path, capsys, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with tiny_service() as url:
+        monkeypatch.setattr(run, "served", lambda _: nullcontext(url))
+        run.ask_once(SimpleNamespace(recipe=tiny_recipe(tmp_path, question="my thumb tingles")))
+    assert "question   my thumb tingles" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -179,7 +192,7 @@ def test_a_wrong_tokens_file_is_told_in_one_line_before_ray_starts(monkeypatch, 
     file.write_text(text)
     recipe = tiny_recipe(tmp_path, serving={"port": 0, "tokens_file": str(file)})
     with pytest.raises(RecipeError) as error:
-        run.serve_forever(recipe, ArtifactStore(tmp_path / "artifacts"))
+        run.serve_forever(recipe, ArtifactStore(str(tmp_path / "artifacts")))
     assert str(error.value) == f"serving.tokens_file: {file}{told}"
 
 

@@ -27,6 +27,7 @@ from routerretriever.runtime.endpoint import (
     key_header,
     key_refused,
     media_type,
+    open_client,
     post,
     reason_told,
     retrying,
@@ -64,18 +65,15 @@ class EndpointModel:
         self._learning = Lock()
 
     def check(self) -> None:
-        """Make sure that there is a key."""
-        self._headers()
+        """Make sure that there is a key, and that the environment's proxies can be used."""
+        self._open().close()
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         """Send the prompts, some at a time."""
-        limits = httpx.Limits(max_connections=self._endpoint.concurrency)
         waiting, running = list(enumerate(prompts))[::-1], dict[Future[Answer], int]()
         failed: WriterError | None = None
         with (
-            httpx.Client(
-                headers=self._headers(), timeout=self._endpoint.timeout_seconds, limits=limits
-            ) as http,
+            self._open() as http,
             ThreadPoolExecutor(self._endpoint.concurrency) as pool,
         ):
             while running or (waiting and failed is None):
@@ -93,6 +91,10 @@ class EndpointModel:
                     yield number, answer
         if failed is not None:
             raise failed
+
+    def _open(self) -> httpx.Client:
+        settings = self._endpoint
+        return open_client(self._headers(), settings.timeout_seconds, settings.concurrency, WriterError)
 
     def _ask(self, http: httpx.Client, prompt: Prompt) -> Answer:
         reserved = most_tokens(prompt, self._max_tokens)

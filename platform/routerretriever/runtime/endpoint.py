@@ -46,6 +46,24 @@ def retrying(attempts: int) -> Retrying:
     )
 
 
+def open_client(
+    headers: dict[str, str], seconds: float, concurrency: int, error: type[RouterRetrieverError]
+) -> httpx.Client:
+    """What sends requests, through the proxies that the environment names.
+
+    Raises:
+        error: one of them cannot be used, as the ``socks://`` that GNOME writes.
+    """
+    try:
+        limits = httpx.Limits(max_connections=concurrency)
+        return httpx.Client(headers=headers, timeout=seconds, limits=limits)
+    except (ImportError, ValueError, httpx.InvalidURL) as problem:
+        raise error(
+            f"a proxy of the environment cannot be used ({problem}); mend or unset all_proxy, http_proxy, "
+            "https_proxy and no_proxy, which may stand in capitals"
+        ) from None
+
+
 def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
     """Send one request. An answer below status 500 may still be a refusal.
 

@@ -22,6 +22,7 @@ from routerretriever.runtime.endpoint import (
     key_header,
     key_refused,
     media_type,
+    open_client,
     post,
     reason_told,
     retrying,
@@ -136,8 +137,8 @@ class EndpointReranker:
         self._url = f"{settings.url.rstrip('/')}/rerank"
 
     def check(self) -> None:
-        """Make sure that there is a key; nobody is asked, as all scores may be there."""
-        self._headers()
+        """Make sure of the key and the proxies; nobody is asked, as all scores may be there."""
+        self._open().close()
 
     def score(self, questions: Sequence[Candidates]) -> list[Scores]:
         """Send the requests, some at a time; the first that fails for good ends it."""
@@ -147,12 +148,9 @@ class EndpointReranker:
             for number, one in enumerate(questions)
             for start in range(0, len(one.documents), size)
         ]
-        limits = httpx.Limits(max_connections=self._settings.concurrency)
         scores: list[list[float]] = [[] for _ in questions]
         with (
-            httpx.Client(
-                headers=self._headers(), timeout=self._settings.timeout_seconds, limits=limits
-            ) as http,
+            self._open() as http,
             ThreadPoolExecutor(self._settings.concurrency) as pool,
         ):
             futures = [pool.submit(self._ask, http, part) for _, part in parts]
@@ -163,6 +161,10 @@ class EndpointReranker:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [np.array(own, dtype=np.float32) for own in scores]
+
+    def _open(self) -> httpx.Client:
+        settings = self._settings
+        return open_client(self._headers(), settings.timeout_seconds, settings.concurrency, TeacherError)
 
     def _ask(self, http: httpx.Client, part: Candidates) -> list[float]:
         try:

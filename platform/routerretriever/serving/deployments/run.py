@@ -177,11 +177,14 @@ def _shut_down() -> None:
 
 def ask_once(pipeline: Pipeline) -> None:
     """Serve, ask the recipe's question (or a dev query), print the answer, shut down."""
+    import httpx
+
     from routerretriever.client import Client
 
     name = pipeline.recipe.expert_domains[-1]
     question = pipeline.recipe.question or next(iter(pipeline.collections[name].queries("dev").values()))
-    with served(pipeline) as url, Client(url) as client:
+    # A transport of its own, since a proxy of the environment would look for this service where it is itself.
+    with served(pipeline) as url, Client(url, transport=httpx.HTTPTransport()) as client:
         collection = client.route([question])[0].expert
         if collection not in pipeline.recipe.domains:
             collection = name
