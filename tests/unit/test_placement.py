@@ -1,10 +1,14 @@
 import os
 import socket
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray._private.state import state as ray_state
+from ray._private.utils import check_version_info, validate_socket_filepath
+from ray.exceptions import AuthenticationError
 from ray.runtime_env.runtime_env import _merge_runtime_env
 from routerretriever.adapters.check import check_encoder
 from routerretriever.config.serving import ReplicaSettings
@@ -13,7 +17,7 @@ from routerretriever.pipeline import pipeline as pipeline_module
 from routerretriever.pipeline.doctor import Verdict, examine
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime import cluster
-from routerretriever.runtime.cluster import connect, require_answer, room_for
+from routerretriever.runtime.cluster import connect, require_answer, room_for, start_ray
 from routerretriever.serving.deployments import sizes
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.sizes import room_for_replicas, sized
@@ -160,6 +164,72 @@ def test_a_submitted_job_may_have_the_same_variables_in_its_runtime_env(monkeypa
     assert merged["working_dir"] == "gcs://job.zip"
     ours = given["runtime_env"]["env_vars"]
     assert merged["env_vars"] == {**ours, "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_1"}
+
+
+def mismatch():
+    check_version_info({"ray_version": "2.9.0", "python_version": "3.11.7"}, "node 10.0.0.1")
+
+
+def long_socket():
+    validate_socket_filepath(f"/{'x' * 60}/ray/session_2026-11-29_12-00-00_000000_99999/sockets/plasma_store")
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("start", "address", "told"),
+    [
+        (
+            mismatch,
+            "head:6379",
+            r"^RAY_ADDRESS: head:6379: Version mismatch: .*Ray: 2\.9\.0 .*unset RAY_ADDRESS",
+        ),
+        (partial(fail, AuthenticationError("no token")), "head:6379", "^RAY_ADDRESS: head:6379: no token"),
+        (partial(fail, ConnectionError("Could not find any")), "auto", "^RAY_ADDRESS: auto: Could not find"),
+        (long_socket, "", "too long a path for Ray's sockets; set RAY_TMPDIR"),
+        (partial(fail, PermissionError(13, "Permission denied", "/x/ray")), "", "'/x/ray'; set RAY_TMPDIR"),
+    ],
+)
+def test_why_ray_is_not_there_is_told_in_one_line(monkeypatch, start, address, told):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", lambda **_: start())
+    with pytest.raises(Unavailable, match=told) as raised:
+        start_ray()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_failure_of_ray_that_nobody_knows_is_raised_as_it_is(monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda **_: fail(RuntimeError("a mistake of Ray's")))
+    with pytest.raises(RuntimeError, match="a mistake of Ray's"):
+        start_ray()
+
+
+@pytest.mark.parametrize(
+    ("home", "own", "given"),
+    [("", {}, False), ("missing", {}, True), ("missing", {"_PATH": "/token"}, False)],
+)
+def test_a_new_ray_has_its_token_where_there_is_no_home_to_keep_it(tmp_path, monkeypatch, home, own, given):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ.pop(name, None)
+    os.environ |= {"HOME": str(tmp_path / home), **{f"RAY_AUTH_TOKEN{end}": one for end, one in own.items()}}
+    for name, stand_in in {"export_to_ray": None, "start_ray": None, "_resources": (1.0, 0.0)}.items():
+        monkeypatch.setattr(cluster, name, lambda stand_in=stand_in, **_: stand_in)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    connect()
+    assert ("RAY_AUTH_TOKEN" in os.environ) == given
+
+
+@pytest.mark.parametrize("length", [20, 60])
+def test_a_folder_with_too_long_a_path_for_rays_sockets_is_told(monkeypatch, length):
+    folder = Path("/tmp") / ("x" * length)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    ray_found = next(one for one in examine(None) if one.name == "Ray")
+    assert ray_found.verdict is (Verdict.OK if length < 40 else Verdict.FAIL)
+    assert ("set RAY_TMPDIR" in ray_found.text) == (length > 40)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

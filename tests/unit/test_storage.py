@@ -320,6 +320,16 @@ def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, ca
     assert (store.fetch(KEY) / "a").read_text() == "one"
 
 
+def test_who_has_no_home_is_told_what_to_set(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ROUTERRETRIEVER_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(StorageError, match="set HOME, or ROUTERRETRIEVER_CACHE"):
+        file_system.cache_folder()
+
+
 def test_storage_that_fails_for_a_while_is_tried_again(tmp_path, told, monkeypatch):
     store = ArtifactStore.open(str(tmp_path))
     failures = [errno.ESTALE, errno.EIO]

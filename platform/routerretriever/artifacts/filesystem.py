@@ -371,6 +371,14 @@ def _place_first(temporary: Path, target: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """This machine's cache: ``ROUTERRETRIEVER_CACHE``, or a folder in the user's home."""
-    base = os.environ.get("ROUTERRETRIEVER_CACHE")
-    return Path(base) if base else Path.home() / ".cache" / "routerretriever"
+    """This machine's cache: ``ROUTERRETRIEVER_CACHE``, or a folder in the user's home.
+
+    Raises:
+        StorageError: neither is known.
+    """
+    if base := os.environ.get("ROUTERRETRIEVER_CACHE"):
+        return Path(base)
+    try:
+        return Path.home() / ".cache" / "routerretriever"
+    except RuntimeError:
+        raise StorageError("this user has no home; set HOME, or ROUTERRETRIEVER_CACHE to a folder") from None

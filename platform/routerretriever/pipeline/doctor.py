@@ -22,7 +22,7 @@ from routerretriever.config.recipe import Recipe
 from routerretriever.encoder.source import FAKE, is_here
 from routerretriever.errors import RouterRetrieverError, Unavailable, without_secrets
 from routerretriever.runtime import machine
-from routerretriever.runtime.cluster import require_answer, why_silent
+from routerretriever.runtime.cluster import has_room_for_sockets, ray_folder, require_answer, why_silent
 
 _SECONDS = 20.0
 """A check that has no answer by then has failed."""
@@ -155,7 +155,7 @@ def check_gpu(recipe: Recipe | None) -> tuple[Verdict, str]:
 
 def check_disk(recipe: Recipe | None) -> tuple[Verdict, str]:
     """Room for results, for the copies of remote files, and for Ray."""
-    places = {"cache": cache_folder(), "Ray's files": Path(os.environ.get("RAY_TMPDIR", "/tmp"))}
+    places = {"cache": cache_folder(), "Ray's files": ray_folder()}
     if recipe is not None and (folder := _local_folder(recipe.storage)) is not None:
         places["storage"] = folder
     free = {name: machine.free_bytes(folder) for name, folder in places.items()}
@@ -170,6 +170,11 @@ def check_ray() -> tuple[Verdict, str]:
     """Whether the cluster that is to be joined answers."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
+        folder = ray_folder()
+        if not has_room_for_sockets(folder):
+            return Verdict.FAIL, f"{folder}: too long a path for Ray's sockets; set RAY_TMPDIR to /tmp"
+        if not os.access(machine.nearest_folder(folder / "ray"), os.W_OK):
+            return Verdict.FAIL, f"{folder}: not to be written by Ray; set RAY_TMPDIR to a folder that is"
         return Verdict.OK, "RAY_ADDRESS is not set: a run starts a Ray of its own here"
     require_answer(address)
     return Verdict.OK, f"the cluster at {without_secrets(address)} answers"

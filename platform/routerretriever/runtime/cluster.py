@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import secrets
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +33,7 @@ _ANSWER_SECONDS = 10.0
 _STARTS = 4
 _STDERR = 2
 _LOG_LEVEL = b"Set ray log level from environment variable"
+_SOCKET = "ray/session_2026-11-29_12-00-00_000000_{}/sockets/plasma_store"
 _AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
 
 
@@ -41,7 +45,7 @@ def connect() -> None:
 
     Raises:
         BadInput: ``RAY_ADDRESS`` is a dashboard's.
-        Unavailable: nothing answers there.
+        Unavailable: nothing answers there, or Ray cannot start here.
     """
     import ray
 
@@ -59,6 +63,7 @@ def connect() -> None:
         address, options["include_dashboard"] = "local", False
         # Ray's own processes would print remarks for its developers into a person's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        _provide_token()
         logging.getLogger(_AUTHENTICATION).addFilter(_is_no_remark)
     else:
         require_answer(address)
@@ -74,7 +79,7 @@ def start_ray(**options: Any) -> None:
     """``ray.init``, begun anew where a busy machine was too slow for it: Ray gives its processes 30 s.
 
     Raises:
-        Unavailable: they did not come up in several tries.
+        Unavailable: they did not come up in several tries, or this machine or the cluster does not let them.
     """
     import ray
 
@@ -85,6 +90,8 @@ def start_ray(**options: Any) -> None:
                 ray.init(**options)
         except Exception as error:
             if "timed out during startup" not in str(error):
+                if reason := why_no_ray(error):
+                    raise Unavailable(reason) from error
                 raise
             for process in set(psutil.Process().children()) - before:
                 with suppress(psutil.NoSuchProcess):
@@ -92,11 +99,54 @@ def start_ray(**options: Any) -> None:
             if not left:
                 raise Unavailable(
                     f"Ray did not start on this machine in {_STARTS} tries of 30 s: it is busy, or something "
-                    "keeps Ray's processes from starting; see /tmp/ray/session_latest/logs"
+                    f"keeps Ray's processes from starting; see {ray_folder()}/ray/session_latest/logs"
                 ) from error
             log.warning("Ray did not start within 30 s: this machine is busy; trying again")
         else:
             return
+
+
+def ray_folder() -> Path:
+    """Where a Ray that is started on this machine keeps its files and sockets."""
+    of_linux = os.environ.get("TMPDIR", "/tmp") if sys.platform == "linux" else "/tmp"
+    return Path(os.environ.get("RAY_TMPDIR", of_linux))
+
+
+def has_room_for_sockets(folder: Path) -> bool:
+    """Whether the paths of Ray's sockets, below this folder, are as short as the operating system asks."""
+    longest = 103 if sys.platform == "darwin" else 107
+    return len(os.fsencode(folder / _SOCKET.format(os.getpid()))) <= longest
+
+
+def why_no_ray(error: Exception) -> str | None:
+    """What a person can do if Ray does not start, or cannot be joined; None if that is not known."""
+    from ray.exceptions import AuthenticationError
+
+    told = " ".join(str(error).split())
+    if "AF_UNIX" in told:
+        return f"{ray_folder()}: too long a path for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp"
+    address = os.environ.get("RAY_ADDRESS")
+    refused = isinstance(error, ConnectionError | AuthenticationError) or told.startswith("Version mismatch")
+    if address and refused:
+        return f"RAY_ADDRESS: {address}: {told}; mend that, or unset RAY_ADDRESS to start Ray on this machine"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"Ray cannot write its files: {told}; set RAY_TMPDIR to a folder that can be written"
+    return None
+
+
+def _provide_token() -> None:
+    """Give a new Ray the token by which its processes know each other, where it cannot keep one.
+
+    It keeps it in the home, which a container's user may not have, or may not write.
+    """
+    with suppress(RuntimeError):  # there is no home
+        folder = Path.home() / ".ray"
+        token = folder / "auth_token"
+        place = folder if os.path.exists(folder) else Path.home()
+        if os.access(token, os.R_OK) or (not os.path.exists(token) and os.access(place, os.W_OK)):
+            return
+    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager
