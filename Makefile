@@ -5,9 +5,11 @@ BIN := .venv/bin
 .PHONY: help install sample test test-fast slow-tests check format client screenshots docs clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; found = sys.version_info[:2]; (3, 11) <= found <= (3, 13) or sys.exit( \
+	"$(PYTHON) is Python %d.%d; name one of 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.13" % found)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 
@@ -77,3 +81,17 @@ def test_what_users_need_is_locked_without_test_tools():
     assert {"s3fs", "gcsfs"} <= names
     assert {"boto3", "google-cloud-storage"} <= names  # with which MLflow opens artifacts in a bucket
     assert not names & {"pytest", "ruff", "mypy", "hypothesis", "moto", "schemathesis", "coverage"}
+
+
+def test_a_python_of_another_version_is_told_before_an_environment_is_made(tmp_path):
+    python = tmp_path / "python3"
+    changed = "import sys; sys.version_info = (3, 10, 4); exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{changed}" "$2"\n')
+    python.chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "sample", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"{python} is Python 3.10; name one of 3.11 to 3.13: make sample PYTHON=python3.13" in done.stderr
+    assert not (tmp_path / ".venv").exists()
