@@ -507,6 +507,13 @@ def test_check_finds_missing_files(tmp_path):
         check_collection(tmp_path / "nowhere")
 
 
+def test_notes_that_macos_keeps_beside_files_are_no_splits(tmp_path):
+    make(tmp_path / "a")
+    for path in (tmp_path / "a").rglob("*.*"):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert not any("._" in file for file, _, _ in found(tmp_path / "a", "warning"))
+
+
 def test_check_warns_of_missing_splits(tmp_path):
     make(tmp_path / "none", qrels={})
     assert_only_error(tmp_path / "none", "qrels", None, "no split, so nothing to train on or to measure")

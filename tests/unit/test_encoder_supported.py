@@ -116,6 +116,15 @@ def test_queries_and_documents_have_lengths_of_their_own_where_the_files_say_so(
     assert lengths(bert) == (8, 32)
 
 
+def test_notes_that_macos_keeps_beside_files_are_no_part_of_an_encoder(bert):
+    before = tower_fingerprint(settings_of(bert))
+    for path in list(bert.iterdir()):
+        (bert / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    files_hash.cache_clear()
+    require_whole(settings_of(bert))
+    assert tower_fingerprint(settings_of(bert)) == before
+
+
 def test_a_vocabulary_without_a_tokenizer_file_is_part_of_the_fingerprint(bert):
     (bert / "tokenizer.json").rename(bert / "vocab.json")
     before = tower_fingerprint(settings_of(bert))

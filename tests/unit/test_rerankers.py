@@ -1,5 +1,7 @@
 """Rerankers as teachers: a cross-encoder's folder, an endpoint that fails in every way, and what is kept."""
 
+import shutil
+
 import numpy as np
 import pytest
 from routerretriever.errors import EncoderError, TeacherError
@@ -41,6 +43,9 @@ def test_a_cross_encoder_keeps_its_scores_in_another_folder(cross_encoder, tmp_p
     moved.symlink_to(cross_encoder)
     there, here = (CrossEncoderTeacher(model=str(folder)).identity() for folder in (moved, cross_encoder))
     assert there == here
+    copied = shutil.copytree(cross_encoder, tmp_path / "copied")
+    (copied / "._config.json").write_bytes(b"a note of macOS")
+    assert CrossEncoderTeacher(model=str(copied)).identity() == here
     assert CrossEncoderTeacher(model=str(moved), depth=7).identity() != here
     assert CrossEncoderTeacher(model=str(write_cross_encoder(tmp_path / "2", 2))).identity() != here
 

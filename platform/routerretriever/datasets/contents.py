@@ -119,7 +119,7 @@ def unread_judgements(folder: Path, there: Mapping[str, Path]) -> list[Path]:
     """Files of judgements that play no split, given those that do."""
     played = tuple(f"{path.name.partition('.')[0]}." for path in there.values())
     beside = sorted([*folder.glob("*.tsv*"), *folder.glob("qrels/*.tsv*")])
-    return [path for path in beside if path.is_file() and not path.name.startswith(played)]
+    return [path for path in beside if path.is_file() and not path.name.startswith((*played, "._"))]
 
 
 def read_contents(

@@ -13,7 +13,10 @@ from routerretriever.encoder.source import FAKE, encoder_folder, model_folder
 from routerretriever.errors import EncoderError
 from routerretriever.hashing import content_hash, file_hash
 
-_CONTENT = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json", "vocab.txt", "*.model", "merges.txt")
+_CONTENT = (
+    "[!.]*.safetensors", "pytorch_model*.bin", "tokenizer.json", "vocab.txt", "[!.]*.model", "merges.txt",
+)  # fmt: skip
+"""Not ``._model.safetensors``, in which macOS keeps notes of its own on disks of others."""
 _CONFIGURATION = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
 _FIRST_RELEASE = "34810bcb8826678f"
 """The packaged MiniLM's. Its fingerprint is as it was before these files counted, so that what was made with

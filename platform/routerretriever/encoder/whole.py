@@ -50,7 +50,7 @@ def _require_weights(folder: Path) -> None:
     parts = set(((read_json(folder / _INDEX) or {}).get("weight_map") or {}).values())
     if lacking := sorted(name for name in parts if not (folder / name).is_file()):
         raise EncoderError(f"encoder.name: {folder} lacks {', '.join(lacking)}, which {_INDEX} names")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.glob("[!.]*.safetensors"))
     if not weights and not any(folder.glob("pytorch_model*.bin")):
         raise EncoderError(f"encoder.name: {folder} holds no weights (*.safetensors or pytorch_model.bin)")
     for path in weights:

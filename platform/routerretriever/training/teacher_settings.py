@@ -93,5 +93,5 @@ AnyTeacherSettings = Annotated[CrossEncoderTeacher | EndpointTeacher, Field(disc
 @lru_cache(maxsize=4)
 def _fingerprint(folder: Path) -> str:
     """Sixteen hex digits over the files that a model is loaded from."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _READ)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.name[:2] != "._")
     return content_hash([(path.relative_to(folder).as_posix(), file_hash(path)) for path in files])
