@@ -13,8 +13,10 @@ from routerretriever.artifacts.store import ArtifactStore
 from routerretriever.bundle.archive import pack, unpack
 from routerretriever.commands import open_registry
 from routerretriever.config.registry import RegistrySettings
+from routerretriever.datasets.importing import import_data
 from routerretriever.errors import ArtifactMissing, BadInput, BundleError, NotFound, Refused
 from routerretriever.hashing import file_hash
+from routerretriever.registry.backup import restore
 from routerretriever.registry.registry import Registry
 from support.paths import ROOT
 from support.recipes import tiny_recipe
@@ -75,6 +77,23 @@ def test_documents_that_storage_holds_as_links_are_packed_as_files(bundle, tmp_p
     (tmp_path / "into").mkdir()
     unpack(archive, tmp_path / "into", here)
     assert here.verify(KEY)
+
+
+def test_a_python_that_cannot_unpack_safely_is_told(bundle, tmp_path, monkeypatch):
+    """As Debian 12's own, 3.11.2. It may write archives, and read zip files and folders."""
+    archive = pack(bundle, tmp_path / "out.tar", None)
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data.tar.gz", "w:gz") as packed:
+        packed.add(tmp_path / "data", "data")
+    monkeypatch.delattr(tarfile, "data_filter")
+    for unpacks in (
+        lambda: unpack(archive, tmp_path / "into", ArtifactStore.open(str(tmp_path / "here"))),
+        lambda: restore(archive, tmp_path / "restored"),
+        lambda: import_data(tmp_path / "data.tar.gz", tmp_path / "imported"),
+    ):
+        with pytest.raises(BadInput, match=r"cannot unpack tar files safely; use 3\.11\.4"):
+            unpacks()
+    assert not (tmp_path / "restored").exists()
 
 
 def test_documents_may_stay_at_home_and_are_missed_if_they_are_not_there(bundle, tmp_path):

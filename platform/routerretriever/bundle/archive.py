@@ -13,6 +13,7 @@ from pathlib import Path
 
 from routerretriever.artifacts.store import MANIFEST, ArtifactStore
 from routerretriever.bundle.manifest import MANIFEST_FILE, read_manifest
+from routerretriever.datasets.archives import require_safe_tar
 from routerretriever.errors import NO_ROOM, ArtifactDamaged, BadInput, BundleError, Refused
 
 _BUNDLE = "bundle"
@@ -65,11 +66,12 @@ def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
         The bundle's folder, checked.
 
     Raises:
-        BadInput: the file is no archive of a bundle.
+        BadInput: the file is no archive of a bundle, or this Python cannot unpack it safely.
         BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
     """
     if not archive.is_file():
         raise BadInput(f"{archive}: no such file")
+    require_safe_tar(archive)
     bundle = into / _BUNDLE
     try:
         with tarfile.open(archive) as opened:

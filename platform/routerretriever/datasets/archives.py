@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import tarfile
 import zipfile
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from routerretriever.errors import DatasetError
+from routerretriever.errors import BadInput, DatasetError
 
 _FORMATS = {
     ".zip": "zip",
@@ -37,6 +38,7 @@ def unpacked(source: Path, beside: Path) -> Iterator[Path]:
         beside: the folder in which room is taken meanwhile; made if it is missing.
 
     Raises:
+        BadInput: it is a tar file, and this Python cannot unpack these safely.
         DatasetError: it is no archive of the kind that its name says. Errors of the data in it name the
             archive, and the place in it.
         OSError: there is no room for it.
@@ -51,6 +53,7 @@ def unpacked(source: Path, beside: Path) -> Iterator[Path]:
             if kind == "zip":
                 _unzip(source, folder)
             else:
+                require_safe_tar(source)
                 shutil.unpack_archive(source, folder, kind, filter="data")
         except _DAMAGE as error:
             raise DatasetError(
@@ -60,6 +63,19 @@ def unpacked(source: Path, beside: Path) -> Iterator[Path]:
             yield Path(folder)
         except DatasetError as error:
             raise DatasetError(str(error).replace(folder, str(source))) from None
+
+
+def require_safe_tar(archive: Path) -> None:
+    """Refuse tar files on a Python that does not see what in them points outside, as Debian 12's own.
+
+    Raises:
+        BadInput: this is one.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise BadInput(
+            f"{archive}: Python {platform.python_version()} cannot unpack tar files safely; use 3.11.4 or "
+            "later, or give what is in it as a folder, where that is taken"
+        )
 
 
 def _unzip(source: Path, folder: str) -> None:

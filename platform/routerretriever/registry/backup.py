@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import routerretriever
 from routerretriever.artifacts.filesystem import FileSystem
 from routerretriever.bundle.archive import ARCHIVE_MODES
+from routerretriever.datasets.archives import require_safe_tar
 from routerretriever.errors import (
     NO_ROOM,
     ArtifactDamaged,
@@ -255,6 +256,7 @@ def _unpack(backup: Path, into: Path) -> None:
         if backup.is_dir():
             shutil.copytree(backup, into)
         elif backup.is_file():
+            require_safe_tar(backup)
             with tarfile.open(backup) as archive:
                 archive.extractall(into, filter="data")  # refuses what points outside
         else:
