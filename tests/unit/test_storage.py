@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import aiohttp
 import numpy as np
@@ -526,6 +527,21 @@ def test_the_lease_of_a_process_that_died_here_is_taken_over_at_once(tmp_path):
     assert (died.returncode, died.stdout) == (9, f"[{KEY!r}]\n")
     with Leases(store.files).hold([KEY]) as mine:
         assert mine == [KEY]
+
+
+@pytest.mark.parametrize("space", ["pid:[4026532000]", None], ids=["Linux", "macOS"])
+def test_a_lease_of_another_container_of_this_name_is_no_dead_processs(tmp_path, monkeypatch, space):
+    def read(_):
+        if space is None:
+            raise FileNotFoundError
+        return space
+
+    store = ArtifactStore.open(str(tmp_path))
+    with Leases(store.files).hold([KEY]):
+        monkeypatch.setattr(os, "readlink", read)
+        monkeypatch.setattr(os, "kill", Mock(side_effect=ProcessLookupError))
+        with Leases(store.files).hold([KEY]) as others:
+            assert others == []
 
 
 def test_a_lease_of_another_machine_is_taken_over_once_it_is_renewed_no_more(store, monkeypatch):

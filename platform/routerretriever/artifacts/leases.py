@@ -60,7 +60,7 @@ class Leases:
         renewing.start()
         try:
             for key in keys:
-                holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+                holder = f"{_machine()}:{os.getpid()}:{uuid.uuid4().hex}"
                 if self._is_abandoned(key):
                     self.files.remove(_path(key))
                 if self.files.create(_path(key), _content(holder, 0)):
@@ -78,7 +78,7 @@ class Leases:
         except FileNotFoundError:
             return False
         host, _, process = _holder(found).rpartition(":")[0].rpartition(":")
-        if host == socket.gethostname() and not _is_alive(int(process)):
+        if host == _machine() and not _is_alive(int(process)):
             return True
         if key not in self._seen or self._seen[key][0] != found:
             self._seen[key] = found, time.monotonic()
@@ -95,6 +95,14 @@ def _content(holder: str, renewals: int) -> bytes:
 
 def _holder(content: bytes) -> str:
     return content.decode().partition(" ")[0]
+
+
+def _machine() -> str:
+    """This machine; on Linux also who sees the same processes. Containers may have one name."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _is_alive(process: int) -> bool:
