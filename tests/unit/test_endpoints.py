@@ -47,6 +47,15 @@ def test_an_endpoint_may_ask_to_wait_until_a_date():
     assert pauses(answering(503, format_datetime(past, usegmt=True)), attempts=2) == [0]
 
 
+def test_why_an_endpoint_wants_more_time_is_told():
+    told = {"error": {"message": "You exceeded your current quota,\nplease check your plan."}}
+    http = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(429, json=told)))
+    with pytest.raises(Passing) as passing:
+        post(http, URL, {})
+    assert str(passing.value) == "status 429: You exceeded your current quota, please check your plan."
+    assert passing.value.problem == "status 429"  # rows are counted by it
+
+
 @pytest.mark.parametrize("told", ["soon", "nan", "inf", "Mon, 99 Jan 2024 00:00:00 GMT", None], ids=str)
 def test_what_says_no_time_is_not_believed(told):
     assert all(0 < pause < 8 for pause in pauses(answering(503, told)))

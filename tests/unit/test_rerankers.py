@@ -133,7 +133,7 @@ def test_an_endpoint_that_fails_half_of_the_time_gives_every_score():
     ("changes", "told"),
     [
         ({"html": True}, r"2 attempts failed, the last with: answered text/html, no scores"),
-        ({"status": 500}, r"the last with: status 500.*finished shards are kept"),
+        ({"status": 500}, r"the last with: status 500: no; check.*finished shards are kept"),
         ({"status": 401}, r"refused a request without a key \(status 401\)"),
         ({"status": 402}, r"wants to be paid first \(status 402\)"),
         ({"status": 404}, r"reranks nothing.*give the API's root, without /rerank"),

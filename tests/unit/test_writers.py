@@ -69,6 +69,15 @@ def test_a_row_that_fails_in_all_attempts_is_dropped_and_the_others_go_on():
     assert problems == {3: "empty answer", 5: "status 500"}
 
 
+def test_a_row_that_fails_in_all_attempts_is_logged_with_the_endpoint_s_reason(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    with endpoint() as server:
+        server.fails = lambda number: True
+        written = dict(writer(server.url, attempts=2).write(REQUESTS[:1]))
+    assert written[0].problem == "status 500"
+    assert [one.getMessage() for one in caplog.records] == [f"{server.url}: status 500: broken"]
+
+
 def test_html_in_place_of_json_is_a_problem_of_the_row():
     with endpoint() as server:
         server.html = True

@@ -104,6 +104,8 @@ class EndpointModel:
         try:
             answer = attempts(self._send, http, prompt)
         except Passing as error:
+            if error.reason:  # as that there is no credit left, which no waiting will better
+                log.warning("%s: %s", self._endpoint.url, error)
             answer = Answer("", 0, error.problem, passing=True)
         finally:
             self._budget.settle(reserved, answer.tokens)

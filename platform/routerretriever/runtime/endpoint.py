@@ -29,14 +29,18 @@ _TRANSIENT_STATUSES = {408, 409, 425, _LIMIT}
 class Passing(Exception):
     """An attempt failed, and another may not."""
 
-    def __init__(self, problem: str, pause: float | None = None, first_pause: float = _FIRST_PAUSE) -> None:
-        super().__init__(problem)
+    def __init__(
+        self, problem: str, pause: float | None = None, first_pause: float = _FIRST_PAUSE, reason: str = ""
+    ) -> None:
+        super().__init__(f"{problem}: {reason}" if reason else problem)
         self.problem = problem
         """In a few words."""
         self.pause = pause
         """Seconds that the endpoint asks to wait."""
         self.first_pause = first_pause
         """Seconds, if it does not ask; they grow from attempt to attempt."""
+        self.reason = reason
+        """As the endpoint told it, on one line; empty if it did not."""
 
 
 def retrying(attempts: int) -> Retrying:
@@ -82,7 +86,8 @@ def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
         raise Passing(f"status {response.status_code}, sends to {response.headers['Location'][:200]}")
     if response.status_code >= 500 or response.status_code in _TRANSIENT_STATUSES:
         first = _FIRST_PAUSE_AT_LIMIT if response.status_code == _LIMIT else _FIRST_PAUSE
-        raise Passing(f"status {response.status_code}", _asked_pause(response), first)
+        reason = " ".join(reason_told(response).split())
+        raise Passing(f"status {response.status_code}", _asked_pause(response), first, reason)
     return response
 
 

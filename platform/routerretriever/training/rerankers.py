@@ -172,7 +172,7 @@ class EndpointReranker:
         except Passing as error:
             raise TeacherError(
                 f"training.teacher.url: {self._url}: {self._settings.attempts} attempts failed, the last "
-                f"with: {error.problem}; check the endpoint and run the same command again: finished shards "
+                f"with: {error}; check the endpoint and run the same command again: finished shards "
                 "are kept"
             ) from None
 
