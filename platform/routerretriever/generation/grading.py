@@ -93,7 +93,7 @@ def parse_grade(answer: str) -> int | None:
     """
     line = next((line for line in without_thoughts(answer).splitlines() if line.strip()), "")
     line = normalize("NFKC", line)  # digits and colons of full width
-    found = _ANSWER.fullmatch(line.strip(_AROUND))
+    found = _ANSWER.fullmatch(re.sub(r"[*_`]+", "", line).strip(_AROUND))  # Grade: **2**
     return int(found[1]) if found else None
 
 

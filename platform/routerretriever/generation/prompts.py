@@ -6,10 +6,12 @@ list of documents and queries. All its prompts of one type begin with the same t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from routerretriever.datasets.reading import mend
 from routerretriever.datasets.texts import first_words
 from routerretriever.generation.settings import Example, GenerationSettings, QueryType
 from routerretriever.hashing import content_hash
@@ -67,6 +69,8 @@ _BEFORE = re.compile(r"\W*|`{3}\w*|.*[:：]\**")
 """Lines before a query: marks alone, the start of a block of code, an announcement."""
 
 
+_IN_A_FENCE = re.compile(r"(?s)\s*`{3}\w*\n(.*)`{3}\s*")
+_FIRST_OF_LIST, _SECOND_OF_LIST = ("1. ", "1) "), ("2. ", "2) ")
 _QUOTATION_MARKS = {'""', "''", "``", "“”", "‘’", "«»", "„“", "„”", "””", "»«", "「」", "『』"}
 
 
@@ -132,8 +136,12 @@ def estimated_tokens(*texts: str) -> int:
 
 
 def without_thoughts(answer: str) -> str:
-    """An answer without what a model thought aloud."""
-    return re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
+    """An answer without what a model thought aloud.
+
+    Thoughts may begin without a mark: the templates of some models, as of DeepSeek-R1, end with ``<think>``.
+    """
+    marked = re.sub(r"(?s)<(think|thinking|thought)>.*?(?:</\1>|$)", "", answer)
+    return re.sub(r"(?s)\A.*</(?:think|thinking|thought)>", "", marked)
 
 
 def chat(request: Request, examples: Sequence[Example]) -> list[Message]:
@@ -167,14 +175,37 @@ def ending(request: Request) -> str:
 def clean(answer: str) -> str:
     """The query in a model's answer: its first line, without labels and quotation marks; empty if none.
 
-    What stands before the query, as ``Here is one:``, is passed over, if a line follows.
+    What stands before the query, as ``Here is one:``, is passed over, if a line follows. Of a list it is the
+    first item, of JSON the first text, or that of ``query``.
     """
-    lines = [" ".join(line.split()) for line in without_thoughts(answer).splitlines() if line.strip()]
+    whole = _text_of_json(without_thoughts(answer))
+    lines = [" ".join(line.split()) for line in whole.splitlines() if line.strip()]
     line = next((line for line in lines if not _BEFORE.fullmatch(line)), lines[0] if lines else "")
+    if line.startswith(_FIRST_OF_LIST) and any(other.startswith(_SECOND_OF_LIST) for other in lines):
+        line = line[3:]  # a number alone may be the query's: 1. FC Köln
+    line = re.sub(r"^[-*•] +", "", line)
     line = _LABELLED.sub("", re.sub(r"^\*\*(.+?)\*\*", r"\1", line))
-    if len(line) > 1 and line[0] + line[-1] in _QUOTATION_MARKS:
-        line = line[1:-1]
-    return line.strip()
+    return (line[1:-1] if _is_quoted(line) else line).strip()
+
+
+def _text_of_json(answer: str) -> str:
+    """The text in an answer that is JSON; any other answer as it is."""
+    fenced = _IN_A_FENCE.fullmatch(answer)
+    try:
+        value = json.loads(fenced[1] if fenced else answer)
+    except (ValueError, RecursionError):
+        return answer
+    while isinstance(value, dict | list) and value:
+        value = value.get("query", next(iter(value.values()))) if isinstance(value, dict) else value[0]
+    return mend(value) if isinstance(value, str) else answer
+
+
+def _is_quoted(line: str) -> bool:
+    """Whether quotation marks stand around the whole line, and not around words at both of its ends."""
+    marks = line[:1] + line[-1:]
+    if len(line) < 2 or marks not in _QUOTATION_MARKS:
+        return False
+    return not re.match(rf"[^{marks}]*(?<=\S)[{marks}](?!\w)", line[1:-1])
 
 
 def _shown(example: Example) -> str:

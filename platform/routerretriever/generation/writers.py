@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from routerretriever.datasets.texts import without_punctuation, words
 from routerretriever.errors import WriterError
-from routerretriever.generation.prompts import Request, clean, prompt_for
+from routerretriever.generation.prompts import Request, clean, prompt_for, without_thoughts
 from routerretriever.generation.protocol import LanguageModel, Writer, Written, still_thinking
 from routerretriever.generation.settings import (
     EndpointSettings,
@@ -83,7 +83,7 @@ class ModelWriter:
             query = clean(answer.text)
             problem = answer.problem
             if not query and not problem:
-                thought = "<think>" in answer.text
+                thought = without_thoughts(answer.text) != answer.text
                 problem = still_thinking(self._settings.max_query_tokens) if thought else "empty answer"
             yield number, Written(query, answer.tokens, problem, answer.passing)
 
