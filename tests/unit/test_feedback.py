@@ -328,6 +328,19 @@ def test_one_click_is_not_enough_and_several_users_are():
     assert judged.grades == {"d2": 1}
 
 
+@pytest.mark.parametrize(("discount", "users"), [(0.8, 5), (0.9, 10)])
+def test_clicks_that_add_up_to_exactly_what_is_asked_are_enough(discount, users):
+    clicks = [report(number, clicked=("d1",)) for number in range(users)]
+    assert judge(clicks[1:], discount, 1.0, 1.0) == []
+    assert [one.grades for one in judge(clicks, discount, 1.0, 1.0)] == [{"d1": 1}]
+
+
+def test_a_click_on_what_was_shown_twice_counts_as_at_its_first_place():
+    twice = [report(number, shown=("d1", "d2", "d1"), clicked=("d1",)) for number in range(2)]
+    assert [one.grades for one in judge(twice, 0.5, 1.0, 1.0)] == [{"d1": 1}]
+    assert judge(twice[:1], 0.5, 0.6, 1.0) == []
+
+
 def test_a_user_counts_once_and_a_mark_is_stronger_than_a_click():
     same = [report(number, user="ann", clicked=("d2",)) for number in range(5)]
     assert judge(same, 0.5, 1.0, 1.0) == []

@@ -30,6 +30,8 @@ _FOLDER = "feedback"
 _FORGOTTEN = f"{_FOLDER}/forgotten"
 _LONGEST_COMPACTION = 86_400.0
 """Seconds for which a list of forgotten reports is kept."""
+_ROUNDING = 1e-9
+"""Five times a fifth may add up to a little less than one."""
 _LIST = arrow.list_(arrow.string())
 _SCHEMA = arrow.schema(
     [
@@ -244,8 +246,8 @@ def judge(reports: Iterable[Feedback], discount: float, least: float, passed_ove
     for key, text in texts.items():
         own_votes = votes.get(key, {}).items()
         sums = {document: sum(vote.worth for vote in own.values()) for document, own in own_votes}
-        grades = {document: min(int(total / least), 2) for document, total in sums.items() if total >= least}
-        if grades:
+        reached = {document: int(min(total / least + _ROUNDING, 2)) for document, total in sums.items()}
+        if grades := {document: grade for document, grade in reached.items() if grade > 0}:
             judged.append(Judged(text, grades))
     return judged
 
@@ -270,7 +272,9 @@ class _Vote(NamedTuple):
 
 
 def _votes(report: Feedback, discount: float, passed_over: float) -> dict[str, _Vote]:
-    rank = {document: place for place, document in enumerate(report.shown, start=1)}
+    rank: dict[str, int] = {}
+    for place, document in enumerate(report.shown, start=1):
+        rank.setdefault(document, place)  # of one that was shown twice the first place was seen
     clicked = {document: rank[document] for document in report.clicked if document in rank}
     last = max(clicked.values(), default=0)
     votes = {document: _Vote(_Kind.PASSED_OVER, -passed_over) for document in report.shown[:last]}
