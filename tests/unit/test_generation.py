@@ -187,6 +187,17 @@ def test_a_larger_number_of_documents_keeps_the_smaller_ones(documents):
     assert {one.type for one in many} == {"question", "keywords", "claim", "title", "conversational"}
 
 
+def test_a_passage_that_stands_on_each_page_is_asked_about_once(tmp_path):
+    source = tmp_path / "pages"
+    source.mkdir()
+    menu = " ".join(f"Entry number {number} of the menu." for number in range(40))
+    for name in ("fig", "plum", "pear"):
+        (source / f"{name}.md").write_text(f"# {name}\n\n{menu}\n\nHow to dry a {name} on the roof. " * 2)
+    passages = open_collection("pages", import_documents(source, tmp_path / "documents"))
+    asked = [one.text.partition(". ")[2] for one in choose(passages, RealQueries(), settings(documents=99))]
+    assert len(asked) == len(set(asked)) < len(list(passages.documents()))
+
+
 def test_queries_per_document_have_different_types(documents):
     requests = choose(documents, RealQueries(), settings(documents=3, queries_per_document=2))
     assert len(requests) == 6

@@ -81,7 +81,9 @@ def choose(collection: Collection, real: RealQueries, settings: GenerationSettin
         if len(words(text)) < settings.min_document_words or parent in taken:
             continue
         count += 1
-        key = normal_text(text)
+        # The menu on each page is a passage of each page, under its page's title.
+        own = text if parent == document.id else shorten("", document.text, settings.document_words)
+        key = normal_text(own)
         if key not in seen:
             seen.add(key)
             texts[document.id] = text
