@@ -85,6 +85,26 @@ def test_html_in_place_of_json_is_a_problem_of_the_row():
     assert {one.problem for one in written.values()} == {"answered text/html, no completion"}
 
 
+@pytest.mark.parametrize(
+    ("body", "tokens", "logged"),
+    [
+        ({"choices": [{"message": {"content": "plum"}}], "usage": {"total_tokens": -1}}, 105, []),
+        ({"choices": [{"message": {"content": "plum"}}], "usage": {"total_tokens": float("inf")}}, 0, [""]),
+        ({"error": {"message": "Rate limit exceeded:\nfree", "code": 429}}, 0, ["Rate limit exceeded: free"]),
+    ],
+    ids=["negative", "infinite", "OpenRouter"],
+)
+def test_an_answer_that_is_odd_ends_nothing_and_is_told(body, tokens, logged, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    with endpoint(reply=lambda _: body) as server:
+        written = dict(writer(server.url, attempts=1).write(REQUESTS[:1]))
+    assert written[0].tokens == tokens
+    assert len(caplog.records) == len(logged)
+    for record, reason in zip(caplog.records, logged, strict=True):
+        assert "answered application/json, no completion: " in record.getMessage()
+        assert reason in record.getMessage()
+
+
 def test_half_a_character_in_an_answer_can_be_kept():
     with endpoint() as server:
         server.answer = lambda prompt: "where is \ud83d fig"
@@ -119,7 +139,7 @@ def test_nobody_there_is_a_problem_of_the_row():
         (401, "refused a request without a key"),
         (402, "wants to be paid first.*run the same command again"),
         (403, r"refused a request without a key \(status 403: no\); mend that, or set key_variable"),
-        (404, "ends in /v1"),
+        (404, r"no model 'm' \(status 404: no\); the url usually ends in /v1"),
     ],
 )
 def test_what_no_request_can_mend_ends_the_writing(status, told):

@@ -127,9 +127,11 @@ class EndpointModel:
             choice = answer["choices"][0]
             text = mend(choice["message"]["content"] or "")  # half a character could not be kept
             is_whole = choice.get("finish_reason") != "length" or without_thoughts(text).strip()
-            used = int((answer.get("usage") or {}).get("total_tokens") or 0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise Passing(f"answered {media_type(response)}, no completion") from None
+            used = max(int((answer.get("usage") or {}).get("total_tokens") or 0), 0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+            # OpenRouter answers 200 when a model's own server fails or limits its rate, and says so there.
+            problem = f"answered {media_type(response)}, no completion"
+            raise Passing(problem, reason=reason_told(response)) from None
         asked = (message["content"] for message in prompt.messages)
         problem = "" if is_whole else still_thinking(self._max_tokens)
         return Answer(text, used or estimated_tokens(*asked, text), problem)
@@ -167,8 +169,10 @@ class EndpointModel:
         return key_header(self._endpoint.key_variable, f"{self._field}.key_variable", WriterError)
 
     def _useless(self, response: httpx.Response) -> str:
-        url = self._endpoint.url
+        url, told = self._endpoint.url, ""
+        if media_type(response) == "application/json":  # as Ollama: model not found, try pulling it first
+            told = f": {reason_told(response)}"
         return key_refused(response, url, self._endpoint.key_variable, self._field) or (
             f"{self._field}: {url} knows no chat completions, or no model {self._endpoint.model!r} "
-            f"(status {response.status_code}); the url usually ends in /v1"
+            f"(status {response.status_code}{told}); the url usually ends in /v1"
         )

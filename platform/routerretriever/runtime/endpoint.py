@@ -86,8 +86,7 @@ def post(http: httpx.Client, url: str, body: dict[str, Any]) -> httpx.Response:
         raise Passing(f"status {response.status_code}, sends to {response.headers['Location'][:200]}")
     if response.status_code >= 500 or response.status_code in _TRANSIENT_STATUSES:
         first = _FIRST_PAUSE_AT_LIMIT if response.status_code == _LIMIT else _FIRST_PAUSE
-        reason = " ".join(reason_told(response).split())
-        raise Passing(f"status {response.status_code}", _asked_pause(response), first, reason)
+        raise Passing(f"status {response.status_code}", _asked_pause(response), first, reason_told(response))
     return response
 
 
@@ -123,19 +122,19 @@ def key_refused(response: httpx.Response, url: str, variable: str | None, field:
     held = f"the key in {variable}" if variable else "a request without a key"
     if response.status_code == _FORBIDDEN and media_type(response) == "application/json":
         # Not always for the key: of a model that it may not use, or a place that is not served.
-        reason = " ".join(reason_told(response).split())
-        return f"{field}: {url} refused {held} (status 403: {reason}); mend that, or set key_variable"
+        told = reason_told(response)
+        return f"{field}: {url} refused {held} (status 403: {told}); mend that, or set key_variable"
     return f"{field}: {url} refused {held} (status {response.status_code}); set key_variable to a good one"
 
 
 def reason_told(response: httpx.Response) -> str:
-    """Why an endpoint refuses, in OpenAI's form if it has it; without the key that it was sent."""
+    """Why an endpoint refuses, on one line, in OpenAI's form if it has it; without the key."""
     try:
         told = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         told = response.text
     key = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
-    return (told.replace(key, "***") if key else told)[:200]
+    return " ".join((told.replace(key, "***") if key else told)[:200].split())
 
 
 def media_type(response: httpx.Response) -> str:
