@@ -198,7 +198,7 @@ def test_a_collection_without_judgements_is_judged_and_nothing_is_said_of_people
         pipeline = judged_by(evaluated, "knows", server.url)
         pool = make_pool(evaluated.evaluation, evaluated.collections["sport"], pipeline.recipe.judging)
         grades = open_judge(pipeline).grade("sport", pool.asked)
-    unjudged = {query: {"d0": 0} for query in pool.query_ids}
+    unjudged = {query: {"d0": 0, "d1": -1} for query in pool.query_ids}
     one = judged_set(pool, grades, 0, evaluated.evaluation, unjudged)
     assert one.agreement is None
     assert one.ndcg_at_10[BASE].shape == (3,)

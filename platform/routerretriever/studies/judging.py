@@ -281,7 +281,7 @@ def agreement(
     """How far the judge agrees with people; None where they found nothing relevant."""
     from scipy.stats import kendalltau, pearsonr, spearmanr
 
-    columns = [n for n, query in enumerate(query_ids) if any(qrels.get(query, {}).values())]
+    columns = [n for n, query in enumerate(query_ids) if max(qrels.get(query, {}).values(), default=0) > 0]
     if not columns:
         return None
     rows = {query: row for row, query in enumerate(evaluation.query_ids[dataset])}
