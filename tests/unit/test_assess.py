@@ -8,7 +8,7 @@ from routerretriever.datasets.collection import open_collection
 from routerretriever.errors import RecipeError
 from routerretriever.evaluation.significance import compare_all
 from routerretriever.pipeline.pipeline import Pipeline
-from routerretriever.studies.assess import BM25, HYBRID, Assessment, assess
+from routerretriever.studies.assess import BM25, HYBRID, Assessment, assess, assess_documents
 from support.collections import WORDS, write_collection
 from support.recipes import tiny_recipe
 from support.runs import put_fresh_experts
@@ -56,3 +56,14 @@ def test_every_expert_the_base_and_bm25_are_measured_on_the_same_queries(trained
     assert found.ranked()[0] in (BM25, HYBRID)
     with pytest.raises(RecipeError, match="in the recipe already"):
         assess(trained, trained.collections["sport"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("clubs", "fruit, metal are not trained"), ("sport", "in the recipe already")]
+)
+def test_what_cannot_be_assessed_is_told_before_queries_are_generated(tiny_data, name, told):
+    notes = tiny_data / "notes.txt"
+    notes.write_text("words")
+    with pytest.raises(RecipeError, match=told):
+        assess_documents(tiny_recipe(tiny_data), name, notes)
+    assert not (tiny_data / "data" / "generated").exists()

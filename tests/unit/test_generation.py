@@ -637,6 +637,9 @@ def test_files_become_a_collection_and_the_domain_is_added(tmp_path, inline, mon
     added = []
     monkeypatch.setattr(pipeline_documents, "add_domain", lambda *given: added.append(given) or "registered")
     assert estimate_documents(path, "tools", files, None).calls == 12
+    with pytest.raises(RecipeError, match="fruit, metal are not trained"):
+        add_from_documents(path, "tools", files)  # `add_domain` would say so after hours of generation
+    monkeypatch.setattr(pipeline_documents, "require_trained", lambda _: None)
     assert not (tmp_path / "data" / "generated").exists()
     for _ in range(2):  # the second time all of it is there
         generated, registered = add_from_documents(path, "tools", files, release=False)
@@ -648,6 +651,8 @@ def test_files_become_a_collection_and_the_domain_is_added(tmp_path, inline, mon
     assert next(made.documents()).metadata["parent"].endswith(".md")
     with pytest.raises(RecipeError, match="has an expert already"):
         add_from_documents(path, "fruit", files)
+    with pytest.raises(RecipeError, match="has an expert already"):
+        estimate_documents(path, "fruit", files, None)
 
 
 def test_a_domain_is_searched_as_its_own_settings_say(tmp_path):

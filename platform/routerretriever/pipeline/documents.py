@@ -30,7 +30,7 @@ from routerretriever.generation.generate import Estimate, Generation
 from routerretriever.generation.settings import Example
 from routerretriever.hashing import file_hash
 from routerretriever.pipeline.domains import add_domain, require_editable
-from routerretriever.pipeline.pipeline import Registered
+from routerretriever.pipeline.pipeline import Pipeline, Registered, require_trained
 from routerretriever.pipeline.places import open_storage, require_lasting_data
 from routerretriever.runtime.progress import log
 from routerretriever.training.rerankers import TRIAL, Candidates, Reranker, open_reranker
@@ -173,8 +173,7 @@ def import_documents(source: Path, folder: Path) -> Path:
 
 def estimate_documents(recipe_path: Path, name: str, source: Path, examples: Path | None) -> Estimate:
     """What ``add_from_documents`` would have written; changes nothing."""
-    recipe = with_examples(load_recipe(recipe_path), examples)
-    _require_domain_name(recipe, name)
+    recipe = _recipe_without_expert(recipe_path, name, examples)
     with TemporaryDirectory() as scratch:
         imported = import_documents(source, Path(scratch) / name)
         return generation_for(recipe, open_collection(name, imported)).estimate()
@@ -189,7 +188,7 @@ def generate_from(recipe: Recipe, name: str, source: Path) -> Generated:
         WriterError: the writer cannot write.
         TeacherError: the experts' teacher cannot score.
     """
-    _require_domain_name(recipe, name)
+    require_domain_name(recipe, name)
     folder = generated_folder(recipe, name)
     imported = import_documents(source, folder.with_name(f"{name}.documents"))
     return generation_for(recipe, open_collection(name, imported)).run(folder)
@@ -208,14 +207,22 @@ def add_from_documents(
         TeacherError: the experts' teacher cannot score.
     """
     require_editable(recipe_path)
-    recipe = with_examples(load_recipe(recipe_path), examples)
-    if name in recipe.expert_domains:
-        raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+    recipe = _recipe_without_expert(recipe_path, name, examples)
+    require_lasting_data(recipe)
+    require_trained(Pipeline(recipe))  # `add_domain` asks too, but after hours of generation
     generated = generate_from(recipe, name, source)
     return generated, add_domain(recipe_path, name, f"{_FOLDER}/{name}", release)
 
 
-def _require_domain_name(recipe: Recipe, name: str) -> None:
+def _recipe_without_expert(recipe_path: Path, name: str, examples: Path | None) -> Recipe:
+    recipe = with_examples(load_recipe(recipe_path), examples)
+    if name in recipe.expert_domains:
+        raise RecipeError(f"{recipe_path}: domains.{name}: has an expert already")
+    require_domain_name(recipe, name)
+    return recipe
+
+
+def require_domain_name(recipe: Recipe, name: str) -> None:
     """Refuse a name that the recipe could not hold, before anything is written under it.
 
     Raises:

@@ -23,7 +23,7 @@ from routerretriever.index.hybrid import open_hybrid
 from routerretriever.measures import Run, measure
 from routerretriever.methods.base import Workspace
 from routerretriever.methods.experts import Experts
-from routerretriever.pipeline.documents import generate_from, with_examples
+from routerretriever.pipeline.documents import generate_from, require_domain_name, with_examples
 from routerretriever.pipeline.pipeline import Pipeline, require_trained
 from routerretriever.runtime.progress import figures_table
 from routerretriever.types import BASE, Values
@@ -95,6 +95,8 @@ def assess_documents(
         RouterRetrieverError: see ``generate_from`` and ``assess``.
     """
     pipeline = Pipeline(with_examples(recipe, examples))
+    require_domain_name(recipe, name)
+    _require_ready(pipeline, name)  # before hours of generation
     generated = generate_from(pipeline.recipe, name, documents)
     if tell is not None:
         tell(generated)
@@ -111,9 +113,7 @@ def assess(pipeline: Pipeline, collection: Collection) -> Assessment:
     Raises:
         RecipeError: an expert is not trained, or a domain of the recipe has the collection's name.
     """
-    if collection.name in pipeline.collections:
-        raise RecipeError(f"domains.{collection.name}: is in the recipe already; give another --name")
-    require_trained(pipeline)
+    _require_ready(pipeline, collection.name)
     own = pipeline.workspace
     workspace = replace(own, collections={**own.collections, collection.name: collection})
     models = pipeline.method(Experts).models
@@ -137,6 +137,12 @@ def assess(pipeline: Pipeline, collection: Collection) -> Assessment:
         {name: float(each.mean()) for name, each in joined.items()},
         compare_all({name: (each, base) for name, each in joined.items() if name != BASE}),
     )
+
+
+def _require_ready(pipeline: Pipeline, name: str) -> None:
+    if name in pipeline.collections:
+        raise RecipeError(f"domains.{name}: is in the recipe already; give another --name")
+    require_trained(pipeline)
 
 
 def _with_words(
