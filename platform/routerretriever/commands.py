@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from routerretriever.config.loading import load_recipe
 from routerretriever.config.recipe import Recipe
-from routerretriever.errors import BadInput
+from routerretriever.errors import BadInput, writing
 
 if TYPE_CHECKING:
     from routerretriever.evaluation.evaluation import Evaluation
@@ -189,7 +189,8 @@ def init(
     from routerretriever.config.starter import write_recipe
     from routerretriever.runtime.machine import torch_gpus
 
-    return write_recipe(folders, Path(to), name, torch_gpus() > 0)
+    with writing(Path(to)):
+        return write_recipe(folders, Path(to), name, torch_gpus() > 0)
 
 
 def doctor(recipe: AnyRecipe | None = None) -> list[Finding]:
@@ -228,14 +229,17 @@ def backup(recipe: AnyRecipe, to: str | Path, minimal: bool = False) -> Backup:
     """
     from routerretriever.registry.backup import back_up
 
-    return back_up(open_registry(recipe), Path(to), minimal)
+    registry = open_registry(recipe)
+    with writing(Path(to)):
+        return back_up(registry, Path(to), minimal)
 
 
 def restore(source: str | Path, to: str | Path) -> int:
     """Make a storage of a back-up, in a new or empty folder; gives the number of files."""
     from routerretriever.registry.backup import restore as bring_back
 
-    return bring_back(Path(source), Path(to))
+    with writing(Path(to)):
+        return bring_back(Path(source), Path(to))
 
 
 def serve(recipe: AnyRecipe) -> None:
@@ -258,7 +262,7 @@ def export_expert(
     """Write an expert as a folder that PEFT and sentence-transformers open on any machine."""
     from routerretriever.bundle import export
 
-    with _bundle(open_registry(recipe), version) as bundle:
+    with writing(Path(to)), _bundle(open_registry(recipe), version) as bundle:
         return export.export_expert(bundle, name, Path(to), merged)
 
 
@@ -267,7 +271,7 @@ def export(recipe: AnyRecipe, to: str | Path, documents: bool = True, version: i
     from routerretriever.bundle.archive import pack
 
     registry = open_registry(recipe)
-    with _bundle(registry, version) as bundle:
+    with writing(Path(to)), _bundle(registry, version) as bundle:
         return pack(bundle, Path(to), registry.store if documents else None)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Numbers of the operating system's errors that say that a disk, a quota or a file is full."""
@@ -145,6 +147,19 @@ class ArtifactDamaged(Damaged, StorageError):
 
 class BundleError(Damaged):
     """A bundle is damaged, or its parts do not fit together."""
+
+
+@contextmanager
+def writing(to: Path) -> Iterator[None]:
+    """Tell in one line why a place that a person has named cannot be written.
+
+    Raises:
+        BadInput: a folder is missing, or a file, or the disk is full or may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename or to}: {error.strerror or error}; name another place") from None
 
 
 def first_line(error: Exception) -> str:

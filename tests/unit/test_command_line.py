@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from routerretriever.cli.main import app, main
+from routerretriever.studies import runs
 from support.recipes import save_recipe, tiny_recipe
 from typer.main import get_command
 
@@ -135,6 +136,34 @@ def test_an_errors_control_and_direction_characters_are_shown_as_text(fails, tmp
     told = fails("datasets", "check", folder)
     assert r"a\u001b[31m\u202eb" in told
     assert not {"\x1b", "\u202e"} & set(told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["assess", "r.yaml", "--documents", ""], "the argument after --documents"),
+        (["schema", "--to="], "--to"),
+        (["datasets", "check", ""], "the argument after check"),
+    ],
+)
+def test_an_empty_argument_is_not_the_working_folder(tmp_path, monkeypatch, capsys, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("words")
+    monkeypatch.setattr("sys.argv", ["routerretriever", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {told} is empty; ")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_names_in_an_option_may_have_spaces_between(recipe, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sys.argv", ["routerretriever", "analyse", str(recipe), "--order", "metal, fruit"])
+    monkeypatch.setattr(runs, "analyse_run", lambda _, order, __: asked.append(order) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [["metal", "fruit"]]
 
 
 def test_help_has_a_short_name(monkeypatch, capsys):

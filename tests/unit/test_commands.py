@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import routerretriever
+from routerretriever import commands
+from routerretriever.bundle import archive, export
 from routerretriever.cli import steps
 from routerretriever.cli.main import app
+from routerretriever.config import starter
 from routerretriever.errors import BadInput
 from routerretriever.pipeline import doctor, documents, domains, learning, pipeline
+from routerretriever.registry import backup
 from routerretriever.serving.deployments import run as deployments
 from routerretriever.studies import assess as assessment
 from routerretriever.studies import reproduction, runs
@@ -104,6 +110,23 @@ def test_an_expert_is_added_from_documents_or_from_a_collection(monkeypatch):
     for given in ({}, {"path": "a", "documents": "b"}, {"path": "a", "examples": "b"}):
         with pytest.raises(BadInput, match="give either path, or documents"):
             routerretriever.add_expert(RECIPE, "law", **given)
+
+
+@pytest.mark.parametrize("call", ["backup", "export", "export_expert", "init", "restore"])
+def test_what_cannot_be_written_is_told_as_by_the_command(call, tmp_path, monkeypatch):
+    def fail(*_):
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x")
+
+    monkeypatch.setattr(commands, "open_registry", lambda _: SimpleNamespace(store=None))
+    monkeypatch.setattr(commands, "_bundle", lambda *_: nullcontext(tmp_path))
+    for module, name in (
+        (archive, "pack"), (backup, "back_up"), (backup, "restore"), (export, "export_expert"),
+        (starter, "write_recipe"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, fail)
+    given = {"export_expert": (RECIPE, "law"), "init": (["sample:health"],)}.get(call, (RECIPE,))
+    with pytest.raises(BadInput, match=r"^file/x: Not a directory; name another place$"):
+        getattr(routerretriever, call)(*given, "file/x")
 
 
 def test_a_run_is_studied(monkeypatch, tmp_path):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from routerretriever.errors import BadInput
 
 if TYPE_CHECKING:
     from routerretriever.evaluation.evaluation import Evaluation
@@ -48,19 +44,6 @@ def check_numbers(text: str | None) -> str | None:
 def numbers(text: str) -> list[int]:
     """The numbers of such an option."""
     return [int(number) for number in text.split(",")]
-
-
-@contextmanager
-def writing(to: Path) -> Iterator[None]:
-    """Tell in one line why what was named on the command line cannot be written.
-
-    Raises:
-        BadInput: a folder is missing, or a file, or the disk is full or may not be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"{error.filename or to}: {error.strerror or error}; name another place") from None
 
 
 def open_pipeline(recipe: Path, overrides: list[str] | None, quiet: bool) -> Pipeline:

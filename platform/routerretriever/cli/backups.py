@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, Quiet, RecipeFile, app, set_up_output, writing
+from routerretriever.cli.app import Overrides, Quiet, RecipeFile, app, set_up_output
 
 
 @app.command()
@@ -31,7 +31,7 @@ def backup(
     from routerretriever.runtime.progress import at_work, console
 
     set_up_output(quiet)
-    with writing(to), at_work(f"writing {to}"):
+    with at_work(f"writing {to}"):
         written = commands.backup(load_recipe(recipe, overrides), to, minimal)
     console.print(f"wrote {written.place} ({written.files} files)", soft_wrap=True)
     if written.left_out is not None:
@@ -49,7 +49,7 @@ def restore(
     from routerretriever.runtime.progress import at_work, console
 
     set_up_output(quiet)
-    with writing(to), at_work(f"restoring {to}"):
+    with at_work(f"restoring {to}"):
         files = commands.restore(source, to)
     storage = shlex.quote(str(to.expanduser().resolve()))
     console.print(f"restored {files} files", soft_wrap=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output, tell_generated, writing
+from routerretriever.cli.app import Overrides, Quiet, RecipeFile, set_up_output, tell_generated
+from routerretriever.errors import writing
 
 if TYPE_CHECKING:
     from routerretriever.datasets.checking import CheckReport

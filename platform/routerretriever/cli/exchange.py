@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, RecipeFile, Release, app, set_up_output, writing
+from routerretriever.cli.app import Overrides, RecipeFile, Release, app, set_up_output
 
 if TYPE_CHECKING:
     from routerretriever.config.recipe import Recipe
@@ -33,8 +33,7 @@ def export_expert(
     from routerretriever.runtime.progress import console
 
     settings = _settings(recipe, overrides)
-    with writing(to):
-        written = commands.export_expert(settings, name, to, merged, version)
+    written = commands.export_expert(settings, name, to, merged, version)
     console.print(f"wrote {written}", soft_wrap=True)
 
 
@@ -53,8 +52,7 @@ def export(
     from routerretriever.runtime.progress import console
 
     settings = _settings(recipe, overrides)
-    with writing(to):
-        written = commands.export(settings, to, documents, version)
+    written = commands.export(settings, to, documents, version)
     console.print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,9 @@ import typer
 
 import routerretriever
 from routerretriever.cli import backups, exchange, releases, start, steps, studies
-from routerretriever.cli.app import app, writing
+from routerretriever.cli.app import app
 from routerretriever.cli.datasets import datasets_app
-from routerretriever.errors import NO_ROOM, RouterRetrieverError, without_secrets
+from routerretriever.errors import NO_ROOM, RouterRetrieverError, without_secrets, writing
 
 COMMANDS = (start, steps, studies, releases, exchange, backups)
 """The modules whose commands the application has."""
@@ -25,6 +26,7 @@ app.add_typer(datasets_app, name="datasets")
 def main() -> None:
     """Run the command; what a person can act on is one line, a mistake of ours is a traceback."""
     _print_anything()
+    _require_filled(sys.argv)
     try:
         app()
     except RouterRetrieverError as error:
@@ -46,6 +48,16 @@ def _print_anything() -> None:
     """A character that this terminal does not have is shown by its number; it would end the command."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _require_filled(arguments: list[str]) -> None:
+    """Refuse an empty argument: a shell's variable is not set, and as a path it is the working folder."""
+    for before, argument in pairwise(arguments):
+        option, equals, value = argument.partition("=")
+        if not argument or (option.startswith("--") and equals and not value):
+            where = option or f"the argument after {Path(before).name}"
+            print(f"error: {where} is empty; is a variable of the shell not set?", file=sys.stderr)
+            sys.exit(2)
 
 
 def main_for(command: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from routerretriever.cli.app import Overrides, app, writing
+from routerretriever.cli.app import Overrides, app
 
 
 @app.command()
@@ -24,8 +24,7 @@ def init(
     from routerretriever import commands
     from routerretriever.runtime.progress import console
 
-    with writing(to):
-        written = commands.init(folders, to, name)
+    written = commands.init(folders, to, name)
     console.print(written.read_text(encoding="utf-8"), soft_wrap=True)
     command = f"routerretriever run {shlex.quote(str(written))} --dry-run"
     console.print(f"wrote {written}; next: {command}", soft_wrap=True)

@@ -92,7 +92,7 @@ def analyse(
     from routerretriever.runtime.progress import show
     from routerretriever.studies.analyses import analyses_sections
 
-    names = order.split(",") if order else None
+    names = [name.strip() for name in order.split(",")] if order else None
     from routerretriever.studies import runs as studies
 
     analyses = studies.analyse_run(open_pipeline(recipe, overrides, quiet), names, numbers(clusters))
