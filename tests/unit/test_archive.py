@@ -113,7 +113,8 @@ def test_what_is_no_archive_or_a_harmful_one_is_refused(bundle, there, tmp_path)
     into, here = tmp_path / "into", ArtifactStore.open(str(tmp_path / "here"))
     into.mkdir()
     (tmp_path / "no.tar").write_text("no")
-    for name, told in (("no.tar", "no archive of a bundle"), ("nowhere.tar", "no such file")):
+    refused = {"no.tar": "no archive of a bundle", "nowhere.tar": "no such file", "into": "is a folder"}
+    for name, told in refused.items():
         with pytest.raises(BadInput, match=told):
             unpack(tmp_path / name, into, here)
     with tarfile.open(tmp_path / "evil.tar", "w") as archive:

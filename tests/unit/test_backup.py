@@ -211,6 +211,11 @@ def test_what_cannot_be_backed_up_or_restored_is_told_before_anything_is_written
         restore(FIXTURE / "bundle", tmp_path / "restored")
     with pytest.raises(BadInput, match="no such file or folder"):
         restore(tmp_path / "nowhere", tmp_path / "restored")
+    with pytest.raises(BadInput, match=r"no archive, or damaged \(file could not .*\); take") as bad:
+        restore(tmp_path / "run" / "mlflow.db", tmp_path / "restored")
+    assert len(str(bad.value).splitlines()) == 1
+    with pytest.raises(BadInput, match=r"end its name with \.tar or \.tar\.gz"):
+        back_up(registry, tmp_path / "backup.zip")
     remote = Registry(
         RegistrySettings(name="tiny", tracking_uri="http://mlflow:5000"), ArtifactStore("memory://bucket")
     )

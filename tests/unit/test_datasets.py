@@ -23,6 +23,7 @@ from routerretriever.datasets.collection import (
     sample_domains,
 )
 from routerretriever.datasets.download import download, write_split
+from routerretriever.datasets.files import import_hint
 from routerretriever.datasets.judgements import judgements_step, load_judgements
 from routerretriever.datasets.splitting import hold_out, split_train
 from routerretriever.errors import DatasetError, RouterRetrieverError
@@ -311,12 +312,15 @@ def test_hashes_are_computed_once(toy, monkeypatch):
 # --- opening ---------------------------------------------------------------------------------------
 
 
-def test_open_collection_names_what_is_missing(tmp_path, toy):
+def test_open_collection_names_what_is_missing(tmp_path, toy, monkeypatch):
     assert open_collection("kitchen", str(toy.folder)) == Collection("kitchen", toy.folder)
     with pytest.raises(
         DatasetError, match=r"^domains\.kitchen\.path: no folder /.*/nowhere; mend the recipe$"
     ):
         open_collection("kitchen", tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert f"--to {tmp_path.name}-beir`" in import_hint(Path("."))
     archive = tmp_path / "kitchen.tar.gz"
     archive.touch()
     told = (

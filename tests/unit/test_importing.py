@@ -485,6 +485,14 @@ def test_scores_become_grades_on_demand(tmp_path):
     assert "query: sentence1, document: sentence2, grade: score" in imported.told()
 
 
+def test_a_score_that_is_no_number_is_no_limit(tmp_path):
+    rows = "sentence1,sentence2,score\na dog,a hound,4.8\n"
+    source = write(tmp_path / "a", **{"a.csv": rows})
+    with pytest.raises(DatasetError, match="relevant_from: nan is no score"):
+        import_data(source, tmp_path / "b", relevant_from=float("nan"))
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_instruction_is_asked_with_its_input(tmp_path):
     rows = [
         {"instruction": "greet", "input": "", "output": "Hello."},

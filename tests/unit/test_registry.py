@@ -155,6 +155,8 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     assert (registry.bundle_uri, registry.version_uri(2)) == (f"models:/{NAME}@champion", f"models:/{NAME}/2")
     with pytest.raises(RouterRetrieverError, match="nothing was released before"):
         registry.roll_back()
+    with pytest.raises(NotFound, match="nothing is registered yet"):
+        registry.release(1)
     add_versions(registry, "", "", "")
     assert registry.release(1) is None
     assert registry.release(3) == 1
@@ -163,7 +165,7 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
     assert registry.released() == 1
     assert registry.roll_back() == 3
     assert [bundle.version for bundle in registry.bundles()] == [3, 2, 1]
-    with pytest.raises(NotFound, match="no version 4"):
+    with pytest.raises(NotFound, match=r"no version 4 in .*; the newest is 3"):
         registry.release(4)
     with pytest.raises(NotFound, match="no version 4"):
         registry.challenge(4)

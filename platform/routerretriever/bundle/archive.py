@@ -70,7 +70,8 @@ def unpack(archive: Path, into: Path, store: ArtifactStore) -> Path:
         BundleError: a file is missing or altered, or the base encoder here is not the bundle's.
     """
     if not archive.is_file():
-        raise BadInput(f"{archive}: no such file")
+        found = "is a folder; name the file that `export` wrote" if archive.is_dir() else "no such file"
+        raise BadInput(f"{archive}: {found}")
     require_safe_tar(archive)
     bundle = into / _BUNDLE
     try:

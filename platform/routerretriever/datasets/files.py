@@ -118,7 +118,8 @@ def import_hint(folder: Path) -> str:
     if not there:
         return ""
     shown = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
-    return f" (found {shown}: type `routerretriever datasets import {folder} --to {folder.name}-beir`)"
+    to = f"{folder.absolute().name}-beir"
+    return f" (found {shown}: type `routerretriever datasets import {folder} --to {to}`)"
 
 
 def open_plain(path: Path) -> IO[bytes]:

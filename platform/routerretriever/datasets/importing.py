@@ -132,11 +132,13 @@ def import_data(
         relevant_from: make grades of scores: 1 from this score on, 0 below; by default scores are grades.
 
     Raises:
-        DatasetError: the folder exists or cannot be written, the split cannot be a file's name, or something
-            cannot be read; names file and line.
+        DatasetError: the folder exists or cannot be written, the split cannot be a file's name, the score
+            is no number, or something cannot be read; names file and line.
     """
     if folder.exists() and not _is_failed(folder):
         raise DatasetError(f"{folder}: there already, and never written over; name a new folder")
+    if relevant_from is not None and not math.isfinite(relevant_from):
+        raise DatasetError(f"relevant_from: {relevant_from} is no score; give the lowest that is relevant")
     named = _split_name(split or "train")
     try:
         with unpacked(source, folder.parent) as content:

@@ -32,6 +32,7 @@ from routerretriever.errors import (
     NotFound,
     Refused,
     RegistryError,
+    first_line,
     without_secrets,
 )
 from routerretriever.hashing import file_hash
@@ -44,6 +45,8 @@ _HASHES = "hashes/"
 _LEASES = "leases/"
 _LASTING = (f"{ARTIFACTS}/", "changes/", "feedback/", "notes/", "corpora/empty-")
 """What cannot be made again, and the corpora that collections created over HTTP begin with."""
+_OTHER_ARCHIVES = (".zip", ".bz2", ".xz", ".zst", ".7z")
+"""Endings of files that would become folders of these names."""
 _DUMPS = {
     "sqlite": "copy it with `sqlite3 FILE '.backup COPY'`, then the artifacts that it names",
     "postgresql": "dump it with `pg_dump`, then copy its artifact store",
@@ -75,6 +78,7 @@ def back_up(registry: Registry, to: Path, minimal: bool = False) -> Backup:
         minimal: only what cannot be made again, and the documents that the released bundle searches.
 
     Raises:
+        BadInput: its name is that of another kind of archive.
         Refused: storage is remote, or ``to`` is there already or inside of it.
         NotFound: storage is empty.
     """
@@ -85,6 +89,8 @@ def back_up(registry: Registry, to: Path, minimal: bool = False) -> Backup:
             f"on, or copy it. {_left_out(registry.tracking_uri)}"
         )
     root, to = Path(files.uri), to.expanduser().absolute()
+    if to.suffix in _OTHER_ARCHIVES:
+        raise BadInput(f"--to {to}: end its name with .tar or .tar.gz, or name a folder")
     if to.exists():
         raise Refused(f"--to {to}: is there already; name a new folder or file")
     if to.resolve().is_relative_to(root):
@@ -264,7 +270,8 @@ def _unpack(backup: Path, into: Path) -> None:
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         if isinstance(error, OSError) and (error.errno in NO_ROOM or backup.is_dir()):
             raise
-        raise BadInput(f"{backup}: no archive, or damaged ({error}); take another back-up") from None
+        reason = first_line(error).removesuffix(":")  # tarfile adds a line for each of its formats
+        raise BadInput(f"{backup}: no archive, or damaged ({reason}); take another back-up") from None
 
 
 def _expected(backup: Path, unpacked: Path) -> dict[str, str]:

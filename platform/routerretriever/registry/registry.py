@@ -426,7 +426,9 @@ class Registry:
 
     def _require(self, version: int, bundles: Mapping[int, BundleVersion]) -> BundleVersion:
         if version not in bundles:
-            raise NotFound(f"{self._name}: no version {version} in {without_secrets(self.tracking_uri)}")
+            known = f"the newest is {max(bundles)}" if bundles else "nothing is registered yet"
+            where = without_secrets(self.tracking_uri)
+            raise NotFound(f"{self._name}: no version {version} in {where}; {known}")
         return bundles[version]
 
     def _manifest_of(self, version: int) -> dict[str, Any]:
