@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from routerretriever.bundle.manifest import cut_collections
 from routerretriever.client import AsyncClient
 from routerretriever.datasets.collection import Document
-from routerretriever.datasets.passages import about_how_many, count_tokens, cut, join
+from routerretriever.datasets.passages import (
+    _cut_in_windows,
+    _splitter,
+    about_how_many,
+    count_tokens,
+    cut,
+    join,
+)
 from routerretriever.datasets.settings import PassageSettings
 from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import parse_filter
@@ -168,6 +175,41 @@ def search(service, query="about the fox", **body):
     )
     assert status == 200, answer
     return answer["results"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["漢字", "แมว ", "word ", "-", "a,b;", "  ", "x" * 40, "हिन्दी ", "한국어 "]),
+        min_size=50,
+    ),
+    st.sampled_from([(8, 0), (8, 3), (20, 7)]),
+)
+@settings(max_examples=40, deadline=None)
+def test_windows_of_a_text_without_ends_have_the_passages_of_the_whole_text(parts, bounds):
+    tokens, overlap = bounds
+    text, wanted = "".join(parts * 5), PassageSettings(tokens=tokens, overlap=overlap)
+    assert list(_cut_in_windows(text, wanted)) == _splitter(wanted).chunks(text)
+
+
+@pytest.mark.parametrize("text", ["漢" * 40_000, "word " * 40_000, "-" * 40_000])
+def test_the_splitter_is_given_no_more_than_a_window_of_a_text_without_ends(text, monkeypatch):
+    wanted, given_to_it = PassageSettings(tokens=200, overlap=20), []
+    splitter = _splitter(wanted)
+
+    class Watched:
+        def chunk_indices(self, window):
+            given_to_it.append(window)
+            return splitter.chunk_indices(window)
+
+        def chunks(self, window):
+            given_to_it.append(window)
+            return splitter.chunks(window)
+
+    monkeypatch.setattr("routerretriever.datasets.passages._splitter", lambda settings: Watched())
+    found = [passage.text for passage in cut(Document("d", "", text), wanted)]
+    assert max(count_tokens(window) for window in given_to_it) <= 10 * wanted.tokens
+    assert all(count_tokens(passage) <= wanted.tokens for passage in found)
+    assert join(found, wanted).split() == text.split()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,11 @@ from routerretriever.datasets.texts import WITH_PARTS
 _PLAIN = re.compile(rf"[{WITH_PARTS}]|[^\W{WITH_PARTS}]+|[^\w\s]")
 _MARKED = regex.compile(rf"(?V1)[{WITH_PARTS}]\p{{M}}*|[[\w\p{{M}}]--[{WITH_PARTS}]]+|[^\w\s\p{{M}}]")
 _MARK = regex.compile(r"\p{M}")
+_ENDS = re.compile(r"[\n\r.!?。！？]")
+_STRETCH = 10_000
+"""Characters without any of these ends from which a text is cut in windows."""
+_WINDOW = 10
+"""How many passages a window has room for."""
 
 
 def count_tokens(text: str) -> int:
@@ -34,7 +39,7 @@ def cut(document: Record, settings: PassageSettings) -> list[Record]:
     """The passages of a document, at least one; each keeps the title and the metadata."""
     texts = [document.text]
     if count_tokens(document.text) > settings.tokens:
-        texts = _splitter(settings).chunks(document.text) or texts
+        texts = _cut(document.text, settings) or texts
     return [
         Record(f"{document.id}#{number}", document.title, text, document.metadata)
         for number, text in enumerate(texts, start=1)
@@ -93,8 +98,36 @@ def passage_ids(document_id: str, count: int) -> Iterator[str]:
 
 def _tokens(text: str) -> Iterator[Any]:
     """Where they stand, as matches."""
+    return _token_pattern(text).finditer(text)
+
+
+def _token_pattern(text: str) -> Any:
     marked = not text.isascii() and _MARK.search(text)
-    return (_MARKED if marked else _PLAIN).finditer(text)
+    return _MARKED if marked else _PLAIN
+
+
+def _cut(text: str, settings: PassageSettings) -> list[str]:
+    if all(len(stretch) < _STRETCH for stretch in _ENDS.split(text)):
+        return list(_splitter(settings).chunks(text))
+    return list(_cut_in_windows(text, settings))
+
+
+def _cut_in_windows(text: str, settings: PassageSettings) -> Iterator[str]:
+    """The same passages, in time that grows with the text and not with its square.
+
+    For each passage the splitter reads on to the next end of a line or sentence, however far that is. A
+    window's end changes no passage that begins long enough before it; the next window begins with the last of
+    these.
+    """
+    splitter, pattern, start = _splitter(settings), _token_pattern(text), 0
+    most = _WINDOW * settings.tokens
+    while len(ends := [token.end() for token in islice(pattern.finditer(text, start), most)]) == most:
+        safe = ends[-2 * settings.tokens] - start
+        found = splitter.chunk_indices(text[start : ends[-1]])
+        *kept, (begin, _) = [(begin, passage) for begin, passage in found if begin < safe]
+        yield from (passage for _, passage in kept)
+        start += begin
+    yield from splitter.chunks(text[start:])
 
 
 @lru_cache(maxsize=8)
