@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import random
 import shutil
 import tempfile
 import tracemalloc
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from unicodedata import normalize
 
@@ -28,7 +30,7 @@ from routerretriever.datasets.reading import parse_json
 from routerretriever.datasets.settings import DomainSettings, PassageSettings
 from routerretriever.datasets.splitting import hold_out
 from routerretriever.datasets.statistics import describe
-from routerretriever.datasets.texts import close_groups, printable
+from routerretriever.datasets.texts import _close_pairs, _signatures, close_groups, printable
 from routerretriever.errors import DatasetError, RouterRetrieverError
 from routerretriever.measures import measure
 from routerretriever.training.examples import Examples
@@ -286,6 +288,35 @@ def test_split_keeps_paraphrases_together_on_demand(tmp_path):
     sides = {split for split in new.splits() for text in new.queries(split).values() if "password" in text}
     assert len(sides) == 1
     assert len(set(close_groups({str(number): text for number, text in enumerate(texts)}, 0.6).values())) == 8
+
+
+def test_close_texts_are_grouped_as_by_comparing_all_that_share_a_band():
+    draw = random.Random(0)
+    known = ["account", "password", "order", "ticket", "server", "backup", "when", "where", "is", "my", "the"]
+    templates = [draw.choices(known, k=8) for _ in range(5)]
+    texts = {}
+    for number in range(150):
+        own = list(draw.choice(templates))
+        for _ in range(draw.randint(0, 4)):
+            own[draw.randrange(8)] = draw.choice(known)
+        texts[f"q{number:03d}"] = " ".join(own)
+    signatures = _signatures(list(texts.values()))
+    ids, close = list(texts), {name: name for name in texts}
+    for one, other in combinations(range(len(ids)), 2):
+        is_equal = signatures[one] == signatures[other]
+        if is_equal.reshape(32, 4).all(axis=1).any() and is_equal.mean() >= 0.6:
+            low, high = sorted((close[ids[one]], close[ids[other]]))
+            close = {name: low if group == high else group for name, group in close.items()}
+    assert close_groups(texts, 0.6) == close
+    assert 5 < len(set(close.values())) < 100
+
+
+def test_texts_that_are_all_alike_are_compared_with_one_of_them():
+    texts = [f"how do I reset the password of my account {number}" for number in range(500)]
+    signatures = _signatures(texts)
+    signatures[:] = signatures[0]
+    pairs = list(_close_pairs(np.arange(500), signatures, 90))
+    assert pairs == [(0, number) for number in range(1, 500)]
 
 
 def write_generated(folder, documents_asked, **domain):

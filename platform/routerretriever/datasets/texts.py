@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
+import numpy as np
 import regex
+from numpy.typing import NDArray
 
 HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 THAI_AND_LIKE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -22,6 +23,8 @@ _WORD = re.compile(rf"[{HAN_AND_KANA}]{{1,2}}|[{THAI_AND_LIKE}]{{1,4}}|[^\s{UNSP
 _LETTERS = regex.compile(r"[\p{L}\p{N}_][\p{L}\p{N}\p{M}_]*")  # vowels of Hindi and Tamil are marks
 _JOINERS = "\u200c\u200d"
 """Part letters of Persian, and join emoji."""
+_PERMUTATIONS, _BANDS = 128, 32
+"""Of MinHash; texts are compared if all of a band is equal."""
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -64,12 +67,13 @@ def joined_groups(*labels: Mapping[str, str]) -> dict[str, str]:
     Args:
         labels: id -> label, once for each way to belong together; an id may lack any of them.
     """
-    groups = _Groups(identifier for own in labels for identifier in own)
+    ids = list(dict.fromkeys(identifier for own in labels for identifier in own))
+    groups = _Groups(ids)
     for own in labels:
         first: dict[str, str] = {}
         for identifier, label in own.items():
             groups.join(identifier, first.setdefault(label, identifier))
-    return groups.names()
+    return groups.names(ids)
 
 
 def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str, str]:
@@ -82,23 +86,59 @@ def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str,
         texts: texts by id.
         similarity: Jaccard similarity of character trigrams from which two texts belong together.
     """
-    from rensa import RMinHash, RMinHashLSH
-
-    lsh = RMinHashLSH(threshold=similarity, num_perm=128, num_bands=32)
     group = equal_groups(texts)
     ids = sorted(set(group.values()))
     close = _Groups(ids)
-    signatures: list[Any] = []
-    for number, identifier in enumerate(ids):
-        signature = RMinHash(num_perm=128, seed=42)
-        signature.update(_shingles(texts[identifier]))
-        for other in lsh.query(signature):
-            if signature.jaccard(signatures[other]) >= similarity:
-                close.join(ids[other], identifier)
-        lsh.insert(number, signature)
-        signatures.append(signature)
-    names = close.names()
+    signatures_NP = _signatures([texts[identifier] for identifier in ids])
+    least = next(equal for equal in range(_PERMUTATIONS + 1) if equal / _PERMUTATIONS >= similarity)
+    for band in np.split(signatures_NP, _BANDS, axis=1):
+        for bucket in _buckets(band):
+            names = close.names(ids[row] for row in bucket)
+            if len(set(names.values())) > 1:
+                for one, other in _close_pairs(bucket, signatures_NP, least):
+                    close.join(ids[one], ids[other])
+    names = close.names(ids)
     return {identifier: names[first] for identifier, first in group.items()}
+
+
+def _signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """MinHash signatures [N, P] of texts."""
+    from rensa import RMinHash
+
+    signatures_NP = np.empty((len(texts), _PERMUTATIONS), dtype=np.uint32)
+    for row, text in enumerate(texts):
+        signature = RMinHash(num_perm=_PERMUTATIONS, seed=42)
+        signature.update(_shingles(text))
+        signatures_NP[row] = signature.digest()
+    return signatures_NP
+
+
+def _buckets(band: NDArray[np.uint32]) -> Iterator[NDArray[np.int64]]:
+    """Rows of a part of all signatures that are equal, where several are."""
+    keys = np.ascontiguousarray(band).view(f"V{band.shape[1] * band.itemsize}").ravel()
+    _, bucket, count = np.unique(keys, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(count[bucket] > 1)
+    ordered = shared[np.argsort(bucket[shared], kind="stable")]
+    if len(ordered):
+        yield from np.split(ordered, np.flatnonzero(np.diff(bucket[ordered])) + 1)
+
+
+def _close_pairs(
+    rows: NDArray[np.int64], signatures_NP: NDArray[np.uint32], least: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs of rows whose signatures agree in ``least`` places at least: enough of them to connect all such.
+
+    What has been reached is compared with what has not, so that many texts that are all alike take one look.
+    """
+    left, reached = rows, []
+    while len(left):
+        if not reached:
+            reached, left = [left[0]], left[1:]
+        row = reached.pop()
+        is_close = (signatures_NP[left] == signatures_NP[row]).sum(axis=1) >= least
+        yield from ((int(row), int(other)) for other in left[is_close])
+        reached += list(left[is_close])
+        left = left[~is_close]
 
 
 class _Groups:
@@ -112,9 +152,9 @@ class _Groups:
         low, high = sorted((self._name(one), self._name(other)))
         self._parent[high] = low
 
-    def names(self) -> dict[str, str]:
+    def names(self, ids: Iterable[str]) -> dict[str, str]:
         """Id -> the name of its group."""
-        return {identifier: self._name(identifier) for identifier in self._parent}
+        return {identifier: self._name(identifier) for identifier in ids}
 
     def _name(self, identifier: str) -> str:
         parent = self._parent
