@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import json
 import threading
+import zlib
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.routing import APIRoute
 from routerretriever.client import AsyncClient, Client, ServiceError
@@ -22,7 +24,7 @@ from routerretriever.serving.ports import CollectionRef, DesiredState, Release
 from support.corpora import PLAIN, make_corpus
 from support.service import caller, sent_to
 from support.waiting import wait_until
-from support.whole_service import WholeService
+from support.whole_service import WholeService, WordsBundle, WordsEncoder
 
 DOCUMENTS = [
     {"id": "a", "title": "ant", "text": "the ant and the bee", "metadata": {"year": 2001, "tags": ["x"]}},
@@ -681,3 +683,62 @@ def test_a_canary_whose_bundle_has_a_created_collections_name_leaves_its_request
     assert service.ask("DELETE", "/v1/collections/notes")[0] == 200
     service.heartbeat()
     assert len(found(service, top_k=50)) == 12
+
+
+@pytest.fixture
+def overflowing(monkeypatch):
+    """A base that makes no numbers of a text with the word "huge"."""
+    huge, embed = zlib.crc32(b"huge"), WordsEncoder.embed_tokens
+
+    def embed_tokens(self, rows):
+        vectors = embed(self, rows)
+        vectors[[huge in row for row in rows]] = np.nan
+        return vectors
+
+    monkeypatch.setattr(WordsEncoder, "embed_tokens", embed_tokens)
+
+
+@pytest.mark.parametrize("passages", [None, {"tokens": 8, "overlap": 0}])
+def test_a_document_without_a_finite_vector_is_named_and_none_of_its_upload_is_written(
+    tmp_path, overflowing, passages
+):
+    service = WholeService(tmp_path)
+    assert service.ask("POST", "/v1/collections", {"name": "notes", "passages": passages})[0] == 200
+    upload = {"documents": [{"id": "a", "text": "an ant " * 20}, {"id": "b", "text": "a bee. " * 9 + "huge"}]}
+    status, answer = service.ask("POST", "/v1/collections/notes/documents", upload)
+    assert (status, answer["error"]["param"]) == (422, "documents.1")
+    assert "'b' gets a vector that is not finite" in answer["error"]["message"]
+    state = service.ask("GET", "/v1/collections/notes")[1]
+    assert (state["documents"], state["change"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/search", {"query": "huge", "collection": "fruit"}, "query"),
+        ("/v1/embeddings", {"input": ["ant", "huge bee"]}, "input.1"),
+        ("/v1/embeddings", {"input": ["huge"], "encoding_format": "base64", "model": "documents"}, "input.0"),
+        ("/v1/embeddings", {"input": ["huge"], "model": "fruit"}, "input.0"),
+    ],
+)
+def test_a_query_without_a_finite_vector_is_named(tmp_path, overflowing, path, body, param):
+    service = WholeService(tmp_path)
+    for _ in range(4):  # each replica twice: what is cached is no better
+        status, answer = service.ask("POST", path, body)
+        assert (status, answer["error"]["param"]) == (422, param)
+        assert "not finite" in answer["error"]["message"]
+
+
+def test_a_query_whose_route_is_no_number_is_named_and_is_not_counted(tmp_path, monkeypatch):
+    def route(self, rows):
+        weights = np.tile(np.array([1.0, 0, 0], np.float32), (len(rows), 1))
+        weights[[zlib.crc32(b"huge") in row for row in rows]] = np.nan
+        return weights
+
+    monkeypatch.setattr(WordsBundle, "route", route)
+    service = WholeService(tmp_path)
+    status, answer = service.ask("POST", "/v1/route", {"input": ["ant", "huge"]})
+    assert (status, answer["error"]["param"]) == (422, "input.1")
+    for text in ("ant", "huge"):
+        service.ask("POST", "/v1/embeddings", {"input": text})
+    assert service.replicas[0].engines[1].take_routed()["fruit"] == 1.0

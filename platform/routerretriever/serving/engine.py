@@ -371,7 +371,8 @@ class Engine:
         self._metrics.batch_size.observe(len(plan.rows))
         self._metrics.batch_tokens.observe(sum(map(len, plan.rows)))
         names = self.bundle.router.experts
-        weights_BT = plan.weights[plan.routed, : len(names)]
+        # One text that the encoder makes no numbers of must not make the sums none.
+        weights_BT = np.nan_to_num(plan.weights[plan.routed, : len(names)])
         queries_BT = np.delete(plan.weights, plan.documents, axis=0)
         self._encodings_T += (queries_BT > 0).sum(axis=0)
         self._routed_T += weights_BT.sum(axis=0)

@@ -174,8 +174,14 @@ class Service:
         return sum(self._engine.costs(texts, model))
 
     async def embed(self, texts: Sequence[str], model: str, access: Access) -> list[Embedded]:
-        """Route and embed queries; see ``Engine.embed``."""
-        return await self._engine.embed(texts, model, access)
+        """Route and embed queries; see ``Engine.embed``.
+
+        Raises:
+            WrongField: a text gets no vector.
+        """
+        embedded = await self._engine.embed(texts, model, access)
+        _require_finite((one.vector for one in embedded), "input.{}".format)
+        return embedded
 
     async def route(self, texts: Sequence[str], access: Access, collection: str | None = None) -> list[Route]:
         """Which experts would answer, and why; without queries of collections that a client may not read.
@@ -187,9 +193,12 @@ class Service:
 
         Raises:
             UnknownName: there is no such collection.
+            WrongField: a text gets no vector.
             Overloaded: too many queries are waiting.
         """
         named = {} if collection is None else dict([await self._readable(collection, access)])
+        explained = await self._engine.explain(texts, access)
+        _require_finite((list(weights.values()) for weights, _ in explained), "input.{}".format)
         return [
             Route(
                 expert=max(weights, key=weights.__getitem__),
@@ -205,7 +214,7 @@ class Service:
                     if access.reads(neighbour.dataset)
                 ],
             )
-            for weights, why in await self._engine.explain(texts, access)
+            for weights, why in explained
         ]
 
     async def search(self, request: SearchRequest, access: Access) -> SearchResponse:
@@ -239,6 +248,7 @@ class Service:
         meant = await self._meant(request, access)
         plan = Plan(request, meant)
         (embedded,) = await self._engine.embed([request.query], request.model, access)
+        _require_finite([embedded.vector], lambda _: "query")
         weight, floor = self._lexical_weight(embedded.weights, meant), self._engine.fusion.floor
         wanted = plan.wanted(embedded, weight, floor)
         found = await find(plan.refs, plan.mode, wanted)
@@ -319,7 +329,7 @@ class Service:
             UnknownName: there is no such collection.
             Forbidden: the client may not change it.
             Refused: it belongs to the bundle, or its words are not indexed.
-            WrongField: a document that is said to be relevant is not there.
+            WrongField: a document that is said to be relevant is not there, or a query gets no vector.
             NotFound: it was deleted meanwhile.
         """
         name, ref = await self._writable(name, access)
@@ -330,6 +340,7 @@ class Service:
         index = self._replica.index
         await require_documents(index, ref, queries)
         embedded = await self._engine.embed([query.query for query in queries], ROUTED_MODEL, access)
+        _require_finite((one.vector for one in embedded), "queries.{}.query".format)
         judged = [
             Judged(query.query, one.vector, frozenset(query.relevant))
             for query, one in zip(queries, embedded, strict=True)
@@ -370,7 +381,7 @@ class Service:
         Raises:
             UnknownName: there is no such collection.
             Forbidden: the client may not change it.
-            WrongField: they would be cut into too many passages.
+            WrongField: they would be cut into too many passages, or one gets no vector.
             RateExceeded: by ``allow``.
         """
         name, ref = await self._writable(collection, access)
@@ -379,6 +390,9 @@ class Service:
         allow(self.tokens(texts.contents, DOCUMENT_MODEL))
         embedded = await self._engine.embed_documents(texts.contents, access)
         vectors = np.stack([one.vector for one in embedded])
+        sizes = [1] * len(documents) if texts.passages is None else list(map(len, texts.passages))
+        owners = np.repeat(np.arange(len(documents)), sizes)
+        _require_finite(vectors, lambda row: f"documents.{owners[row]}", [documents[at].id for at in owners])
         number = await self._replica.writer.upsert(ref, documents, vectors, texts.passages)
         read = self._engine.bundle.encoder.limit(documents=True)
         return self._changed(name, number, **texts.told([one.truncated for one in embedded], read))
@@ -484,3 +498,20 @@ class Service:
             raise NotFound(f"collection: {name!r} has been deleted")
         seconds = self._replica.settings.refresh_seconds
         return ChangeResponse(change=number, searchable_within_seconds=seconds, **told)
+
+
+def _require_finite(
+    vectors: Iterable[Vectors | list[float]], field_of: Callable[[int], str], ids: Sequence[str] | None = None
+) -> None:
+    """Refuse what the encoder makes no numbers of, as fp16 may: JSON says null then, searches find anything.
+
+    Raises:
+        WrongField: by the field of the first such row, with its id if it has one.
+    """
+    for row, vector in enumerate(vectors):
+        if not np.isfinite(vector).all():
+            raise WrongField(
+                field_of(row),
+                f"{repr(ids[row]) if ids else 'it'} gets a vector that is not finite; change the text, or "
+                "set encoder.dtype to bf16 or fp32 and release anew",
+            )
