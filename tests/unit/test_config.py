@@ -73,6 +73,32 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"routing": {"router": "fixed"}}, "expert"),
         ({"routing": {"router": "fixed", "expert": "b"}}, "no expert 'b'"),
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
+        ({"serving": {"collections": []}}, "serving.collections: is an empty list; name collections, or"),
+        (
+            {"serving": {"cors_origins": ["a.com"]}},
+            "cors_origins: 'a.com' is what no .* write 'https://a.com'",
+        ),
+        (
+            {"serving": {"cors_origins": ["http://A.com:80/x"]}},
+            "serving.cors_origins: .* write 'http://a.com'",
+        ),
+        ({"serving": {"cors_origins": ["https://a.com/"]}}, "serving.cors_origins: .* write 'https://a.com'"),
+        (
+            {"serving": {"cors_origins": ["https://*.a.com"]}},
+            "serving.cors_origins: .*name each origin in full",
+        ),
+        (
+            {"training": {"adapter": {"kind": "prefix", "layers": [1, 0, 0]}}},
+            r"training\.adapter\.layers: names layer 0 more than once",
+        ),
+        (
+            {
+                "methods": {"experts": {}, "baselines": {"mean": {"kind": "average"}}},
+                "routing": {"merge": "embeddings"},
+                "training": {"adapter": {"kind": "prefix"}},
+            },
+            r"baselines\.mean\.kind: average, but adapters of kind .prefix. are not averaged: .*joint",
+        ),
         ({"serving": {"placement": "dedicated"}}, "(?s)serving.placement.*set routing.merge to 'embeddings'"),
         ({"serving": {"expert": {"min_replicas": 3, "max_replicas": 2}}}, "max_replicas"),
         ({"training": {"adapter": {"kind": "prefix", "length": 0}}}, r"training\.adapter\.length"),
@@ -107,6 +133,18 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
 def test_a_wrong_setting_is_named(change, named):
     with pytest.raises(RecipeError, match=named):
         parse_recipe({**GOOD, **change})
+
+
+def test_origins_that_browsers_send_are_taken():
+    origins = (
+        "*",
+        "null",
+        "https://a.com",
+        "http://localhost:3000",
+        "http://[::1]:8080",
+        "app://obsidian.md",
+    )
+    assert ServingSettings(cors_origins=origins).cors_origins == origins
 
 
 def test_setting_one_field_of_a_deployment_leaves_the_others_their_defaults():

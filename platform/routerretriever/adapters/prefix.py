@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from routerretriever.adapters.base import AdapterKind, AdapterSettings, Merge
 from routerretriever.adapters.prefix_shape import UNIFORM, PrefixShape, View
@@ -41,6 +41,14 @@ class PrefixSettings(AdapterSettings):
     """Prefix tokens in each layer."""
     layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
     """Transformer layers that have a prefix; by default all."""
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers and len(set(layers)) < len(layers):
+            twice = next(layer for layer in layers if layers.count(layer) > 1)
+            raise ValueError(f"names layer {twice} more than once; name each once")
+        return layers
 
 
 class Prefix(AdapterKind):

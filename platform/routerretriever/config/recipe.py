@@ -168,7 +168,7 @@ class Recipe(Settings):
         domains = {name: domain.expert for name, domain in self.domains.items()}
         for name, settings in self.methods.named().items():
             placement = self.serving.placement if name == self.deploy else ""
-            for problem in METHODS[name].problems(settings, domains, placement):
+            for problem in METHODS[name].problems(settings, domains, placement, self.training):
                 raise ValueError(problem)
 
     @property

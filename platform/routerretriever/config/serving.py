@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -10,6 +11,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -183,3 +185,32 @@ class ServingSettings(Settings):
     """Changes to a collection after which they are compacted into one checkpoint."""
     feedback: FeedbackSettings | None = None
     """Keep what users click and mark, under ``feedback/`` of the storage; ``{}`` turns it on."""
+
+    @field_validator("collections")
+    @classmethod
+    def _some(cls, collections: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if collections == ():
+            raise ValueError("is an empty list; name collections, or leave it out to serve all of the recipe")
+        return collections
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin in ("*", "null"):
+                continue
+            if "*" in origin:
+                raise ValueError(
+                    f"{origin!r}: a star stands for all origins, alone; name each origin in full"
+                )
+            if origin != (sent := _origin_of(origin)):
+                raise ValueError(f"{origin!r} is what no browser sends as a page's origin; write {sent!r}")
+        return origins
+
+
+def _origin_of(address: str) -> str:
+    """The origin that a browser tells of pages at an address; HTTPS if it names no scheme."""
+    parts = urlsplit(address if "://" in address else f"https://{address}")
+    host = parts.netloc.rpartition("@")[2].lower()
+    default = {"http": ":80", "https": ":443"}.get(parts.scheme)
+    return f"{parts.scheme}://{host.removesuffix(default) if default else host}"

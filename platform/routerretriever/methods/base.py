@@ -231,13 +231,16 @@ class Method(ABC):
         self._workspace = workspace
 
     @classmethod
-    def problems(cls, settings: Any, domains: Mapping[str, bool], placement: str) -> Iterator[str]:
+    def problems(
+        cls, settings: Any, domains: Mapping[str, bool], placement: str, training: TrainingSettings
+    ) -> Iterator[str]:
         """What is wrong with settings, each with its field.
 
         Args:
             settings: of this method.
             domains: of the recipe; whether each is trained on.
             placement: ``serving.placement``, if the method is to be deployed; else empty.
+            training: of the recipe.
         """
         yield from ()
 

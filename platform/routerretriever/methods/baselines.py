@@ -7,10 +7,10 @@ in turns, with the experts' own objective. ``average`` is the plain mean of the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, PositiveInt, RootModel
 
@@ -65,12 +65,24 @@ class Baselines(Method):
         self._models = settings.root
 
     @classmethod
-    def problems(cls, settings: Any, domains: Mapping[str, bool], placement: str) -> Any:
-        """A baseline must not have a domain's name, nor the base's."""
+    def problems(
+        cls,
+        settings: BaselinesSettings,
+        domains: Mapping[str, bool],
+        placement: str,
+        training: TrainingSettings,
+    ) -> Iterator[str]:
+        """A baseline must not have a domain's name, nor the base's, nor be the mean of what has none."""
         if taken := sorted(settings.root.keys() & domains.keys()):
             yield f"methods.baselines: {', '.join(taken)}: a domain has this name"
         if BASE in settings.root:
             yield f"methods.baselines.{BASE}: this name is taken; it stands for another model"
+        for name, model in settings.root.items():
+            if model.kind == "average" and (reason := training.why_not_averaged):
+                yield (
+                    f"methods.baselines.{name}.kind: average, but {reason}; set it to joint, or "
+                    "training.adapter.kind to lora or ia3"
+                )
 
     @cached_property
     def train_steps(self) -> dict[str, Step]:

@@ -124,7 +124,9 @@ class Ddr(Method):
                     )
 
     @classmethod
-    def problems(cls, settings: DdrSettings, domains: Mapping[str, bool], placement: str) -> Iterator[str]:
+    def problems(
+        cls, settings: DdrSettings, domains: Mapping[str, bool], placement: str, training: TrainingSettings
+    ) -> Iterator[str]:
         """Names that no domain has, or that stand for models of its own; a placement that one model cannot
         have."""
         own = {ALL, TOP_K, PRIOR, *map(_UNROUTED.format, domains)}

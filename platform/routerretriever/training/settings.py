@@ -135,11 +135,9 @@ class TrainingSettings(Settings):
             raise ValueError(f"batch_size {self.batch_size} does not divide over workers {self.workers}")
         if self.objective == "sampled" and not (self.hard_negatives or self.random_negatives):
             raise ValueError("objective 'sampled' needs hard_negatives or random_negatives above 0")
-        if self.soup > 1 and not self.can_be_scaled:
+        if self.soup > 1 and (reason := self.why_not_averaged):
             raise ValueError(
-                f"soup: {self.soup}, but adapters of kind {self.adapter.kind!r} are not averaged: attention "
-                "compares a prefix's keys by a softmax, and mean keys attend to what none of them does; set "
-                "soup to 1, or adapter.kind to lora or ia3"
+                f"soup: {self.soup}, but {reason}; set soup to 1, or adapter.kind to lora or ia3"
             )
         return self
 
@@ -164,6 +162,16 @@ class TrainingSettings(Settings):
     def can_be_scaled(self) -> bool:
         """Whether a share of such an adapter is an adapter too."""
         return kind_named(self.adapter.kind).can_be_scaled
+
+    @property
+    def why_not_averaged(self) -> str | None:
+        """Why the mean of such adapters is none; None if it is one."""
+        if self.can_be_scaled:
+            return None
+        return (
+            f"adapters of kind {self.adapter.kind!r} are not averaged: attention compares a prefix's keys by "
+            "a softmax, and mean keys attend to what none of them does"
+        )
 
     def plain(self) -> TrainingSettings:
         """The same without a teacher, as one copy, and with the best step on dev: for what is no domain's
