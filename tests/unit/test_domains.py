@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -225,4 +227,39 @@ def test_a_recipe_whose_folder_takes_no_draft_is_refused_in_one_line_before_anyt
     longest = path.rename(path.with_name("r" * 250))
     with pytest.raises(RecipeError, match=f"^{longest}: cannot be changed: File name too long; "):
         add_domain(longest, "new", "new")
+    assert work.bundles == []
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_recipe_keeps_its_line_ends(path, work, end):
+    path.write_bytes(path.read_bytes().replace(b"\n", end))
+    add_domain(path, "new", "new")
+    set_collections(path, {"fruit": "other"})
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert all(line.removesuffix(end) == line.rstrip(b"\r\n") for line in lines)
+    assert b"  fruit: {path: other}  # ours" + end in lines
+
+
+def test_a_recipe_that_is_mounted_by_itself_is_changed_in_place(path, work, monkeypatch):
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    before = path.stat().st_ino
+    add_domain(path, "new", "new")
+    assert (load_recipe(path).expert_domains, path.stat().st_ino) == (["fruit", "new"], before)
+    assert [each.name for each in path.parent.iterdir() if each.name.endswith(".new")] == []
+
+
+def test_a_recipe_that_is_mounted_to_be_read_is_refused_before_anything_is_made(path, work, monkeypatch):
+    opens = Path.open
+
+    def read_only(self, mode="r", *more, **options):
+        if self == path and mode != "r":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opens(self, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(RecipeError, match="cannot be changed: Read-only file system; "):
+        add_domain(path, "new", "new")
     assert work.bundles == []

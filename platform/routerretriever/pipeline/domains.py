@@ -9,12 +9,13 @@ so that what others edit meanwhile stays.
 
 from __future__ import annotations
 
+import errno
 import io
 import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,16 @@ def _edit(recipe_path: Path, change: Change) -> None:
     with _changed(recipe_path, change) as draft:
         load_recipe(draft, source=recipe_path)
         with _writing(recipe_path):
-            draft.replace(recipe_path.resolve())
+            _replace(recipe_path.resolve(), draft)
+
+
+def _replace(file: Path, draft: Path) -> None:
+    try:
+        draft.replace(file)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        file.write_bytes(draft.read_bytes())  # mounted by itself, as into a container
 
 
 @contextmanager
@@ -218,12 +228,16 @@ def _changed(recipe_path: Path, change: Change) -> Iterator[Path]:
     load_recipe(recipe_path)  # says in one line what is wrong with it
     yaml = YAML()  # keeps comments and order
     yaml.preserve_quotes, yaml.width = True, _UNBROKEN
-    values = yaml.load(recipe_path.read_text(encoding="utf-8"))
-    change(values)
     file = recipe_path.resolve()  # a link stays one
+    with file.open(encoding="utf-8") as lines:
+        values = yaml.load(lines)
+    line_end = lines.newlines if isinstance(lines.newlines, str) else None
+    change(values)
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}.new")
     with _writing(recipe_path):
-        opened = draft.open("x", encoding="utf-8")
+        with suppress(PermissionError):  # of the file, which another may replace
+            file.open("r+b").close()
+        opened = draft.open("x", encoding="utf-8", newline=line_end)
     try:
         with _writing(recipe_path), opened:
             shutil.copymode(file, draft)  # before anything is in it: a recipe may hold a password
