@@ -73,6 +73,14 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"routing": {"router": "fixed"}}, "expert"),
         ({"routing": {"router": "fixed", "expert": "b"}}, "no expert 'b'"),
         ({"serving": {"collections": ["b"]}}, "serving.collections"),
+        (
+            {"serving": {"host": "::"}},
+            "serving.host: '::' has a colon, but the service listens on IPv4 alone",
+        ),
+        (
+            {"serving": {"host": "localhost:80"}},
+            "serving.host: 'localhost:80' has a colon, .*port is a setting",
+        ),
         ({"serving": {"collections": []}}, "serving.collections: is an empty list; name collections, or"),
         (
             {"serving": {"cors_origins": ["a.com"]}},

@@ -186,6 +186,16 @@ class ServingSettings(Settings):
     feedback: FeedbackSettings | None = None
     """Keep what users click and mark, under ``feedback/`` of the storage; ``{}`` turns it on."""
 
+    @field_validator("host")
+    @classmethod
+    def _of_ipv4(cls, host: str) -> str:
+        if ":" in host:
+            raise ValueError(
+                f"{host!r} has a colon, but the service listens on IPv4 alone, and port is a setting of its "
+                "own; name 127.0.0.1, or 0.0.0.0 for all addresses of this machine"
+            )
+        return host
+
     @field_validator("collections")
     @classmethod
     def _some(cls, collections: tuple[str, ...] | None) -> tuple[str, ...] | None:
