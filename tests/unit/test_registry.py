@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
@@ -33,6 +34,7 @@ from routerretriever.registry.connection import (
 )
 from routerretriever.registry.loading import fetch_bundle
 from routerretriever.registry.pyfunc import texts_of
+from routerretriever.registry.recording import RunRecord
 from routerretriever.registry.registry import Registry
 from routerretriever.runtime.haproxy import free_port
 from routerretriever.serving.deployments.releases import store_bundle, validate
@@ -373,3 +375,36 @@ def test_runs_that_register_at_once_take_turns(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert most == [1, 1, 1, 1]
+
+
+def test_bundles_and_experts_share_no_registered_model(tmp_path, add_versions):
+    registry = open_registry(tmp_path)
+    add_versions(registry, "mine")
+    client = open_to_write(registry.tracking_uri)
+    bundle = Path(__file__).parents[1] / "fixtures" / "format2" / "bundle"
+    other = open_registry(tmp_path, name=f"{NAME}-expert-fruit")
+    other.require_answer()
+    registry.ensure_model(f"{NAME}-expert-fruit", "an expert")
+    client.create_model_version(f"{NAME}-expert-fruit", "here", tags={"domain": "fruit"})
+    for register in (other.require_answer, lambda: other.register_folder(bundle)):
+        with pytest.raises(
+            Refused, match=r"registry\.name: tiny-expert-fruit is .* expert, of domain 'fruit'"
+        ):
+            register()
+    registry.ensure_model(f"{NAME}-expert-metal", "bundles")
+    client.create_model_version(f"{NAME}-expert-metal", "here", tags={"recipe": "theirs"})
+    parts = SimpleNamespace(experts={"metal": SimpleNamespace(domain="metal")})
+    with pytest.raises(Refused, match=r"'metal' would be registered as tiny-expert-metal, .* 'theirs'"):
+        registry.register_bundle(parts, RunRecord())
+    registry.require_answer()
+
+
+@pytest.mark.parametrize("tags", [[], [{}], [{"domain": "fruit"}, {"recipe": "mine"}]])
+def test_a_registered_model_that_holds_both_already_is_gone_on_with(tmp_path, add_versions, tags):
+    add_versions(open_registry(tmp_path))
+    registry = open_registry(tmp_path, name=f"{NAME}-expert-fruit")
+    client = open_to_write(registry.tracking_uri)
+    registry.ensure_model(f"{NAME}-expert-fruit", "both")
+    for each in tags:
+        client.create_model_version(f"{NAME}-expert-fruit", "here", tags=each)
+    registry.require_answer()

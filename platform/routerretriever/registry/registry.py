@@ -101,10 +101,13 @@ class Registry:
 
         Raises:
             RegistryError: it cannot be reached, or its database has no folder.
-            Refused: its database was made by another version of MLflow.
+            Refused: its database was made by another version of MLflow, or an expert has the bundles' name.
         """
         require_folder(self.tracking_uri)
         self.released()
+        with reached(self.tracking_uri):
+            if (client := open_to_read(self.tracking_uri)) is not None:
+                self._require_no_expert(client)
 
     @property
     def bundle_uri(self) -> str:
@@ -339,8 +342,32 @@ class Registry:
             warn_of_local_artifacts(found.artifact_location, self.tracking_uri)
             return str(found.experiment_id)
 
+    def _require_no_expert(self, client: MlflowClient) -> None:
+        """Keep bundles out of the registered model of another recipe's expert.
+
+        Where both are already, or versions are older than these tags, it goes on as it did.
+        """
+        tags = [version.tags for version in _versions(client, self._name)]
+        domains = [each[DOMAIN_TAG] for each in tags if DOMAIN_TAG in each]
+        if domains and not any(RECIPE_TAG in each for each in tags):
+            raise Refused(
+                f"registry.name: {self._name} is the registered model of another recipe's expert, of domain "
+                f"{domains[0]!r}; give bundles a name of their own"
+            )
+
+    def _require_no_bundle(self, model: str, domain: str) -> None:
+        """The same for an expert and the registered model of another recipe's bundles."""
+        tags = [version.tags for version in _versions(self._writer, model)]
+        recipes = [each[RECIPE_TAG] for each in tags if RECIPE_TAG in each]
+        if recipes and not any(DOMAIN_TAG in each for each in tags):
+            raise Refused(
+                f"registry.name: {self._name}: the expert of domain {domain!r} would be registered as "
+                f"{model}, where the bundles of recipe {recipes[0]!r} are; give registry.name another name"
+            )
+
     def _register_expert(self, expert: Expert, experiment: str) -> int:
         model = self.expert_model(expert.domain)
+        self._require_no_bundle(model, expert.domain)
         self.ensure_model(
             model,
             f"The adapter of domain {expert.domain!r} on base encoder {expert.card['encoder']['name']}.",
@@ -386,6 +413,7 @@ class Registry:
         self, folder: Path, manifest: Mapping[str, Any], record: RunRecord, experiment: str
     ) -> int:
         recipe = str(manifest["recipe"]["name"])
+        self._require_no_expert(self._writer)
         self.ensure_model(
             self._name, f"Router and experts of recipe {recipe!r}; the alias says what is served."
         )
