@@ -30,7 +30,7 @@ from routerretriever.datasets.reading import parse_json
 from routerretriever.datasets.settings import DomainSettings, PassageSettings
 from routerretriever.datasets.splitting import hold_out
 from routerretriever.datasets.statistics import describe
-from routerretriever.datasets.texts import _close_pairs, _signatures, close_groups, printable
+from routerretriever.datasets.texts import close_groups, close_pairs, printable, signatures_of
 from routerretriever.errors import DatasetError, RouterRetrieverError
 from routerretriever.measures import measure
 from routerretriever.training.examples import Examples
@@ -300,7 +300,7 @@ def test_close_texts_are_grouped_as_by_comparing_all_that_share_a_band():
         for _ in range(draw.randint(0, 4)):
             own[draw.randrange(8)] = draw.choice(known)
         texts[f"q{number:03d}"] = " ".join(own)
-    signatures = _signatures(list(texts.values()))
+    signatures = signatures_of(list(texts.values()))
     ids, close = list(texts), {name: name for name in texts}
     for one, other in combinations(range(len(ids)), 2):
         is_equal = signatures[one] == signatures[other]
@@ -313,9 +313,9 @@ def test_close_texts_are_grouped_as_by_comparing_all_that_share_a_band():
 
 def test_texts_that_are_all_alike_are_compared_with_one_of_them():
     texts = [f"how do I reset the password of my account {number}" for number in range(500)]
-    signatures = _signatures(texts)
+    signatures = signatures_of(texts)
     signatures[:] = signatures[0]
-    pairs = list(_close_pairs(np.arange(500), signatures, 90))
+    pairs = list(close_pairs(np.arange(500), signatures, 90))
     assert pairs == [(0, number) for number in range(1, 500)]
 
 

@@ -12,11 +12,10 @@ from routerretriever.bundle.manifest import cut_collections
 from routerretriever.client import AsyncClient
 from routerretriever.datasets.collection import Document
 from routerretriever.datasets.passages import (
-    _cut_in_windows,
-    _splitter,
     about_how_many,
     count_tokens,
     cut,
+    cut_in_windows,
     join,
 )
 from routerretriever.datasets.settings import PassageSettings
@@ -24,6 +23,7 @@ from routerretriever.index.changes import compact, write_change, write_deletion
 from routerretriever.index.filters import parse_filter
 from routerretriever.index.live import Wanted
 from routerretriever.serving.ports import CollectionRef
+from semantic_text_splitter import TextSplitter
 from support.corpora import FILTER, PLAIN, WORDS, expected_scores, make_corpus, make_document, write_corpus
 from support.service import sent_to
 from support.whole_service import WholeService, WordsEncoder, open_shards
@@ -188,13 +188,14 @@ def search(service, query="about the fox", **body):
 def test_windows_of_a_text_without_ends_have_the_passages_of_the_whole_text(parts, bounds):
     tokens, overlap = bounds
     text, wanted = "".join(parts * 5), PassageSettings(tokens=tokens, overlap=overlap)
-    assert list(_cut_in_windows(text, wanted)) == _splitter(wanted).chunks(text)
+    splitter = TextSplitter.from_callback(count_tokens, tokens, overlap=overlap)
+    assert list(cut_in_windows(text, wanted)) == splitter.chunks(text)
 
 
 @pytest.mark.parametrize("text", ["漢" * 40_000, "word " * 40_000, "-" * 40_000])
 def test_the_splitter_is_given_no_more_than_a_window_of_a_text_without_ends(text, monkeypatch):
     wanted, given_to_it = PassageSettings(tokens=200, overlap=20), []
-    splitter = _splitter(wanted)
+    splitter = TextSplitter.from_callback(count_tokens, 200, overlap=20)
 
     class Watched:
         def chunk_indices(self, window):

@@ -109,10 +109,10 @@ def _token_pattern(text: str) -> Any:
 def _cut(text: str, settings: PassageSettings) -> list[str]:
     if all(len(stretch) < _STRETCH for stretch in _ENDS.split(text)):
         return list(_splitter(settings).chunks(text))
-    return list(_cut_in_windows(text, settings))
+    return list(cut_in_windows(text, settings))
 
 
-def _cut_in_windows(text: str, settings: PassageSettings) -> Iterator[str]:
+def cut_in_windows(text: str, settings: PassageSettings) -> Iterator[str]:
     """The same passages, in time that grows with the text and not with its square.
 
     For each passage the splitter reads on to the next end of a line or sentence, however far that is. A

@@ -89,19 +89,19 @@ def close_groups(texts: Mapping[str, str], similarity: float = 0.7) -> dict[str,
     group = equal_groups(texts)
     ids = sorted(set(group.values()))
     close = _Groups(ids)
-    signatures_NP = _signatures([texts[identifier] for identifier in ids])
+    signatures_NP = signatures_of([texts[identifier] for identifier in ids])
     least = next(equal for equal in range(_PERMUTATIONS + 1) if equal / _PERMUTATIONS >= similarity)
     for band in np.split(signatures_NP, _BANDS, axis=1):
         for bucket in _buckets(band):
             names = close.names(ids[row] for row in bucket)
             if len(set(names.values())) > 1:
-                for one, other in _close_pairs(bucket, signatures_NP, least):
+                for one, other in close_pairs(bucket, signatures_NP, least):
                     close.join(ids[one], ids[other])
     names = close.names(ids)
     return {identifier: names[first] for identifier, first in group.items()}
 
 
-def _signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+def signatures_of(texts: Sequence[str]) -> NDArray[np.uint32]:
     """MinHash signatures [N, P] of texts."""
     from rensa import RMinHash
 
@@ -123,14 +123,15 @@ def _buckets(band: NDArray[np.uint32]) -> Iterator[NDArray[np.int64]]:
         yield from np.split(ordered, np.flatnonzero(np.diff(bucket[ordered])) + 1)
 
 
-def _close_pairs(
+def close_pairs(
     rows: NDArray[np.int64], signatures_NP: NDArray[np.uint32], least: int
 ) -> Iterator[tuple[int, int]]:
     """Pairs of rows whose signatures agree in ``least`` places at least: enough of them to connect all such.
 
     What has been reached is compared with what has not, so that many texts that are all alike take one look.
     """
-    left, reached = rows, []
+    left = rows
+    reached: list[np.int64] = []
     while len(left):
         if not reached:
             reached, left = [left[0]], left[1:]
