@@ -56,7 +56,7 @@ def test_experts_and_routing_differ_visibly_from_the_base(run, storage):
 
 def test_the_base_scores_what_it_did(run, storage):
     figures = json.loads((storage / "reports" / "sample" / "evaluation.json").read_text())["ndcg_at_10"]
-    case = YAML(typ="safe").load(ROOT / "jobs" / "reproduction.yaml")["cases"]["sample-base"]
+    case = YAML(typ="safe", pure=True).load(ROOT / "jobs" / "reproduction.yaml")["cases"]["sample-base"]
     for name, expected in case["expected"]["base"].items():
         assert 100 * figures["base"][name] == pytest.approx(expected, abs=case["tolerance"])
 

@@ -26,7 +26,7 @@ KUBERNETES = ROOT / "serve_configs" / "kubernetes"
 
 
 def read(path: Path) -> dict[str, Any]:
-    return YAML(typ="safe").load(path.read_text())
+    return YAML(typ="safe", pure=True).load(path.read_text())
 
 
 def locked(package: str) -> str:
@@ -193,7 +193,7 @@ def test_the_recipe_that_kubernetes_mounts_is_valid(tmp_path):
 
 
 def test_the_service_on_kubernetes_is_the_local_one(tmp_path):
-    config = YAML(typ="safe").load(read(KUBERNETES / "service.yaml")["spec"]["serveConfigV2"])
+    config = YAML(typ="safe", pure=True).load(read(KUBERNETES / "service.yaml")["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(config)
     local = read(ROOT / "serve_configs" / "local.yaml")
     assert [app["import_path"] for app in config["applications"]] == [
@@ -205,7 +205,7 @@ def test_the_service_on_kubernetes_is_the_local_one(tmp_path):
 def test_a_serve_file_and_its_recipe_agree_on_who_may_ask(name, tmp_path):
     """Serve listens on the one's host, and the service asks for tokens by the other's."""
     if name == "kubernetes":
-        config = YAML(typ="safe").load(read(KUBERNETES / "service.yaml")["spec"]["serveConfigV2"])
+        config = YAML(typ="safe", pure=True).load(read(KUBERNETES / "service.yaml")["spec"]["serveConfigV2"])
         recipe_path = tmp_path / "recipe.yaml"
         recipe_path.write_text(read(KUBERNETES / "recipe.yaml")["data"]["recipe.yaml"])
     else:

@@ -128,7 +128,7 @@ def test_the_advice_is_yaml_that_a_recipe_takes_as_it_is():
         space={"learning_rate": [0.02], "adapter": {"target_modules": [["query", "value"]]}}
     ).draw(TrainingSettings.model_validate({"adapter": {"kind": "lora", "alpha": 8}}))
     ranking = rank([TrainingTrial(values, changed, [run("a", 0.6)])])
-    read = YAML(typ="safe").load(ranking.advice())
+    read = YAML(typ="safe", pure=True).load(ranking.advice())
     adapter = {"kind": "lora", "alpha": 8, "target_modules": ["query", "value"]}
     assert read == {"training": {"learning_rate": 0.02, "adapter": adapter}}
     assert "chance" in ranking.advice()
