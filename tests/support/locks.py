@@ -38,7 +38,7 @@ def needed_on(machine: Mapping[str, str], wanted: Iterable[str]) -> set[str]:
 
     What a package asks for is read from what is installed here; nothing is known of one that is not.
     """
-    todo = [one for one in map(Requirement, wanted) if _applies(one, machine)]
+    todo = [one for one in map(Requirement, wanted) if applies(one, machine)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
         one = todo.pop()
@@ -50,11 +50,12 @@ def needed_on(machine: Mapping[str, str], wanted: Iterable[str]) -> set[str]:
             asked = [Requirement(text) for text in metadata.requires(one.name) or []]
         except metadata.PackageNotFoundError:
             continue  # of another kind of machine
-        todo += [other for other in asked if _applies(other, machine, one.extras)]
+        todo += [other for other in asked if applies(other, machine, one.extras)]
     return {name for name, _ in seen}
 
 
-def _applies(requirement: Requirement, machine: Mapping[str, str], extras: Iterable[str] = ()) -> bool:
+def applies(requirement: Requirement, machine: Mapping[str, str], extras: Iterable[str] = ()) -> bool:
+    """Whether a machine needs this of a package that is asked for with these extras."""
     return requirement.marker is None or any(
         requirement.marker.evaluate({**machine, "extra": extra}) for extra in extras or ("",)
     )

@@ -8,12 +8,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib import metadata
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support.locks import MACHINES, needed_on, runtime_pins
+from support.locks import MACHINES, applies, needed_on, runtime_pins
 from support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,6 +29,24 @@ def test_every_dependency_is_pinned_within_its_bounds():
     assert outside == []
 
 
+def test_lower_bounds_are_what_the_other_dependencies_allow():
+    """As far as what is installed tells: of a dependency that is installed in its oldest release."""
+    wanted = [Requirement(text) for text in PROJECT["dependencies"]]
+    least = {
+        canonicalize_name(one.name): Version(part.version)
+        for one in wanted
+        for part in one.specifier
+        if part.operator in (">=", "==")
+    }
+    for one in wanted:
+        if Version(metadata.version(one.name)) != least[canonicalize_name(one.name)]:
+            continue
+        for other in map(Requirement, metadata.requires(one.name) or []):
+            bound = least.get(canonicalize_name(other.name))
+            if bound is not None and applies(other, MACHINES[0], one.extras):
+                assert bound in other.specifier, f"{one.name}, as old as is allowed, needs {other}"
+
+
 def test_what_the_package_imports_is_asked_for_by_more_than_the_tests():
     groups = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
     wanted = {name: {canonicalize_name(Requirement(one).name) for one in own} for name, own in groups.items()}
@@ -40,7 +58,7 @@ def test_what_the_package_imports_is_asked_for_by_more_than_the_tests():
                 modules |= {one.name.partition(".")[0] for one in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.partition(".")[0])
-    packages = packages_distributions()
+    packages = metadata.packages_distributions()
     imported = {canonicalize_name(one) for module in modules for one in packages.get(module, ())}
     assert imported & of_tests == set()
     assert "numpy" in imported
