@@ -214,6 +214,17 @@ def test_a_recipe_chooses_a_kind_by_its_name():
         TrainingSettings.model_validate({"adapter": {"kind": "nonsense"}})
 
 
+def test_what_peft_asks_of_transformers_is_no_warning_to_the_caller():
+    code = (
+        "from routerretriever.adapters.lora import LoraSettings\n"
+        "from routerretriever.adapters.tower import load_tower\n"
+        "from routerretriever.encoder.settings import EncoderSettings\n"
+        "load_tower(EncoderSettings(name='fake')).add_adapter('law', LoraSettings())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "Warning" not in done.stderr
+
+
 def test_settings_need_no_torch():
     code = (
         "import sys, routerretriever.training.settings; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 LAYER_PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
+
+# PEFT asks transformers for it, whoever wraps a model; it is not the caller's to mend.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 class PeftKind(AdapterKind):
