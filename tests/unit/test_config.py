@@ -46,7 +46,6 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ({"training": {"seed": True}}, "training.seed"),
         ({"scoring": {"cpus_per_worker": 1e-5}}, "scoring.cpus_per_worker: 1e-05: Ray counts no less"),
         ({"serving": {"index": {"gpus": 1e-5}}}, "serving.index.gpus: 1e-05: Ray counts no less than 0.0001"),
-        ({"encoder": {"query_max_length": 1}}, r"encoder.query_max_length: .*greater than or equal to 4"),
         ({"training": {"query_max_length": 2}}, r"training.query_max_length: .*greater than or equal to 4"),
         ({"corpus": {"shard_size": 10**18}}, r"corpus.shard_size: .*less than or equal to 1000000"),
         ({"corpus": {"index": {"hnsw_links": 1}}}, r"corpus.index.hnsw_links: .*greater than or equal to 2"),

@@ -136,6 +136,15 @@ def test_the_driver_knows_what_will_run(bert):
         check_encoder(settings_of(bert), (LoraSettings(target_modules=("q_proj",)),))
 
 
+def test_a_length_that_cuts_nothing_or_leaves_nothing_to_read_is_told(bert):
+    with pytest.raises(EncoderError, match=r"encoder\.document_max_length: .* the tokenizer cuts nothing"):
+        check_encoder(settings_of(bert, document_max_length=1))
+    for kind in ("query", "document"):
+        told = rf"encoder\.{kind}_max_length: of a {kind} only its prompt is read"
+        with pytest.raises(EncoderError, match=told):
+            check_encoder(settings_of(bert, **{f"{kind}_max_length": 2}))
+
+
 def test_a_prompt_that_leaves_nothing_of_a_text_to_read_is_told(bert):
     told = "encoder.query_max_length: of a query only its prompt is read, 32 tokens; .*encoder.query_prompt"
     with pytest.raises(EncoderError, match=told):

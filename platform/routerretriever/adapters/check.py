@@ -43,6 +43,10 @@ def check_encoder(
     try:
         for kind, tokenize in (("query", tower.tokenize_queries), ("document", tower.tokenize_documents)):
             rows = tokenize(_TEXTS)
+            if len(rows[1]) > tower.limit(kind == "document"):  # fewer than a tokenizer's special tokens
+                raise EncoderError(
+                    f"encoder.{kind}_max_length: with so few tokens the tokenizer cuts nothing; allow more"
+                )
             if rows[0] == rows[1]:
                 raise EncoderError(
                     f"encoder.{kind}_max_length: of a {kind} only its prompt is read, {len(rows[0])} tokens; "

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, PositiveInt, model_validator
 
-from routerretriever.settings import PlaceName, Settings, TextLength
+from routerretriever.settings import PlaceName, Settings
 
 
 class DocumentEncoderSettings(Settings):
@@ -72,9 +72,9 @@ class EncoderSettings(Settings):
     """What is put before a query."""
     document_prompt: str | None = None
     """What is put before a document."""
-    query_max_length: TextLength | None = None
+    query_max_length: PositiveInt | None = None
     """Tokens of a query, without its prompt; longer ones are cut."""
-    document_max_length: TextLength | None = None
+    document_max_length: PositiveInt | None = None
     """Tokens of a document; longer ones are cut."""
     matryoshka_dimensions: tuple[PositiveInt, ...] | None = None
     """Smaller widths for which the encoder was trained too (Matryoshka, arXiv 2205.13147). ``/v1/embeddings``
