@@ -343,26 +343,19 @@ class Registry:
             return str(found.experiment_id)
 
     def _require_no_expert(self, client: MlflowClient) -> None:
-        """Keep bundles out of the registered model of another recipe's expert.
-
-        Where both are already, or versions are older than these tags, it goes on as it did.
-        """
-        tags = [version.tags for version in _versions(client, self._name)]
-        domains = [each[DOMAIN_TAG] for each in tags if DOMAIN_TAG in each]
-        if domains and not any(RECIPE_TAG in each for each in tags):
+        """Keep bundles out of the registered model of another recipe's expert."""
+        if (domain := _taken_by(client, self._name, DOMAIN_TAG, RECIPE_TAG)) is not None:
             raise Refused(
                 f"registry.name: {self._name} is the registered model of another recipe's expert, of domain "
-                f"{domains[0]!r}; give bundles a name of their own"
+                f"{domain!r}; give bundles a name of their own"
             )
 
     def _require_no_bundle(self, model: str, domain: str) -> None:
-        """The same for an expert and the registered model of another recipe's bundles."""
-        tags = [version.tags for version in _versions(self._writer, model)]
-        recipes = [each[RECIPE_TAG] for each in tags if RECIPE_TAG in each]
-        if recipes and not any(DOMAIN_TAG in each for each in tags):
+        """Keep an expert out of the registered model of another recipe's bundles."""
+        if (recipe := _taken_by(self._writer, model, RECIPE_TAG, DOMAIN_TAG)) is not None:
             raise Refused(
                 f"registry.name: {self._name}: the expert of domain {domain!r} would be registered as "
-                f"{model}, where the bundles of recipe {recipes[0]!r} are; give registry.name another name"
+                f"{model}, where the bundles of recipe {recipe!r} are; give registry.name another name"
             )
 
     def _register_expert(self, expert: Expert, experiment: str) -> int:
@@ -488,6 +481,13 @@ def versions_table(
         registered = f"{bundle.registered:%Y-%m-%d %H:%M}"
         table.add_row(mark, str(bundle.version), registered, figure, bundle.experts)
     return table
+
+
+def _taken_by(client: MlflowClient, model: str, tag: str, own_tag: str) -> str | None:
+    """Whose versions a registered model has, by their tag; None if some are one's own, or have neither."""
+    tags = [version.tags for version in _versions(client, model)]
+    found = [str(each[tag]) for each in tags if tag in each]
+    return found[0] if found and not any(own_tag in each for each in tags) else None
 
 
 def tracking_uri(settings: RegistrySettings, store: ArtifactStore) -> str:
