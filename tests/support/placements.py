@@ -1,7 +1,7 @@
 """A cluster of several machines on this one, as ``cluster.yaml`` describes them, and who works on which.
 
 ``python -m support.placements RECIPE`` trains, starts an index replica, and prints as JSON on which kinds of
-machines each class of actors was seen. It is a program of its own, since a process is in one cluster at most.
+machines each class of actors has run. It is a program of its own, since a process is in one cluster at most.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,26 +53,14 @@ def simulated_cluster() -> Iterator[dict[str, str]]:
         cluster.shutdown()
 
 
-@contextmanager
-def watched(nodes: dict[str, str]) -> Iterator[dict[str, set[str]]]:
-    """What is seen while a block runs: class of actors -> kinds of machines."""
-    seen: dict[str, set[str]] = defaultdict(set)
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.2):
-            for actor in state.actor_table(None).values():
-                # The address of one that waits is that of the machine which looks for its place.
-                if actor["State"] == "ALIVE" and (kind := nodes.get(actor["Address"]["NodeID"])):
-                    seen[actor["ActorClassName"]].add(kind)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        watching.join()
+def places(nodes: dict[str, str]) -> dict[str, list[str]]:
+    """Where all actors have run, those that have ended too: class of actors -> kinds of machines."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for actor in state.actor_table(None).values():
+        # One that still waits has no process; its address is that of the machine which looks for its place.
+        if actor["Pid"] and (kind := nodes.get(actor["Address"]["NodeID"])):
+            found[actor["ActorClassName"]].add(kind)
+    return {name: sorted(kinds) for name, kinds in found.items()}
 
 
 def main(path: Path) -> None:
@@ -81,12 +68,12 @@ def main(path: Path) -> None:
     recipe = load_recipe(path)
     with simulated_cluster() as nodes:
         connect()
-        with watched(nodes) as seen:
-            routerretriever.train(recipe)
-            index = sized(Index, "index", recipe.serving.index)
-            serve.run(index.bind(recipe.corpus.index, open_storage(recipe), 0, 0, 1), route_prefix=None)
+        routerretriever.train(recipe)
+        index = sized(Index, "index", recipe.serving.index)
+        serve.run(index.bind(recipe.corpus.index, open_storage(recipe), 0, 0, 1), route_prefix=None)
+        found = places(nodes)
         serve.shutdown()
-    print(json.dumps({name: sorted(kinds) for name, kinds in seen.items()}))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
