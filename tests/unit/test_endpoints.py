@@ -15,6 +15,9 @@ from routerretriever.runtime.endpoint import Passing, key_header, post, reason_t
 from routerretriever.training.rerankers import EndpointReranker
 from routerretriever.training.teacher_settings import EndpointTeacher
 
+# In calls of our own: what is deprecated will be gone one day.
+pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning:routerretriever")
+
 URL = "http://host/v1"
 
 

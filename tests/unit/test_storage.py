@@ -25,6 +25,9 @@ from routerretriever.measures import mean_ndcg, measure
 from routerretriever.runtime.metrics import STORAGE_RETRIES, drain
 from s3fs.errors import translate_boto_error
 
+# In calls of our own: what is deprecated will be gone one day.
+pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning:routerretriever")
+
 KEY = "kind/one"
 
 

@@ -23,7 +23,14 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 
 from routerretriever.errors import NO_ROOM, StorageError, Unavailable, first_line, without_secrets
 from routerretriever.hashing import file_hash
@@ -78,7 +85,7 @@ def with_retries(
 
         attempts = Retrying(
             retry=retry_if_exception(is_transient),
-            wait=wait_exponential_jitter(initial=0.2, max=10),
+            wait=wait_exponential(0.2, max=10) + wait_random(0, 1),
             stop=stop_after_delay(_RETRY_SECONDS),
             before_sleep=report,
             reraise=True,

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
+from tenacity.wait import wait_exponential, wait_random
 
 from routerretriever.errors import RouterRetrieverError
 
@@ -160,4 +160,5 @@ def _pause(state: RetryCallState) -> float:
     if isinstance(error, Passing) and error.pause is not None:
         return min(error.pause, _LONGEST_PAUSE)
     first = error.first_pause if isinstance(error, Passing) else _FIRST_PAUSE
-    return wait_exponential_jitter(initial=first, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE)(state)
+    pause = wait_exponential(first, max=_LONGEST_PAUSE) + wait_random(0, _FIRST_PAUSE)
+    return pause(state)
