@@ -42,7 +42,7 @@ def as_node(kind: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def simulated_cluster() -> Iterator[dict[str, str]]:
     """The machines while a block runs: id -> which kind it is."""
-    kinds = YAML(typ="safe").load(ROOT / "cluster.yaml")["available_node_types"]
+    kinds = YAML(typ="safe", pure=True).load(ROOT / "cluster.yaml")["available_node_types"]
     cluster = Cluster()
     try:
         nodes = {cluster.add_node(**as_node(kinds[kind])).node_id: kind for kind in KINDS}

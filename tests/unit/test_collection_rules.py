@@ -25,7 +25,7 @@ from routerretriever.datasets.export import export_parquet
 from routerretriever.datasets.importing import import_data
 from routerretriever.datasets.judgements import Judgements
 from routerretriever.datasets.passages import best_passages, parent_of
-from routerretriever.datasets.preflight import preflight
+from routerretriever.datasets.preflight import learned_elsewhere, preflight
 from routerretriever.datasets.reading import parse_json
 from routerretriever.datasets.settings import DomainSettings, PassageSettings
 from routerretriever.datasets.splitting import hold_out
@@ -221,6 +221,11 @@ def test_test_queries_that_another_domains_expert_learns_are_told(tmp_path):
     assert f"{tmp_path / 'one'}: 1 test queries are train queries of {tmp_path / 'two'}" in told.output
     found = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     assert found[str(tmp_path / "one")]["equal_queries"][f"test in train of {tmp_path / 'three'}"] == 1
+
+
+def test_a_collection_alone_is_not_read_for_the_queries_of_others(tmp_path):
+    gone = Collection("gone", tmp_path / "gone", DomainSettings(path=""))
+    assert learned_elsewhere([gone], {"gone": ["train", "test"]}) == {}
 
 
 def test_another_split_may_play_test(tmp_path):

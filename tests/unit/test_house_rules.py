@@ -154,7 +154,7 @@ def test_contriever_recipe_has_the_papers_settings():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve_configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_service_configurations_are_valid_to_ray_and_to_us(path):
-    config = ServeDeploySchema.model_validate(YAML(typ="safe").load(path.read_text()))
+    config = ServeDeploySchema.model_validate(YAML(typ="safe", pure=True).load(path.read_text()))
     (application,) = config.applications
     serving = load_recipe(ROOT / application.args["recipe"], application.args.get("set")).serving
     assert serving.host == config.http_options.host

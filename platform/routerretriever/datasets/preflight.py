@@ -101,6 +101,8 @@ def learned_elsewhere(
     Raises:
         DatasetError: a collection is flawed.
     """
+    if len(collections) < 2:
+        return {}  # there is no other, and to look would read it all
     learned: dict[int, list[str]] = {}
     for one in collections:
         if one.settings.expert and "train" in needs.get(one.name, ()):
