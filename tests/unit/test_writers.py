@@ -31,6 +31,7 @@ from routerretriever.generation.settings import (
 )
 from routerretriever.generation.step import write_step
 from routerretriever.generation.writers import open_writer
+from routerretriever.runtime.machine import BF16
 from routerretriever.runtime.progress import log
 from support.collections import WORDS, write_collection
 from support.writers import endpoint, write_language_model
@@ -296,9 +297,10 @@ MIXED = [
 ]
 
 
-def test_batches_and_the_shared_beginning_change_no_query(model):
+def test_batches_and_the_shared_beginning_change_no_query(model, monkeypatch):
     import torch
 
+    monkeypatch.setattr("routerretriever.generation.local.vector_units", list)  # bfloat16 rounds by batch
     together = dict(local(model).write(MIXED))
     alone = local(model)
     loaded, tokenizer = alone.model.loaded
@@ -313,6 +315,14 @@ def test_batches_and_the_shared_beginning_change_no_query(model):
         assert together[number].query == clean(
             tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
         )
+
+
+def test_a_processor_with_bfloat16_writes_in_it(model, monkeypatch):
+    import torch
+
+    for units, dtype in ((["AVX-512"], torch.float32), (["AVX-512", BF16], torch.bfloat16)):
+        monkeypatch.setattr("routerretriever.generation.local.vector_units", lambda units=units: units)
+        assert local(model).model.loaded[0].dtype is dtype
 
 
 def test_the_same_seed_writes_the_same(model):

