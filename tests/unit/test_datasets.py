@@ -314,9 +314,7 @@ def test_hashes_are_computed_once(toy, monkeypatch):
 
 def test_open_collection_names_what_is_missing(tmp_path, toy, monkeypatch):
     assert open_collection("kitchen", str(toy.folder)) == Collection("kitchen", toy.folder)
-    with pytest.raises(
-        DatasetError, match=r"^domains\.kitchen\.path: no folder /.*/nowhere; mend the recipe$"
-    ):
+    with pytest.raises(DatasetError, match=r"^domains\.kitchen\.path: no folder /.*/nowhere; mend the path$"):
         open_collection("kitchen", tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
     monkeypatch.chdir(tmp_path)

@@ -171,6 +171,9 @@ def test_releases_roll_back_and_challengers_come_and_go(tmp_path, add_versions):
         registry.release(4)
     with pytest.raises(NotFound, match="no version 4"):
         registry.challenge(4)
+    with pytest.raises(Refused, match=r"version 3 of .* is released, so it has all"):
+        registry.challenge(3)
+    assert registry.challenger() is None
     registry.challenge(2)
     assert registry.challenger() == 2
     assert registry.challenge(None) == 2

@@ -280,12 +280,12 @@ def open_collection(name: str, path: str | Path, settings: DomainSettings | None
     if folder.is_file():
         raise DatasetError(f"{field}: {folder} is {file_hint(folder)}")
     if not folder.is_dir():
-        remedy = f"download it with {command}, or mend the recipe" if known else "mend the recipe"
+        remedy = f"download it with {command}, or mend the path" if known else "mend the path"
         raise DatasetError(f"{field}: no folder {folder}; {remedy}")
     for file in ("corpus.jsonl", "queries.jsonl"):
         if not find_file(folder, file):
             inner = sorted(path.parent.name for path in folder.glob("*/corpus.jsonl*"))
-            remedy = f"remove it and run {command}" if known else "add it, or mend the recipe"
+            remedy = f"remove it and run {command}" if known else "add it, or mend the path"
             if inner:
                 remedy = f"name one of the collections in it: {', '.join(inner)}"
             elif hint := import_hint(folder):

@@ -249,9 +249,15 @@ class Registry:
 
         Raises:
             NotFound: there is no such version.
+            Refused: it is released already.
         """
         if version is not None:
             self._require(version, {bundle.version: bundle for bundle in self.bundles()})
+            if version == self.released():
+                raise Refused(
+                    f"version {version} of {self._name} is released, so it has all of the traffic; name "
+                    "another version as the challenger"
+                )
         before = self.challenger()
         with reached(self.tracking_uri):
             if version is not None:
