@@ -63,7 +63,7 @@ GOOD = {"name": "r", "domains": {"a": {"path": "sample:kitchen"}}}
         ),
         ({"encoder": {"pooling": "median"}}, "encoder.pooling"),
         ({"training": {"batch_size": 5, "workers": 2}}, "does not divide"),
-        ({"training": {"max_steps": None}}, "max_steps or max_epochs"),
+        ({"training": {"max_steps": None, "max_epochs": None}}, "max_steps or max_epochs"),
         ({"domains": {}}, "domains"),
         ({"domains": {"a": {"path": "x", "expert": False}}}, "at least one domain"),
         ({"domains": {"base": {"path": "x"}}}, "domains.base"),

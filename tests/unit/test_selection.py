@@ -11,6 +11,7 @@ from routerretriever.training.selection import (
     Choice,
     HeldOut,
     choose,
+    doubt,
     join_folds,
     judge,
     select,
@@ -40,6 +41,22 @@ def test_a_choice_is_never_further_from_the_base_than_the_best_nor_much_worse(se
 
     loss = values(best) - values(chosen)
     assert loss.mean() <= loss.std(ddof=1) / np.sqrt(queries) + 1e-9
+
+
+@given(st.integers(0, 10_000), st.integers(2, 80), st.floats(0, 1))
+def test_a_surer_gain_gets_no_smaller_scale(seed, queries, better):
+    measured = held_out(seed, queries)
+    surer = HeldOut(STEPS, SCALES, measured.ndcg_TSQ, measured.base_Q - better)
+    assert choose(surer).scale >= choose(measured).scale
+
+
+def test_doubt_is_whole_for_what_may_be_luck_and_goes_with_its_standard_error():
+    noise = np.resize([-1.0, 1.0], 100)
+    error = noise.std(ddof=1) / 10
+    found = [doubt(noise + errors * error) for errors in (-1, 0, 1, 2, 4, 8)]
+    assert found == pytest.approx([1, 1, 1, 1, 0.5, 0.25])
+    assert doubt(np.full(4, 0.5)) == doubt(np.array([0.1])) == 0
+    assert doubt(np.zeros(3)) == 1
 
 
 @given(st.integers(0, 10_000), st.permutations(range(30)))

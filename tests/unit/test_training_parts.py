@@ -124,7 +124,13 @@ def test_every_domain_of_a_joint_model_has_its_turn_and_no_step_of_it_is_skipped
 
 def test_a_number_of_steps_that_patience_is_to_cut_short_takes_no_memory(tiny_data, monkeypatch):
     work_here(monkeypatch, "corpus.build")
-    training = {**TINY_TRAINING, "max_steps": 10**12, "patience": 1, "learning_rate": 1e-30}
+    training = {
+        **TINY_TRAINING,
+        "max_steps": 10**12,
+        "max_epochs": None,
+        "patience": 1,
+        "learning_rate": 1e-30,
+    }
     pipeline = Pipeline(tiny_recipe(tiny_data, training=training))
     step = expert_step(pipeline.workspace.source("fruit"), pipeline.recipe.encoder, pipeline.recipe.training)
     pipeline.workspace.build(step.inputs)
@@ -268,11 +274,26 @@ def test_settings_without_effect_leave_an_expert_as_it_is():
 
 
 def test_the_more_is_judged_the_less_the_teacher_has_to_say():
-    settings = TrainingSettings(distillation=0.5, distillation_queries=100)
+    settings = TrainingSettings(distillation=0.5, distillation_queries=100, max_epochs=None)
     weights = [settings.for_queries(queries).distillation for queries in (1, 100, 200, 1000)]
     assert weights == [0.5, 0.5, 0.25, 0.05]
-    assert settings.for_queries(100).identity() == TrainingSettings(distillation=0.5).identity()
+    assert settings.for_queries(100).identity() == settings.identity()
     assert settings.for_queries(101).identity() != settings.identity()
+
+
+def test_few_queries_make_a_run_shorter_and_leave_it_its_evaluations():
+    settings = TrainingSettings(batch_size=32, max_steps=400, evaluate_every=20, max_epochs=20)
+    cut = [settings.for_queries(queries) for queries in (1, 32, 150, 320, 10_000)]
+    assert [one.max_steps for one in cut] == [20, 20, 100, 200, 400]
+    assert [one.evaluate_every for one in cut] == [1, 1, 5, 10, 20]
+    assert {one.max_epochs for one in cut} == {None}  # a fold has fewer queries, and is as long
+    unlimited = settings.model_copy(update={"max_epochs": None})
+    assert settings.for_queries(10_000).identity() == unlimited.for_queries(10_000).identity()
+    assert unlimited.for_queries(1) == unlimited
+    by_epochs = settings.model_copy(update={"max_steps": None})
+    assert by_epochs.for_queries(1) == by_epochs
+    patient = settings.model_copy(update={"max_steps": 10**9})
+    assert patient.for_queries(150) == settings.for_queries(150)
 
 
 def test_an_expert_is_trained_and_named_by_the_weight_that_its_queries_leave(tiny_data):

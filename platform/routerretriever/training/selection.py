@@ -3,7 +3,8 @@
 An expert's scale is the share of its adapter that is applied: 0 is the base, 1 is the adapter as trained.
 All is decided on held-out queries: on dev, or by cross-validation where labelled queries are few. Among
 choices that the evidence cannot tell apart, the one nearest to the base is taken (the one-standard-error
-rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
+rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). The surer it is that the
+best choice gains over the base, the less of a standard error may be given away.
 
 Pure functions of arrays. Shapes: T steps, S scales, Q held-out queries. Values are nDCG@10 from 0 to 1.
 """
@@ -83,10 +84,10 @@ def select(held_out: HeldOut, confidence: float) -> Selected:
 
 
 def choose(held_out: HeldOut) -> Choice:
-    """The smallest scale, and of its steps the best, within one standard error of the best choice.
+    """The smallest scale, and of its steps the best, within a standard error of the best choice.
 
-    The standard error is that of the paired difference to the best choice, so queries that are hard for all
-    do not count as doubt.
+    Within less than one, the surer the best choice gains over the base (``doubt``). The standard error is
+    that of the paired difference to the best choice: queries that are hard for all are no doubt.
 
     Raises:
         AssertionError: there is no query, step or scale.
@@ -95,7 +96,8 @@ def choose(held_out: HeldOut) -> Choice:
     mean_TS = held_out.ndcg_TSQ.mean(axis=2)
     best = np.unravel_index(np.argmax(mean_TS), mean_TS.shape)
     loss_TSQ = held_out.ndcg_TSQ[best] - held_out.ndcg_TSQ
-    allowed_TS = loss_TSQ.mean(axis=2) <= standard_error(loss_TSQ) + 1e-12
+    may_lose_TS = doubt(held_out.ndcg_TSQ[best] - held_out.base_Q) * standard_error(loss_TSQ)
+    allowed_TS = loss_TSQ.mean(axis=2) <= may_lose_TS + 1e-12
     order = sorted(
         np.argwhere(allowed_TS).tolist(), key=lambda ts: (held_out.scales[ts[1]], held_out.steps[ts[0]])
     )
@@ -104,6 +106,12 @@ def choose(held_out: HeldOut) -> Choice:
     steps = [step for step, scale in order if scale == smallest]
     step = max(steps, key=lambda row: (mean_TS[row, smallest], -held_out.steps[row]))
     return Choice(held_out.steps[step], held_out.scales[smallest])
+
+
+def doubt(gain_Q: Values) -> float:
+    """1 for a mean gain of two standard errors or less, which may be luck; 1/2 for four, 1/4 for eight."""
+    gain = float(gain_Q.mean())
+    return min(1.0, 2 * float(standard_error(gain_Q)) / gain) if gain > 0 else 1.0
 
 
 def standard_error(values: Values) -> Values:

@@ -20,6 +20,8 @@ from routerretriever.training.teacher_settings import AnyTeacherSettings
 
 LearningRate = Annotated[float, Field(gt=0, le=10)]
 """AdamW moves a weight by about so much in a step, and weights are well below 1."""
+_EVALUATIONS = 20
+"""Of a short run, so that the best of its steps is among them."""
 
 
 class TrainingSettings(Settings):
@@ -57,8 +59,9 @@ class TrainingSettings(Settings):
     """Queries per optimiser step, over all workers of the expert."""
     max_steps: PositiveInt | None = 400
     """Optimiser steps at most."""
-    max_epochs: PositiveInt | None = None
-    """Passes over the train queries at most."""
+    max_epochs: PositiveInt | None = 20
+    """Passes over the train queries at most. An expert's run that this makes shorter than ``max_steps`` is
+    evaluated twenty times or more."""
     evaluate_every: PositiveInt = 20
     """Steps between two evaluations on dev."""
     patience: PositiveInt = 10
@@ -184,11 +187,20 @@ class TrainingSettings(Settings):
         )  # fmt: skip
 
     def for_queries(self, train_queries: int) -> TrainingSettings:
-        """The same with the weight of the distillation that so many train queries leave."""
-        if train_queries <= self.distillation_queries:
-            return self
-        weight = self.distillation * self.distillation_queries / train_queries
-        return self.model_copy(update={"distillation": weight})
+        """What they mean for an expert with so many train queries: weight of the distillation, and length.
+
+        The folds of a cross-validation have other numbers of queries, and the expert's length.
+        """
+        changed: dict[str, Any] = {}
+        if train_queries > self.distillation_queries:
+            changed["distillation"] = self.distillation * self.distillation_queries / train_queries
+        if self.max_steps is not None and self.max_epochs is not None:
+            steps = self.max_epochs * -(-train_queries // self.batch_size)
+            if steps < self.max_steps:
+                every = min(self.evaluate_every, max(1, steps // _EVALUATIONS))
+                changed |= {"max_steps": steps, "evaluate_every": every}
+            changed["max_epochs"] = None
+        return self.model_copy(update=changed)
 
     @property
     def needs_teacher(self) -> bool:
@@ -206,7 +218,7 @@ class TrainingSettings(Settings):
     def identity(self) -> dict[str, Any]:
         """The settings that change an expert's weights (resources and retries do not).
 
-        ``distillation_queries`` does so through ``for_queries``.
+        ``distillation_queries`` and ``max_epochs`` do so through ``for_queries``.
         """
         unused = {
             "cpus_per_worker", "gpus_per_worker", "labels", "at_once", "max_failures", "adapter", "teacher",
