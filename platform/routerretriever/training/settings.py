@@ -57,7 +57,7 @@ class TrainingSettings(Settings):
     """Share of the steps in which the learning rate rises to its peak."""
     batch_size: PositiveInt = 32
     """Queries per optimiser step, over all workers of the expert."""
-    max_steps: PositiveInt | None = 400
+    max_steps: PositiveInt | None = 1000
     """Optimiser steps at most."""
     max_epochs: PositiveInt | None = 20
     """Passes over the train queries at most. An expert's run that this makes shorter than ``max_steps`` is
