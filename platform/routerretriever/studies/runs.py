@@ -123,7 +123,7 @@ def _trial_plan(
         ).queries
         for number in range(seeds):
             jobs.append(_trial_step(pipeline, name, training, number).job)
-            lengths.append(run_length(training, -(-len(queries) // training.batch_size)))
+            lengths.append(run_length(training, training.steps_per_epoch(len(queries))))
     return TrialPlan(values, training, tuple(jobs), max(lengths), sum(lengths))
 
 

@@ -101,7 +101,7 @@ class Examples:
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps that show every query once."""
-        return -(-len(self) // self.settings.batch_size)
+        return self.settings.steps_per_epoch(len(self))
 
     def batch(self, step: int, rank: int, workers: int, copy: int = 0) -> Batch:
         """One worker's share of the batch of a step; steps go on without end.

@@ -86,8 +86,9 @@ def select(held_out: HeldOut, confidence: float) -> Selected:
 def choose(held_out: HeldOut) -> Choice:
     """The smallest scale, and of its steps the best, within a standard error of the best choice.
 
-    Within less than one, the surer the best choice gains over the base (``doubt``). The standard error is
-    that of the paired difference to the best choice: queries that are hard for all are no doubt.
+    The surer it is that the best choice gains over the base, the smaller a part of that error may be lost
+    (``doubt``). The error is that of the paired difference to the best choice, so queries that are hard for
+    all do not count.
 
     Raises:
         AssertionError: there is no query, step or scale.

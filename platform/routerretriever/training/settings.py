@@ -61,7 +61,7 @@ class TrainingSettings(Settings):
     """Optimiser steps at most."""
     max_epochs: PositiveInt | None = 20
     """Passes over the train queries at most. An expert's run that this makes shorter than ``max_steps`` is
-    evaluated twenty times or more."""
+    evaluated after every twentieth of it, or more often."""
     evaluate_every: PositiveInt = 20
     """Steps between two evaluations on dev."""
     patience: PositiveInt = 10
@@ -186,6 +186,10 @@ class TrainingSettings(Settings):
             }
         )  # fmt: skip
 
+    def steps_per_epoch(self, train_queries: int) -> int:
+        """Optimiser steps that show every query once."""
+        return -(-train_queries // self.batch_size)
+
     def for_queries(self, train_queries: int) -> TrainingSettings:
         """What they mean for an expert with so many train queries: weight of the distillation, and length.
 
@@ -195,7 +199,7 @@ class TrainingSettings(Settings):
         if train_queries > self.distillation_queries:
             changed["distillation"] = self.distillation * self.distillation_queries / train_queries
         if self.max_steps is not None and self.max_epochs is not None:
-            steps = self.max_epochs * -(-train_queries // self.batch_size)
+            steps = self.max_epochs * self.steps_per_epoch(train_queries)
             if steps < self.max_steps:
                 every = min(self.evaluate_every, max(1, steps // _EVALUATIONS))
                 changed |= {"max_steps": steps, "evaluate_every": every}
